@@ -1,0 +1,120 @@
+"""Checkpoints: atomic, verified folders of engine state and progress.json; knows no engine's format.
+
+A checkpoint is written beside its place, flushed to the disk with the digests of its files, and renamed into place:
+a killed write leaves nothing that loads. A checkpoint whose files do not match their digests is refused by name.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+from distgrow.engine import Engine
+from distgrow.progress import Progress
+from distgrow.run import RunError, storing
+
+_MANIFEST, _PROGRESS = "manifest.json", "progress.json"
+
+
+def save(folder: Path, engine: Engine, progress: Progress, *, keep: int) -> Path:
+    """Write `folder`/step-…, then delete all but the newest `keep`. One rank calls. RunError on a full disk."""
+    final = folder / f"step-{progress.step:08d}"
+    partial = folder / f".partial-{uuid.uuid4().hex[:8]}"
+    try:
+        with storing(folder):
+            partial.mkdir(parents=True)
+            engine.save(partial)
+            (partial / _PROGRESS).write_text(json.dumps(progress.to_dict()))
+            manifest = {file.name: digest(file) for file in sorted(partial.iterdir())}
+            (partial / _MANIFEST).write_text(json.dumps(manifest, indent=1))
+            for file in partial.iterdir():
+                _flush(file)
+            _flush(partial)
+            if final.exists():  # the same step with more skipped updates
+                final.rename(folder / f".partial-{uuid.uuid4().hex[:8]}")
+            partial.rename(final)
+            _flush(folder)
+    except RuntimeError as error:  # torch reports a full disk as a RuntimeError of its zip writer
+        with storing(folder):
+            _raise_if_full(folder, error)
+        raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    clean(folder, keep=keep)
+    return final
+
+
+def clean(folder: Path, *, keep: int) -> None:
+    """Delete what killed writes left, and all checkpoints but the newest `keep`."""
+    for stale in [*folder.glob(".partial-*"), *stored(folder)[:-keep]]:
+        hidden = stale if stale.name.startswith(".") else stale.with_name(f".partial-{stale.name}")
+        if hidden != stale:
+            shutil.rmtree(hidden, ignore_errors=True)
+            stale.rename(hidden)
+        shutil.rmtree(hidden, ignore_errors=True)
+
+
+def stored(folder: Path) -> list[Path]:
+    """All checkpoints, the oldest first."""
+    return sorted(folder.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def newest(folder: Path, report: Callable[[str], None]) -> tuple[Path, Progress]:
+    """The newest intact checkpoint; damaged ones are named to `report`. RunError where none is intact."""
+    found = stored(folder)
+    for path in reversed(found):
+        damage = check(path)
+        if damage is None:
+            return path, Progress.from_dict(json.loads((path / _PROGRESS).read_text()))
+        report(f"checkpoint {path} is damaged and not used: {damage}")
+    raise RunError(
+        f"{folder} holds no intact checkpoint ({len(found)} damaged); "
+        "start again in another run.dir, or restore the folder from a copy"
+    )
+
+
+def check(path: Path) -> str | None:
+    """What is wrong with a checkpoint's files, or None."""
+    try:
+        manifest = json.loads((path / _MANIFEST).read_bytes())
+    except (OSError, ValueError):
+        return f"{_MANIFEST} is missing or unreadable"
+    if not isinstance(manifest, dict) or _PROGRESS not in manifest:
+        return f"{_MANIFEST} is incomplete"
+    for name, expected in manifest.items():
+        if not (path / name).is_file():
+            return f"{name} is missing"
+        if digest(path / name) != expected:
+            return f"{name} does not match its digest"
+    return None
+
+
+def digest(file: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _raise_if_full(folder: Path, cause: Exception) -> None:
+    """Repeat a write that torch could not do, so that the file system says why."""
+    probe = folder / f".partial-{uuid.uuid4().hex[:8]}"
+    try:
+        with probe.open("wb") as stream:
+            stream.write(b"\0" * (1 << 20))
+            stream.flush()
+            os.fsync(stream.fileno())
+    except OSError as error:
+        raise error from cause
+    finally:
+        probe.unlink(missing_ok=True)

@@ -1,0 +1,105 @@
+"""The command line: verbs that read a config and hand it on; errors become one message and an exit code."""
+
+import sys
+from typing import Annotated, NoReturn
+
+import typer
+
+from distgrow.config import ConfigError, Run, load
+from distgrow.run import RunError, TrainingFailed
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Training whose batch size and learning rate grow by a schedule, with every gradient evaluation counted.",
+)
+
+Config = Annotated[str, typer.Argument(help="A YAML config; configs/ holds examples.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides of its keys: a.b=c …")]
+
+
+@app.command()
+def train(
+    config: Config,
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that run.dir holds.")] = False,
+) -> None:
+    """Train, in this process, in the group that torchrun made, or through Ray (launch.kind=ray)."""
+    run = load(config, overrides or ())
+    from distgrow.world import launched, run_group  # torch takes a second to load; a typo is told before that
+
+    if launched():
+        _fit_in_group(run, resume=resume)
+    elif run.launch.kind == "ray":
+        from distgrow import cluster
+
+        run.controller(run.launch.workers).check()
+        raise typer.Exit(cluster.train(run, resume=resume))
+    elif run.launch.workers > 1:
+        run.controller(run.launch.workers).check()
+        raise typer.Exit(run_group(run.launch.workers, ["train", config, *(overrides or ()), *["--resume"] * resume]))
+    else:
+        run.fit(resume=resume)
+
+
+@app.command()
+def plan(
+    config: Config,
+    overrides: Overrides = None,
+    world: Annotated[int | None, typer.Option(help="Ranks; default: launch.workers.", min=1)] = None,
+    rows: Annotated[int, typer.Option(help="Stages to print, at most.", min=2)] = 40,
+) -> None:
+    """Show every stage before anything runs; exit code 2 where the plan cannot be carried out."""
+    from distgrow.outlook import show
+
+    run = load(config, overrides or ())
+    if not show(run, world or run.launch.workers, rows):
+        raise typer.Exit(2)
+
+
+@app.command()
+def verify(config: Config, overrides: Overrides = None) -> None:
+    """Run one update over several factorisations of its batch; print the largest difference of the parameters."""
+    from distgrow.verify import verify as show
+
+    if not show(load(config, overrides or ())):
+        raise typer.Exit(1)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[str], typer.Argument(help="Run folders.")],
+    out: Annotated[str | None, typer.Option(help="Folder for the plots; default: the first run's.")] = None,
+) -> None:
+    """Plot runs against SFO, steps and seconds: PNG files and one report.html."""
+    from distgrow.report import write
+
+    typer.echo(write(runs, out))
+
+
+def _fit_in_group(run: Run, *, resume: bool) -> None:
+    """One rank of a group; torchrun is told why a rank failed."""
+    from torch.distributed.elastic.multiprocessing.errors import record
+
+    record(run.fit)(resume=resume)
+
+
+def main() -> NoReturn:
+    """Run the command line: exit code 0 done, 1 a run failed, 2 a bad config or command."""
+    try:
+        app(standalone_mode=True)
+    except (ConfigError, RunError) as error:
+        _fail(error, 2)
+    except TrainingFailed as error:
+        _fail(error, 1)
+    sys.exit(0)
+
+
+def _fail(error: Exception, code: int) -> NoReturn:
+    """One message for the whole group: every rank meets these errors."""
+    from distgrow.world import is_first
+
+    if is_first():
+        typer.echo(f"distgrow: {error}", err=True)
+    sys.exit(code)

@@ -1,0 +1,263 @@
+"""Run: the whole YAML as one typed value, `a.b=c` overrides, and errors that say what to write instead."""
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError, model_validator
+
+from distgrow.controller import Controller
+from distgrow.engine import SGD, EngineSpec, Optimizer, Torch
+from distgrow.lr import LR
+from distgrow.run import RunSpec
+from distgrow.schedule import Budget, Growth, Optimal, Replacing, Stages
+from distgrow.spec import PosFloat, PosInt, Spec
+from distgrow.tasks import Digits, Model, TaskSpec
+from distgrow.theory import Constants
+
+if TYPE_CHECKING:
+    from distgrow.train import Result
+
+
+class Launch(Spec):
+    """How processes are started. Under torchrun this is ignored: the group that is there is joined."""
+
+    kind: Literal["local", "ray"] = "local"
+    """local: here; ray: through Ray Train."""
+    workers: PosInt = 1
+    """Ranks; locally more than one start under torchrun's launcher."""
+    address: str | None = None
+    """Ray: address of a cluster; none: the one in RAY_ADDRESS, or a new local one."""
+    resources_per_worker: dict[str, float] = {}
+    """Ray: what each worker takes; default one CPU, and one GPU where engine.device asks for it or finds one."""
+
+
+class Theory(Spec):
+    """Constants of the problem, if known: `plan` then predicts SFO and refuses unstable learning rates."""
+
+    smoothness: PosFloat
+    """L, loss / parameter²."""
+    variance: PosFloat
+    """σ², trace of the covariance of one sample's gradient."""
+    gap: PosFloat
+    """Δ = f(θ₀) − f*, loss."""
+    epsilon: PosFloat
+    """ε, the target of ‖∇f‖."""
+
+    def constants(self) -> Constants:
+        """As theory.py wants them."""
+        return Constants(smoothness=self.smoothness, variance=self.variance, gap=self.gap)
+
+
+class Run(Spec):
+    """A run, whole."""
+
+    task: TaskSpec = Digits()
+    """What is trained, on what data."""
+    model: Model | None = None
+    """The model; default: mlp for digits, resnet8 for cifar10, gpt for text."""
+    growth: Growth
+    """How the batch grows."""
+    stages: Stages = Stages()
+    """How long stages are."""
+    lr: LR = LR()
+    """The learning rate."""
+    optimizer: Optimizer = SGD()
+    """The optimizer."""
+    engine: EngineSpec = Torch()
+    """What computes."""
+    budget: Budget
+    """When the run is over."""
+    launch: Launch = Launch()
+    """How processes are started."""
+    run: RunSpec = RunSpec()
+    """Where the run is kept, and its habits."""
+    theory: Theory | None = None
+    """Constants of the problem, if known."""
+
+    @model_validator(mode="after")
+    def _one_source_of_stage_lengths(self) -> "Run":
+        if isinstance(self.growth, Optimal | Replacing) and "stages" in self.model_fields_set:
+            raise ValueError(f"growth.kind={self.growth.kind} sets its own stage lengths: remove stages")
+        return self
+
+    def controller(self, world: int) -> Controller:
+        """The schedule on `world` ranks. ValueError where it cannot be."""
+        return Controller(
+            growth=self.growth,
+            stages=self.stages,
+            lr=self.lr,
+            budget=self.budget,
+            epoch=self.task.train_size(),
+            world=world,
+            max_micro=self.engine.max_micro,
+            seed=self.run.seed,
+        )
+
+    def fit(self, *, resume: bool = False) -> "Result":
+        """Build the task and train it. Collective: every rank must call."""
+        import torch
+
+        from distgrow.train import fit
+        from distgrow.world import joined
+
+        with joined(self.engine.device):
+            torch.manual_seed(self.run.seed)
+            task = self.task.build(self.model)
+            parts = self.model_dump(mode="json")
+            return fit(
+                task.model,
+                task.loss,
+                task.train,
+                test=task.test,
+                metrics=task.metrics,
+                collate=task.collate,
+                growth=self.growth,
+                stages=self.stages,
+                lr=self.lr,
+                budget=self.budget,
+                optimizer=self.optimizer,
+                engine=self.engine,
+                run=self.run,
+                resume=resume,
+                about={key: parts[key] for key in ("task", "model", "launch", "theory")},
+            )
+
+
+# ── reading ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's numbers: 1e-3 is a number, not a string."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+)
+
+
+class ConfigError(ValueError):
+    """A config that cannot be: the message names the key, the value, what is allowed and the way out."""
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Run:
+    """A config file with `a.b=c` overrides as a Run. ConfigError where anything is wrong with it."""
+    try:
+        values = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)  # a subclass of SafeLoader
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: there is no such config file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: a config is a mapping of keys, this is {type(values).__name__}")
+    for override in overrides:
+        values = apply(values, override)
+    return parse(values)
+
+
+def parse(values: Mapping[str, Any]) -> Run:
+    """Nested mappings as a Run. ConfigError where anything is wrong with them."""
+    try:
+        return Run.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("\n".join(explain(error))) from None
+
+
+def apply(values: dict[str, Any], override: str) -> dict[str, Any]:
+    """`values` with one `a.b=c` override; c is YAML. A new `kind` drops the old kind's other keys."""
+    key, equals, text = override.partition("=")
+    path = key.strip().split(".")
+    if not equals or not all(path):
+        raise ConfigError(f"override {override!r} must read key.subkey=value")
+    try:
+        value = yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {override!r}: the value is not YAML: {error}") from None
+    return _placed(values, path, value, key)
+
+
+def _placed(values: Mapping[str, Any], path: list[str], value: Any, key: str) -> dict[str, Any]:
+    head, *rest = path
+    if not rest:
+        changes_kind = head == "kind" and values.get("kind") not in (None, value)
+        return {"kind": value} if changes_kind else {**values, head: value}
+    inner = values.get(head)
+    if inner is not None and not isinstance(inner, Mapping):
+        raise ConfigError(f"override {key}: {head} is the value {inner!r} in the config, not a mapping")
+    return {**values, head: _placed(inner or {}, rest, value, key)}
+
+
+# ── errors ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def explain(error: ValidationError) -> list[str]:
+    """One line per mistake: key, value, what is allowed, the way out."""
+    lines: dict[str, str] = {}
+    for item in error.errors():
+        location, owner = _locate(item["loc"], unknown_key=item["type"] == "extra_forbidden")
+        key = ".".join(location) or "config"
+        lines.setdefault(key, f"{key}{_complaint(item, location, owner)}")
+    return list(lines.values())
+
+
+def _complaint(item: Any, location: list[str], owner: type[BaseModel] | None) -> str:
+    known = owner.model_fields if owner else {}
+    match item["type"]:
+        case "extra_forbidden":
+            close = difflib.get_close_matches(location[-1], known, n=1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            return f": unknown key; {hint}allowed here: {', '.join(known)}"
+        case "missing":
+            return f": is missing; add it: {known[location[-1]].description}"
+        case "union_tag_invalid":
+            given, allowed = item["ctx"]["tag"], item["ctx"]["expected_tags"]
+            close = difflib.get_close_matches(given, re.findall(r"\w+", allowed), n=1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            return f".kind={given!r}: unknown; {hint}allowed: {allowed}"
+        case "union_tag_not_found":
+            return f": needs a kind; write {location[-1]}: {{kind: …}}"
+        case "value_error":
+            return f": {item['ctx']['error']}"
+        case _:
+            message = item["msg"].removeprefix("Input ").replace("should", "must")
+            return f"={item['input']!r}: {message}"
+
+
+def _locate(path: Sequence[Any], *, unknown_key: bool) -> tuple[list[str], type[BaseModel] | None]:
+    """A pydantic location as config keys, and the spec that the last of them belongs to.
+
+    The tags of unions and the names of their branches, which pydantic mixes in, are left out.
+    """
+    location: list[str] = []
+    spec: type[BaseModel] | None = Run
+    owner: type[BaseModel] | None = Run
+    options: list[type[BaseModel]] = []
+    for at, part in enumerate(path):
+        chosen = next((option for option in options if part in _tags(option)), None)
+        if spec is not None and part in spec.model_fields:
+            location.append(part)
+            owner, options = spec, _models(spec.model_fields[part].annotation)
+            spec = options[0] if len(options) == 1 else None
+        elif chosen is not None:
+            spec, options = chosen, []
+        elif isinstance(part, int) or (unknown_key and at == len(path) - 1):
+            location.append(str(part))
+            owner = spec
+    return location, owner
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """The specs that a field's annotation names."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for argument in get_args(annotation) for model in _models(argument)]
+
+
+def _tags(spec: type[BaseModel]) -> tuple[Any, ...]:
+    """The kinds that a spec stands for."""
+    return get_args(spec.model_fields["kind"].annotation) if "kind" in spec.model_fields else ()

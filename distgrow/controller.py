@@ -1,0 +1,134 @@
+"""Controller: Progress → Progress and Plan; the one place where batch size and learning rate are decided. Pure."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from distgrow.lr import LR, NoDecay, Span
+from distgrow.order import mix_int
+from distgrow.plan import Plan, split
+from distgrow.progress import Progress
+from distgrow.schedule import Budget, Growth, Stages, Trigger, climb
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stride:
+    """Equal updates in a row: `updates` of `plan`, from `begin` on; only the learning rate may still decay."""
+
+    begin: Progress
+    plan: Plan
+    updates: int
+
+    @property
+    def end(self) -> Progress:
+        """The progress after the last of them."""
+        return self.begin.repeat(self.plan.batch, self.updates)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Controller:
+    """A schedule on a cluster of `world` ranks; every rank evaluates the same decisions from the same Progress."""
+
+    growth: Growth
+    stages: Stages = field(default_factory=Stages)
+    lr: LR = field(default_factory=LR)
+    budget: Budget
+    epoch: int  #: samples of one pass over the training set
+    world: int = 1  #: ranks
+    max_micro: int = 64  #: rows of a micro-batch, at most
+    seed: int = 0
+    _span: Span = field(init=False)
+    _trigger: Trigger = field(init=False)
+
+    def __post_init__(self) -> None:
+        if self.epoch < 1:
+            raise ValueError(f"the training set has {self.epoch} samples; it needs at least 1")
+        span = Span(samples=self.budget.total(self.epoch) or 0, epoch=self.epoch)
+        object.__setattr__(self, "_span", span)
+        object.__setattr__(self, "_trigger", self.growth.trigger(self.stages, self.lr, span))
+        if not span.samples and not isinstance(self.lr.decay, NoDecay):
+            samples = sum(batch * updates for _, batch, updates in self.outline(Progress()))
+            object.__setattr__(self, "_span", Span(samples=samples, epoch=self.epoch))
+
+    def done(self, progress: Progress) -> bool:
+        """Whether the budget is spent."""
+        return self.budget.left(progress, self.epoch) <= 0
+
+    def advance(self, progress: Progress) -> Progress:
+        """The progress with its stage moved up as far as the trigger says; mostly unchanged."""
+        here = progress.step if self._trigger.axis == "steps" else progress.ledger.applied
+        return progress.climb(climb(self._trigger, progress.stage, here, self.growth.top) - progress.stage)
+
+    def plan(self, progress: Progress) -> Plan:
+        """The next update, whole. ValueError where the batch cannot be split over the world."""
+        batch = shorten(self.growth(progress.stage), self.budget.left(progress, self.epoch), self.growth.start)
+        micro, accum = split(batch, self.world, self.max_micro)
+        return Plan(
+            batch=batch,
+            world=self.world,
+            micro=micro,
+            accum=accum,
+            lr=self.rate(progress, batch),
+            stage=progress.stage,
+            seed=mix_int(self.seed, progress.samples),
+        )
+
+    def rate(self, progress: Progress, batch: int) -> float:
+        """Learning rate of the next update if it has `batch` samples."""
+        return self.lr.base * self.growth.multiplier(self.lr, progress, batch, self._span)
+
+    def forecast(self, progress: Progress | None = None) -> Iterator[Stride]:
+        """The run to come if no update is skipped, as strides of equal updates: work per stage, not per update."""
+        progress = progress or Progress()
+        for stage, batch, updates in self.outline(progress):
+            progress = progress.climb(stage - progress.stage)
+            stride = Stride(begin=progress, plan=self.plan(progress), updates=updates)
+            assert stride.plan.batch == batch
+            yield stride
+            progress = progress.repeat(batch, updates)
+
+    def check(self) -> None:
+        """ValueError with every constraint that the run to come would violate, one a line."""
+        found = dict.fromkeys(
+            problem for stage, batch, _ in self.outline(Progress()) for problem in self.problems(stage, batch)
+        )
+        if found:
+            raise ValueError("\n".join(list(found)[:10]))
+
+    def problems(self, stage: int, batch: int) -> list[str]:
+        """What keeps a batch of a stage from being drawn or split."""
+        found: list[str] = []
+        if min(batch, self.growth(stage)) > self.epoch:
+            found.append(
+                f"batch={batch} of stage {stage} exceeds the {self.epoch} samples of the training set; "
+                f"set growth.cap (or growth.start) to at most {self.epoch}, or shorten the budget"
+            )
+        try:
+            split(batch, self.world, self.max_micro)
+        except ValueError as error:
+            found.append(f"stage {stage}: {error}")
+        return found
+
+    def outline(self, progress: Progress) -> Iterator[tuple[int, int, int]]:
+        """(stage, batch, updates) of the run to come: forecast's arithmetic alone, unchecked."""
+        left, start, top = self.budget.left(progress, self.epoch), self.growth.start, self.growth.top
+        stage, step, applied = progress.stage, progress.step, progress.ledger.applied
+        by_steps, last_step = self._trigger.axis == "steps", self.budget.steps or math.inf
+        while left > 0 and step < last_step:
+            stage = climb(self._trigger, stage, step if by_steps else applied, top)
+            batch = shorten(self.growth(stage), left, start)
+            updates = last_step - step if math.isinf(left) else max(1, (left - start) // batch)
+            if stage < top:
+                end = self._trigger.end(stage)
+                updates = min(updates, end - step if by_steps else -((applied - end) // batch))
+            yield stage, batch, int(updates)
+            step, applied, left = step + int(updates), applied + batch * int(updates), left - batch * updates
+
+
+def shorten(batch: int, left: float, start: int) -> int:
+    """Samples of the next update: the ladder's batch, but the last update takes exactly what is left of the budget.
+
+    A remainder smaller than the ladder's `start` joins the update before it, so that no batch falls below `start`
+    (unless the whole budget does), whatever the world size.
+    """
+    return batch if left >= batch + start else int(left)

@@ -1,0 +1,110 @@
+"""Built-in models: softmax regression, MLP, CIFAR ResNets and a small GPT; knows shapes, not data."""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def softmax_regression(features: int, classes: int) -> nn.Module:
+    """One linear layer over flattened inputs, (rows, …) → (rows, classes)."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(features, classes))
+
+
+def mlp(features: int, hidden: list[int], classes: int) -> nn.Module:
+    """ReLU layers over flattened inputs, (rows, …) → (rows, classes)."""
+    layers: list[nn.Module] = [nn.Flatten()]
+    for width_in, width_out in zip([features, *hidden], hidden, strict=False):
+        layers += [nn.Linear(width_in, width_out), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(hidden[-1] if hidden else features, classes))
+
+
+Norm = Callable[[int], nn.Module]
+
+
+def batch_norm(channels: int) -> nn.Module:
+    """Statistics of the micro-batch."""
+    return nn.BatchNorm2d(channels)
+
+
+def sync_batch_norm(channels: int) -> nn.Module:
+    """Statistics of one micro-batch of every rank together; GPUs only."""
+    return nn.SyncBatchNorm(channels)
+
+
+def group_norm(channels: int) -> nn.Module:
+    """Statistics of each sample alone, in groups of 8 channels."""
+    return nn.GroupNorm(max(1, channels // 8), channels)
+
+
+class _Block(nn.Module):
+    """Two 3×3 convolutions with a shortcut (He et al. 2016)."""
+
+    def __init__(self, width_in: int, width: int, stride: int, norm: Norm) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(width_in, width, 3, stride, 1, bias=False)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.norm1, self.norm2 = norm(width), norm(width)
+        same = stride == 1 and width_in == width
+        self.shortcut = (
+            nn.Identity() if same else nn.Sequential(nn.Conv2d(width_in, width, 1, stride, bias=False), norm(width))
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.norm1(self.conv1(x)))
+        return F.relu(self.norm2(self.conv2(y)) + self.shortcut(x))
+
+
+def resnet(channels: int, classes: int, *, widths: list[int], blocks: int, norm: Norm) -> nn.Module:
+    """A CIFAR ResNet: 3×3 stem, one group of `blocks` blocks per width, halving the image between groups.
+
+    widths 16, 32, 64 with 1 or 3 blocks are ResNet-8 and ResNet-20; 64, 128, 256, 512 with 2 is ResNet-18.
+    """
+    layers: list[nn.Module] = [nn.Conv2d(channels, widths[0], 3, 1, 1, bias=False), norm(widths[0]), nn.ReLU()]
+    width_in = widths[0]
+    for group, width in enumerate(widths):
+        for block in range(blocks):
+            layers.append(_Block(width_in, width, 2 if group and not block else 1, norm))
+            width_in = width
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width_in, classes))
+
+
+class _Attention(nn.Module):
+    """Causal self-attention and a GELU layer, both pre-normalised and residual."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.feed = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, length, width = x.shape
+        q, k, v = self.qkv(self.norm1(x)).view(rows, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        dropout = self.dropout if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
+        x = x + self.drop(self.out(mixed.transpose(1, 2).reshape(rows, length, width)))
+        return x + self.drop(self.feed(self.norm2(x)))
+
+
+class GPT(nn.Module):
+    """A decoder-only transformer, tokens (rows, length) → logits (rows, length, vocabulary)."""
+
+    def __init__(self, vocabulary: int, length: int, *, layers: int, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.tokens, self.places = nn.Embedding(vocabulary, width), nn.Embedding(length, width)
+        self.blocks = nn.Sequential(*(_Attention(width, heads, dropout) for _ in range(layers)))
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, vocabulary, bias=False)
+        self.head.weight = self.tokens.weight
+        for name, parameter in self.named_parameters():
+            if parameter.dim() == 2:
+                scale = 1 / math.sqrt(2 * layers) if name.endswith(("out.weight", "feed.2.weight")) else 1.0
+                nn.init.normal_(parameter, std=0.02 * scale)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        places = torch.arange(tokens.shape[1], device=tokens.device)
+        return self.head(self.norm(self.blocks(self.tokens(tokens) + self.places(places))))

@@ -1,0 +1,58 @@
+"""Plan: one global batch as world × micro × accum, and which rows are whose; pure arithmetic."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """One update, decided: every rank holds the same Plan."""
+
+    batch: int  #: samples of the global batch, B
+    world: int  #: ranks
+    micro: int  #: rows of the largest micro-batch of any rank
+    accum: int  #: micro-batches per rank, the same on every rank
+    lr: float  #: learning rate of this update
+    stage: int  #: rung of the growth ladder
+    seed: int = 0  #: of the update's own random numbers (dropout); rank is mixed in by the engine
+
+    def rows(self, start: int, rank: int) -> list[range]:
+        """Stream positions of `rank`'s micro-batches when the global batch begins at position `start`.
+
+        Shares of ranks, and micro-batches of a rank, are contiguous, differ by at most one row and are never
+        empty; over all ranks they cover `range(start, start + batch)` exactly once.
+        """
+        first, last = cut(self.batch, self.world, rank), cut(self.batch, self.world, rank + 1)
+        share = last - first
+        edges = [start + first + cut(share, self.accum, k) for k in range(self.accum + 1)]
+        return [range(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+
+    def weight(self, rows: int) -> float:
+        """Factor of a micro-batch's mean loss so that the average over ranks is the mean over the B samples."""
+        return rows * self.world / self.batch
+
+
+def cut(total: int, parts: int, k: int) -> int:
+    """Where part k begins when `total` rows are cut into `parts` that differ by at most one row."""
+    return total * k // parts
+
+
+def split(batch: int, world: int, max_micro: int) -> tuple[int, int]:
+    """Cut `batch` samples over `world` ranks in micro-batches of at most `max_micro` rows: (micro, accum).
+
+    The micro-batch grows first, then the accumulation. Raises ValueError where a rank or a micro-batch would be empty.
+    """
+    if world < 1 or max_micro < 1:
+        raise ValueError(f"world={world} and max_micro={max_micro} must both be at least 1")
+    if batch < world:
+        raise ValueError(
+            f"batch={batch} is smaller than world={world}: every rank needs a row; "
+            f"raise growth.start to at least {world} or use at most {batch} workers"
+        )
+    smallest, largest = batch // world, -(-batch // world)
+    accum = -(-largest // max_micro)
+    if accum > smallest:
+        raise ValueError(
+            f"max_micro={max_micro} cannot split batch={batch} over world={world}: a rank would have an empty "
+            f"micro-batch; raise engine.max_micro to 2 or make every batch a multiple of {world}"
+        )
+    return -(-largest // accum), accum

@@ -1,0 +1,112 @@
+"""What has been done: Progress and its Ledger, the only record that decisions are made from; knows no torch."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Protocol, Self
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ledger:
+    """Per-sample gradient evaluations of the whole cluster (SFO calls), by what they were for."""
+
+    applied: int = 0  #: in updates that moved the parameters
+    skipped: int = 0  #: in updates that were not finite and therefore not applied
+    replayed: int = 0  #: spent before a crash and spent again after it
+    discarded: int = 0  #: thrown away by a retry of the same batch
+    probe: int = 0  #: exact gradient norms and curvature products
+
+    @property
+    def total(self) -> int:
+        """All evaluations: the SFO complexity spent so far."""
+        return self.applied + self.skipped + self.replayed + self.discarded + self.probe
+
+    @property
+    def first_time(self) -> int:
+        """Evaluations that an undisturbed run would also have spent: all but replayed and discarded ones."""
+        return self.applied + self.skipped + self.probe
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What one update did, equal on every rank."""
+
+    applied: bool  #: False: the gradient was not finite and no parameter moved
+    loss: float  #: mean loss over the B samples of the global batch
+    grad_norm: float  #: Euclidean norm of the mean gradient, before clipping
+
+
+class Batched(Protocol):
+    """The part of a Plan that Progress reads."""
+
+    @property
+    def batch(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """Everything but engine state that a checkpoint needs.
+
+    `samples` is the cursor in the endless sample stream; schedules and budgets read `ledger.applied`,
+    which lags behind it by what was skipped.
+    """
+
+    step: int = 0  #: applied updates
+    samples: int = 0  #: positions of the sample stream consumed
+    stage: int = 0  #: rung of the growth ladder
+    stage_samples: int = 0  #: samples applied since the stage began
+    stage_step: int = 0  #: updates applied since the stage began
+    skips: int = 0  #: updates skipped in a row, up to now
+    ledger: Ledger = field(default_factory=Ledger)
+
+    def after(self, plan: Batched, outcome: Outcome) -> "Progress":
+        """The progress once `outcome` has happened: the one place where gradient evaluations are counted."""
+        ledger, batch = self.ledger, plan.batch
+        if not outcome.applied:
+            skipped = replace(ledger, skipped=ledger.skipped + batch)
+            return replace(self, samples=self.samples + batch, skips=self.skips + 1, ledger=skipped)
+        return Progress(
+            step=self.step + 1,
+            samples=self.samples + batch,
+            stage=self.stage,
+            stage_samples=self.stage_samples + batch,
+            stage_step=self.stage_step + 1,
+            ledger=replace(ledger, applied=ledger.applied + batch),
+        )
+
+    def climb(self, rungs: int) -> "Progress":
+        """The progress `rungs` stages further up; `rungs` may be 0."""
+        if rungs == 0:
+            return self
+        return replace(self, stage=self.stage + rungs, stage_samples=0, stage_step=0)
+
+    def repeat(self, batch: int, updates: int) -> "Progress":
+        """The progress after `updates` applied updates of `batch` samples each, in one stride."""
+        done = batch * updates
+        return replace(
+            self,
+            step=self.step + updates,
+            samples=self.samples + done,
+            stage_samples=self.stage_samples + done,
+            stage_step=self.stage_step + updates,
+            skips=0 if updates else self.skips,
+            ledger=replace(self.ledger, applied=self.ledger.applied + done),
+        )
+
+    def replaying(self, lost: int) -> "Progress":
+        """The progress charged with `lost` evaluations that a crash threw away and that will be spent again."""
+        return replace(self, ledger=replace(self.ledger, replayed=self.ledger.replayed + lost))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, for progress.json."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The inverse of to_dict."""
+        return cls(**{**values, "ledger": Ledger(**values["ledger"])})
+
+
+def finite(value: float) -> float | None:
+    """`value`, or None where it is not finite: JSON has no NaN."""
+    return value if math.isfinite(value) else None

@@ -1,0 +1,178 @@
+"""A run's folder: its spec, its lock, its recorded settings and its files' names; knows no training."""
+
+import errno
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from filelock import FileLock, Timeout
+from pydantic import Field
+
+from distgrow.spec import PosFloat, PosInt, Spec
+
+
+class RunError(ValueError):
+    """Something that the user can put right keeps a run from starting or going on; nothing is lost."""
+
+
+class TrainingFailed(Exception):
+    """The training itself cannot go on; the last checkpoint is good."""
+
+
+class Checkpointing(Spec):
+    """When checkpoints are written. One is always written at the end and on SIGTERM."""
+
+    every_s: PosFloat = 60.0
+    """Seconds between two checkpoints, at most (the work that a crash can lose)."""
+    every_steps: PosInt | None = None
+    """Also every so many updates."""
+    keep: PosInt = 3
+    """How many to keep, the newest."""
+
+
+class Evaluation(Spec):
+    """When the test set is evaluated. Always at the end."""
+
+    every_epochs: PosFloat = 1.0
+    """Epochs between two evaluations."""
+    rows: PosInt = 256
+    """Rows of an evaluation batch."""
+
+
+class Loading(Spec):
+    """How samples are loaded."""
+
+    workers: Annotated[int, Field(ge=0)] = 0
+    """Loader processes of each rank; 0 loads in the training process."""
+    prefetch: PosInt = 4
+    """Micro-batches that each loader process draws ahead."""
+
+
+class RunSpec(Spec):
+    """Where a run is kept, and its habits."""
+
+    dir: str = "runs/run"
+    """The run's folder."""
+    seed: int = 0
+    """Of parameters, data order, augmentation and dropout."""
+    checkpoint: Checkpointing = Checkpointing()
+    """When checkpoints are written."""
+    eval: Evaluation = Evaluation()
+    """When the test set is evaluated."""
+    loader: Loading = Loading()
+    """How samples are loaded."""
+    log_every: PosInt = 1
+    """Updates between two step lines of metrics.jsonl."""
+    max_skips: PosInt = 20
+    """Non-finite updates in a row after which the run stops."""
+
+
+class RunFolder:
+    """The files of one run. Only the first rank makes changes here."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.yaml"
+        self.metrics = self.path / "metrics.jsonl"
+        self.checkpoints = self.path / "checkpoints"
+        self.tensorboard = self.path / "tensorboard"
+        self._lock = FileLock(self.path / ".lock")
+
+    def create(self, settings: Mapping[str, Any]) -> None:
+        """Make the folder for a new run; RunError where it holds one already."""
+        with storing(self.path):
+            if self.path.exists() and any(file for file in self.path.iterdir() if file.name != ".lock"):
+                raise RunError(
+                    f"run.dir={self.path} exists already and is never overwritten: "
+                    "continue it with --resume, or choose another run.dir"
+                )
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            partial = self.config.with_suffix(".tmp")
+            partial.write_text(yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True))
+            partial.replace(self.config)
+
+    def reopen(self, settings: Mapping[str, Any]) -> None:
+        """Check that the folder holds a run with these settings; RunError names every key that differs."""
+        if not self.config.is_file():
+            raise RunError(f"run.dir={self.path} holds no run to resume; start it without --resume")
+        before = yaml.safe_load(self.config.read_text())
+        differing = [
+            f"{key}: {old!r} in the folder, {new!r} now" for key, old, new in differences(before, settings)
+        ]
+        if differing:
+            raise RunError(
+                f"run.dir={self.path} was started with another config; set these back or choose another run.dir:\n  "
+                + "\n  ".join(differing)
+            )
+
+    def lock(self) -> None:
+        """Keep everybody else from writing here until `unlock`; RunError where somebody writes already."""
+        with storing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            try:
+                self._lock.acquire(timeout=0)
+            except Timeout:
+                raise RunError(
+                    f"run.dir={self.path} is being written by another process; wait for it or choose another run.dir"
+                ) from None
+
+    def unlock(self) -> None:
+        """Let others write here again."""
+        self._lock.release()
+
+
+#: Keys that may change on resume: they decide where and how fast a run goes on, not what it computes.
+FREE = ("launch", "theory", "engine.max_micro", "engine.device", "engine.compile", "engine.bucket_mb", "run")
+BOUND = ("run.seed",)
+
+
+def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Keys (dotted) with other values, among those that decide what is computed."""
+    old, new = flatten(before), flatten(after)
+    keys = [key for key in {**old, **new} if key in BOUND or not _under(key, FREE)]
+    return [(key, old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)]
+
+
+def _under(key: str, prefixes: tuple[str, ...]) -> bool:
+    return any(key == prefix or key.startswith(prefix + ".") for prefix in prefixes)
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings → one with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+_STORAGE = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some of your quota",
+    errno.EROFS: "choose a run.dir that can be written",
+    errno.EACCES: "choose a run.dir that can be written",
+    errno.EPERM: "choose a run.dir that can be written",
+    errno.ENOTDIR: "choose a run.dir whose parents are folders",
+    errno.EEXIST: "choose a run.dir that is a folder",
+    errno.EFBIG: "raise the limit on file sizes",
+}
+
+
+@contextmanager
+def storing(path: Path) -> Iterator[None]:
+    """Turn the file system's refusals into a RunError that names the path and the way out."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _STORAGE:
+            raise
+        reason = os.strerror(error.errno or 0)
+        remedy = _STORAGE[error.errno or 0]
+        raise RunError(
+            f"cannot write to {path}: {reason}; {remedy}, then go on with --resume (checkpoints there stay good)"
+        ) from error

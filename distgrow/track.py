@@ -1,0 +1,233 @@
+"""Trackers: metrics.jsonl always, the console, TensorBoard when it is installed; they see, they never decide."""
+
+import json
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from distgrow.plan import Plan
+from distgrow.progress import Outcome, Progress, finite
+from distgrow.run import storing
+
+Event = Mapping[str, Any]
+
+
+class Tracker(Protocol):
+    """A place where events go: each is a flat mapping with `event`, `step`, `samples`, `time_s` and its own keys."""
+
+    def log(self, event: Event) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class NullTracker:
+    """Nothing is kept: for all ranks but the first."""
+
+    def log(self, event: Event) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+class Trackers:
+    """Several trackers as one."""
+
+    def __init__(self, trackers: Iterable[Tracker]) -> None:
+        self._trackers = list(trackers)
+
+    def log(self, event: Event) -> None:
+        """Log to all."""
+        for tracker in self._trackers:
+            tracker.log(event)
+
+    def close(self) -> None:
+        """Close all."""
+        for tracker in self._trackers:
+            tracker.close()
+
+
+class JSONL:
+    """One JSON object a line, appended and flushed at once, so that a killed process loses no line."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with storing(path):
+            _drop_torn_line(path)
+            self._file = path.open("a", encoding="utf-8")
+
+    def log(self, event: Event) -> None:
+        """Append the event."""
+        with storing(self._path):
+            self._file.write(json.dumps(event, allow_nan=False) + "\n")
+            self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        with storing(self._path):
+            self._file.close()
+
+
+def _drop_torn_line(path: Path) -> None:
+    """Cut off a last line that a crash left without its end."""
+    if not path.exists():
+        return
+    with path.open("rb+") as file:
+        size = file.seek(0, 2)
+        tail_start = max(0, size - (1 << 20))
+        file.seek(tail_start)
+        tail = file.read()
+        if tail and not tail.endswith(b"\n"):
+            file.truncate(tail_start + tail.rfind(b"\n") + 1)
+
+
+def read_events(path: Path) -> list[dict[str, Any]]:
+    """All whole lines of a metrics.jsonl; none where there is no such file."""
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file if line.endswith("\n")]
+
+
+def history(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The events of the run as if it had never crashed: what a resume went back over is left out."""
+    kept: list[dict[str, Any]] = []
+    for event in events:
+        if event["event"] == "resume":
+            kept = [old for old in kept if old["samples"] <= event["samples"]]
+        kept.append(event)
+    return kept
+
+
+def last_total(path: Path) -> int:
+    """The largest SFO total that was logged: how far a crashed run had come."""
+    return max((event.get("sfo", 0) for event in read_events(path)), default=0)
+
+
+class Terminal:
+    """One live line on a terminal; elsewhere a plain line per stage, evaluation and ten seconds."""
+
+    def __init__(self, budget: float, stream: Any = None) -> None:
+        self._console = Console(file=stream or sys.stderr, highlight=False, soft_wrap=True)
+        self._budget = budget
+        self._live = Live(console=self._console, refresh_per_second=8) if self._console.is_terminal else None
+        self._next = 0.0
+        if self._live is not None:
+            self._live.start()
+
+    def log(self, event: Event) -> None:
+        """Show the event if it is one for people."""
+        kind = event["event"]
+        if kind == "step":
+            self._step(event)
+        elif kind in _SHOWN:
+            self._console.print(_SHOWN[kind].format_map(event) if kind != "eval" else _evaluation(event))
+
+    def close(self) -> None:
+        """Leave the last line standing."""
+        if self._live is not None:
+            self._live.stop()
+
+    def _step(self, event: Event) -> None:
+        now = time.monotonic()
+        if now < self._next:
+            return
+        self._next = now + (0.1 if self._live is not None else 10.0)
+        line = step_line(event, self._budget)
+        if self._live is not None:
+            self._live.update(Text(line, no_wrap=True, overflow="ellipsis"))
+        else:
+            self._console.print(line)
+
+
+_SHOWN = {
+    "start": "run {dir}: world {world}, {budget_samples} samples to go",
+    "resume": "resumed from {checkpoint} at step {step}",
+    "stage": "stage {stage}: batch {batch} = {world} × {micro} × {accum}, lr {lr:.4g}, from epoch {epoch:.2f}",
+    "eval": "",
+    "skip": "step {step}: the gradient was not finite; {batch} samples skipped",
+    "end": "{reason}: {step} updates, {sfo} gradient evaluations, {time_s:.1f} s",
+}
+
+
+def step_line(event: Event, budget: float) -> str:
+    """stage, batch = world × micro × accum, LR, loss, SFO, samples/s and time left of a step event."""
+    loss = "not finite" if event["loss"] is None else f"{event['loss']:.4f}"
+    left = max(0.0, budget - event["sfo_applied"]) / event["samples_per_s"] if event["samples_per_s"] else 0.0
+    return (
+        f"stage {event['stage']} · batch {event['batch']} = {event['world']} × {event['micro']} × {event['accum']} "
+        f"· lr {event['lr']:.4g} · loss {loss} · sfo {event['sfo']:,} · {event['samples_per_s']:,.0f} samples/s "
+        f"· {left / 60:.0f}:{left % 60:02.0f} left"
+    )
+
+
+def _evaluation(event: Event) -> str:
+    own = {key: value for key, value in event.items() if key not in ("event", "step", "samples", "time_s", "epoch")}
+    figures = ", ".join(f"{key} {value:.4f}" for key, value in own.items() if isinstance(value, float))
+    return f"epoch {event['epoch']:.1f}: {figures}"
+
+
+class TensorBoard:
+    """Scalars of steps and evaluations, against SFO."""
+
+    def __init__(self, folder: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder))
+
+    def log(self, event: Event) -> None:
+        """Write the event's numbers."""
+        if event["event"] in ("step", "eval"):
+            for key, value in event.items():
+                if isinstance(value, int | float) and key not in ("step", "samples", "sfo", "time_s"):
+                    self._writer.add_scalar(f"{event['event']}/{key}", value, event["samples"])
+
+    def close(self) -> None:
+        """Close the files."""
+        self._writer.close()
+
+
+def tensorboard(folder: Path) -> Tracker:
+    """A TensorBoard tracker where the package is installed."""
+    try:
+        return TensorBoard(folder)
+    except ImportError:
+        return NullTracker()
+
+
+def step_event(
+    progress: Progress, plan: Plan, outcome: Outcome, *, epoch: int, time_s: float, samples_per_s: float
+) -> dict[str, Any]:
+    """A `step` line of metrics.jsonl, as it stands after the update."""
+    ledger = progress.ledger
+    return {
+        "event": "step" if outcome.applied else "skip",
+        "step": progress.step,
+        "samples": progress.samples,
+        "epoch": progress.samples / epoch,
+        "stage": plan.stage,
+        "batch": plan.batch,
+        "micro": plan.micro,
+        "accum": plan.accum,
+        "world": plan.world,
+        "lr": plan.lr,
+        "loss": finite(outcome.loss),
+        "grad_norm": finite(outcome.grad_norm),
+        "grad_sq": None,
+        "noise_trace": None,
+        "noise_scale": None,
+        "sfo": ledger.total,
+        "sfo_applied": ledger.applied,
+        "sfo_skipped": ledger.skipped,
+        "sfo_replayed": ledger.replayed,
+        "sfo_discarded": ledger.discarded,
+        "sfo_probe": ledger.probe,
+        "time_s": time_s,
+        "samples_per_s": samples_per_s,
+    }

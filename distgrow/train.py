@@ -1,0 +1,304 @@
+"""fit(): the loop that turns decisions into updates; it decides nothing itself."""
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from distgrow import checkpoint
+from distgrow.controller import Controller
+from distgrow.data import DirectLoader, Loader, Positions, PrefetchingLoader, evaluation_batches
+from distgrow.engine import SGD, Engine, EngineSpec, Optimizer, Torch
+from distgrow.engine.torch import Loss, Metrics, TorchEngine
+from distgrow.lr import LR
+from distgrow.plan import Plan
+from distgrow.progress import Outcome, Progress
+from distgrow.run import RunFolder, RunSpec, TrainingFailed
+from distgrow.schedule import Budget, Growth, Stages
+from distgrow.spec import Spec
+from distgrow.tasks import Task
+from distgrow.track import JSONL, NullTracker, Terminal, Tracker, Trackers, last_total, read_events, step_event
+from distgrow.track import tensorboard as tensorboard_tracker
+from distgrow.world import World, joined
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What a run ended with."""
+
+    progress: Progress
+    metrics: dict[str, float]  #: of the test set; empty without one or where the run was stopped early
+    finished: bool  #: False: SIGTERM stopped it, after a checkpoint
+
+
+def fit(
+    model: nn.Module,
+    loss: Loss,
+    train: Any,
+    *,
+    growth: Growth,
+    budget: Budget,
+    test: Any = None,
+    metrics: Metrics | None = None,
+    collate: Callable[[list[Any]], Any] | None = None,
+    stages: Stages | None = None,
+    lr: LR | None = None,
+    optimizer: Optimizer | None = None,
+    engine: EngineSpec | None = None,
+    run: RunSpec | None = None,
+    resume: bool = False,
+    about: Mapping[str, Any] | None = None,
+) -> Result:
+    """Train `model` in place by a growth schedule; the same in one process, under torchrun and in a Ray worker.
+
+    `loss(model, batch)` is the mean over the batch's rows; `metrics(model, batch)` are means over rows, for `test`;
+    `train` and `test` are map-style data sets. `about` is recorded in config.yaml beside the settings.
+    Collective: every rank must call. Raises ValueError (RunError where the run folder is at fault) for settings
+    that cannot work, TrainingFailed where too many updates in a row are not finite.
+    """
+    task = Task(model=model, loss=loss, train=train, test=test, metrics=metrics, collate=collate)
+    specs: dict[str, Spec] = {
+        "growth": growth,
+        "stages": stages or Stages(),
+        "lr": lr or LR(),
+        "optimizer": optimizer or SGD(),
+        "engine": engine or Torch(),
+        "budget": budget,
+        "run": run or RunSpec(),
+    }
+    settings = {**(about or {}), **{name: spec.model_dump(mode="json") for name, spec in specs.items()}}
+    engine, run = engine or Torch(), run or RunSpec()
+    with joined(engine.device) as world:
+        controller = Controller(
+            growth=growth,
+            stages=stages or Stages(),
+            lr=lr or LR(),
+            budget=budget,
+            epoch=len(train),
+            world=world.size,
+            max_micro=engine.max_micro,
+            seed=run.seed,
+        )
+        controller.check()
+        samples = sum(stride.plan.batch * stride.updates for stride in controller.forecast())
+        folder = RunFolder(run.dir)
+        world.once(folder.lock)
+        try:
+            world.once(lambda: folder.reopen(settings) if resume else folder.create(settings))
+            torch.manual_seed(run.seed)
+            machine = TorchEngine(
+                model, loss, metrics=metrics, spec=engine, optimizer=optimizer, world=world
+            )
+            loader = build_loader(task, controller, world, run)
+            with tracking(folder, world, samples) as tracker:
+                job = _Job(controller, machine, loader, task, tracker, folder, run, world)
+                return job.resume() if resume else job.begin(samples)
+        finally:
+            folder.unlock()
+
+
+def build_loader(task: Task, controller: Controller, world: World, run: RunSpec) -> Loader:
+    """The loader that the run's spec asks for."""
+    positions = Positions(task.train, seed=run.seed, collate=task.collate)
+    if run.loader.workers == 0:
+        return DirectLoader(positions, world.rank)
+    return PrefetchingLoader(
+        positions,
+        world.rank,
+        controller,
+        workers=run.loader.workers,
+        prefetch=run.loader.prefetch,
+        pin=world.device.type == "cuda",
+    )
+
+
+@contextmanager
+def tracking(folder: RunFolder, world: World, samples: int) -> Iterator[Tracker]:
+    """All trackers on the first rank, none on the others."""
+    tracker: Tracker = NullTracker()
+    if world.rank == 0:
+        tracker = Trackers([JSONL(folder.metrics), Terminal(samples), tensorboard_tracker(folder.tensorboard)])
+    try:
+        yield tracker
+    finally:
+        tracker.close()
+
+
+class _Job:
+    """One run under way: the parts that the loop needs at hand."""
+
+    def __init__(
+        self,
+        controller: Controller,
+        engine: Engine,
+        loader: Loader,
+        task: Task,
+        track: Tracker,
+        folder: RunFolder,
+        run: RunSpec,
+        world: World,
+    ) -> None:
+        self.controller, self.engine, self.loader, self.task = controller, engine, loader, task
+        self.track, self.folder, self.run, self.world = track, folder, run, world
+        self.clock = _Clock()
+        self.saved_at = time.monotonic()
+        self.saved_step = 0
+        self.charged = 0  # SFO total that this process did not evaluate itself
+        self.shown_stage = -1
+
+    def begin(self, samples: int) -> Result:
+        """A new run, from its first sample."""
+        self.event("start", Progress(), dir=str(self.folder.path), world=self.world.size, budget_samples=samples)
+        return self.train(Progress())
+
+    def resume(self) -> Result:
+        """The run goes on from its newest intact checkpoint, charged with what it had done beyond that."""
+
+        def find() -> tuple[Any, Progress, float]:
+            path, progress = checkpoint.newest(self.folder.checkpoints, self.warn)
+            checkpoint.clean(self.folder.checkpoints, keep=self.run.checkpoint.keep)
+            lost = max(0, last_total(self.folder.metrics) - progress.ledger.total)
+            events = read_events(self.folder.metrics)
+            return path, progress.replaying(lost), max((e.get("time_s", 0.0) for e in events), default=0.0)
+
+        path, progress, seconds = self.world.once(find)
+        self.engine.load(path)
+        self.clock, self.charged = _Clock(seconds), progress.ledger.total
+        self.saved_step = progress.step
+        self.event("resume", progress, checkpoint=path.name, sfo_replayed=progress.ledger.replayed)
+        return self.train(progress)
+
+    def train(self, progress: Progress) -> Result:
+        """The path of every global batch, until the budget is spent or somebody asks to stop."""
+        with stop_requests() as stop_requested:
+            while not self.controller.done(progress):
+                progress = self.controller.advance(progress)
+                plan = self.controller.plan(progress)
+                self.announce(progress, plan)
+                votes = self.world.sum([stop_requested(), self.save_is_due(progress)])
+                began = time.monotonic()
+                outcome = self.engine.update(plan, self.loader.draw(progress, plan))
+                before, progress = progress, progress.after(plan, outcome)
+                self.log(progress, plan, outcome, time.monotonic() - began)
+                stop, save = votes.wait()
+                if stop or progress.skips >= self.run.max_skips:
+                    return self.stop_early(progress)
+                if self.eval_is_due(before, progress):
+                    self.evaluate(progress)
+                if save:
+                    self.save(progress)
+        return self.finish(progress)
+
+    def finish(self, progress: Progress) -> Result:
+        """The last checkpoint, the last evaluation."""
+        self.save(progress)
+        metrics = self.evaluate(progress)
+        self.event("end", progress, reason="done", sfo=progress.ledger.total)
+        return Result(progress=progress, metrics=metrics, finished=True)
+
+    def stop_early(self, progress: Progress) -> Result:
+        """A checkpoint, then the end: asked for by SIGTERM, or forced by updates that are not finite."""
+        self.save(progress)
+        failed = progress.skips >= self.run.max_skips
+        reason = "too many updates in a row were not finite" if failed else "stopped by SIGTERM"
+        self.event("end", progress, reason=reason, sfo=progress.ledger.total)
+        if failed:
+            raise TrainingFailed(
+                f"{progress.skips} updates in a row were not finite (run.max_skips={self.run.max_skips}); lower "
+                f"lr.base or set optimizer.clip; the checkpoint of step {progress.step} holds the last good parameters"
+            )
+        return Result(progress=progress, metrics={}, finished=False)
+
+    def save(self, progress: Progress) -> None:
+        """Compare the ledger with what the ranks really did, then write a checkpoint."""
+        began = time.monotonic()
+        evaluated = int(self.world.sum([self.engine.evaluations]).wait()[0])
+        if evaluated != progress.ledger.total - self.charged:
+            raise RuntimeError(
+                f"the ranks evaluated {evaluated} gradients but the ledger holds "
+                f"{progress.ledger.total - self.charged}: does the data set or collate drop or add rows?"
+            )
+        keep = self.run.checkpoint.keep
+        path = self.world.once(lambda: checkpoint.save(self.folder.checkpoints, self.engine, progress, keep=keep))
+        self.saved_at, self.saved_step = time.monotonic(), progress.step
+        self.event("checkpoint", progress, path=path.name, seconds=self.saved_at - began)
+
+    def evaluate(self, progress: Progress) -> dict[str, float]:
+        """Evaluate the test set, where there is one."""
+        if self.task.test is None:
+            return {}
+        batches = evaluation_batches(self.task.test, self.world, self.run.eval.rows, self.task.collate)
+        metrics = self.engine.evaluate(batches)
+        epoch = progress.samples / self.controller.epoch
+        self.event("eval", progress, epoch=epoch, sfo=progress.ledger.total, **metrics)
+        return metrics
+
+    def save_is_due(self, progress: Progress) -> bool:
+        """This rank's wish to checkpoint after the coming update; one rank's wish is enough."""
+        every = self.run.checkpoint
+        by_steps = every.every_steps is not None and progress.step + 1 - self.saved_step >= every.every_steps
+        return by_steps or time.monotonic() - self.saved_at >= every.every_s
+
+    def eval_is_due(self, before: Progress, after: Progress) -> bool:
+        """Whether this update crossed an evaluation's place on the samples axis."""
+        every = self.run.eval.every_epochs * self.controller.epoch
+        return before.samples // every != after.samples // every and not self.controller.done(after)
+
+    def announce(self, progress: Progress, plan: Plan) -> None:
+        """Say so when a stage begins."""
+        if plan.stage != self.shown_stage:
+            self.shown_stage = plan.stage
+            epoch = progress.samples / self.controller.epoch
+            shape = {"batch": plan.batch, "micro": plan.micro, "accum": plan.accum, "world": plan.world, "lr": plan.lr}
+            self.event("stage", progress, epoch=epoch, stage=plan.stage, **shape)
+
+    def log(self, progress: Progress, plan: Plan, outcome: Outcome, seconds: float) -> None:
+        """The step line of this update."""
+        if outcome.applied and progress.step % self.run.log_every:
+            return
+        rate = plan.batch / seconds if seconds > 0 else 0.0
+        now, epoch = self.clock(), self.controller.epoch
+        self.track.log(step_event(progress, plan, outcome, epoch=epoch, time_s=now, samples_per_s=rate))
+
+    def event(self, kind: str, progress: Progress, **values: Any) -> None:
+        """Any other line of metrics.jsonl."""
+        place = {"event": kind, "step": progress.step, "samples": progress.samples, "time_s": self.clock()}
+        self.track.log({**place, **values})
+
+    def warn(self, message: str) -> None:
+        """Tell a person and the record."""
+        self.event("warning", Progress(), message=message)
+
+
+@dataclass(frozen=True, slots=True)
+class _Clock:
+    """Seconds of a run, over all its processes."""
+
+    before: float = 0.0
+    began: float = 0.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "began", time.monotonic())
+
+    def __call__(self) -> float:
+        return self.before + time.monotonic() - self.began
+
+
+@contextmanager
+def stop_requests() -> Iterator[Callable[[], bool]]:
+    """Whether SIGTERM has come; its usual effect is held back meanwhile. In a thread (Ray) nothing is caught."""
+    requested = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield requested.is_set
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: requested.set())
+    try:
+        yield requested.is_set
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,142 @@
+"""World: this process among all ranks, and the few collectives that are not gradients; the only reader of the
+environment variables that launchers set."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Literal, Protocol, TypeVar
+
+import torch
+import torch.distributed as dist
+
+T = TypeVar("T")
+Device = Literal["auto", "cpu", "cuda"]
+
+
+class Pending(Protocol):
+    """The result of a collective that has been started."""
+
+    def wait(self) -> list[float]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    values: list[float]
+
+    def wait(self) -> list[float]:
+        return self.values
+
+
+@dataclass(frozen=True, slots=True)
+class _Reducing:
+    tensor: torch.Tensor
+    work: dist.Work
+
+    def wait(self) -> list[float]:
+        self.work.wait()
+        return self.tensor.tolist()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class World:
+    """`size` ranks of which this process is one; `size` 1 needs no process group."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = torch.device("cpu")
+
+    def sum(self, values: Sequence[float]) -> Pending:
+        """Start adding `values` up over all ranks, in float64 on the CPU. Collective: every rank must call."""
+        if self.size == 1:
+            return _Ready(list(values))
+        tensor = torch.tensor(values, dtype=torch.float64)
+        work = dist.all_reduce(tensor, async_op=True)
+        assert work is not None
+        return _Reducing(tensor, work)
+
+    def once(self, action: Callable[[], T]) -> T:
+        """Do `action` on one rank and give every rank its result, or its error. Collective: every rank must call."""
+        if self.size == 1:
+            return action()
+        box: list[Any] = [None, None]
+        if self.rank == 0:
+            try:
+                box[0] = action()
+            except Exception as error:  # passed on to every rank, so that none waits for a rank that gave up
+                box[1] = error
+        dist.broadcast_object_list(box, src=0)
+        if box[1] is not None:
+            raise box[1]
+        return box[0]
+
+    def share(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Overwrite `tensors` with those of the first rank. Collective: every rank must call."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, src=0)
+
+
+def launched() -> bool:
+    """Whether a launcher (torchrun, Ray Train) has put this process into a group."""
+    return dist.is_initialized() or "WORLD_SIZE" in os.environ
+
+
+@contextmanager
+def joined(device: Device = "auto", timeout_s: float = 1800) -> Iterator[World]:
+    """The World that the environment describes, its process group joined for as long as the context lasts.
+
+    A group that somebody else has made (Ray Train) is used and left alone.
+    """
+    rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    where = _pick(device, int(os.environ.get("LOCAL_RANK", "0")))
+    ours = size > 1 and not dist.is_initialized()
+    if ours:
+        backend = "cpu:gloo,cuda:nccl" if where.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+    yield World(rank=rank, size=size, device=where)
+    if ours:  # after an error the group stays until the process ends, so that the error is told before others lose us
+        dist.destroy_process_group()
+
+
+def _pick(device: Device, local_rank: int) -> torch.device:
+    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ValueError("engine.device=cuda, but torch sees no GPU here; use auto or cpu")
+    if local_rank >= torch.cuda.device_count():
+        raise ValueError(
+            f"this host has {torch.cuda.device_count()} GPUs, fewer than the ranks started on it; start one rank per GPU"
+        )
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
+
+
+def is_first() -> bool:
+    """Whether this process is rank 0 of whatever group its launcher made."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def run_group(workers: int, arguments: Sequence[str]) -> int:
+    """Run `python -m distgrow arguments` as `workers` ranks on this host by torchrun's own launcher: the exit code.
+
+    SIGTERM is passed on to the ranks, which checkpoint and end.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    config = LaunchConfig(
+        min_nodes=1, max_nodes=1, nproc_per_node=workers, rdzv_backend="c10d", rdzv_endpoint="localhost:0", run_id="distgrow"
+    )  # fmt: skip
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+    try:
+        elastic_launch(config, sys.executable)("-m", "distgrow", *arguments)
+    except ChildFailedError as error:
+        _, first = error.get_first_failure()
+        return 2 if first.exitcode == 2 else 1
+    except SignalException:
+        return 0
+    return 0
