@@ -1,12 +1,15 @@
 """The command line: verbs that read a config and hand it on; errors become one message and an exit code."""
 
+import os
 import sys
+import traceback
 from typing import Annotated, NoReturn
 
 import typer
 
-from distgrow.config import ConfigError, Run, load
-from distgrow.run import RunError, TrainingFailed
+from distgrow.config import Run, load
+from distgrow.run import TrainingFailed
+from distgrow.spec import ConfigError
 
 app = typer.Typer(
     add_completion=False,
@@ -88,18 +91,23 @@ def _fit_in_group(run: Run, *, resume: bool) -> None:
 def main() -> NoReturn:
     """Run the command line: exit code 0 done, 1 a run failed, 2 a bad config or command."""
     try:
-        app(standalone_mode=True)
-    except (ConfigError, RunError) as error:
-        _fail(error, 2)
+        app()
+    except ConfigError as error:
+        _end(2, f"distgrow: {error}")
     except TrainingFailed as error:
-        _fail(error, 1)
+        _end(1, f"distgrow: {error}")
+    except Exception:  # the user's own code, or ours: told whole, then out, before peers report that they lost us
+        traceback.print_exc()
+        _end(1, "")
     sys.exit(0)
 
 
-def _fail(error: Exception, code: int) -> NoReturn:
-    """One message for the whole group: every rank meets these errors."""
+def _end(code: int, message: str) -> NoReturn:
+    """Leave with one message for the whole group, without waiting for peers or threads that may hang."""
     from distgrow.world import is_first
 
-    if is_first():
-        typer.echo(f"distgrow: {error}", err=True)
-    sys.exit(code)
+    if message and is_first():
+        typer.echo(message, err=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

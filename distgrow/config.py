@@ -14,7 +14,7 @@ from distgrow.engine import SGD, EngineSpec, Optimizer, Torch
 from distgrow.lr import LR
 from distgrow.run import RunSpec
 from distgrow.schedule import Budget, Growth, Optimal, Replacing, Stages
-from distgrow.spec import PosFloat, PosInt, Spec
+from distgrow.spec import ConfigError, PosFloat, PosInt, Spec
 from distgrow.tasks import Digits, Model, TaskSpec
 from distgrow.theory import Constants
 
@@ -81,7 +81,7 @@ class Run(Spec):
     @model_validator(mode="after")
     def _one_source_of_stage_lengths(self) -> "Run":
         if isinstance(self.growth, Optimal | Replacing) and "stages" in self.model_fields_set:
-            raise ValueError(f"growth.kind={self.growth.kind} sets its own stage lengths: remove stages")
+            raise ConfigError(f"growth.kind={self.growth.kind} sets its own stage lengths: remove stages")
         return self
 
     def controller(self, world: int) -> Controller:
@@ -137,10 +137,6 @@ class _Loader(yaml.SafeLoader):
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
 )
-
-
-class ConfigError(ValueError):
-    """A config that cannot be: the message names the key, the value, what is allowed and the way out."""
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Run:

@@ -9,6 +9,7 @@ from distgrow.order import mix_int
 from distgrow.plan import Plan, split
 from distgrow.progress import Progress
 from distgrow.schedule import Budget, Growth, Stages, Trigger, climb
+from distgrow.spec import ConfigError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +43,7 @@ class Controller:
 
     def __post_init__(self) -> None:
         if self.epoch < 1:
-            raise ValueError(f"the training set has {self.epoch} samples; it needs at least 1")
+            raise ConfigError(f"the training set has {self.epoch} samples; it needs at least 1")
         span = Span(samples=self.budget.total(self.epoch) or 0, epoch=self.epoch)
         object.__setattr__(self, "_span", span)
         object.__setattr__(self, "_trigger", self.growth.trigger(self.stages, self.lr, span))
@@ -93,7 +94,7 @@ class Controller:
             problem for stage, batch, _ in self.outline(Progress()) for problem in self.problems(stage, batch)
         )
         if found:
-            raise ValueError("\n".join(list(found)[:10]))
+            raise ConfigError("\n".join(list(found)[:10]))
 
     def problems(self, stage: int, batch: int) -> list[str]:
         """What keeps a batch of a stage from being drawn or split."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from distgrow.order import Int64s, UInt64s, seeds
+from distgrow.spec import ConfigError
 
 Example = tuple[Tensor, Tensor]
 Bytes = npt.NDArray[np.uint8]
@@ -85,7 +86,7 @@ def parquet_files(folder: Path, part: str) -> list[Path]:
     """The Parquet files of one part ("train" or "test") below a folder, or a ValueError that says how to get them."""
     files = sorted(file for file in folder.rglob("*.parquet") if part in file.name)
     if not files:
-        raise ValueError(
+        raise ConfigError(
             f"task.path={folder}: no Parquet file with '{part}' in its name there; get the data with "
             "'hf download uoft-cs/cifar10 --repo-type dataset --local-dir data/cifar10' (extra: hf) "
             "and set task.path=data/cifar10"
@@ -111,12 +112,12 @@ def parquet_images(files: list[Path], *, limit: int | None, augment: bool) -> Im
         table = _parquet().read_table(file)
         image_column = next((c for c in ("img", "image") if c in table.column_names), None)
         if image_column is None or "label" not in table.column_names:
-            raise ValueError(f"{file}: needs the columns img (or image) and label; it has {table.column_names}")
+            raise ConfigError(f"{file}: needs the columns img (or image) and label; it has {table.column_names}")
         for cell in table.column(image_column).to_pylist()[: None if limit is None else limit - len(pixels)]:
             pixels.append(np.asarray(Image.open(io.BytesIO(cell["bytes"])).convert("RGB")).transpose(2, 0, 1))
         labels += table.column("label").to_pylist()
     if not pixels:
-        raise ValueError(f"{', '.join(map(str, files))}: no rows")
+        raise ConfigError(f"{', '.join(map(str, files))}: no rows")
     return Images(np.stack(pixels), np.asarray(labels[: len(pixels)], np.int64), augment=augment)
 
 
@@ -125,7 +126,9 @@ def _parquet() -> Any:
         import pyarrow.parquet
         from PIL import Image  # noqa: F401  both come with the same extra
     except ImportError as error:
-        raise ValueError(f"task.kind=cifar10 needs the extra 'vision': pip install 'distgrow[vision]' ({error})") from None
+        raise ConfigError(
+            f"task.kind=cifar10 needs the extra 'vision': pip install 'distgrow[vision]' ({error})"
+        ) from None
     return pyarrow.parquet
 
 
@@ -158,9 +161,9 @@ def read_text(path: Path | None, pattern: str) -> bytes:
     elif path.is_file():
         files = [path]
     else:
-        raise ValueError(f"task.path={path} does not exist; give a text file or a folder, or leave it out")
+        raise ConfigError(f"task.path={path} does not exist; give a text file or a folder, or leave it out")
     if not files:
-        raise ValueError(f"task.path={path}: no file there matches task.pattern={pattern!r}")
+        raise ConfigError(f"task.path={path}: no file there matches task.pattern={pattern!r}")
     return b"\n".join(file.read_bytes() for file in files)
 
 

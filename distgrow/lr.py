@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from distgrow.spec import Fraction, PosFloat, PosInt, Spec, one_of
+from distgrow.spec import ConfigError, Fraction, PosFloat, PosInt, Spec, one_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,7 +181,7 @@ class WSD(Spec):
     @model_validator(mode="after")
     def _fits(self) -> "WSD":
         if self.warmup + self.decay > 1:
-            raise ValueError(f"warmup={self.warmup} and decay={self.decay} overlap: together at most 1")
+            raise ConfigError(f"warmup={self.warmup} and decay={self.decay} overlap: together at most 1")
         return self
 
     def warm(self, samples: int, batch: int, span: Span) -> float:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from distgrow.spec import ConfigError
+
 Int64s = npt.NDArray[np.int64]
 UInt64s = npt.NDArray[np.uint64]
 
@@ -25,7 +27,7 @@ class Order:
 
     def __post_init__(self) -> None:
         if not 1 <= self.n <= 2**62:
-            raise ValueError(f"n={self.n} samples: an order needs at least 1 (and at most 2**62)")
+            raise ConfigError(f"n={self.n} samples: an order needs at least 1 (and at most 2**62)")
 
     def __call__(self, positions: npt.ArrayLike) -> tuple[Int64s, Int64s]:
         """Positions (any shape, ≥ 0) → (epochs, indices), int64 arrays of the same shape."""

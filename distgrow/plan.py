@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from distgrow.spec import ConfigError
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
@@ -42,16 +44,16 @@ def split(batch: int, world: int, max_micro: int) -> tuple[int, int]:
     The micro-batch grows first, then the accumulation. Raises ValueError where a rank or a micro-batch would be empty.
     """
     if world < 1 or max_micro < 1:
-        raise ValueError(f"world={world} and max_micro={max_micro} must both be at least 1")
+        raise ConfigError(f"world={world} and max_micro={max_micro} must both be at least 1")
     if batch < world:
-        raise ValueError(
+        raise ConfigError(
             f"batch={batch} is smaller than world={world}: every rank needs a row; "
             f"raise growth.start to at least {world} or use at most {batch} workers"
         )
     smallest, largest = batch // world, -(-batch // world)
     accum = -(-largest // max_micro)
     if accum > smallest:
-        raise ValueError(
+        raise ConfigError(
             f"max_micro={max_micro} cannot split batch={batch} over world={world}: a rank would have an empty "
             f"micro-batch; raise engine.max_micro to 2 or make every batch a multiple of {world}"
         )

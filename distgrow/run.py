@@ -11,10 +11,10 @@ import yaml
 from filelock import FileLock, Timeout
 from pydantic import Field
 
-from distgrow.spec import PosFloat, PosInt, Spec
+from distgrow.spec import ConfigError, PosFloat, PosInt, Spec
 
 
-class RunError(ValueError):
+class RunError(ConfigError):
     """Something that the user can put right keeps a run from starting or going on; nothing is lost."""
 
 
@@ -99,9 +99,7 @@ class RunFolder:
         if not self.config.is_file():
             raise RunError(f"run.dir={self.path} holds no run to resume; start it without --resume")
         before = yaml.safe_load(self.config.read_text())
-        differing = [
-            f"{key}: {old!r} in the folder, {new!r} now" for key, old, new in differences(before, settings)
-        ]
+        differing = [f"{key}: {old!r} in the folder, {new!r} now" for key, old, new in differences(before, settings)]
         if differing:
             raise RunError(
                 f"run.dir={self.path} was started with another config; set these back or choose another run.dir:\n  "

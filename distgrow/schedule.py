@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 
 from distgrow.lr import LR, Decay, NoDecay, Rule, Rung, Span, Sqrt
 from distgrow.progress import Progress
-from distgrow.spec import PosFloat, PosInt, Spec, at_least, one_of
+from distgrow.spec import ConfigError, PosFloat, PosInt, Spec, at_least, one_of
 from distgrow.theory import optimal_sample_ratio
 
 Axis = Literal["samples", "steps"]
@@ -114,7 +114,7 @@ class Every(Spec):
         values = value if isinstance(value, list) else [value]
         lengths = [v * epoch if unit == "epochs" else v for v in values]
         if min(lengths) < 1:
-            raise ValueError(f"stages.every.{unit}={value} makes a stage shorter than one sample; make it longer")
+            raise ConfigError(f"stages.every.{unit}={value} makes a stage shorter than one sample; make it longer")
         return ("steps" if unit == "steps" else "samples"), lengths
 
 
@@ -133,7 +133,7 @@ class Stages(Spec):
         if not isinstance(getattr(self.every, unit), list):
             return Geometric(axis=axis, first=lengths[0], ratio=ratio)
         if ratio != 1.0:
-            raise ValueError(f"stages.power={self.power} and a list of lengths in stages.every: give one of them")
+            raise ConfigError(f"stages.power={self.power} and a list of lengths in stages.every: give one of them")
         return Listed(axis=axis, ends=tuple(at_least(math.fsum(lengths[: k + 1])) for k in range(len(lengths))))
 
 
@@ -193,7 +193,7 @@ class Ladder(Spec):
     def trigger(self, stages: Stages, lr: LR, span: Span) -> Trigger:
         """Where this ladder's stages end."""
         if stages.power:
-            raise ValueError(f"stages.power={stages.power} needs a growth factor; use growth.kind: exponential")
+            raise ConfigError(f"stages.power={stages.power} needs a growth factor; use growth.kind: exponential")
         return stages.trigger(1.0, span.epoch)
 
     def multiplier(self, lr: LR, progress: Progress, batch: int, span: Span) -> float:
@@ -226,7 +226,7 @@ class Capped(Ladder):
     @model_validator(mode="after")
     def _start_below_cap(self) -> "Capped":
         if self.cap is not None and self.start > self.cap:
-            raise ValueError(f"start={self.start} is above cap={self.cap}; lower start or raise cap")
+            raise ConfigError(f"start={self.start} is above cap={self.cap}; lower start or raise cap")
         return self
 
 
@@ -298,7 +298,7 @@ class Steps(Ladder):
     @classmethod
     def _start_is_the_first(cls, values: Any) -> Any:
         if isinstance(values, dict) and "start" in values:
-            raise ValueError("start is the first of batches; remove it")
+            raise ConfigError("start is the first of batches; remove it")
         batches = values.get("batches") if isinstance(values, dict) else None
         return {**values, "start": batches[0]} if isinstance(batches, list) and batches else values
 
@@ -312,7 +312,7 @@ class Steps(Ladder):
     def trigger(self, stages: Stages, lr: LR, span: Span) -> Trigger:
         trigger = super().trigger(stages, lr, span)
         if isinstance(trigger, Listed) and len(trigger.ends) not in (self.top, self.top + 1):
-            raise ValueError(f"growth.batches has {len(self.batches)} stages, stages.every gives {len(trigger.ends)}")
+            raise ConfigError(f"growth.batches has {len(self.batches)} stages, stages.every gives {len(trigger.ends)}")
         return trigger
 
 
@@ -323,12 +323,12 @@ class Optimal(Geometrical):
 
     def trigger(self, stages: Stages, lr: LR, span: Span) -> Trigger:
         if self.cap is None:
-            raise ValueError("growth.kind=optimal cuts the budget into the stages up to the cap: set growth.cap")
+            raise ConfigError("growth.kind=optimal cuts the budget into the stages up to the cap: set growth.cap")
         count, ratio = int(self.top) + 1, optimal_sample_ratio(self.factor, rule_of(lr).factor_for(self.factor))
         first = span.samples / math.fsum(ratio**m for m in range(count))
         shortest = first * min(1.0, ratio ** (count - 1))
         if shortest < 1:
-            raise ValueError(
+            raise ConfigError(
                 f"growth.kind=optimal: the shortest of {count} stages would have {shortest:.3g} samples; "
                 "raise budget, lower growth.cap or bring lr.rule closer to sqrt"
             )
@@ -347,9 +347,9 @@ class Replacing(Geometrical):
 
     def trigger(self, stages: Stages, lr: LR, span: Span) -> Trigger:
         if isinstance(lr.decay, NoDecay):
-            raise ValueError(f"{self.name} growth replaces a decay: set lr.decay to step, cosine or wsd")
+            raise ConfigError(f"{self.name} growth replaces a decay: set lr.decay to step, cosine or wsd")
         if lr.rule is not None:
-            raise ValueError(f"{self.name} growth brings its own LR rule: remove lr.rule")
+            raise ConfigError(f"{self.name} growth brings its own LR rule: remove lr.rule")
         return Following(decay=lr.decay, factor=self.factor, span=span)
 
     def multiplier(self, lr: LR, progress: Progress, batch: int, span: Span) -> float:
@@ -375,9 +375,7 @@ class Increase(Replacing):
     power: ClassVar[float] = 1.0
 
 
-Growth = Annotated[
-    Constant | Linear | Exponential | Steps | Optimal | Seesaw | Increase, Field(discriminator="kind")
-]
+Growth = Annotated[Constant | Linear | Exponential | Steps | Optimal | Seesaw | Increase, Field(discriminator="kind")]
 
 
 def rule_of(lr: LR) -> Rule:

@@ -6,6 +6,10 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 
+class ConfigError(ValueError):
+    """Something asked for that cannot be: the message names the key, the value, what is allowed and the way out."""
+
+
 class Spec(BaseModel):
     """A frozen value; unknown keys, wrong types and non-finite numbers are refused where it is built."""
 
@@ -23,7 +27,7 @@ def one_of(spec: Spec, *units: str) -> str:
     """The one field of `units` that is given; ValueError where none or several are."""
     given = [unit for unit in units if getattr(spec, unit) is not None]
     if len(given) != 1:
-        raise ValueError(f"give exactly one of {', '.join(units)}; got {' and '.join(given) or 'none'}")
+        raise ConfigError(f"give exactly one of {', '.join(units)}; got {' and '.join(given) or 'none'}")
     return given[0]
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from distgrow.spec import Fraction, PosInt, Spec
+from distgrow.spec import ConfigError, Fraction, PosInt, Spec
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -115,9 +115,9 @@ class GPT(Spec):
         from distgrow import models
 
         if not isinstance(inputs, Tokens):
-            raise ValueError("model.kind=gpt needs task.kind=text; for images use softmax, mlp or a resnet")
+            raise ConfigError("model.kind=gpt needs task.kind=text; for images use softmax, mlp or a resnet")
         if self.width % self.heads:
-            raise ValueError(f"model.heads={self.heads} does not divide model.width={self.width}")
+            raise ConfigError(f"model.heads={self.heads} does not divide model.width={self.width}")
         shape = {"layers": self.layers, "width": self.width, "heads": self.heads, "dropout": self.dropout}
         return models.GPT(inputs.vocabulary, inputs.length, **shape)
 
@@ -127,7 +127,7 @@ Model = Annotated[Softmax | MLP | ResNet | GPT, Field(discriminator="kind")]
 
 def _images(kind: str, inputs: Inputs) -> Images:
     if not isinstance(inputs, Images):
-        raise ValueError(f"model.kind={kind} needs images; for task.kind=text use model.kind=gpt")
+        raise ConfigError(f"model.kind={kind} needs images; for task.kind=text use model.kind=gpt")
     return inputs
 
 
@@ -216,7 +216,7 @@ class Text(Spec):
         cut = int(len(stream) * (1 - self.test))
         train, test = stream[:cut], stream[cut:]
         if min(len(train), len(test)) <= self.length:
-            raise ValueError(
+            raise ConfigError(
                 f"task.path={self.path}: {len(stream)} tokens are too few for task.length={self.length} "
                 f"with task.test={self.test} held out; use more text or a smaller length"
             )
@@ -239,7 +239,7 @@ class Target(Spec):
     def build(self, model: Model | None) -> Task:
         """Model, loss and data."""
         if model is not None:
-            raise ValueError("task.kind=target brings its own model: remove model")
+            raise ConfigError("task.kind=target brings its own model: remove model")
         made = self._function()(**self.args)
         if isinstance(made, tuple) and len(made) in (3, 4):
             made = Task(model=made[0], loss=made[1], train=made[2], test=made[3] if len(made) == 4 else None)
@@ -248,14 +248,14 @@ class Target(Spec):
     def _function(self) -> Callable[..., Any]:
         module, _, name = self.target.partition(":")
         if not module or not name:
-            raise ValueError(f"task.target={self.target!r} must read package.module:function")
+            raise ConfigError(f"task.target={self.target!r} must read package.module:function")
         try:
             found = importlib.import_module(module)
         except ImportError as error:
-            raise ValueError(f"task.target={self.target!r} does not import: {error}; is it on PYTHONPATH?") from error
+            raise ConfigError(f"task.target={self.target!r} does not import: {error}; is it on PYTHONPATH?") from error
         function = getattr(found, name, None)
         if not callable(function):
-            raise ValueError(f"task.target={self.target!r}: {module} has no function {name!r}")
+            raise ConfigError(f"task.target={self.target!r}: {module} has no function {name!r}")
         return function
 
 
@@ -268,16 +268,22 @@ def _checked(task: Any, target: str) -> Task:
 
     wanted = "it must return a distgrow.Task or (model, loss, train[, test])"
     if not isinstance(task, Task):
-        raise ValueError(f"task.target={target!r} returned {type(task).__name__}; {wanted}")
+        raise ConfigError(f"task.target={target!r} returned {type(task).__name__}; {wanted}")
     if not isinstance(task.model, nn.Module):
-        raise ValueError(f"task.target={target!r}: model is a {type(task.model).__name__}, not a torch module; {wanted}")
+        raise ConfigError(
+            f"task.target={target!r}: model is a {type(task.model).__name__}, not a torch module; {wanted}"
+        )
     if not callable(task.loss):
-        raise ValueError(f"task.target={target!r}: loss is a {type(task.loss).__name__}, not loss(model, batch); {wanted}")
+        raise ConfigError(
+            f"task.target={target!r}: loss is a {type(task.loss).__name__}, not loss(model, batch); {wanted}"
+        )
     for name, data in (("train", task.train), ("test", task.test)):
         if data is not None and not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
-            raise ValueError(f"task.target={target!r}: {name} is no map-style data set (no length or no items); {wanted}")
+            raise ConfigError(
+                f"task.target={target!r}: {name} is no map-style data set (no length or no items); {wanted}"
+            )
     if not len(task.train):
-        raise ValueError(f"task.target={target!r}: the training set is empty")
+        raise ConfigError(f"task.target={target!r}: the training set is empty")
     return task
 
 

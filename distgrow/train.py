@@ -92,9 +92,7 @@ def fit(
         try:
             world.once(lambda: folder.reopen(settings) if resume else folder.create(settings))
             torch.manual_seed(run.seed)
-            machine = TorchEngine(
-                model, loss, metrics=metrics, spec=engine, optimizer=optimizer, world=world
-            )
+            machine = TorchEngine(model, loss, metrics=metrics, spec=engine, optimizer=optimizer, world=world)
             loader = build_loader(task, controller, world, run)
             with tracking(folder, world, samples) as tracker:
                 job = _Job(controller, machine, loader, task, tracker, folder, run, world)

@@ -12,6 +12,8 @@ from typing import Any, Literal, Protocol, TypeVar
 import torch
 import torch.distributed as dist
 
+from distgrow.spec import ConfigError
+
 T = TypeVar("T")
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -105,9 +107,9 @@ def _pick(device: Device, local_rank: int) -> torch.device:
     if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise ValueError("engine.device=cuda, but torch sees no GPU here; use auto or cpu")
+        raise ConfigError("engine.device=cuda, but torch sees no GPU here; use auto or cpu")
     if local_rank >= torch.cuda.device_count():
-        raise ValueError(
+        raise ConfigError(
             f"this host has {torch.cuda.device_count()} GPUs, fewer than the ranks started on it; start one rank per GPU"
         )
     torch.cuda.set_device(local_rank)
@@ -129,7 +131,8 @@ def run_group(workers: int, arguments: Sequence[str]) -> int:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     config = LaunchConfig(
-        min_nodes=1, max_nodes=1, nproc_per_node=workers, rdzv_backend="c10d", rdzv_endpoint="localhost:0", run_id="distgrow"
+        min_nodes=1, max_nodes=1, nproc_per_node=workers, rdzv_backend="c10d", rdzv_endpoint="localhost:0", run_id="distgrow",
+        max_restarts=0,
     )  # fmt: skip
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
     try:

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from distgrow.plan import Plan
 from distgrow.progress import Outcome
-from distgrow.spec import PosFloat, PosInt, Spec
+from distgrow.spec import ConfigError, PosFloat, PosInt, Spec
 
 
 class Engine(Protocol):
@@ -69,7 +69,7 @@ class SGD(Spec):
     @model_validator(mode="after")
     def _nesterov_needs_momentum(self) -> "SGD":
         if self.nesterov and self.momentum == 0:
-            raise ValueError("nesterov=true needs momentum above 0")
+            raise ConfigError("nesterov=true needs momentum above 0")
         return self
 
 

@@ -13,6 +13,7 @@ from distgrow.engine import SGD, Optimizer, Torch
 from distgrow.order import mix_int
 from distgrow.plan import Plan
 from distgrow.progress import Outcome
+from distgrow.spec import ConfigError
 from distgrow.world import World
 
 Loss = Callable[[nn.Module, Any], Tensor]
@@ -64,7 +65,7 @@ class TorchEngine:
         for k, batch in enumerate(micro_batches, start=1):
             rows = count_rows(batch)
             if rows > plan.micro:
-                raise ValueError(f"a micro-batch has {rows} rows where the plan has {plan.micro}; check task.collate")
+                raise ConfigError(f"a micro-batch has {rows} rows where the plan has {plan.micro}; check task.collate")
             quiet = self._ddp.no_sync() if self._ddp is not None and k < plan.accum else nullcontext()
             with quiet:
                 loss = self._loss(batch) * plan.weight(rows)
@@ -182,7 +183,7 @@ def count_rows(batch: Any) -> int:
     """Rows of a collated batch: the length of its first tensor."""
     first = next(tensors_of(batch), None)
     if first is None or first.dim() == 0:
-        raise ValueError(f"a batch of type {type(batch).__name__} holds no tensor with a row dimension")
+        raise ConfigError(f"a batch of type {type(batch).__name__} holds no tensor with a row dimension")
     return first.shape[0]
 
 
