@@ -98,6 +98,8 @@ class Controller:
 
     def problems(self, stage: int, batch: int) -> list[str]:
         """What keeps a batch of a stage from being drawn or split."""
+        if self.world <= batch <= self.epoch and self.max_micro > 1:
+            return []
         found: list[str] = []
         if min(batch, self.growth(stage)) > self.epoch:
             found.append(

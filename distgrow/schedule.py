@@ -336,7 +336,7 @@ class Optimal(Geometrical):
 
 
 class Replacing(Geometrical):
-    """Growth in place of the learning rate's decay: wherever the decay has fallen by another δ, the batch grows by δ."""
+    """Growth in place of the LR's decay: wherever the decay has fallen by another δ, the batch grows by δ."""
 
     name: ClassVar[str]
     power: ClassVar[float]

@@ -1,4 +1,4 @@
-"""Spec: the frozen, strictly typed base of everything that a config file can say; the field docstrings are its manual."""
+"""Spec: the frozen, strictly typed base of all that a config can say; the field docstrings are its manual."""
 
 import math
 from typing import Annotated

@@ -1,0 +1,166 @@
+"""What a config will do, told before it does it: the stage table, predicted SFO and every violated constraint."""
+
+import math
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from rich.console import Console
+from rich.table import Table
+
+from distgrow import theory
+from distgrow.config import Run, Theory
+from distgrow.controller import Controller
+from distgrow.plan import split
+from distgrow.progress import Progress
+from distgrow.spec import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """One row of the table."""
+
+    stage: int
+    batch: int
+    first_sample: int
+    first_step: int
+    samples: int
+    steps: int
+
+    def progress(self, step: int) -> Progress:
+        """The progress after `step` updates of this stage."""
+        before = Progress(stage=self.stage).repeat(self.first_sample, 1)
+        return replace(before, step=self.first_step).repeat(self.batch, step)
+
+
+def stages(controller: Controller) -> Iterator[Stage]:
+    """Every stage of the run to come; the budget's shortened last update counts to the last stage."""
+    sample = step = 0
+    outline = controller.outline(Progress())
+    ahead = next(outline, None)
+    while ahead is not None:
+        stage, batch, steps = ahead
+        samples = batch * steps
+        ahead = next(outline, None)
+        while ahead is not None and ahead[0] == stage:
+            samples, steps = samples + ahead[1] * ahead[2], steps + ahead[2]
+            ahead = next(outline, None)
+        yield Stage(stage=stage, batch=batch, first_sample=sample, first_step=step, samples=samples, steps=steps)
+        sample, step = sample + samples, step + steps
+
+
+def show(run: Run, world: int, rows: int) -> bool:
+    """Print the table to standard output, problems to standard error; whether the plan can be carried out.
+
+    Only the first and last stages are shown where there are more than `rows`; all are computed and checked.
+    """
+    controller = run.controller(world)
+    head: list[Stage] = []
+    tail: deque[Stage] = deque(maxlen=max(1, rows // 4))
+    problems: dict[str, None] = {}
+    count = 0
+    for stage in stages(controller):
+        count += 1
+        for problem in controller.problems(stage.stage, stage.batch) + unstable(run.theory, controller, stage):
+            problems[problem] = None
+        if len(head) < rows - rows // 4:
+            head.append(stage)
+        else:
+            tail.append(stage)
+    console = Console()
+    console = Console(width=max(console.width, 110), highlight=False)
+    console.print(_table(controller, head, list(tail), count))
+    for line in [_total(controller, [*head, *tail][-1], count), *predictions(run.theory, controller)]:
+        console.print(line)
+    errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    for problem in list(problems)[:10]:
+        errors.print(f"distgrow: {problem}", markup=False)
+    return not problems
+
+
+def _table(controller: Controller, head: list[Stage], tail: list[Stage], count: int) -> Table:
+    table = Table(box=None, header_style="bold")
+    for name in ("stage", "epochs", "samples", "steps", "batch", "world × micro × accum", "lr", "SFO after"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for stage in head:
+        table.add_row(*_row(controller, stage))
+    if hidden := count - len(head) - len(tail):
+        table.add_row(f"… {hidden:,} more")
+    for stage in tail:
+        table.add_row(*_row(controller, stage))
+    return table
+
+
+def _row(controller: Controller, stage: Stage) -> list[str]:
+    last_sample = stage.first_sample + stage.samples
+    try:
+        micro, accum = split(stage.batch, controller.world, controller.max_micro)
+        shape = f"{controller.world:,} × {micro:,} × {accum:,}"
+    except ConfigError:
+        shape = "—"
+    first = controller.rate(stage.progress(0), stage.batch)
+    last = controller.rate(stage.progress(stage.steps - 1), stage.batch)
+    return [
+        f"{stage.stage:,}",
+        f"{stage.first_sample / controller.epoch:,.2f} – {last_sample / controller.epoch:,.2f}",
+        f"{stage.samples:,}",
+        f"{stage.steps:,}",
+        f"{stage.batch:,}",
+        shape,
+        f"{first:.4g}" if math.isclose(first, last) else f"{first:.4g} – {last:.4g}",
+        f"{last_sample:,}",
+    ]
+
+
+def _total(controller: Controller, last: Stage, count: int) -> str:
+    sfo, steps = last.first_sample + last.samples, last.first_step + last.steps
+    constant = -(-sfo // controller.growth.start)
+    return (
+        f"{count:,} stages, {steps:,} updates, {sfo:,} gradient evaluations; "
+        f"at constant batch {controller.growth.start:,}: {constant:,} updates ({constant / steps:.1f} ×)"
+    )
+
+
+# ── what the theory says, where its constants are given ─────────────────────────────────────────────────────────
+
+
+def unstable(given: Theory | None, controller: Controller, stage: Stage) -> list[str]:
+    """The problem that a stage's learning rate reaches 2/L, where L is known."""
+    if given is None:
+        return []
+    lr, limit = controller.rate(stage.progress(0), stage.batch), given.constants().stable_lr()
+    if lr < limit:
+        return []
+    return [f"lr={lr:.4g} of stage {stage.stage} reaches 2/L={limit:.4g}; lower lr.base or growth.cap"]
+
+
+def predictions(given: Theory | None, controller: Controller) -> list[str]:
+    """Predicted SFO to ‖∇f‖ ≤ ε against the best constant batch at the base learning rate (theory.py)."""
+    if given is None:
+        return []
+    constants, lr, epsilon = given.constants(), controller.lr.base, given.epsilon
+    if lr >= constants.stable_lr():
+        return []
+    best, at = theory.least_sfo(constants, lr, epsilon), theory.critical_batch(constants, lr, epsilon)
+    reached = sfo_to_target(constants, controller, epsilon)
+    ours = "not within the budget" if reached is None else f"{reached:,} ({reached / best:.2f} × the best constant)"
+    return [
+        f"predicted SFO to ‖∇f‖ ≤ {epsilon:g}: {ours}",
+        f"best constant batch at lr {lr:g}: b* = {at:,.1f}, {best:,.0f} gradient evaluations, {best / at:,.0f} updates",
+    ]
+
+
+def sfo_to_target(constants: theory.Constants, controller: Controller, epsilon: float) -> int | None:
+    """SFO after the first stage at whose end the bound is at most ε², refined to the update within the stage."""
+    before: list[tuple[int, float, int]] = []
+    for stage in stages(controller):
+        lr = controller.rate(stage.progress(0), stage.batch)
+        if theory.bound(constants, [*before, (stage.steps, lr, stage.batch)]) <= epsilon**2:
+            low, high = 0, stage.steps
+            while high - low > 1:
+                middle = (low + high) // 2
+                done = theory.bound(constants, [*before, (middle, lr, stage.batch)]) <= epsilon**2
+                low, high = (low, middle) if done else (middle, high)
+            return stage.first_sample + high * stage.batch
+        before.append((stage.steps, lr, stage.batch))
+    return None

@@ -1,0 +1,82 @@
+"""The proof that users can run: one update over several factorisations of its batch gives the same parameters."""
+
+import copy
+from dataclasses import replace
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from distgrow.config import Run
+from distgrow.data import DirectLoader, Positions
+from distgrow.engine.torch import TorchEngine
+from distgrow.plan import Plan, split
+from distgrow.progress import Progress
+from distgrow.spec import ConfigError
+from distgrow.tasks import Task
+from distgrow.world import World, joined
+
+TOLERANCE = {"float64": 1e-10, "float32": 1e-4, "bfloat16": 1e-1}
+
+
+def factorisations(batch: int) -> list[tuple[int, int]]:
+    """At least five (world, max_micro) pairs for a batch of at least 8, ragged ones among them."""
+    wanted = [(1, batch), (1, 7), (2, batch), (2, 3), (3, 5), (4, 2), (5, batch), (7, 2), (8, 3), (batch, 1)]
+    fitting: dict[tuple[int, int, int], tuple[int, int]] = {}
+    for world, max_micro in wanted:
+        try:
+            micro, accum = split(batch, world, max_micro)
+        except ConfigError:
+            continue
+        fitting.setdefault((world, micro, accum), (world, max_micro))
+    return list(fitting.values())
+
+
+def updated(run: Run, task: Task, plan: Plan) -> torch.Tensor:
+    """All parameters, flat, after one update of a copy of the model: every rank's part, one rank after the other."""
+    model = copy.deepcopy(task.model)
+    positions = Positions(task.train, seed=run.run.seed, collate=task.collate)
+    with joined(run.engine.device) as world:
+        engine = TorchEngine(
+            model, task.loss, spec=run.engine, optimizer=run.optimizer, world=World(device=world.device)
+        )
+        for rank in range(plan.world):
+            loader = DirectLoader(positions, rank)
+            engine.accumulate(plan, loader.draw(Progress(), plan))
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                parameter.grad /= plan.world  # as DDP's all-reduce averages over ranks
+        engine.step(plan.lr)
+    return torch.cat([parameter.detach().double().flatten().cpu() for parameter in model.parameters()])
+
+
+def verify(run: Run) -> bool:
+    """Print the relative parameter difference of every factorisation; whether all are within the tolerance."""
+    torch.manual_seed(run.run.seed)
+    task = run.task.build(run.model)
+    first = run.controller(1).plan(Progress())
+    start = torch.cat([parameter.detach().double().flatten() for parameter in task.model.parameters()])
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in ("world × micro × accum", "relative difference", "of the update"):
+        table.add_column(name, justify="right")
+    worst, reference = 0.0, None
+    for world, max_micro in factorisations(first.batch):
+        micro, accum = split(first.batch, world, max_micro)
+        after = updated(run, task, replace(first, world=world, micro=micro, accum=accum))
+        reference = after if reference is None else reference
+        apart = (after - reference).norm()
+        difference = float(apart / reference.norm())
+        worst = max(worst, difference)
+        table.add_row(f"{world} × {micro} × {accum}", f"{difference:.2e}", f"{apart / (reference - start).norm():.2e}")
+    return _told(run, table, worst, task.model)
+
+
+def _told(run: Run, table: Table, worst: float, model: nn.Module) -> bool:
+    limit = TOLERANCE[run.engine.precision]
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(f"largest relative parameter difference: {worst:.3e} ({run.engine.precision}; at most {limit:g})")
+    if worst > limit and any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
+        console.print("BatchNorm's statistics are those of the micro-batch: model.norm=group does not depend on it")
+    return worst <= limit
