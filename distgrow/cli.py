@@ -38,7 +38,7 @@ def train(
         from distgrow import cluster
 
         run.controller(run.launch.workers).check()
-        raise typer.Exit(cluster.train(run, resume=resume))
+        cluster.train(run, resume=resume)
     elif run.launch.workers > 1:
         run.controller(run.launch.workers).check()
         raise typer.Exit(run_group(run.launch.workers, ["train", config, *(overrides or ()), *["--resume"] * resume]))

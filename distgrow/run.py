@@ -79,16 +79,26 @@ class RunFolder:
         self.metrics = self.path / "metrics.jsonl"
         self.checkpoints = self.path / "checkpoints"
         self.tensorboard = self.path / "tensorboard"
+        self.ray = self.path / ".ray"
+        self._stop = self.path / ".stop"
         self._lock = FileLock(self.path / ".lock")
 
-    def create(self, settings: Mapping[str, Any]) -> None:
-        """Make the folder for a new run; RunError where it holds one already."""
+    def check(self, *, resume: bool) -> None:
+        """RunError where there is no run to resume, or where a new one would overwrite something."""
         with storing(self.path):
-            if self.path.exists() and any(file for file in self.path.iterdir() if file.name != ".lock"):
+            if resume and not self.config.is_file():
+                raise RunError(f"run.dir={self.path} holds no run to resume; start it without --resume")
+            taken = self.path.exists() and any(not file.name.startswith(".") for file in self.path.iterdir())
+            if taken and not resume:
                 raise RunError(
                     f"run.dir={self.path} exists already and is never overwritten: "
                     "continue it with --resume, or choose another run.dir"
                 )
+
+    def create(self, settings: Mapping[str, Any]) -> None:
+        """Make the folder for a new run; RunError where it holds one already."""
+        self.check(resume=False)
+        with storing(self.path):
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             partial = self.config.with_suffix(".tmp")
             partial.write_text(yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True))
@@ -96,8 +106,7 @@ class RunFolder:
 
     def reopen(self, settings: Mapping[str, Any]) -> None:
         """Check that the folder holds a run with these settings; RunError names every key that differs."""
-        if not self.config.is_file():
-            raise RunError(f"run.dir={self.path} holds no run to resume; start it without --resume")
+        self.check(resume=True)
         before = yaml.safe_load(self.config.read_text())
         differing = [f"{key}: {old!r} in the folder, {new!r} now" for key, old, new in differences(before, settings)]
         if differing:
@@ -116,6 +125,16 @@ class RunFolder:
                 raise RunError(
                     f"run.dir={self.path} is being written by another process; wait for it or choose another run.dir"
                 ) from None
+
+    def request_stop(self) -> None:
+        """Ask the run that is writing here to checkpoint and end; for who cannot send it SIGTERM."""
+        self._stop.touch()
+
+    def stop_requested(self) -> bool:
+        """Whether somebody has asked; the request is used up."""
+        asked = self._stop.exists()
+        self._stop.unlink(missing_ok=True)
+        return asked
 
     def unlock(self) -> None:
         """Let others write here again."""

@@ -80,10 +80,8 @@ def exponent(growth: float, lr_factor: float, steps_factor: float) -> float:
     2 ln(τδ)/ln(τγ) if τγ² ≤ δ, else 2 ln(τδ)/ln(δ/γ); at least 4, with equality iff δ = τγ². inf where the bound
     has a floor (the logarithm is not positive).
     """
-    if steps_factor * lr_factor**2 <= growth:
-        slowest = steps_factor * lr_factor
-    else:
-        slowest = growth / lr_factor
+    below = steps_factor * lr_factor**2 <= growth
+    slowest = steps_factor * lr_factor if below else growth / lr_factor
     return 2 * math.log(steps_factor * growth) / math.log(slowest) if slowest > 1 else math.inf
 
 

@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -174,7 +174,8 @@ class _Job:
 
     def train(self, progress: Progress) -> Result:
         """The path of every global batch, until the budget is spent or somebody asks to stop."""
-        with stop_requests() as stop_requested:
+        stop_requested = StopRequests(self.folder)
+        with stop_requested.watched():
             while not self.controller.done(progress):
                 progress = self.controller.advance(progress)
                 plan = self.controller.plan(progress)
@@ -288,15 +289,28 @@ class _Clock:
         return self.before + time.monotonic() - self.began
 
 
-@contextmanager
-def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Whether SIGTERM has come; its usual effect is held back meanwhile. In a thread (Ray) nothing is caught."""
-    requested = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield requested.is_set
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: requested.set())
-    try:
-        yield requested.is_set
-    finally:
-        signal.signal(signal.SIGTERM, before)
+class StopRequests:
+    """Whether SIGTERM has come, or somebody asked through the run's folder (looked at once a second)."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder, self._signalled, self._next_look = folder, threading.Event(), 0.0
+
+    def __call__(self) -> bool:
+        now = time.monotonic()
+        if now >= self._next_look:
+            self._next_look = now + 1.0
+            if self._folder.stop_requested():
+                self._signalled.set()
+        return self._signalled.is_set()
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """SIGTERM's usual effect is held back meanwhile; in a thread (as in a Ray worker) it cannot be caught."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = signal.signal(signal.SIGTERM, lambda *_: self._signalled.set())
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)

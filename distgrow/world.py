@@ -110,10 +110,15 @@ def _pick(device: Device, local_rank: int) -> torch.device:
         raise ConfigError("engine.device=cuda, but torch sees no GPU here; use auto or cpu")
     if local_rank >= torch.cuda.device_count():
         raise ConfigError(
-            f"this host has {torch.cuda.device_count()} GPUs, fewer than the ranks started on it; start one rank per GPU"
+            f"this host has {torch.cuda.device_count()} GPUs, fewer than its ranks; start one rank per GPU"
         )
     torch.cuda.set_device(local_rank)
     return torch.device("cuda", local_rank)
+
+
+def named_ray_cluster() -> str | None:
+    """The Ray cluster that the environment names, as `ray job submit` does for its drivers."""
+    return os.environ.get("RAY_ADDRESS")
 
 
 def is_first() -> bool:
@@ -131,9 +136,14 @@ def run_group(workers: int, arguments: Sequence[str]) -> int:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     config = LaunchConfig(
-        min_nodes=1, max_nodes=1, nproc_per_node=workers, rdzv_backend="c10d", rdzv_endpoint="localhost:0", run_id="distgrow",
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=workers,
+        run_id="distgrow",
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
         max_restarts=0,
-    )  # fmt: skip
+    )
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
     try:
         elastic_launch(config, sys.executable)("-m", "distgrow", *arguments)
