@@ -31,9 +31,9 @@ class Ledger:
 class Outcome:
     """What one update did, equal on every rank."""
 
-    applied: bool  #: False: the gradient was not finite and no parameter moved
-    loss: float  #: mean loss over the B samples of the global batch
-    grad_norm: float  #: Euclidean norm of the mean gradient, before clipping
+    applied: bool = True  #: False: the gradient was not finite and no parameter moved
+    loss: float = math.nan  #: mean loss over the B samples of the global batch
+    grad_norm: float = math.nan  #: Euclidean norm of the mean gradient, before clipping
 
 
 class Batched(Protocol):

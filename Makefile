@@ -1,0 +1,51 @@
+# Everything is kept in .venv; `make demo` and `make test` set it up by themselves.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: help setup demo test test-gpu check format bench clean
+
+help:
+	@echo "make demo     set up, train the digits, write a report"
+	@echo "make test     set up, run the tests"
+	@echo "make check    lint, types, layers"
+	@echo "make format   format the code"
+	@echo "make bench    the benchmarks of benchmarks/README.md"
+	@echo "make clean    remove .venv and what the demo wrote"
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt 'torch==2.13.0'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all,dev]'
+	touch $(READY)
+
+demo: $(READY)
+	rm -rf runs/demo
+	$(BIN)/distgrow plan configs/digits.yaml run.dir=runs/demo
+	$(BIN)/distgrow train configs/digits.yaml run.dir=runs/demo
+	$(BIN)/distgrow report runs/demo
+
+test: $(READY)
+	$(BIN)/pytest
+
+test-gpu: $(READY)
+	$(BIN)/pytest -m gpu
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --warnings
+	$(BIN)/lint-imports
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY)
+	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/loader.py
+
+clean:
+	rm -rf .venv runs/demo

@@ -1,0 +1,102 @@
+"""distgrow: training whose batch size and learning rate grow by a schedule, with every gradient evaluation counted.
+
+Names load their modules when they are first used, so that `import distgrow` loads no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from distgrow.controller import Controller
+    from distgrow.engine import SGD, AdamW, Torch
+    from distgrow.library import (
+        batches,
+        budget,
+        constant,
+        constant_lr,
+        every,
+        exponential,
+        factor_lr,
+        increase,
+        linear,
+        linear_lr,
+        optimal,
+        power_lr,
+        seesaw,
+        sqrt_lr,
+    )
+    from distgrow.lr import LR, WSD, Cosine, StepDecay
+    from distgrow.order import Order
+    from distgrow.plan import Plan, split
+    from distgrow.progress import Ledger, Outcome, Progress
+    from distgrow.run import RunSpec
+    from distgrow.schedule import Budget
+    from distgrow.spec import ConfigError
+    from distgrow.tasks import Task
+    from distgrow.train import Result, fit
+
+_HOMES = {
+    "controller": ("Controller",),
+    "engine": ("SGD", "AdamW", "Torch"),
+    "library": (
+        "batches", "budget", "constant", "constant_lr", "every", "exponential", "factor_lr", "increase", "linear",
+        "linear_lr", "optimal", "power_lr", "seesaw", "sqrt_lr",
+    ),
+    "lr": ("LR", "WSD", "Cosine", "StepDecay"),
+    "order": ("Order",),
+    "plan": ("Plan", "split"),
+    "progress": ("Ledger", "Outcome", "Progress"),
+    "run": ("RunSpec",),
+    "schedule": ("Budget",),
+    "spec": ("ConfigError",),
+    "tasks": ("Task",),
+    "train": ("Result", "fit"),
+}  # fmt: skip
+
+__all__ = [
+    "LR",
+    "SGD",
+    "WSD",
+    "AdamW",
+    "Budget",
+    "ConfigError",
+    "Controller",
+    "Cosine",
+    "Ledger",
+    "Order",
+    "Outcome",
+    "Plan",
+    "Progress",
+    "Result",
+    "RunSpec",
+    "StepDecay",
+    "Task",
+    "Torch",
+    "batches",
+    "budget",
+    "constant",
+    "constant_lr",
+    "every",
+    "exponential",
+    "factor_lr",
+    "fit",
+    "increase",
+    "linear",
+    "linear_lr",
+    "optimal",
+    "power_lr",
+    "seesaw",
+    "split",
+    "sqrt_lr",
+]
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"distgrow.{module}"), name)
+    raise AttributeError(f"module 'distgrow' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,24 @@
+"""A distgrow run as a script for Ray: `ray submit cluster.yaml launch/ray_train.py -- CONFIG a.b=c …` on a cluster of
+your own, `ray job submit --working-dir . -- python launch/ray_train.py CONFIG a.b=c …` anywhere.
+
+Without arguments it trains configs/digits.yaml. The number of ranks is launch.workers; run.dir must be on storage that
+every host sees (NFS, EFS …) when the workers are on several hosts.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the checkout that was shipped, installed or not
+
+from distgrow.cli import main  # noqa: E402
+
+
+def arguments(given: list[str]) -> list[str]:
+    """The command line of `distgrow train` with Ray as its launcher."""
+    config, overrides = (given[0], given[1:]) if given else ("configs/digits.yaml", [])
+    return ["distgrow", "train", config, "launch.kind=ray", *overrides]
+
+
+if __name__ == "__main__":
+    sys.argv = arguments(sys.argv[1:])
+    main()

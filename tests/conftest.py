@@ -1,0 +1,111 @@
+"""What all tests share: a command line in its own process, runs to compare, and guards against leaks."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = [
+    "growth={kind: exponential, start: 8, factor: 2, cap: 32}",
+    "stages={every: {samples: 300}}",
+    "budget={samples: 1500}",
+    "run.eval.every_epochs=100",
+]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A command that has ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+class Commands:
+    """`distgrow …` in processes of their own, with one thread each, from a scratch folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder)}
+
+    def start(self, *words: str, module: tuple[str, ...] = ("distgrow",)) -> "subprocess.Popen[str]":
+        """Start a command and do not wait for it."""
+        return subprocess.Popen(
+            [sys.executable, "-m", *module, *words],
+            cwd=self.folder,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def __call__(self, *words: str, module: tuple[str, ...] = ("distgrow",), timeout_s: float = 120) -> Finished:
+        """Run a command to its end."""
+        process = self.start(*words, module=module)
+        try:
+            out, err = process.communicate(timeout=timeout_s)
+        finally:
+            process.kill()
+        return Finished(process.returncode, out, err)
+
+    def train(self, run: str, *overrides: str, resume: bool = False, workers: int = 1) -> Finished:
+        """`distgrow train` of the digits, tiny, in the folder `run`; torchrun where there are several workers."""
+        words = ["train", str(ROOT / "configs/digits.yaml"), *TINY, f"run.dir={run}", *overrides]
+        words += ["--resume"] * resume
+        return self(*words, module=torchrun(workers))
+
+
+def torchrun(workers: int) -> tuple[str, ...]:
+    """The modules that `python -m` runs for so many ranks."""
+    if workers == 1:
+        return ("distgrow",)
+    return ("torch.distributed.run", "--standalone", "--nproc-per-node", str(workers), "-m", "distgrow")
+
+
+@pytest.fixture
+def distgrow(tmp_path: Path) -> Commands:
+    """The command line, in a scratch folder."""
+    return Commands(tmp_path)
+
+
+def parameters(run: Path) -> Any:
+    """All parameters and buffers of a run's last checkpoint, flat, float64."""
+    import torch
+
+    last = max((run / "checkpoints").glob("step-*"))
+    state = torch.load(last / "engine.pt", weights_only=True)["model"]
+    return torch.cat([tensor.double().flatten() for tensor in state.values()])
+
+
+def ledger(run: Path) -> dict[str, int]:
+    """The ledger of a run's last checkpoint."""
+    last = max((run / "checkpoints").glob("step-*"))
+    return json.loads((last / "progress.json").read_text())["ledger"]
+
+
+def events(run: Path, kind: str) -> list[dict[str, Any]]:
+    """The events of one kind in a run's metrics.jsonl, read as another program would."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["event"] == kind]
+
+
+@pytest.fixture(autouse=True)
+def nothing_leaks() -> Iterator[None]:
+    """No test leaves environment variables, threads or a process group behind."""
+    environment, threads = dict(os.environ), set(threading.enumerate())
+    yield
+    changed = {key for key in {*environment, *os.environ} if environment.get(key) != os.environ.get(key)}
+    assert not changed - {"PYTEST_CURRENT_TEST"}, f"environment changed: {changed}"
+    left = [thread for thread in set(threading.enumerate()) - threads if thread.is_alive() and not thread.daemon]
+    assert not left, f"threads left running: {left}"
+    if torch := sys.modules.get("torch"):
+        assert not torch.distributed.is_initialized(), "a process group was left behind"
