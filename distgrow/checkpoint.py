@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable
 from pathlib import Path
 
 from distgrow.engine import Engine
@@ -62,16 +61,16 @@ def stored(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
 
 
-def newest(folder: Path, report: Callable[[str], None]) -> tuple[Path, Progress]:
-    """The newest intact checkpoint; damaged ones are named to `report`. RunError where none is intact."""
-    found = stored(folder)
-    for path in reversed(found):
+def newest(folder: Path) -> tuple[Path, Progress, list[str]]:
+    """The newest intact checkpoint, and what is wrong with each newer one. RunError where none is intact."""
+    damaged: list[str] = []
+    for path in reversed(stored(folder)):
         damage = check(path)
         if damage is None:
-            return path, Progress.from_dict(json.loads((path / _PROGRESS).read_text()))
-        report(f"checkpoint {path} is damaged and not used: {damage}")
+            return path, Progress.from_dict(json.loads((path / _PROGRESS).read_text())), damaged
+        damaged.append(f"{path.name}: {damage}")
     raise RunError(
-        f"{folder} holds no intact checkpoint ({len(found)} damaged); "
+        f"{folder} holds no intact checkpoint ({'; '.join(damaged) or 'none was written'}); "
         "start again in another run.dir, or restore the folder from a copy"
     )
 

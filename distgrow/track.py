@@ -126,8 +126,12 @@ class Terminal:
         kind = event["event"]
         if kind == "step":
             self._step(event)
+        elif kind == "eval":
+            self._console.print(_evaluation(event))
         elif kind in _SHOWN:
-            self._console.print(_SHOWN[kind].format_map(event) if kind != "eval" else _evaluation(event))
+            for damage in event.get("damaged", ()):
+                self._console.print(f"damaged and not used: {damage}")
+            self._console.print(_SHOWN[kind].format_map(event))
 
     def close(self) -> None:
         """Leave the last line standing."""
@@ -150,7 +154,6 @@ _SHOWN = {
     "start": "run {dir}: world {world}, {budget_samples} samples to go",
     "resume": "resumed from {checkpoint} at step {step}",
     "stage": "stage {stage}: batch {batch} = {world} × {micro} × {accum}, lr {lr:.4g}, from epoch {epoch:.2f}",
-    "eval": "",
     "skip": "step {step}: the gradient was not finite; {batch} samples skipped",
     "end": "{reason}: {step} updates, {sfo} gradient evaluations, {time_s:.1f} s",
 }

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -158,18 +159,20 @@ class _Job:
     def resume(self) -> Result:
         """The run goes on from its newest intact checkpoint, charged with what it had done beyond that."""
 
-        def find() -> tuple[Any, Progress, float]:
-            path, progress = checkpoint.newest(self.folder.checkpoints, self.warn)
+        def find() -> tuple[Path, Progress, list[str], float]:
+            path, progress, damaged = checkpoint.newest(self.folder.checkpoints)
             checkpoint.clean(self.folder.checkpoints, keep=self.run.checkpoint.keep)
             lost = max(0, last_total(self.folder.metrics) - progress.ledger.total)
             events = read_events(self.folder.metrics)
-            return path, progress.replaying(lost), max((e.get("time_s", 0.0) for e in events), default=0.0)
+            seconds = max((event.get("time_s", 0.0) for event in events), default=0.0)
+            return path, progress.replaying(lost), damaged, seconds
 
-        path, progress, seconds = self.world.once(find)
+        path, progress, damaged, seconds = self.world.once(find)
         self.engine.load(path)
         self.clock, self.charged = _Clock(seconds), progress.ledger.total
         self.saved_step = progress.step
-        self.event("resume", progress, checkpoint=path.name, sfo_replayed=progress.ledger.replayed)
+        replayed = progress.ledger.replayed
+        self.event("resume", progress, checkpoint=path.name, damaged=damaged, sfo_replayed=replayed)
         return self.train(progress)
 
     def train(self, progress: Progress) -> Result:
@@ -269,10 +272,6 @@ class _Job:
         """Any other line of metrics.jsonl."""
         place = {"event": kind, "step": progress.step, "samples": progress.samples, "time_s": self.clock()}
         self.track.log({**place, **values})
-
-    def warn(self, message: str) -> None:
-        """Tell a person and the record."""
-        self.event("warning", Progress(), message=message)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the checkout that was shipped, installed or not
 
-from distgrow.cli import main  # noqa: E402
+from distgrow.cli import main
 
 
 def arguments(given: list[str]) -> list[str]:

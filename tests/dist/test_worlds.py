@@ -1,0 +1,94 @@
+"""The same run over different worlds, micro-batches and launchers."""
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import Commands, events, ledger, parameters
+
+
+def spy_package(folder: Path) -> None:
+    """A user's own package outside the repository: a linear model, and a data set that notes what it is asked for."""
+    package = folder / "spies"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "task.py").write_text(
+        """
+import os
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+class Noted:
+    def __init__(self, log, rows=200):
+        generator = torch.Generator().manual_seed(1)
+        self.x = torch.randn(rows, 5, generator=generator, dtype=torch.float64)
+        self.y = self.x @ torch.arange(5.0, dtype=torch.float64) + torch.randn(rows, generator=generator)
+        self.log = log
+    def __len__(self):
+        return len(self.x)
+    def __getitem__(self, index):
+        with open(f"{self.log}.{os.environ.get('RANK', 0)}", "a") as file:
+            file.write(f"{index}\\n")
+        return self.x[index], self.y[index] + 0.1 * torch.randn(())
+
+def make(log):
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 1))
+    return model, lambda model, batch: F.mse_loss(model(batch[0]).squeeze(-1), batch[1]), Noted(log)
+"""
+    )
+
+
+def spied(distgrow: Commands, run: str, *overrides: str, workers: int = 1) -> list[int]:
+    """Train the user's own task; the sample ids that were consumed, sorted."""
+    code = distgrow.train(
+        run,
+        "task={kind: target, target: 'spies.task:make', args: {log: " + run + ".log}}",
+        "model=null",
+        "engine.precision=float64",
+        "budget={samples: 600}",
+        *overrides,
+        workers=workers,
+    )
+    assert code.code == 0, code.err
+    return sorted(int(i) for f in distgrow.folder.glob(f"{run}.log.*") for i in f.read_text().split())
+
+
+def test_worlds_and_micro_batches_give_the_same_parameters_samples_and_ledger(distgrow: Commands) -> None:
+    spy_package(distgrow.folder)
+    consumed = spied(distgrow, "one")
+    assert consumed == sorted(list(range(200)) * 3)  # three epochs, each sample once in each
+    for run, workers, max_micro in [("two", 2, 64), ("three", 3, 5), ("four", 4, 2), ("small", 1, 3)]:
+        assert spied(distgrow, run, f"engine.max_micro={max_micro}", workers=workers) == consumed
+        one, other = parameters(distgrow.folder / "one"), parameters(distgrow.folder / run)
+        assert (one - other).norm() <= 1e-10 * one.norm(), run
+        assert ledger(distgrow.folder / run) == ledger(distgrow.folder / "one")
+        assert {step["world"] for step in events(distgrow.folder / run, "step")} == {workers}
+
+
+def test_local_workers_are_the_same_as_torchrun(distgrow: Commands) -> None:
+    assert distgrow.train("torchrun", workers=2).code == 0
+    assert distgrow.train("local", "launch.workers=2").code == 0
+    assert (parameters(distgrow.folder / "torchrun") == parameters(distgrow.folder / "local")).all()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_loader_processes_change_nothing(distgrow: Commands, workers: int) -> None:
+    assert distgrow.train("direct", workers=workers).code == 0
+    assert distgrow.train("ahead", "run.loader.workers=2", workers=workers).code == 0
+    assert (parameters(distgrow.folder / "direct") == parameters(distgrow.folder / "ahead")).all()
+
+
+def test_every_step_line_is_what_the_design_promises(distgrow: Commands) -> None:
+    assert distgrow.train("run", workers=2).code == 0
+    steps = events(distgrow.folder / "run", "step")
+    keys = "step samples epoch stage batch micro accum world lr loss grad_norm grad_sq noise_trace noise_scale sfo "
+    keys += "sfo_applied sfo_skipped sfo_replayed sfo_discarded sfo_probe time_s samples_per_s event"
+    assert all(set(step) == set(keys.split()) for step in steps)
+    assert [step["step"] for step in steps] == list(range(1, len(steps) + 1))
+    assert [step["sfo"] for step in steps] == [sum(s["batch"] for s in steps[: k + 1]) for k in range(len(steps))]
+    assert all(step["world"] * step["micro"] * step["accum"] >= step["batch"] for step in steps)
+    assert steps[-1]["sfo_applied"] == 1500
+    assert "NaN" not in (distgrow.folder / "run/metrics.jsonl").read_text()
+    assert json.loads((distgrow.folder / "run/metrics.jsonl").read_text().splitlines()[-1])["event"] == "end"
