@@ -1,0 +1,125 @@
+"""The same run on real local Ray clusters: the verb, `ray job submit`, and failures."""
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("ray", reason="needs the extra 'ray'")
+
+from conftest import ROOT, TINY, Commands, events, ledger, parameters
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
+RAY = ("launch.kind=ray", "launch.workers=2")
+
+
+def free_port() -> int:
+    """A port that nothing listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """A Ray cluster of this one host, started as an operator would; the environment that names it."""
+    port, dashboard = free_port(), free_port()
+    ray = str(Path(sys.executable).parent / "ray")
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    environment = {**os.environ, **token, "OMP_NUM_THREADS": "1"}
+    subprocess.run(
+        [ray, "start", "--head", f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=2",
+         "--node-ip-address=127.0.0.1", "--disable-usage-stats", f"--temp-dir={tmp_path_factory.mktemp('ray')}"],
+        env=environment, check=True, capture_output=True, timeout=120,
+    )  # fmt: skip
+    try:
+        yield {**token, "RAY_ADDRESS": f"127.0.0.1:{port}", "DASHBOARD": f"http://127.0.0.1:{dashboard}"}
+    finally:
+        subprocess.run([ray, "stop", "--force"], env=environment, check=True, capture_output=True, timeout=60)
+
+
+def test_a_local_ray_gives_the_parameters_and_ledger_of_torchrun(distgrow: Commands) -> None:
+    assert distgrow.train("torchrun", workers=2).code == 0
+    finished = distgrow.train("ray", *RAY)
+    assert finished.code == 0, finished.err
+    assert (parameters(distgrow.folder / "torchrun") == parameters(distgrow.folder / "ray")).all()
+    assert ledger(distgrow.folder / "torchrun") == ledger(distgrow.folder / "ray")
+    assert {step["world"] for step in events(distgrow.folder / "ray", "step")} == {2}
+
+
+def test_a_job_submitted_with_its_working_directory_gives_the_parameters_of_torchrun(
+    distgrow: Commands, cluster: dict[str, str]
+) -> None:
+    run = distgrow.folder / "submitted"
+    shipped = distgrow.folder / "checkout"
+    shipped.mkdir()
+    for part in ("distgrow", "launch", "configs"):
+        subprocess.run(["cp", "-r", str(ROOT / part), str(shipped)], check=True)
+    submitted = subprocess.run(
+        [str(Path(sys.executable).parent / "ray"), "job", "submit", "--address", cluster["DASHBOARD"],
+         "--working-dir", str(shipped), "--", sys.executable, "launch/ray_train.py", "configs/digits.yaml",
+         *TINY,
+         f"run.dir={run}", "launch.workers=2"],
+        env={**os.environ, **cluster, "RAY_ADDRESS": cluster["DASHBOARD"]},
+        capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert submitted.returncode == 0, submitted.stdout + submitted.stderr
+    assert distgrow.train("torchrun", workers=2).code == 0
+    assert (parameters(distgrow.folder / "torchrun") == parameters(run)).all()
+
+
+def test_a_worker_that_raises_ends_the_run_with_its_error_first(distgrow: Commands, cluster: dict[str, str]) -> None:
+    (distgrow.folder / "rotten.py").write_text(
+        """
+import torch
+from torch import nn
+from torch.distributed import get_rank
+
+class Data:
+    def __len__(self):
+        return 100
+    def __getitem__(self, index):
+        if get_rank() == 1 and index == 50:
+            raise ArithmeticError("sample 50 is rotten")
+        return torch.ones(3)
+
+def make():
+    return nn.Linear(3, 1), lambda model, batch: model(batch).square().mean(), Data()
+"""
+    )
+    distgrow.environment.update(cluster)
+    finished = distgrow.train("run", "task={kind: target, target: 'rotten:make'}", "model=null", *RAY)
+    assert finished.code == 1
+    told = finished.err[finished.err.index("RuntimeError: worker 1 failed first") :]
+    assert "ArithmeticError: sample 50 is rotten" in told
+    assert not events(distgrow.folder / "run", "end")
+
+
+def test_bad_input_that_only_workers_meet_is_a_message_and_code_2(distgrow: Commands, cluster: dict[str, str]) -> None:
+    distgrow.environment.update(cluster)
+    assert distgrow.train("run", *RAY).code == 0
+    finished = distgrow.train("run", *RAY, "lr.base=0.3", resume=True)
+    assert finished.code == 2
+    assert finished.err.rstrip().splitlines()[-1].strip() == "lr.base: 0.1 in the folder, 0.3 now"
+
+
+def test_sigterm_to_the_driver_is_a_checkpoint_and_exit_code_0(distgrow: Commands, cluster: dict[str, str]) -> None:
+    distgrow.environment.update(cluster)
+    config = str(ROOT / "configs/digits.yaml")
+    process = distgrow.start("train", config, "run.dir=run", *RAY, "budget={epochs: 4000}")
+    metrics = distgrow.folder / "run/metrics.jsonl"
+    deadline = time.monotonic() + 100
+    while not (metrics.exists() and '"step": 20,' in metrics.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert events(distgrow.folder / "run", "end")[0]["reason"] == "stopped by SIGTERM"
+    assert ledger(distgrow.folder / "run")["applied"] == events(distgrow.folder / "run", "end")[0]["samples"]
