@@ -100,11 +100,12 @@ def events(run: Path, kind: str) -> list[dict[str, Any]]:
 
 @pytest.fixture(autouse=True)
 def nothing_leaks() -> Iterator[None]:
-    """No test leaves environment variables, threads or a process group behind."""
+    """No test leaves a launcher's environment variables, threads or a process group behind."""
     environment, threads = dict(os.environ), set(threading.enumerate())
     yield
-    changed = {key for key in {*environment, *os.environ} if environment.get(key) != os.environ.get(key)}
-    assert not changed - {"PYTEST_CURRENT_TEST"}, f"environment changed: {changed}"
+    watched = ("RANK", "WORLD_", "LOCAL_", "MASTER_", "OMP_", "RAY_", "GLOO_", "NCCL_", "CUDA_")
+    changed = {k for k in {*environment, *os.environ} if environment.get(k) != os.environ.get(k)}
+    assert not [key for key in changed if key.startswith(watched)], f"environment changed: {changed}"
     left = [thread for thread in set(threading.enumerate()) - threads if thread.is_alive() and not thread.daemon]
     assert not left, f"threads left running: {left}"
     if torch := sys.modules.get("torch"):
