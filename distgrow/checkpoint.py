@@ -62,7 +62,7 @@ def stored(folder: Path) -> list[Path]:
 
 
 def newest(folder: Path) -> tuple[Path, Progress, list[str]]:
-    """The newest intact checkpoint, and what is wrong with each newer one. RunError where none is intact."""
+    """The newest intact checkpoint, and what is wrong with each newer one. RunError where all are damaged."""
     damaged: list[str] = []
     for path in reversed(stored(folder)):
         damage = check(path)
@@ -70,7 +70,7 @@ def newest(folder: Path) -> tuple[Path, Progress, list[str]]:
             return path, Progress.from_dict(json.loads((path / _PROGRESS).read_text())), damaged
         damaged.append(f"{path.name}: {damage}")
     raise RunError(
-        f"{folder} holds no intact checkpoint ({'; '.join(damaged) or 'none was written'}); "
+        f"{folder} holds no intact checkpoint ({'; '.join(damaged)}); "
         "start again in another run.dir, or restore the folder from a copy"
     )
 

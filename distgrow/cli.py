@@ -30,17 +30,18 @@ def train(
 ) -> None:
     """Train, in this process, in the group that torchrun made, or through Ray (launch.kind=ray)."""
     run = load(config, overrides or ())
+    from distgrow.outlook import warn
     from distgrow.world import launched, run_group  # torch takes a second to load; a typo is told before that
 
     if launched():
         _fit_in_group(run, resume=resume)
-    elif run.launch.kind == "ray":
+        return
+    warn(run, run.launch.workers)
+    if run.launch.kind == "ray":
         from distgrow import cluster
 
-        run.controller(run.launch.workers).check()
         cluster.train(run, resume=resume)
     elif run.launch.workers > 1:
-        run.controller(run.launch.workers).check()
         raise typer.Exit(run_group(run.launch.workers, ["train", config, *(overrides or ()), *["--resume"] * resume]))
     else:
         run.fit(resume=resume)

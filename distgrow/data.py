@@ -1,6 +1,7 @@
 """Loader: draws exactly the rows of a plan, prefetching ahead of the cursor; knows nothing of why a plan is so."""
 
 import random
+import signal
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -106,6 +107,7 @@ class PrefetchingLoader:
             prefetch_factor=prefetch,
             persistent_workers=True,
             pin_memory=pin,
+            worker_init_fn=_outlive_sigterm,
             generator=torch.Generator().manual_seed(positions.seed),
         )
         self._stream: Iterator[Any] | None = None
@@ -155,6 +157,11 @@ class _Sampler:
 
 def _as_dataset(positions: Positions) -> Dataset[Any]:
     return positions  # pyright: ignore[reportReturnType]
+
+
+def _outlive_sigterm(worker: int) -> None:
+    """SIGTERM is for the trainer, which still needs its workers until it has checkpointed (SLURM tells all)."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _as_is(batch: Any) -> Any:

@@ -49,6 +49,17 @@ def stages(controller: Controller) -> Iterator[Stage]:
         sample, step = sample + samples, step + steps
 
 
+def warn(run: Run, world: int) -> None:
+    """ConfigError where the run cannot be carried out; a warning where it would pass a known stability limit."""
+    controller = run.controller(world)
+    controller.check()
+    if run.theory is not None:
+        for stage in stages(controller):
+            for problem in unstable(run.theory, controller, stage):
+                Console(stderr=True, highlight=False, soft_wrap=True).print(f"warning: {problem}", markup=False)
+                return
+
+
 def show(run: Run, world: int, rows: int) -> bool:
     """Print the table to standard output, problems to standard error; whether the plan can be carried out.
 

@@ -189,7 +189,7 @@ class TensorBoard:
         if event["event"] in ("step", "eval"):
             for key, value in event.items():
                 if isinstance(value, int | float) and key not in ("step", "samples", "sfo", "time_s"):
-                    self._writer.add_scalar(f"{event['event']}/{key}", value, event["samples"])
+                    self._writer.add_scalar(f"{event['event']}/{key}", value, event["sfo"])
 
     def close(self) -> None:
         """Close the files."""

@@ -22,7 +22,7 @@ from distgrow.plan import Plan
 from distgrow.progress import Outcome, Progress
 from distgrow.run import RunFolder, RunSpec, TrainingFailed
 from distgrow.schedule import Budget, Growth, Stages
-from distgrow.spec import Spec
+from distgrow.spec import ConfigError, Spec
 from distgrow.tasks import Task
 from distgrow.track import JSONL, NullTracker, Terminal, Tracker, Trackers, last_total, read_events, step_event
 from distgrow.track import tensorboard as tensorboard_tracker
@@ -75,6 +75,8 @@ def fit(
     }
     settings = {**(about or {}), **{name: spec.model_dump(mode="json") for name, spec in specs.items()}}
     engine, run = engine or Torch(), run or RunSpec()
+    if test is not None and len(test) == 0:
+        raise ConfigError("the test set is empty; leave it out, or give it samples")
     with joined(engine.device) as world:
         controller = Controller(
             growth=growth,
@@ -97,7 +99,7 @@ def fit(
             loader = build_loader(task, controller, world, run)
             with tracking(folder, world, samples) as tracker:
                 job = _Job(controller, machine, loader, task, tracker, folder, run, world)
-                return job.resume() if resume else job.begin(samples)
+                return job.resume(samples) if resume else job.begin(samples)
         finally:
             folder.unlock()
 
@@ -154,10 +156,13 @@ class _Job:
     def begin(self, samples: int) -> Result:
         """A new run, from its first sample."""
         self.event("start", Progress(), dir=str(self.folder.path), world=self.world.size, budget_samples=samples)
+        self.save(Progress())
         return self.train(Progress())
 
-    def resume(self) -> Result:
+    def resume(self, samples: int) -> Result:
         """The run goes on from its newest intact checkpoint, charged with what it had done beyond that."""
+        if not self.world.once(lambda: bool(checkpoint.stored(self.folder.checkpoints))):
+            return self.begin(samples)  # it was killed before it had begun
 
         def find() -> tuple[Path, Progress, list[str], float]:
             path, progress, damaged = checkpoint.newest(self.folder.checkpoints)

@@ -90,11 +90,11 @@ def test_workers_survive_growth() -> None:
 
 
 def test_loading_leaves_the_process_random_states_alone() -> None:
-    states = random.getstate(), torch.get_rng_state(), np.random.get_state()[1].tolist()
+    states = random.getstate(), torch.get_rng_state(), np.random.get_state(legacy=False)["state"]["key"].tolist()
     Positions(Noisy()).__getitems__(range(5))
     assert random.getstate() == states[0]
     assert torch.equal(torch.get_rng_state(), states[1])
-    assert np.random.get_state()[1].tolist() == states[2]
+    assert np.random.get_state(legacy=False)["state"]["key"].tolist() == states[2]
 
 
 @pytest.mark.parametrize("world", [1, 3, 60])
