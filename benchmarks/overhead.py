@@ -25,7 +25,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from distgrow import datasets, models
 from distgrow.controller import Controller
-from distgrow.data import DirectLoader, Positions
 from distgrow.engine import Torch
 from distgrow.engine.torch import TorchEngine
 from distgrow.lr import LR
@@ -34,7 +33,7 @@ from distgrow.run import RunFolder, RunSpec
 from distgrow.schedule import Budget, Constant, Every, Exponential, Growth, Stages
 from distgrow.tasks import Task
 from distgrow.track import JSONL, Event, NullTracker, Tracker
-from distgrow.train import Result, _Job
+from distgrow.train import Job, Result
 from distgrow.world import World, joined, launched
 
 LR_BASE = 0.02
@@ -180,7 +179,7 @@ class Stamps:
         self.inner.close()
 
 
-class Job(_Job):
+class Endless(Job):
     """The loop of a real run, which here ends without a checkpoint."""
 
     def finish(self, progress: Progress) -> Result:
@@ -190,7 +189,7 @@ class Job(_Job):
 
 def build_job(
     task: Task, world: World, growth: Growth, *, micro: int, folder: Path, stages: Stages | None = None
-) -> Job:
+) -> Endless:
     """All that fit() puts together, with metrics.jsonl in `folder` as the only tracker."""
     run = RunSpec(dir=str(folder))
     controller = Controller(
@@ -203,9 +202,8 @@ def build_job(
         max_micro=micro,
     )
     engine = TorchEngine(task.model, task.loss, spec=Torch(device="cpu", max_micro=micro), world=world)
-    loader = DirectLoader(Positions(task.train), world.rank)
     tracker = JSONL(folder / "metrics.jsonl") if world.rank == 0 else NullTracker()
-    return Job(controller, engine, loader, task, tracker, RunFolder(folder), run, world)
+    return Endless(task, controller, engine, tracker, RunFolder(folder), run, world)
 
 
 # ── the questions ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -215,7 +213,7 @@ def block(work: Callable[[], object], world: World) -> Block:
     """A block that begins on all ranks at once."""
 
     def run() -> float:
-        world.sum([0.0]).wait()
+        world.sum([0.0])
         began = time.perf_counter()
         work()
         return time.perf_counter() - began

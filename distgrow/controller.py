@@ -48,8 +48,7 @@ class Controller:
         object.__setattr__(self, "_span", span)
         object.__setattr__(self, "_trigger", self.growth.trigger(self.stages, self.lr, span))
         if not span.samples and not isinstance(self.lr.decay, NoDecay):
-            samples = sum(batch * updates for _, batch, updates in self.outline(Progress()))
-            object.__setattr__(self, "_span", Span(samples=samples, epoch=self.epoch))
+            object.__setattr__(self, "_span", Span(samples=self.samples(), epoch=self.epoch))
 
     def done(self, progress: Progress) -> bool:
         """Whether the budget is spent."""
@@ -87,6 +86,10 @@ class Controller:
             assert stride.plan.batch == batch
             yield stride
             progress = progress.repeat(batch, updates)
+
+    def samples(self) -> int:
+        """Samples that the whole run applies if no update is skipped."""
+        return sum(batch * updates for _, batch, updates in self.outline(Progress()))
 
     def check(self) -> None:
         """ValueError with every constraint that the run to come would violate, one a line."""

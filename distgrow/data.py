@@ -1,7 +1,9 @@
 """Loader: draws exactly the rows of a plan, prefetching ahead of the cursor; knows nothing of why a plan is so."""
 
+import os
 import random
 import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +18,7 @@ from distgrow.controller import Controller
 from distgrow.order import Int64s, Order, UInt64s, seeds
 from distgrow.plan import Plan, cut
 from distgrow.progress import Progress
+from distgrow.run import Loading
 from distgrow.world import World
 
 
@@ -30,23 +33,40 @@ class Batched(Protocol):
         ...
 
 
+_AHEAD = 1024  #: positions
+
+
 class Positions:
-    """A map-style data set seen along the endless shuffled sample stream."""
+    """A map-style data set seen along the endless shuffled sample stream.
+
+    Indices and seeds are made for a block of positions ahead: for a few at a time, numpy's calls would cost most.
+    """
 
     def __init__(self, dataset: Any, *, seed: int = 0, collate: Callable[[list[Any]], Any] | None = None) -> None:
         self.dataset, self.seed, self.collate = dataset, seed, collate or default_collate
         self.order = Order(n=len(dataset), seed=seed)
+        self._batched = dataset if isinstance(dataset, Batched) else None
+        self._block = range(0)
+        self._indices, self._seeds = np.empty(0, np.int64), np.empty(0, np.uint64)
 
     def __getitems__(self, positions: range) -> Any:
         """The collated rows at `positions`; each row's random numbers follow from (seed, position) alone."""
         if not positions:
             return None
-        _, indices = self.order(np.arange(positions.start, positions.stop))
-        row_seeds = seeds(self.seed, np.arange(positions.start, positions.stop))
-        if isinstance(self.dataset, Batched):
-            return self.dataset.batch(indices, row_seeds)
+        indices, row_seeds = self._look_up(positions)
+        if self._batched is not None:
+            return self._batched.batch(indices, row_seeds)
         with kept_random_state():
             return self.collate([self._row(*pair) for pair in zip(indices.tolist(), row_seeds.tolist(), strict=True)])
+
+    def _look_up(self, positions: range) -> tuple[Int64s, UInt64s]:
+        """Indices and seeds of some positions."""
+        if positions.start < self._block.start or positions.stop > self._block.stop:
+            self._block = range(positions.start, max(positions.stop, positions.start + _AHEAD))
+            block = np.arange(self._block.start, self._block.stop)
+            self._indices, self._seeds = self.order(block)[1], seeds(self.seed, block)
+        rows = slice(positions.start - self._block.start, positions.stop - self._block.start)
+        return self._indices[rows], self._seeds[rows]
 
     def _row(self, index: int, seed: int) -> Any:
         random.seed(seed)
@@ -86,6 +106,14 @@ class DirectLoader:
         return map(self._positions.__getitems__, plan.rows(progress.samples, self._rank))
 
 
+def build_loader(positions: Positions, controller: Controller, world: World, spec: Loading) -> Loader:
+    """The loader that a run's spec asks for."""
+    if spec.workers == 0:
+        return DirectLoader(positions, world.rank)
+    pin = world.device.type == "cuda"
+    return PrefetchingLoader(positions, world.rank, controller, workers=spec.workers, prefetch=spec.prefetch, pin=pin)
+
+
 class PrefetchingLoader:
     """Worker processes load ahead, along the plans that the controller forecasts.
 
@@ -96,12 +124,10 @@ class PrefetchingLoader:
     def __init__(
         self, positions: Positions, rank: int, controller: Controller, *, workers: int, prefetch: int, pin: bool
     ) -> None:
-        self._controller, self._rank = controller, rank
-        self._ahead: Iterator[range] = iter(())
-        self._issued: deque[range] = deque()
+        self._controller, self._rank, self._sampler = controller, rank, _Sampler()
         self._source = DataLoader(
             _as_dataset(positions),
-            batch_sampler=_Sampler(self._issue),  # pyright: ignore[reportArgumentType]
+            batch_sampler=self._sampler,  # pyright: ignore[reportArgumentType]
             collate_fn=_as_is,
             num_workers=workers,
             prefetch_factor=prefetch,
@@ -121,7 +147,7 @@ class PrefetchingLoader:
             self._stream = iter(self._source)
         while wanted:
             batch = next(self._stream)
-            rows = self._issued.popleft()
+            rows = self._sampler.issued.popleft()
             if rows == wanted[0]:
                 wanted.popleft()
                 yield batch
@@ -130,29 +156,32 @@ class PrefetchingLoader:
                 self._turn(wanted, progress, plan)
 
     def _turn(self, wanted: deque[range], progress: Progress, plan: Plan) -> None:
-        self._ahead = chain(list(wanted), self._forecast(progress.repeat(plan.batch, 1)))
+        later = _forecast(self._controller, self._rank, progress.repeat(plan.batch, 1))
+        self._sampler.ahead = chain(list(wanted), later)
 
-    def _forecast(self, progress: Progress) -> Iterator[range]:
-        for stride in self._controller.forecast(progress):
-            batch, start = stride.plan.batch, stride.begin.samples
-            for k in range(stride.updates):
-                yield from stride.plan.rows(start + k * batch, self._rank)
 
-    def _issue(self) -> range:
-        rows = next(self._ahead, range(0))
-        self._issued.append(rows)
-        return rows
+def _forecast(controller: Controller, rank: int, progress: Progress) -> Iterator[range]:
+    """The positions of every micro-batch of `rank` to come."""
+    for stride in controller.forecast(progress):
+        batch, start = stride.plan.batch, stride.begin.samples
+        for k in range(stride.updates):
+            yield from stride.plan.rows(start + k * batch, rank)
 
 
 class _Sampler:
-    """An endless batch sampler that asks for the next rows when a worker is free."""
+    """An endless batch sampler that is asked for the next rows when a worker is free.
 
-    def __init__(self, issue: Callable[[], range]) -> None:
-        self._issue = issue
+    It knows no loader: a cycle of references would leave the workers to the garbage collector.
+    """
+
+    def __init__(self) -> None:
+        self.ahead: Iterator[range] = iter(())
+        self.issued: deque[range] = deque()
 
     def __iter__(self) -> Iterator[range]:
         while True:
-            yield self._issue()
+            self.issued.append(next(self.ahead, range(0)))
+            yield self.issued[-1]
 
 
 def _as_dataset(positions: Positions) -> Dataset[Any]:
@@ -160,8 +189,17 @@ def _as_dataset(positions: Positions) -> Dataset[Any]:
 
 
 def _outlive_sigterm(worker: int) -> None:
-    """SIGTERM is for the trainer, which still needs its workers until it has checkpointed (SLURM tells all)."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    """SIGTERM is for the trainer (SLURM tells all), which needs its workers for a checkpoint; its own ends a worker."""
+    if not hasattr(signal, "sigwaitinfo"):  # macOS
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_when_told, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_when_told(trainer: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != trainer:
+        pass
+    os._exit(0)
 
 
 def _as_is(batch: Any) -> Any:

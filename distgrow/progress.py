@@ -34,6 +34,7 @@ class Outcome:
     applied: bool = True  #: False: the gradient was not finite and no parameter moved
     loss: float = math.nan  #: mean loss over the B samples of the global batch
     grad_norm: float = math.nan  #: Euclidean norm of the mean gradient, before clipping
+    votes: tuple[bool, ...] = ()  #: which of the ranks' votes anyone has cast
 
 
 class Batched(Protocol):

@@ -1,7 +1,10 @@
-"""A run's folder: its spec, its lock, its recorded settings and its files' names; knows no training."""
+"""A run's folder: its spec, its lock, its recorded settings, its files' names, requests to stop; knows no training."""
 
 import errno
 import os
+import signal
+import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -132,13 +135,41 @@ class RunFolder:
 
     def stop_requested(self) -> bool:
         """Whether somebody has asked; the request is used up."""
-        asked = self._stop.exists()
+        if not self._stop.exists():
+            return False
         self._stop.unlink(missing_ok=True)
-        return asked
+        return True
 
     def unlock(self) -> None:
         """Let others write here again."""
         self._lock.release()
+
+
+class StopRequests:
+    """Whether SIGTERM has come, or somebody asked through the run's folder (looked at once a second)."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder, self._signalled, self._next_look = folder, threading.Event(), 0.0
+
+    def __call__(self) -> bool:
+        now = time.monotonic()
+        if now >= self._next_look:
+            self._next_look = now + 1.0
+            if self._folder.stop_requested():
+                self._signalled.set()
+        return self._signalled.is_set()
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """SIGTERM's usual effect is held back meanwhile; in a thread (as in a Ray worker) it cannot be caught."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = signal.signal(signal.SIGTERM, lambda *_: self._signalled.set())
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
 
 
 #: Keys that may change on resume: they decide where and how fast a run goes on, not what it computes.

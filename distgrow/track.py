@@ -3,7 +3,8 @@
 import json
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,7 +14,7 @@ from rich.text import Text
 
 from distgrow.plan import Plan
 from distgrow.progress import Outcome, Progress, finite
-from distgrow.run import storing
+from distgrow.run import RunFolder, storing
 
 Event = Mapping[str, Any]
 
@@ -53,25 +54,40 @@ class Trackers:
             tracker.close()
 
 
+_JSON = json.JSONEncoder(allow_nan=False, check_circular=False)
+
+
 class JSONL:
-    """One JSON object a line, appended and flushed at once, so that a killed process loses no line."""
+    """One JSON object a line; a step line waits at most a tenth of a second for the next, all others are on disk.
+
+    Lines are cheap to write together and dear to write one by one, between updates of a few hundred microseconds.
+    """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self._path, self._waiting = path, list[Event]()
+        self._due = 0.0
         with storing(path):
             _drop_torn_line(path)
             self._file = path.open("a", encoding="utf-8")
 
     def log(self, event: Event) -> None:
         """Append the event."""
-        with storing(self._path):
-            self._file.write(json.dumps(event, allow_nan=False) + "\n")
-            self._file.flush()
+        self._waiting.append(event)
+        if time.monotonic() >= self._due or event["event"] != "step":
+            self._write()
 
     def close(self) -> None:
         """Close the file."""
+        self._write()
         with storing(self._path):
             self._file.close()
+
+    def _write(self) -> None:
+        with storing(self._path):
+            self._file.write("".join(_JSON.encode(event) + "\n" for event in self._waiting))
+            self._file.flush()
+        self._waiting.clear()
+        self._due = time.monotonic() + 0.1
 
 
 def _drop_torn_line(path: Path) -> None:
@@ -176,20 +192,28 @@ def _evaluation(event: Event) -> str:
     return f"epoch {event['epoch']:.1f}: {figures}"
 
 
+_PLACES = ("step", "samples", "sfo", "time_s")
+
+
 class TensorBoard:
-    """Scalars of steps and evaluations, against SFO."""
+    """Scalars of evaluations, and of steps ten times a second, against SFO."""
 
     def __init__(self, folder: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer = SummaryWriter(str(folder))
+        self._next = 0.0
 
     def log(self, event: Event) -> None:
         """Write the event's numbers."""
-        if event["event"] in ("step", "eval"):
+        kind, now = event["event"], time.monotonic()
+        if kind == "step" and now < self._next:
+            return
+        if kind in ("step", "eval"):
+            self._next = now + 0.1
             for key, value in event.items():
-                if isinstance(value, int | float) and key not in ("step", "samples", "sfo", "time_s"):
-                    self._writer.add_scalar(f"{event['event']}/{key}", value, event["sfo"])
+                if isinstance(value, int | float) and key not in _PLACES:
+                    self._writer.add_scalar(f"{kind}/{key}", value, event["sfo"])
 
     def close(self) -> None:
         """Close the files."""
@@ -202,6 +226,17 @@ def tensorboard(folder: Path) -> Tracker:
         return TensorBoard(folder)
     except ImportError:
         return NullTracker()
+
+
+@contextmanager
+def tracking(folder: RunFolder, rank: int, samples: int) -> Iterator[Tracker]:
+    """All trackers on the first rank, none on the others, for a run of `samples` samples."""
+    trackers = [JSONL(folder.metrics), Terminal(samples), tensorboard(folder.tensorboard)] if rank == 0 else []
+    tracker = Trackers(trackers)
+    try:
+        yield tracker
+    finally:
+        tracker.close()
 
 
 def step_event(

@@ -1,7 +1,5 @@
 """fit(): the loop that turns decisions into updates; it decides nothing itself."""
 
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,18 +12,17 @@ from torch import nn
 
 from distgrow import checkpoint
 from distgrow.controller import Controller
-from distgrow.data import DirectLoader, Loader, Positions, PrefetchingLoader, evaluation_batches
+from distgrow.data import Positions, build_loader, evaluation_batches
 from distgrow.engine import SGD, Engine, EngineSpec, Optimizer, Torch
 from distgrow.engine.torch import Loss, Metrics, TorchEngine
 from distgrow.lr import LR
 from distgrow.plan import Plan
 from distgrow.progress import Outcome, Progress
-from distgrow.run import RunFolder, RunSpec, TrainingFailed
+from distgrow.run import RunFolder, RunSpec, StopRequests, TrainingFailed
 from distgrow.schedule import Budget, Growth, Stages
 from distgrow.spec import ConfigError, Spec
 from distgrow.tasks import Task
-from distgrow.track import JSONL, NullTracker, Terminal, Tracker, Trackers, last_total, read_events, step_event
-from distgrow.track import tensorboard as tensorboard_tracker
+from distgrow.track import Tracker, last_total, read_events, step_event, tracking
 from distgrow.world import World, joined
 
 
@@ -64,24 +61,18 @@ def fit(
     that cannot work, TrainingFailed where too many updates in a row are not finite.
     """
     task = Task(model=model, loss=loss, train=train, test=test, metrics=metrics, collate=collate)
-    specs: dict[str, Spec] = {
-        "growth": growth,
-        "stages": stages or Stages(),
-        "lr": lr or LR(),
-        "optimizer": optimizer or SGD(),
-        "engine": engine or Torch(),
-        "budget": budget,
-        "run": run or RunSpec(),
-    }
-    settings = {**(about or {}), **{name: spec.model_dump(mode="json") for name, spec in specs.items()}}
-    engine, run = engine or Torch(), run or RunSpec()
     if test is not None and len(test) == 0:
         raise ConfigError("the test set is empty; leave it out, or give it samples")
+    stages, lr, optimizer = stages or Stages(), lr or LR(), optimizer or SGD()
+    engine, run = engine or Torch(), run or RunSpec()
+    specs: dict[str, Spec] = {"growth": growth, "stages": stages, "lr": lr, "optimizer": optimizer}
+    specs |= {"engine": engine, "budget": budget, "run": run}
+    settings = {**(about or {}), **{name: spec.model_dump(mode="json") for name, spec in specs.items()}}
     with joined(engine.device) as world:
         controller = Controller(
             growth=growth,
-            stages=stages or Stages(),
-            lr=lr or LR(),
+            stages=stages,
+            lr=lr,
             budget=budget,
             epoch=len(train),
             world=world.size,
@@ -89,80 +80,58 @@ def fit(
             seed=run.seed,
         )
         controller.check()
-        samples = sum(stride.plan.batch * stride.updates for stride in controller.forecast())
-        folder = RunFolder(run.dir)
-        world.once(folder.lock)
-        try:
-            world.once(lambda: folder.reopen(settings) if resume else folder.create(settings))
+        with opened(RunFolder(run.dir), world, settings, resume=resume) as folder:
             torch.manual_seed(run.seed)
             machine = TorchEngine(model, loss, metrics=metrics, spec=engine, optimizer=optimizer, world=world)
-            loader = build_loader(task, controller, world, run)
-            with tracking(folder, world, samples) as tracker:
-                job = _Job(controller, machine, loader, task, tracker, folder, run, world)
-                return job.resume(samples) if resume else job.begin(samples)
-        finally:
-            folder.unlock()
-
-
-def build_loader(task: Task, controller: Controller, world: World, run: RunSpec) -> Loader:
-    """The loader that the run's spec asks for."""
-    positions = Positions(task.train, seed=run.seed, collate=task.collate)
-    if run.loader.workers == 0:
-        return DirectLoader(positions, world.rank)
-    return PrefetchingLoader(
-        positions,
-        world.rank,
-        controller,
-        workers=run.loader.workers,
-        prefetch=run.loader.prefetch,
-        pin=world.device.type == "cuda",
-    )
+            with tracking(folder, world.rank, controller.samples()) as tracker:
+                job = Job(task, controller, machine, tracker, folder, run, world)
+                return job.resume() if resume else job.begin()
 
 
 @contextmanager
-def tracking(folder: RunFolder, world: World, samples: int) -> Iterator[Tracker]:
-    """All trackers on the first rank, none on the others."""
-    tracker: Tracker = NullTracker()
-    if world.rank == 0:
-        tracker = Trackers([JSONL(folder.metrics), Terminal(samples), tensorboard_tracker(folder.tensorboard)])
+def opened(folder: RunFolder, world: World, settings: Mapping[str, Any], *, resume: bool) -> Iterator[RunFolder]:
+    """The run's folder, ready and locked for as long as the context lasts. Collective: every rank must call."""
+    world.once(folder.lock)
     try:
-        yield tracker
+        world.once(lambda: folder.reopen(settings) if resume else folder.create(settings))
+        yield folder
     finally:
-        tracker.close()
+        folder.unlock()
 
 
-class _Job:
+class Job:
     """One run under way: the parts that the loop needs at hand."""
 
     def __init__(
         self,
+        task: Task,
         controller: Controller,
         engine: Engine,
-        loader: Loader,
-        task: Task,
         track: Tracker,
         folder: RunFolder,
         run: RunSpec,
         world: World,
     ) -> None:
-        self.controller, self.engine, self.loader, self.task = controller, engine, loader, task
-        self.track, self.folder, self.run, self.world = track, folder, run, world
-        self.clock = _Clock()
-        self.saved_at = time.monotonic()
+        self.task, self.controller, self.engine, self.track = task, controller, engine, track
+        self.folder, self.run, self.world = folder, run, world
+        positions = Positions(task.train, seed=run.seed, collate=task.collate)
+        self.loader = build_loader(positions, controller, world, run.loader)
+        self.began = self.saved_at = time.monotonic()  # a resumed run's `began` counts what came before it
         self.saved_step = 0
         self.charged = 0  # SFO total that this process did not evaluate itself
         self.shown_stage = -1
 
-    def begin(self, samples: int) -> Result:
+    def begin(self) -> Result:
         """A new run, from its first sample."""
+        samples = self.controller.samples()
         self.event("start", Progress(), dir=str(self.folder.path), world=self.world.size, budget_samples=samples)
         self.save(Progress())
         return self.train(Progress())
 
-    def resume(self, samples: int) -> Result:
+    def resume(self) -> Result:
         """The run goes on from its newest intact checkpoint, charged with what it had done beyond that."""
         if not self.world.once(lambda: bool(checkpoint.stored(self.folder.checkpoints))):
-            return self.begin(samples)  # it was killed before it had begun
+            return self.begin()  # it was killed before it had begun
 
         def find() -> tuple[Path, Progress, list[str], float]:
             path, progress, damaged = checkpoint.newest(self.folder.checkpoints)
@@ -174,8 +143,8 @@ class _Job:
 
         path, progress, damaged, seconds = self.world.once(find)
         self.engine.load(path)
-        self.clock, self.charged = _Clock(seconds), progress.ledger.total
-        self.saved_step = progress.step
+        self.began -= seconds
+        self.charged, self.saved_step = progress.ledger.total, progress.step
         replayed = progress.ledger.replayed
         self.event("resume", progress, checkpoint=path.name, damaged=damaged, sfo_replayed=replayed)
         return self.train(progress)
@@ -188,12 +157,12 @@ class _Job:
                 progress = self.controller.advance(progress)
                 plan = self.controller.plan(progress)
                 self.announce(progress, plan)
-                votes = self.world.sum([stop_requested(), self.save_is_due(progress)])
+                votes = (stop_requested(), self.save_is_due(progress))
                 began = time.monotonic()
-                outcome = self.engine.update(plan, self.loader.draw(progress, plan))
+                outcome = self.engine.update(plan, self.loader.draw(progress, plan), votes)
                 before, progress = progress, progress.after(plan, outcome)
                 self.log(progress, plan, outcome, time.monotonic() - began)
-                stop, save = votes.wait()
+                stop, save = outcome.votes
                 if stop or progress.skips >= self.run.max_skips:
                     return self.stop_early(progress)
                 if self.eval_is_due(before, progress):
@@ -225,7 +194,7 @@ class _Job:
     def save(self, progress: Progress) -> None:
         """Compare the ledger with what the ranks really did, then write a checkpoint."""
         began = time.monotonic()
-        evaluated = int(self.world.sum([self.engine.evaluations]).wait()[0])
+        evaluated = int(self.world.sum([self.engine.evaluations])[0])
         if evaluated != progress.ledger.total - self.charged:
             raise RuntimeError(
                 f"the ranks evaluated {evaluated} gradients but the ledger holds "
@@ -270,51 +239,10 @@ class _Job:
         if outcome.applied and progress.step % self.run.log_every:
             return
         rate = plan.batch / seconds if seconds > 0 else 0.0
-        now, epoch = self.clock(), self.controller.epoch
+        now, epoch = time.monotonic() - self.began, self.controller.epoch
         self.track.log(step_event(progress, plan, outcome, epoch=epoch, time_s=now, samples_per_s=rate))
 
     def event(self, kind: str, progress: Progress, **values: Any) -> None:
         """Any other line of metrics.jsonl."""
-        place = {"event": kind, "step": progress.step, "samples": progress.samples, "time_s": self.clock()}
-        self.track.log({**place, **values})
-
-
-@dataclass(frozen=True, slots=True)
-class _Clock:
-    """Seconds of a run, over all its processes."""
-
-    before: float = 0.0
-    began: float = 0.0
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "began", time.monotonic())
-
-    def __call__(self) -> float:
-        return self.before + time.monotonic() - self.began
-
-
-class StopRequests:
-    """Whether SIGTERM has come, or somebody asked through the run's folder (looked at once a second)."""
-
-    def __init__(self, folder: RunFolder) -> None:
-        self._folder, self._signalled, self._next_look = folder, threading.Event(), 0.0
-
-    def __call__(self) -> bool:
-        now = time.monotonic()
-        if now >= self._next_look:
-            self._next_look = now + 1.0
-            if self._folder.stop_requested():
-                self._signalled.set()
-        return self._signalled.is_set()
-
-    @contextmanager
-    def watched(self) -> Iterator[None]:
-        """SIGTERM's usual effect is held back meanwhile; in a thread (as in a Ray worker) it cannot be caught."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = signal.signal(signal.SIGTERM, lambda *_: self._signalled.set())
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGTERM, before)
+        place = {"event": kind, "step": progress.step, "samples": progress.samples}
+        self.track.log({**place, "time_s": time.monotonic() - self.began, **values})

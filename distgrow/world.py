@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,30 +18,6 @@ T = TypeVar("T")
 Device = Literal["auto", "cpu", "cuda"]
 
 
-class Pending(Protocol):
-    """The result of a collective that has been started."""
-
-    def wait(self) -> list[float]: ...
-
-
-@dataclass(frozen=True, slots=True)
-class _Ready:
-    values: list[float]
-
-    def wait(self) -> list[float]:
-        return self.values
-
-
-@dataclass(frozen=True, slots=True)
-class _Reducing:
-    tensor: torch.Tensor
-    work: dist.Work
-
-    def wait(self) -> list[float]:
-        self.work.wait()
-        return self.tensor.tolist()
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class World:
     """`size` ranks of which this process is one; `size` 1 needs no process group."""
@@ -50,14 +26,13 @@ class World:
     size: int = 1
     device: torch.device = torch.device("cpu")
 
-    def sum(self, values: Sequence[float]) -> Pending:
-        """Start adding `values` up over all ranks, in float64 on the CPU. Collective: every rank must call."""
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """`values` added up over all ranks, in float64 on the CPU. Collective: every rank must call."""
         if self.size == 1:
-            return _Ready(list(values))
+            return list(values)
         tensor = torch.tensor(values, dtype=torch.float64)
-        work = dist.all_reduce(tensor, async_op=True)
-        assert work is not None
-        return _Reducing(tensor, work)
+        dist.all_reduce(tensor)
+        return tensor.tolist()
 
     def once(self, action: Callable[[], T]) -> T:
         """Do `action` on one rank and give every rank its result, or its error. Collective: every rank must call."""

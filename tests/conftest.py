@@ -1,6 +1,7 @@
 """What all tests share: a command line in its own process, runs to compare, and guards against leaks."""
 
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -100,7 +101,7 @@ def events(run: Path, kind: str) -> list[dict[str, Any]]:
 
 @pytest.fixture(autouse=True)
 def nothing_leaks() -> Iterator[None]:
-    """No test leaves a launcher's environment variables, threads or a process group behind."""
+    """No test leaves a launcher's environment variables, threads, processes or a process group behind."""
     environment, threads = dict(os.environ), set(threading.enumerate())
     yield
     watched = ("RANK", "WORLD_", "LOCAL_", "MASTER_", "OMP_", "RAY_", "GLOO_", "NCCL_", "CUDA_")
@@ -108,5 +109,6 @@ def nothing_leaks() -> Iterator[None]:
     assert not [key for key in changed if key.startswith(watched)], f"environment changed: {changed}"
     left = [thread for thread in set(threading.enumerate()) - threads if thread.is_alive() and not thread.daemon]
     assert not left, f"threads left running: {left}"
+    assert not multiprocessing.active_children(), "processes were left behind"
     if torch := sys.modules.get("torch"):
         assert not torch.distributed.is_initialized(), "a process group was left behind"

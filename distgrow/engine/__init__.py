@@ -1,6 +1,6 @@
 """What an engine is, and the specs of engines and optimizers; importing this loads no torch."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
@@ -17,8 +17,11 @@ class Engine(Protocol):
     evaluations: int
     """Per-sample gradient evaluations that this rank has really made, counted from the data."""
 
-    def update(self, plan: Plan, micro_batches: Iterable[Any]) -> Outcome:
-        """Accumulate, reduce, clip, step; a non-finite gradient is not applied. Collective: every rank must call."""
+    def update(self, plan: Plan, micro_batches: Iterable[Any], votes: Sequence[bool] = ()) -> Outcome:
+        """Accumulate, reduce, clip, step; a non-finite gradient is not applied. Collective: every rank must call.
+
+        `votes` are this rank's wishes; the outcome tells which of them any rank had.
+        """
         ...
 
     def evaluate(self, batches: Iterable[Any]) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """The torch engine: one process, or DistributedDataParallel over many; decides nothing about batch or learning rate."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -17,6 +18,8 @@ from distgrow.spec import ConfigError
 from distgrow.world import World
 
 Loss = Callable[[nn.Module, Any], Tensor]
+#: Votes that an update can carry.
+BALLOT = 4
 Metrics = Callable[[nn.Module, Any], dict[str, Tensor]]
 
 
@@ -40,39 +43,46 @@ class TorchEngine:
             self.model.compile()
         self.evaluations = 0
         self._metrics = metrics or (lambda model, batch: {"loss": loss(model, batch)})
-        self._optimizer = build_optimizer(self.model.parameters(), settings)
+        self._parameters = list(self.model.parameters())
+        self._optimizer = build_optimizer(self._parameters, settings)
         self._clip = settings.clip
-        self._step_loss = _StepLoss(self.model, loss)
-        self._ddp = self._wrap() if self.world.size > 1 else None
+        self._loss = loss
+        self._shared = _Shared(self.model, loss, self.world) if self.world.size > 1 else None
+        self._ddp = None if self._shared is None else self._wrap(self._shared)
 
-    def update(self, plan: Plan, micro_batches: Iterable[Any]) -> Outcome:
+    def update(self, plan: Plan, micro_batches: Iterable[Any], votes: Sequence[bool] = ()) -> Outcome:
         """See Engine. Raises ValueError where a micro-batch does not have the rows that the plan gave it."""
-        torch.manual_seed(mix_int(plan.seed, self.world.rank))
-        total_loss = self.world.sum([self.accumulate(plan, micro_batches)])
-        grad_norm = self._clipped_norm()
-        applied = bool(torch.isfinite(grad_norm))
+        self._seed(mix_int(plan.seed, self.world.rank))
+        notes = self.accumulate(plan, micro_batches, votes)
+        grad_norm = self._clipped_norm().item()  # waits for a GPU
+        loss, *ballot = notes.tolist()
+        applied = math.isfinite(grad_norm)
         if applied:
             self.step(plan.lr)
-        self._optimizer.zero_grad(set_to_none=True)
-        return Outcome(applied=applied, loss=total_loss.wait()[0], grad_norm=grad_norm.item())
+        self._forget()
+        cast = tuple(count > 0 for count in ballot) if self.world.size > 1 else tuple(votes)
+        return Outcome(applied=applied, loss=loss, grad_norm=grad_norm, votes=cast[: len(votes)])
 
-    def accumulate(self, plan: Plan, micro_batches: Iterable[Any]) -> float:
-        """Add this rank's part to the gradients, and give its part of the mean loss.
+    def accumulate(self, plan: Plan, micro_batches: Iterable[Any], votes: Sequence[bool] = ()) -> Tensor:
+        """Add this rank's part to the gradients; gives the mean loss and, from several ranks, the votes cast.
 
         The last backward averages over ranks; the ones before it do not communicate.
         """
-        total = torch.zeros((), dtype=torch.float64, device=self.world.device)
+        losses: list[Tensor] = []
         for k, batch in enumerate(micro_batches, start=1):
             rows = count_rows(batch)
             if rows > plan.micro:
                 raise ConfigError(f"a micro-batch has {rows} rows where the plan has {plan.micro}; check task.collate")
-            quiet = self._ddp.no_sync() if self._ddp is not None and k < plan.accum else nullcontext()
-            with quiet:
-                loss = self._loss(batch) * plan.weight(rows)
+            last = k == plan.accum
+            with nullcontext() if self._ddp is None or last else self._ddp.no_sync():
+                loss = self._weighted(batch, plan.weight(rows), votes if last else ())
                 loss.backward()
-            total += loss.detach()
+            losses.append(loss.detach())
             self.evaluations += rows
-        return total.item() / self.world.size
+        if self._shared is None:
+            return sum(losses[1:], start=losses[0]).reshape(1)
+        assert self._shared.tally.grad is not None
+        return self._shared.tally.grad
 
     def step(self, lr: float) -> None:
         """One optimizer step at learning rate `lr`, times a parameter group's own lr_scale."""
@@ -95,7 +105,7 @@ class TorchEngine:
                     sums[name] = sums.get(name, 0.0) + float(mean) * rows
         self.model.train(was_training)
         names = sorted(sums)
-        *totals, rows = self.world.sum([*(sums[name] for name in names), seen]).wait()
+        *totals, rows = self.world.sum([*(sums[name] for name in names), seen])
         return {name: value / rows for name, value in zip(names, totals, strict=True)}
 
     def save(self, folder: Path) -> None:
@@ -109,10 +119,26 @@ class TorchEngine:
         self.model.load_state_dict(state["model"])
         self._optimizer.load_state_dict(state["optimizer"])
 
-    def _loss(self, batch: Any) -> Tensor:
-        forward = self._ddp if self._ddp is not None else self._step_loss
+    def _forget(self) -> None:
+        """Drop the gradients; Optimizer.zero_grad does the same, many times slower."""
+        for parameter in self._parameters:
+            parameter.grad = None
+        if self._shared is not None:
+            self._shared.tally.grad = None
+
+    def _seed(self, seed: int) -> None:
+        """Seed dropout and the like, on the CPU and on the device; torch.manual_seed asks every backend, slowly."""
+        torch.default_generator.manual_seed(seed)
+        if self.world.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+
+    def _weighted(self, batch: Any, weight: float, votes: Sequence[bool]) -> Tensor:
         with self._autocast():
-            return forward(self._place(batch))
+            batch = self._place(batch)
+            if self._ddp is not None:
+                return self._ddp(batch, weight, votes)
+            loss = self._loss(self.model, batch)
+            return loss if weight == 1 else loss * weight
 
     def _autocast(self) -> torch.autocast | nullcontext[None]:
         if self.spec.precision != "bfloat16":
@@ -121,6 +147,8 @@ class TorchEngine:
 
     def _place(self, batch: Any) -> Any:
         double = self.spec.precision == "float64"
+        if self.world.device.type == "cpu" and not double:
+            return batch
 
         def move(tensor: Tensor) -> Tensor:
             dtype = torch.float64 if double and tensor.is_floating_point() else None
@@ -130,13 +158,14 @@ class TorchEngine:
 
     def _clipped_norm(self) -> Tensor:
         """The norm of the mean gradient, which is then clipped; a non-finite one is the same on every rank."""
-        grads = [p.grad for p in self.model.parameters() if p.grad is not None]
-        norm = nn.utils.get_total_norm(grads)
+        grads = [p.grad for p in self._parameters if p.grad is not None]
+        # as nn.utils.get_total_norm, which sorts by device first and takes twice as long
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))  # pyright: ignore[reportPrivateImportUsage]
         if self._clip is not None:
-            nn.utils.clip_grads_with_norm_(self.model.parameters(), self._clip, norm)
+            nn.utils.clip_grads_with_norm_(self._parameters, self._clip, norm)
         return norm
 
-    def _wrap(self) -> DistributedDataParallel:
+    def _wrap(self, shared: nn.Module) -> DistributedDataParallel:
         """DDP with its buckets settled.
 
         DDP regroups its buckets after the first backward, by the order in which gradients arrived. The order of a
@@ -145,30 +174,42 @@ class TorchEngine:
         """
         cuda = self.world.device.type == "cuda"
         ddp = DistributedDataParallel(
-            self._step_loss,
+            shared,
             device_ids=[self.world.device.index] if cuda else None,
             gradient_as_bucket_view=True,
             bucket_cap_mb=self.spec.bucket_mb,  # pyright: ignore[reportArgumentType]
         )
-        ddp(None).backward()
-        self._optimizer.zero_grad(set_to_none=True)
+        ddp(None, 0.0, ()).backward()
+        self._forget()
         return ddp
 
 
-class _StepLoss(nn.Module):
-    """Model and loss as the one module that DDP wraps, so that a loss may call the model as it likes."""
+class _Shared(nn.Module):
+    """Model and loss as the one module that DDP wraps, so that a loss may call the model as it likes.
 
-    def __init__(self, model: nn.Module, loss: Loss) -> None:
+    What ranks must also know of each other, the mean loss and their votes, travels in the gradients' own
+    all-reduce: they are the gradient of `tally`, a parameter that is always zero and that nobody else sees.
+    """
+
+    def __init__(self, model: nn.Module, loss: Loss, world: World) -> None:
         super().__init__()
         self.model, self.loss = model, loss
+        dtype = torch.float64 if next(model.parameters()).dtype == torch.float64 else torch.float32
+        self.tally = nn.Parameter(torch.zeros(1 + BALLOT, dtype=dtype, device=world.device))
 
-    def forward(self, batch: Any) -> Tensor:
+    def forward(self, batch: Any, weight: float, votes: Sequence[bool]) -> Tensor:
+        """The weighted loss; without a batch, zero, through all that has a gradient."""
         if batch is None:
-            return torch.stack([0.0 * p.sum() for p in self.model.parameters() if p.requires_grad]).sum()
-        return self.loss(self.model, batch)
+            return torch.stack([0.0 * p.sum() for p in self.parameters() if p.requires_grad]).sum()
+        loss = self.loss(self.model, batch) * weight
+        return loss + (self.tally * self._notes(loss, votes)).sum()
+
+    def _notes(self, loss: Tensor, votes: Sequence[bool]) -> Tensor:
+        ballot = self.tally.new_tensor([*votes, *[False] * (BALLOT - len(votes))])
+        return torch.cat([loss.detach().to(ballot.dtype)[None], ballot])
 
 
-def build_optimizer(parameters: Iterator[nn.Parameter], spec: Optimizer) -> torch.optim.Optimizer:
+def build_optimizer(parameters: Iterable[nn.Parameter], spec: Optimizer) -> torch.optim.Optimizer:
     """The torch optimizer of a spec; its learning rate is assigned at every update."""
     if isinstance(spec, SGD):
         return torch.optim.SGD(

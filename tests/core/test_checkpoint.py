@@ -20,7 +20,7 @@ class Files:
     def __init__(self, content: bytes, at_save: Any = None) -> None:
         self.content, self.at_save = content, at_save
 
-    def update(self, plan: Any, micro_batches: Any) -> Any:
+    def update(self, plan: Any, micro_batches: Any, votes: Any = ()) -> Any:
         raise AssertionError("not used")
 
     def evaluate(self, batches: Any) -> dict[str, float]:

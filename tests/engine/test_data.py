@@ -1,7 +1,9 @@
 """Loaders, data sets and models."""
 
 import io
+import multiprocessing
 import random
+import subprocess
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -87,6 +89,29 @@ def test_workers_survive_growth() -> None:
         progress = progress.after(plan, Outcome())
     assert progress.stage == 2
     assert len(pids) == 1
+
+
+def test_workers_end_with_their_loader() -> None:
+    control = controller()
+    loader = PrefetchingLoader(Positions(Noisy()), 0, control, workers=2, prefetch=2, pin=False)
+    list(loader.draw(Progress(), control.plan(Progress())))
+    assert len(multiprocessing.active_children()) == 2
+    del loader
+    assert not multiprocessing.active_children()
+
+
+def test_workers_ignore_sigterm_but_from_their_trainer() -> None:
+    control = controller()
+    loader = PrefetchingLoader(Positions(Noisy()), 0, control, workers=2, prefetch=1, pin=False)
+    list(loader.draw(Progress(), control.plan(Progress())))
+    workers = multiprocessing.active_children()
+    subprocess.run(["kill", *(str(worker.pid) for worker in workers)], check=True)
+    workers[0].join(timeout=0.5)
+    assert all(worker.is_alive() for worker in workers)
+    for worker in workers:
+        worker.terminate()
+        worker.join(timeout=10)
+        assert worker.exitcode == 0
 
 
 def test_loading_leaves_the_process_random_states_alone() -> None:
