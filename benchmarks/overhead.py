@@ -30,7 +30,8 @@ from distgrow.engine.torch import TorchEngine
 from distgrow.lr import LR
 from distgrow.progress import Progress
 from distgrow.run import RunFolder, RunSpec
-from distgrow.schedule import Budget, Constant, Every, Exponential, Growth, Stages
+from distgrow.schedule import Constant, Exponential, Growth
+from distgrow.stages import Budget, Every, Stages
 from distgrow.tasks import Task
 from distgrow.track import JSONL, Event, NullTracker, Tracker
 from distgrow.train import Job, Result

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from distgrow.plan import Plan, split
     from distgrow.progress import Ledger, Outcome, Progress
     from distgrow.run import RunSpec
-    from distgrow.schedule import Budget
     from distgrow.spec import ConfigError
+    from distgrow.stages import Budget
     from distgrow.tasks import Task
     from distgrow.train import Result, fit
 
@@ -47,7 +47,7 @@ _HOMES = {
     "plan": ("Plan", "split"),
     "progress": ("Ledger", "Outcome", "Progress"),
     "run": ("RunSpec",),
-    "schedule": ("Budget",),
+    "stages": ("Budget",),
     "spec": ("ConfigError",),
     "tasks": ("Task",),
     "train": ("Result", "fit"),

@@ -13,8 +13,9 @@ from distgrow.controller import Controller
 from distgrow.engine import SGD, EngineSpec, Optimizer, Torch
 from distgrow.lr import LR
 from distgrow.run import RunSpec
-from distgrow.schedule import Budget, Growth, Optimal, Replacing, Stages
+from distgrow.schedule import Growth, Optimal, Replacing
 from distgrow.spec import ConfigError, PosFloat, PosInt, Spec
+from distgrow.stages import Budget, Stages
 from distgrow.tasks import Digits, Model, TaskSpec
 from distgrow.theory import Constants
 

@@ -8,8 +8,9 @@ from distgrow.lr import LR, NoDecay, Span
 from distgrow.order import mix_int
 from distgrow.plan import Plan, split
 from distgrow.progress import Progress
-from distgrow.schedule import Budget, Growth, Stages, Trigger, climb
+from distgrow.schedule import Growth
 from distgrow.spec import ConfigError
+from distgrow.stages import Budget, Stages, Trigger, climb
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,9 +1,10 @@
 """Short names for the specs, for those who write Python instead of YAML; decides nothing."""
 
 from distgrow.lr import LR, Constant, Decay, Factor, Linear, NoDecay, Power, Rule, Sqrt
-from distgrow.schedule import Budget, Every, Exponential, Increase, Optimal, Seesaw, Stages, Steps
 from distgrow.schedule import Constant as ConstantBatch
+from distgrow.schedule import Exponential, Increase, Optimal, Seesaw, Steps
 from distgrow.schedule import Linear as LinearBatch
+from distgrow.stages import Budget, Every, Stages
 
 
 def constant(batch: int) -> ConstantBatch:

@@ -1,174 +1,17 @@
-"""Growth ladders, triggers and budgets: frozen specs that are callables; pure, and the only place that knows them.
-
-A ladder maps a stage to a batch size; a trigger says where stages end. Stage boundaries are absolute
-positions on the samples or the steps axis, so that overshooting one by part of a batch never adds up.
-"""
+"""Growth: ladders from a stage to its batch size, and how the learning rate goes with them; pure frozen specs."""
 
 import math
 import sys
-from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Annotated, Any, ClassVar, Literal, Protocol
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from distgrow.lr import LR, Decay, NoDecay, Rule, Rung, Span, Sqrt
+from distgrow.lr import LR, NoDecay, Rule, Rung, Span, Sqrt
 from distgrow.progress import Progress
-from distgrow.spec import ConfigError, PosFloat, PosInt, Spec, at_least, one_of
+from distgrow.spec import ConfigError, PosInt, Spec, at_least
+from distgrow.stages import Following, Geometric, Listed, Stages, Trigger
 from distgrow.theory import optimal_sample_ratio
-
-Axis = Literal["samples", "steps"]
-
-
-# ── triggers: where stages end ──────────────────────────────────────────────────────────────────────────────────
-
-
-class Trigger(Protocol):
-    """Where stages end. `end` never falls along the ladder."""
-
-    @property
-    def axis(self) -> Axis: ...
-
-    def end(self, stage: int) -> float:
-        """First position on the axis at which `stage` is over; inf where it never is."""
-        ...
-
-
-def climb(trigger: Trigger, stage: int, position: int, top: float) -> int:
-    """The stage that `position` on the trigger's axis belongs to: `stage` or one above it, never beyond `top`."""
-    while stage < top and trigger.end(stage) <= position:
-        stage += 1
-    return stage
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Geometric:
-    """Stage m is first·ratio^m long; ratio 1 makes all stages equal."""
-
-    axis: Axis
-    first: float
-    ratio: float = 1.0
-
-    def end(self, stage: int) -> float:
-        if self.ratio == 1.0:
-            return at_least(self.first * (stage + 1))
-        try:
-            return at_least(self.first * (self.ratio ** (stage + 1) - 1) / (self.ratio - 1))
-        except OverflowError:
-            return math.inf
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Listed:
-    """Stage m ends at ends[m]; the last stage never ends."""
-
-    axis: Axis
-    ends: tuple[int, ...]
-
-    def end(self, stage: int) -> float:
-        return self.ends[stage] if stage < len(self.ends) else math.inf
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Following:
-    """Stage m ends where the decay has fallen to factor^−(m+1)."""
-
-    decay: Decay
-    factor: float
-    span: Span
-    axis: Axis = field(default="samples", init=False)
-
-    def end(self, stage: int) -> float:
-        level = self.factor ** -(stage + 1) * (1 + 1e-9)
-        below, above = -1, self.span.samples
-        if self.decay.fall(above, self.span) > level:
-            return math.inf
-        while above - below > 1:
-            middle = (below + above) // 2
-            below, above = (below, middle) if self.decay.fall(middle, self.span) <= level else (middle, above)
-        return above
-
-
-# ── stage lengths and budgets ───────────────────────────────────────────────────────────────────────────────────
-
-
-class Every(Spec):
-    """The length of a stage, or the lengths of all but the last."""
-
-    epochs: PosFloat | Annotated[list[PosFloat], Field(min_length=1)] | None = None
-    """Passes over the training set."""
-    samples: PosInt | Annotated[list[PosInt], Field(min_length=1)] | None = None
-    """Samples."""
-    steps: PosInt | Annotated[list[PosInt], Field(min_length=1)] | None = None
-    """Updates."""
-
-    @model_validator(mode="after")
-    def _one_unit(self) -> "Every":
-        one_of(self, "epochs", "samples", "steps")
-        return self
-
-    def lengths(self, epoch: int) -> tuple[Axis, list[float]]:
-        """The axis and the lengths on it; ValueError where a stage would be shorter than one sample."""
-        unit = one_of(self, "epochs", "samples", "steps")
-        value = getattr(self, unit)
-        values = value if isinstance(value, list) else [value]
-        lengths = [v * epoch if unit == "epochs" else v for v in values]
-        if min(lengths) < 1:
-            raise ConfigError(f"stages.every.{unit}={value} makes a stage shorter than one sample; make it longer")
-        return ("steps" if unit == "steps" else "samples"), lengths
-
-
-class Stages(Spec):
-    """How long stages are."""
-
-    every: Every = Every(epochs=5)
-    """Length of each stage: {epochs: …}, {samples: …} or {steps: …}; a list gives each stage its own."""
-    power: Annotated[float, Field(ge=0)] = 0.0
-    """Stage m is e₀·δ^(power·m) long, δ = growth.factor; 0 makes all stages equal."""
-
-    def trigger(self, ratio: float, epoch: int) -> Trigger:
-        """The boundaries, when every stage is `ratio` times as long as the one before."""
-        axis, lengths = self.every.lengths(epoch)
-        unit = one_of(self.every, "epochs", "samples", "steps")
-        if not isinstance(getattr(self.every, unit), list):
-            return Geometric(axis=axis, first=lengths[0], ratio=ratio)
-        if ratio != 1.0:
-            raise ConfigError(f"stages.power={self.power} and a list of lengths in stages.every: give one of them")
-        return Listed(axis=axis, ends=tuple(at_least(math.fsum(lengths[: k + 1])) for k in range(len(lengths))))
-
-
-class Budget(Spec):
-    """When a run is over: exactly one of the four."""
-
-    epochs: PosFloat | None = None
-    """Passes over the training set, counted in applied samples."""
-    samples: PosInt | None = None
-    """Applied samples."""
-    steps: PosInt | None = None
-    """Applied updates."""
-    sfo: PosInt | None = None
-    """Gradient evaluations: applied, skipped and probes; work that a fault makes redo is not charged to it."""
-
-    @model_validator(mode="after")
-    def _one_unit(self) -> "Budget":
-        one_of(self, "epochs", "samples", "steps", "sfo")
-        return self
-
-    def total(self, epoch: int) -> int | None:
-        """Samples that the budget allows, or None where it is in steps."""
-        if self.epochs is not None:
-            return max(1, at_least(self.epochs * epoch))
-        return self.samples if self.sfo is None else self.sfo
-
-    def left(self, progress: Progress, epoch: int) -> float:
-        """Samples left, inf where the budget is in steps and some are left."""
-        total = self.total(epoch)
-        if total is None:
-            return math.inf if progress.step < (self.steps or 0) else 0
-        return total - (progress.ledger.applied if self.sfo is None else progress.ledger.first_time)
-
-
-# ── growth: stage → batch ───────────────────────────────────────────────────────────────────────────────────────
 
 
 class Ladder(Spec):
@@ -255,26 +98,36 @@ class Geometrical(Capped):
     factor: Annotated[float, Field(gt=1)] = 2.0
     """δ, the batch's factor at each stage; above 1."""
 
-    @cached_property
-    def full_height(self) -> float:
-        """log_δ(cap/b₀), where the cap is met."""
-        return math.inf if self.cap is None else math.log(self.cap / self.start) / math.log(self.factor)
-
     @property
     def top(self) -> float:
-        return math.inf if self.cap is None else at_least(self.full_height)
+        return self.cap_stage
+
+    @cached_property
+    def cap_stage(self) -> float:
+        """The first stage at which the batch, rounded up, is the cap."""
+        if self.cap is None:
+            return math.inf
+        stage = max(0, math.ceil(self._height_of(max(self.start, self.cap - 1))) - 1)
+        while self._uncapped(stage) < self.cap:
+            stage += 1
+        return stage
 
     def __call__(self, stage: int) -> int:
-        if self.cap is not None and stage >= self.full_height:
-            return self.cap
-        try:
-            batch = at_least(self.start * self.factor**stage)
-        except OverflowError:
-            batch = sys.maxsize
+        batch = self._uncapped(stage)
         return batch if self.cap is None else min(batch, self.cap)
 
     def height(self, stage: int) -> float:
-        return min(float(stage), self.full_height)
+        return min(float(stage), self.cap_stage, self._height_of(self.cap or math.inf))
+
+    def _uncapped(self, stage: int) -> int:
+        try:
+            return at_least(self.start * self.factor**stage)
+        except OverflowError:
+            return sys.maxsize
+
+    def _height_of(self, batch: float) -> float:
+        """log_δ(batch/b₀)."""
+        return math.log(batch / self.start) / math.log(self.factor)
 
 
 class Exponential(Geometrical):

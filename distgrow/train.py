@@ -19,8 +19,9 @@ from distgrow.lr import LR
 from distgrow.plan import Plan
 from distgrow.progress import Outcome, Progress
 from distgrow.run import RunFolder, RunSpec, StopRequests, TrainingFailed
-from distgrow.schedule import Budget, Growth, Stages
+from distgrow.schedule import Growth
 from distgrow.spec import ConfigError, Spec
+from distgrow.stages import Budget, Stages
 from distgrow.tasks import Task
 from distgrow.track import Tracker, last_total, read_events, step_event, tracking
 from distgrow.world import World, joined

@@ -1,0 +1,162 @@
+"""Stages: where they end, how long they are, and when the run is over; pure, and ignorant of batch sizes.
+
+Stage boundaries are absolute positions on the samples or the steps axis, so that overshooting one by part of a
+batch never adds up.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Annotated, Literal, Protocol
+
+from pydantic import Field, model_validator
+
+from distgrow.lr import Decay, Span
+from distgrow.progress import Progress
+from distgrow.spec import ConfigError, PosFloat, PosInt, Spec, at_least, one_of
+
+Axis = Literal["samples", "steps"]
+
+
+class Trigger(Protocol):
+    """Where stages end. `end` never falls along the ladder."""
+
+    @property
+    def axis(self) -> Axis: ...
+
+    def end(self, stage: int) -> float:
+        """First position on the axis at which `stage` is over; inf where it never is."""
+        ...
+
+
+def climb(trigger: Trigger, stage: int, position: int, top: float) -> int:
+    """The stage that `position` on the trigger's axis belongs to: `stage` or one above it, never beyond `top`."""
+    while stage < top and trigger.end(stage) <= position:
+        stage += 1
+    return stage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Geometric:
+    """Stage m is first·ratio^m long; ratio 1 makes all stages equal."""
+
+    axis: Axis
+    first: float
+    ratio: float = 1.0
+
+    def end(self, stage: int) -> float:
+        if self.ratio == 1.0:
+            return at_least(self.first * (stage + 1))
+        try:
+            return at_least(self.first * (self.ratio ** (stage + 1) - 1) / (self.ratio - 1))
+        except OverflowError:
+            return math.inf
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listed:
+    """Stage m ends at ends[m]; the last stage never ends."""
+
+    axis: Axis
+    ends: tuple[int, ...]
+
+    def end(self, stage: int) -> float:
+        return self.ends[stage] if stage < len(self.ends) else math.inf
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Following:
+    """Stage m ends where the decay has fallen to factor^−(m+1)."""
+
+    decay: Decay
+    factor: float
+    span: Span
+    axis: Axis = field(default="samples", init=False)
+
+    def end(self, stage: int) -> float:
+        level = self.factor ** -(stage + 1) * (1 + 1e-9)
+        below, above = -1, self.span.samples
+        if self.decay.fall(above, self.span) > level:
+            return math.inf
+        while above - below > 1:
+            middle = (below + above) // 2
+            below, above = (below, middle) if self.decay.fall(middle, self.span) <= level else (middle, above)
+        return above
+
+
+# ── stage lengths and budgets ───────────────────────────────────────────────────────────────────────────────────
+
+
+class Every(Spec):
+    """The length of a stage, or the lengths of all but the last."""
+
+    epochs: PosFloat | Annotated[list[PosFloat], Field(min_length=1)] | None = None
+    """Passes over the training set."""
+    samples: PosInt | Annotated[list[PosInt], Field(min_length=1)] | None = None
+    """Samples."""
+    steps: PosInt | Annotated[list[PosInt], Field(min_length=1)] | None = None
+    """Updates."""
+
+    @model_validator(mode="after")
+    def _one_unit(self) -> "Every":
+        one_of(self, "epochs", "samples", "steps")
+        return self
+
+    def lengths(self, epoch: int) -> tuple[Axis, list[float]]:
+        """The axis and the lengths on it; ValueError where a stage would be shorter than one sample."""
+        unit = one_of(self, "epochs", "samples", "steps")
+        value = getattr(self, unit)
+        values = value if isinstance(value, list) else [value]
+        lengths = [v * epoch if unit == "epochs" else v for v in values]
+        if min(lengths) < 1:
+            raise ConfigError(f"stages.every.{unit}={value} makes a stage shorter than one sample; make it longer")
+        return ("steps" if unit == "steps" else "samples"), lengths
+
+
+class Stages(Spec):
+    """How long stages are."""
+
+    every: Every = Every(epochs=5)
+    """Length of each stage: {epochs: …}, {samples: …} or {steps: …}; a list gives each stage its own."""
+    power: Annotated[float, Field(ge=0)] = 0.0
+    """Stage m is e₀·δ^(power·m) long, δ = growth.factor; 0 makes all stages equal."""
+
+    def trigger(self, ratio: float, epoch: int) -> Trigger:
+        """The boundaries, when every stage is `ratio` times as long as the one before."""
+        axis, lengths = self.every.lengths(epoch)
+        unit = one_of(self.every, "epochs", "samples", "steps")
+        if not isinstance(getattr(self.every, unit), list):
+            return Geometric(axis=axis, first=lengths[0], ratio=ratio)
+        if ratio != 1.0:
+            raise ConfigError(f"stages.power={self.power} and a list of lengths in stages.every: give one of them")
+        return Listed(axis=axis, ends=tuple(at_least(math.fsum(lengths[: k + 1])) for k in range(len(lengths))))
+
+
+class Budget(Spec):
+    """When a run is over: exactly one of the four."""
+
+    epochs: PosFloat | None = None
+    """Passes over the training set, counted in applied samples."""
+    samples: PosInt | None = None
+    """Applied samples."""
+    steps: PosInt | None = None
+    """Applied updates."""
+    sfo: PosInt | None = None
+    """Gradient evaluations: applied, skipped and probes; work that a fault makes redo is not charged to it."""
+
+    @model_validator(mode="after")
+    def _one_unit(self) -> "Budget":
+        one_of(self, "epochs", "samples", "steps", "sfo")
+        return self
+
+    def total(self, epoch: int) -> int | None:
+        """Samples that the budget allows, or None where it is in steps."""
+        if self.epochs is not None:
+            return max(1, at_least(self.epochs * epoch))
+        return self.samples if self.sfo is None else self.sfo
+
+    def left(self, progress: Progress, epoch: int) -> float:
+        """Samples left, inf where the budget is in steps and some are left."""
+        total = self.total(epoch)
+        if total is None:
+            return math.inf if progress.step < (self.steps or 0) else 0
+        return total - (progress.ledger.applied if self.sfo is None else progress.ledger.first_time)

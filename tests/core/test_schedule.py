@@ -1,0 +1,246 @@
+"""Ladders and triggers are the closed forms that they name, to the sample."""
+
+import math
+from fractions import Fraction
+from itertools import accumulate
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from distgrow.library import batches, budget, constant, every, exponential, increase, linear, optimal, seesaw
+from distgrow.lr import LR, Constant, Factor, Power, Span, StepDecay
+from distgrow.progress import Progress
+from distgrow.schedule import Growth
+from distgrow.spec import ConfigError
+from distgrow.stages import Budget, Every, Geometric, Listed, Stages, Trigger, climb
+
+starts = st.integers(1, 500)
+rungs = st.integers(0, 12)
+factors = st.fractions(Fraction(21, 20), Fraction(4), max_denominator=20)
+SPAN = Span(samples=10_000, epoch=100)
+
+
+def first_reached(ladder: Growth, batch: int) -> int:
+    """The first stage whose batch is `batch`, by trying."""
+    return next(stage for stage in range(10_000) if ladder(stage) == batch)
+
+
+# ── ladders ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@given(starts, rungs)
+def test_a_constant_ladder_never_moves(start: int, stage: int) -> None:
+    assert constant(start)(stage) == start
+    assert constant(start).top == 0
+
+
+@given(starts, st.integers(1, 100), rungs)
+def test_linear_growth_adds_its_increment_at_each_stage(start: int, increment: int, stage: int) -> None:
+    assert linear(start, increment)(stage) == start + increment * stage
+
+
+@given(starts, factors, rungs)
+def test_exponential_growth_is_the_smallest_integer_not_below_the_power(
+    start: int, factor: Fraction, stage: int
+) -> None:
+    exact = start * Fraction(float(factor)) ** stage
+    nearest = round(exact)
+    wanted = nearest if abs(exact / nearest - 1) < Fraction(1, 10**12) else math.ceil(exact)
+    assert exponential(start, float(factor))(stage) == wanted
+
+
+@given(starts, rungs, st.sampled_from([(11, 10), (3, 2), (2, 1), (13, 10), (7, 5)]))
+def test_float_round_off_adds_no_sample_to_a_rational_power(start: int, stage: int, ratio: tuple[int, int]) -> None:
+    top, bottom = ratio
+    assert exponential(start, top / bottom)(stage) == -(-start * top**stage // bottom**stage)
+
+
+@given(starts, factors, st.integers(0, 5000))
+def test_an_exponential_ladder_climbs_to_exactly_its_cap(start: int, factor: Fraction, more: int) -> None:
+    cap = start + more
+    ladder = exponential(start, float(factor), cap)
+    assert ladder.top == first_reached(ladder, cap)
+    below = [ladder(stage) for stage in range(int(ladder.top))]
+    assert below == sorted(below)
+    assert all(batch <= cap for batch in below)
+    assert ladder(int(ladder.top) + 5) == cap
+
+
+@given(starts, st.integers(1, 100), st.integers(0, 5000))
+def test_a_linear_ladder_climbs_to_exactly_its_cap(start: int, increment: int, more: int) -> None:
+    ladder = linear(start, increment, start + more)
+    assert ladder.top == first_reached(ladder, start + more)
+    assert ladder(int(ladder.top) + 1) == start + more
+    assert ladder.height(10**6) == pytest.approx(more / increment)
+
+
+@given(starts, factors, st.integers(0, 5000))
+def test_the_height_at_the_cap_is_what_the_factor_needs_to_reach_it(start: int, factor: Fraction, more: int) -> None:
+    ladder = exponential(start, float(factor), start + more)
+    exact = math.log((start + more) / start, float(factor))
+    assert ladder.height(10**6) == pytest.approx(min(exact, ladder.top), rel=1e-9)  # rounding up may be there sooner
+    for stage in range(int(ladder.top)):
+        assert ladder.height(stage) == stage
+
+
+def test_a_ladder_without_a_cap_outgrows_every_float_without_an_error() -> None:
+    assert exponential(1, 2.0)(5000) > 10**15
+
+
+@given(st.lists(starts, min_size=1, max_size=8), rungs)
+def test_a_list_is_taken_as_it_is_and_stays_at_its_last(sizes: list[int], stage: int) -> None:
+    assert batches(sizes)(stage) == (sizes + [sizes[-1]] * 20)[stage]
+    assert batches(sizes).start == sizes[0]
+
+
+@pytest.mark.parametrize(
+    ("build", "told"),
+    [
+        (lambda: exponential(16, 0.5), "factor"),
+        (lambda: exponential(16, 1.0), "greater than 1"),
+        (lambda: exponential(16, math.nan), "factor"),
+        (lambda: exponential(16, math.inf), "factor"),
+        (lambda: exponential(64, 2, 32), "start=64 is above cap=32; lower start or raise cap"),
+        (lambda: linear(64, 16, 32), "start=64 is above cap=32"),
+        (lambda: linear(64, 0), "increment"),
+        (lambda: constant(0), "start"),
+        (lambda: batches([]), "batches"),
+        (lambda: batches([8, 0]), "batches"),
+        (lambda: every(epochs=0), "epochs"),
+        (lambda: every(samples=-5), "samples"),
+        (lambda: every(epochs=1, samples=100), "exactly one of epochs, samples, steps; got epochs and samples"),
+        (every, "exactly one of epochs, samples, steps; got none"),
+        (budget, "exactly one of epochs, samples, steps, sfo; got none"),
+        (lambda: budget(epochs=1, sfo=1000), "got epochs and sfo"),
+        (lambda: budget(samples=0), "samples"),
+        (lambda: budget(steps=-1), "steps"),
+        (lambda: Stages(every=Every(epochs=1), power=-1), "power"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_a_schedule_is_refused_with_its_key(build: object, told: str) -> None:
+    assert callable(build)
+    with pytest.raises(ValidationError, match=r"(?s)") as refused:
+        build()
+    assert told in str(refused.value)
+
+
+# ── triggers ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def ends(trigger: Trigger, count: int) -> list[float]:
+    """The first `count` boundaries."""
+    return [trigger.end(stage) for stage in range(count)]
+
+
+@given(st.integers(1, 1000), st.sampled_from(["samples", "steps"]))
+def test_equal_stages_end_at_the_multiples_of_their_length(length: int, unit: str) -> None:
+    trigger = every(**{unit: length}).trigger(1.0, epoch=77)
+    assert trigger.axis == unit
+    assert ends(trigger, 20) == [length * m for m in range(1, 21)]
+
+
+@given(st.integers(1, 40), st.integers(1, 1000))
+def test_an_epoch_is_one_pass_over_the_training_set(tenths: int, epoch: int) -> None:
+    length = Fraction(tenths, 10) * epoch
+    if length < 1:
+        with pytest.raises(ConfigError, match="shorter than one sample"):
+            every(epochs=tenths / 10).trigger(1.0, epoch)
+        return
+    trigger = every(epochs=tenths / 10).trigger(1.0, epoch)
+    assert ends(trigger, 12) == [math.ceil(length * m) for m in range(1, 13)]
+
+
+@given(st.integers(1, 1000), st.sampled_from([(3, 2), (2, 1), (1, 2), (9, 4), (4, 1)]))
+def test_geometric_stages_are_the_sums_of_their_lengths(first: int, ratio: tuple[int, int]) -> None:
+    exact = Fraction(*ratio)
+    wanted = [math.ceil(total) for total in accumulate(first * exact**m for m in range(12))]
+    assert ends(Geometric(axis="samples", first=first, ratio=float(exact)), 12) == wanted
+
+
+@given(st.integers(1, 100), st.sampled_from([1.0, 2.0, 0.5]), st.sampled_from([2.0, 3.0]))
+def test_the_power_lengthens_stages_with_the_growth_factor(length: int, power: float, factor: float) -> None:
+    trigger = exponential(16, factor).trigger(every(samples=length, power=power), LR(), SPAN)
+    lengths = [length * factor ** (power * m) for m in range(6)]
+    assert ends(trigger, 6) == [math.ceil(total - 1e-9) for total in accumulate(lengths)]
+
+
+def test_stages_too_long_for_a_float_never_end() -> None:
+    assert Geometric(axis="samples", first=10, ratio=1e10).end(1000) == math.inf
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=6))
+def test_a_list_of_lengths_ends_its_stages_at_the_running_sums(lengths: list[int]) -> None:
+    trigger = every(samples=lengths).trigger(1.0, 100)
+    assert ends(trigger, len(lengths) + 1) == [*accumulate(lengths), math.inf]
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.integers(0, 80), st.integers(0, 6))
+def test_a_position_belongs_to_the_last_stage_begun_before_it(lengths: list[int], position: int, top: int) -> None:
+    begins = [0, *accumulate(lengths)]
+    wanted = max(stage for stage, begin in enumerate(begins) if begin <= position and stage <= top)
+    assert climb(Listed(axis="samples", ends=tuple(begins[1:])), 0, position, top) == wanted
+
+
+def test_a_list_of_lengths_must_fit_the_list_of_batches() -> None:
+    for good in ([10, 20], [10, 20, 30]):
+        batches([1, 2, 3]).trigger(every(samples=good), LR(), SPAN)
+    with pytest.raises(ConfigError, match="has 3 stages, stages.every gives 4"):
+        batches([1, 2, 3]).trigger(every(samples=[10, 20, 30, 40]), LR(), SPAN)
+
+
+def test_a_power_without_a_growth_factor_is_refused() -> None:
+    with pytest.raises(ConfigError, match="power=1.0 needs a growth factor"):
+        linear(16, 16).trigger(every(samples=10, power=1.0), LR(), SPAN)
+    with pytest.raises(ConfigError, match="give one of them"):
+        exponential(16).trigger(every(samples=[10, 20], power=1.0), LR(), SPAN)
+
+
+# ── optimal, seesaw, increase ───────────────────────────────────────────────────────────────────────────────────
+
+
+@settings(max_examples=60)
+@given(st.sampled_from([2.0, 3.0, 1.5]), st.integers(1, 6), st.sampled_from([0.5, 0.3, 0.8, 0.0]))
+def test_optimal_stages_are_in_the_ratio_of_delta_over_gamma_squared(factor: float, top: int, power: float) -> None:
+    cap = exponential(16, factor)(top)
+    ladder, total = optimal(16, factor, cap), 10**9
+    trigger = ladder.trigger(Stages(), LR(rule=Power(power=power)), Span(samples=total, epoch=1000))
+    assert ladder.top == top
+    edges = [0, *ends(trigger, top + 1)]
+    lengths = [end - begin for begin, end in zip(edges, edges[1:], strict=False)]
+    assert edges[-1] == pytest.approx(total, abs=1)
+    for shorter, longer in zip(lengths, lengths[1:], strict=False):
+        assert longer / shorter == pytest.approx((factor / factor**power) ** 2, rel=2 / shorter)
+
+
+def test_optimal_growth_needs_a_cap_and_a_budget_for_its_stages() -> None:
+    with pytest.raises(ConfigError, match=r"set growth\.cap"):
+        optimal(16, 2.0, 64).model_copy(update={"cap": None}).trigger(Stages(), LR(), SPAN)
+    with pytest.raises(ConfigError, match="the shortest of 11 stages would have"):
+        optimal(1, 2.0, 1024).trigger(Stages(), LR(rule=Constant()), Span(samples=1000, epoch=10))
+    with pytest.raises(ConfigError, match="shortest"):
+        optimal(1, 2.0, 1024).trigger(Stages(), LR(rule=Factor(factor=4.0)), Span(samples=1000, epoch=10))
+
+
+@pytest.mark.parametrize("ladder", [seesaw(16, 2.0), increase(16, 2.0)])
+def test_growth_in_place_of_decay_climbs_where_the_decay_would_have_fallen_by_its_factor(ladder: Growth) -> None:
+    decay = StepDecay.model_validate({"every": {"samples": 700}, "factor": 0.5})
+    assert ends(ladder.trigger(Stages(), LR(decay=decay), SPAN), 8) == [700 * m for m in range(1, 9)]
+    with pytest.raises(ConfigError, match=r"set lr\.decay"):
+        ladder.trigger(Stages(), LR(), SPAN)
+    with pytest.raises(ConfigError, match=r"remove lr\.rule"):
+        ladder.trigger(Stages(), LR(decay=decay, rule=Constant()), SPAN)
+
+
+# ── budgets ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@given(st.integers(1, 50), st.integers(1, 5000))
+def test_a_budget_in_epochs_is_that_many_passes_rounded_up(tenths: int, epoch: int) -> None:
+    assert Budget(epochs=tenths / 10).total(epoch) == math.ceil(Fraction(tenths, 10) * epoch)
+
+
+def test_a_budget_in_steps_is_spent_by_its_last_step() -> None:
+    assert budget(steps=3).left(Progress(step=2), 10) == math.inf
+    assert budget(steps=3).left(Progress(step=3), 10) == 0
