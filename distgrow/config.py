@@ -81,7 +81,7 @@ class Run(Spec):
 
     @model_validator(mode="after")
     def _one_source_of_stage_lengths(self) -> "Run":
-        if isinstance(self.growth, Optimal | Replacing) and "stages" in self.model_fields_set:
+        if isinstance(self.growth, Optimal | Replacing) and self.stages != Stages():
             raise ConfigError(f"growth.kind={self.growth.kind} sets its own stage lengths: remove stages")
         return self
 

@@ -75,8 +75,17 @@ class Controller:
         )
 
     def rate(self, progress: Progress, batch: int) -> float:
-        """Learning rate of the next update if it has `batch` samples."""
-        return self.lr.base * self.growth.multiplier(self.lr, progress, batch, self._span)
+        """Learning rate of the next update if it has `batch` samples. ValueError where it is not finite."""
+        try:
+            rate = self.lr.base * self.growth.multiplier(self.lr, progress, batch, self._span)
+        except OverflowError:
+            rate = math.inf
+        if rate == math.inf:
+            raise ConfigError(
+                f"lr.base={self.lr.base:g} grows beyond all numbers by stage {progress.stage}; "
+                "set growth.cap, lengthen the stages or choose a slower lr.rule"
+            )
+        return rate
 
     def forecast(self, progress: Progress | None = None) -> Iterator[Stride]:
         """The run to come if no update is skipped, as strides of equal updates: work per stage, not per update."""
@@ -93,12 +102,12 @@ class Controller:
         return sum(batch * updates for _, batch, updates in self.outline(Progress()))
 
     def check(self) -> None:
-        """ValueError with every constraint that the run to come would violate, one a line."""
-        found = dict.fromkeys(
-            problem for stage, batch, _ in self.outline(Progress()) for problem in self.problems(stage, batch)
-        )
-        if found:
-            raise ConfigError("\n".join(list(found)[:10]))
+        """ValueError with what the first stage that cannot be carried out would violate, one constraint a line."""
+        stage = batch = 0
+        for stage, batch, _ in self.outline(Progress()):
+            if found := self.problems(stage, batch):
+                raise ConfigError("\n".join(found))
+        self.rate(Progress(stage=stage), batch)
 
     def problems(self, stage: int, batch: int) -> list[str]:
         """What keeps a batch of a stage from being drawn or split."""
@@ -124,7 +133,7 @@ class Controller:
         while left > 0 and step < last_step:
             stage = climb(self._trigger, stage, step if by_steps else applied, top)
             batch = shorten(self.growth(stage), left, start)
-            updates = last_step - step if math.isinf(left) else max(1, (left - start) // batch)
+            updates = last_step - step if math.isinf(left) else max(1, (left - min(start, batch)) // batch)
             if stage < top:
                 end = self._trigger.end(stage)
                 updates = min(updates, end - step if by_steps else -((applied - end) // batch))
@@ -136,6 +145,6 @@ def shorten(batch: int, left: float, start: int) -> int:
     """Samples of the next update: the ladder's batch, but the last update takes exactly what is left of the budget.
 
     A remainder smaller than the ladder's `start` joins the update before it, so that no batch falls below `start`
-    (unless the whole budget does), whatever the world size.
+    (unless the ladder or the whole budget does), whatever the world size.
     """
-    return batch if left >= batch + start else int(left)
+    return batch if left >= batch + min(start, batch) else int(left)

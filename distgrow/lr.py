@@ -46,7 +46,7 @@ class Power(Spec):
     """η ∝ b^power."""
 
     kind: Literal["power"] = "power"
-    power: float = 0.5
+    power: Annotated[float, Field(ge=-2, le=2)] = 0.5
     """Exponent p of η = η₀·(b/b₀)^p."""
 
     def __call__(self, rung: Rung) -> float:

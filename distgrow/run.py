@@ -102,10 +102,11 @@ class RunFolder:
         """Make the folder for a new run; RunError where it holds one already."""
         self.check(resume=False)
         with storing(self.path):
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
-            partial = self.config.with_suffix(".tmp")
+            self.path.mkdir(parents=True, exist_ok=True)
+            partial = self.path / ".config.yaml"  # hidden: a folder that could not be begun can be begun again
             partial.write_text(yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True))
             partial.replace(self.config)
+            self.checkpoints.mkdir(exist_ok=True)
 
     def reopen(self, settings: Mapping[str, Any]) -> None:
         """Check that the folder holds a run with these settings; RunError names every key that differs."""

@@ -95,7 +95,7 @@ class Linear(Capped):
 class Geometrical(Capped):
     """What the ladders b₀·δ^m share."""
 
-    factor: Annotated[float, Field(gt=1)] = 2.0
+    factor: Annotated[float, Field(gt=1, le=1e6)] = 2.0
     """δ, the batch's factor at each stage; above 1."""
 
     @property
@@ -153,7 +153,9 @@ class Steps(Ladder):
         if isinstance(values, dict) and "start" in values:
             raise ConfigError("start is the first of batches; remove it")
         batches = values.get("batches") if isinstance(values, dict) else None
-        return {**values, "start": batches[0]} if isinstance(batches, list) and batches else values
+        if not isinstance(batches, list) or not batches or not isinstance(batches[0], int) or batches[0] < 1:
+            return values  # told by the check of batches itself
+        return {**values, "start": batches[0]}
 
     @property
     def top(self) -> float:
@@ -177,6 +179,7 @@ class Optimal(Geometrical):
     def trigger(self, stages: Stages, lr: LR, span: Span) -> Trigger:
         if self.cap is None:
             raise ConfigError("growth.kind=optimal cuts the budget into the stages up to the cap: set growth.cap")
+        _needs_samples("optimal", span)
         count, ratio = int(self.top) + 1, optimal_sample_ratio(self.factor, rule_of(lr).factor_for(self.factor))
         first = span.samples / math.fsum(ratio**m for m in range(count))
         shortest = first * min(1.0, ratio ** (count - 1))
@@ -203,6 +206,7 @@ class Replacing(Geometrical):
             raise ConfigError(f"{self.name} growth replaces a decay: set lr.decay to step, cosine or wsd")
         if lr.rule is not None:
             raise ConfigError(f"{self.name} growth brings its own LR rule: remove lr.rule")
+        _needs_samples(self.name, span)
         return Following(decay=lr.decay, factor=self.factor, span=span)
 
     def multiplier(self, lr: LR, progress: Progress, batch: int, span: Span) -> float:
@@ -229,6 +233,14 @@ class Increase(Replacing):
 
 
 Growth = Annotated[Constant | Linear | Exponential | Steps | Optimal | Seesaw | Increase, Field(discriminator="kind")]
+
+
+def _needs_samples(kind: str, span: Span) -> None:
+    if not span.samples:
+        raise ConfigError(
+            f"growth.kind={kind} sets its stages on the samples axis, where budget.steps has no end: "
+            "give budget.epochs, budget.samples or budget.sfo"
+        )
 
 
 def rule_of(lr: LR) -> Rule:

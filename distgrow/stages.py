@@ -14,6 +14,8 @@ from distgrow.lr import Decay, Span
 from distgrow.progress import Progress
 from distgrow.spec import ConfigError, PosFloat, PosInt, Spec, at_least, one_of
 
+#: Samples of the longest run: positions of the sample stream are 64-bit integers.
+LONGEST = 2**62
 Axis = Literal["samples", "steps"]
 
 
@@ -44,9 +46,9 @@ class Geometric:
     ratio: float = 1.0
 
     def end(self, stage: int) -> float:
-        if self.ratio == 1.0:
-            return at_least(self.first * (stage + 1))
         try:
+            if self.ratio == 1.0:
+                return at_least(self.first * (stage + 1))
             return at_least(self.first * (self.ratio ** (stage + 1) - 1) / (self.ratio - 1))
         except OverflowError:
             return math.inf
@@ -65,7 +67,7 @@ class Listed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Following:
-    """Stage m ends where the decay has fallen to factor^−(m+1)."""
+    """Stage m ends where the decay has fallen to factor^−(m+1), never where that is at the end of the run."""
 
     decay: Decay
     factor: float
@@ -75,12 +77,12 @@ class Following:
     def end(self, stage: int) -> float:
         level = self.factor ** -(stage + 1) * (1 + 1e-9)
         below, above = -1, self.span.samples
-        if self.decay.fall(above, self.span) > level:
+        if level == 0 or self.decay.fall(above, self.span) > level:
             return math.inf
         while above - below > 1:
             middle = (below + above) // 2
             below, above = (below, middle) if self.decay.fall(middle, self.span) <= level else (middle, above)
-        return above
+        return above if above < self.span.samples else math.inf
 
 
 # ── stage lengths and budgets ───────────────────────────────────────────────────────────────────────────────────
@@ -109,6 +111,8 @@ class Every(Spec):
         lengths = [v * epoch if unit == "epochs" else v for v in values]
         if min(lengths) < 1:
             raise ConfigError(f"stages.every.{unit}={value} makes a stage shorter than one sample; make it longer")
+        if math.fsum(lengths) > LONGEST:
+            raise ConfigError(f"stages.every.{unit}={value} is longer than any run (2**62 samples); make it shorter")
         return ("steps" if unit == "steps" else "samples"), lengths
 
 
@@ -117,7 +121,7 @@ class Stages(Spec):
 
     every: Every = Every(epochs=5)
     """Length of each stage: {epochs: …}, {samples: …} or {steps: …}; a list gives each stage its own."""
-    power: Annotated[float, Field(ge=0)] = 0.0
+    power: Annotated[float, Field(ge=0, le=16)] = 0.0
     """Stage m is e₀·δ^(power·m) long, δ = growth.factor; 0 makes all stages equal."""
 
     def trigger(self, ratio: float, epoch: int) -> Trigger:
@@ -150,9 +154,12 @@ class Budget(Spec):
 
     def total(self, epoch: int) -> int | None:
         """Samples that the budget allows, or None where it is in steps."""
-        if self.epochs is not None:
-            return max(1, at_least(self.epochs * epoch))
-        return self.samples if self.sfo is None else self.sfo
+        if self.steps is not None:
+            return None
+        total = (self.epochs or 0) * epoch or self.samples or self.sfo or 0
+        if total > LONGEST:
+            raise ConfigError(f"a budget of {total} samples is more than a run can have (2**62); lower it")
+        return max(1, at_least(total))
 
     def left(self, progress: Progress, epoch: int) -> float:
         """Samples left, inf where the budget is in steps and some are left."""

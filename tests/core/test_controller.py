@@ -10,7 +10,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distgrow.controller import Controller
-from distgrow.library import batches, budget, constant, every, exponential, linear, sqrt_lr
+from distgrow.library import (
+    batches,
+    budget,
+    constant,
+    every,
+    exponential,
+    factor_lr,
+    increase,
+    linear,
+    optimal,
+    power_lr,
+    seesaw,
+    sqrt_lr,
+)
+from distgrow.lr import LR, WSD, Cosine, Decay, DecayEvery, StepDecay
 from distgrow.plan import Plan
 from distgrow.progress import Outcome, Progress
 from distgrow.schedule import Growth
@@ -57,15 +71,28 @@ growths = st.one_of(
 )  # fmt: skip
 
 
+decays: st.SearchStrategy[Decay] = st.one_of(
+    st.builds(Cosine, warmup=st.sampled_from([0.0, 0.1]), final=st.sampled_from([0.0, 0.1])),
+    st.builds(WSD, warmup=st.sampled_from([0.0, 0.1]), decay=st.sampled_from([0.2, 0.9])),
+    st.builds(lambda length: StepDecay(every=DecayEvery(samples=length)), st.integers(1, 500)),
+)
+replacing = st.sampled_from([seesaw(8, 2.0), increase(8, 3.0, 100), seesaw(3, 1.5, 40)])
+
+
 @st.composite
 def controllers(draw: st.DrawFn) -> Controller:
     """Any growth, stages in samples or epochs, a budget that is a multiple of nothing."""
-    epoch = draw(st.integers(1, 400))
-    length = draw(st.integers(1, 300))
-    stages = every(samples=length) if draw(st.booleans()) else every(epochs=-(-length // epoch))
-    amount = draw(st.integers(1, 3000))
+    epoch, amount = draw(st.integers(1, 400)), draw(st.integers(1, 3000))
     total = budget(samples=amount) if draw(st.booleans()) else budget(sfo=amount)
-    return Controller(growth=draw(growths), stages=stages, budget=total, epoch=epoch)
+    match draw(st.sampled_from(["plain", "replacing", "optimal"])):
+        case "replacing":
+            return Controller(growth=draw(replacing), lr=LR(decay=draw(decays)), budget=total, epoch=epoch)
+        case "optimal":
+            return Controller(growth=optimal(1, 2.0, 8), budget=budget(samples=amount + 15), epoch=epoch)
+        case _:
+            length = draw(st.integers(1, 300))
+            stages = every(samples=length) if draw(st.booleans()) else every(epochs=-(-length // epoch))
+            return Controller(growth=draw(growths), stages=stages, budget=total, epoch=epoch)
 
 
 @settings(max_examples=150, deadline=None)
@@ -209,6 +236,49 @@ def test_what_a_run_would_run_into_is_told_before_it_starts(changes: dict[str, A
     with pytest.raises(ConfigError) as refused:
         replace(control, **changes).check()
     assert told in str(refused.value)
+
+
+@pytest.mark.parametrize("growth", [seesaw(8), increase(8), optimal(8, 2.0, 64)])
+def test_stages_on_the_samples_axis_refuse_a_budget_in_steps(growth: Growth) -> None:
+    lr = LR() if growth.kind == "optimal" else LR(decay=Cosine())
+    with pytest.raises(ConfigError, match=f"growth.kind={growth.kind} .* give budget.epochs"):
+        Controller(growth=growth, lr=lr, budget=budget(steps=200), epoch=100)
+
+
+def test_a_finished_run_can_still_be_asked_for_its_stage() -> None:
+    control = Controller(growth=seesaw(8), lr=LR(decay=Cosine()), budget=budget(samples=500), epoch=100)
+    *_, (last, plan) = walk(control)
+    end = last.after(plan, Outcome())
+    assert control.done(end)
+    assert control.advance(end).stage >= last.stage
+
+
+def test_a_falling_list_ends_in_batches_of_its_own() -> None:
+    control = Controller(growth=batches([64, 4]), stages=every(samples=128), budget=budget(samples=203), epoch=100)
+    assert [plan.batch for _, plan in walk(control)] == [64, 64] + [4] * 17 + [7]
+
+
+@pytest.mark.parametrize(
+    ("lr", "growth"),
+    [
+        (power_lr(1e305, 2.0), linear(1, 1)),
+        (factor_lr(0.1, 4.0), linear(1, 1)),
+        (factor_lr(0.1, 1e300), linear(1, 1)),
+    ],
+)
+def test_a_learning_rate_beyond_all_numbers_is_told_before_the_run(lr: LR, growth: Growth) -> None:
+    control = Controller(growth=growth, stages=every(steps=1), lr=lr, budget=budget(steps=3000), epoch=10**18)
+    with pytest.raises(ConfigError, match="grows beyond all numbers by stage"):
+        control.check()
+
+
+def test_what_no_run_could_reach_is_refused() -> None:
+    for total in (budget(samples=10**400), budget(epochs=1e306), budget(sfo=2**63)):
+        with pytest.raises(ConfigError, match="more than a run can have"):
+            Controller(growth=constant(8), budget=total, epoch=1000)
+    for lengths in (every(epochs=1e306), every(epochs=[1.0, 1e306]), every(samples=10**30)):
+        with pytest.raises(ConfigError, match="longer than any run"):
+            Controller(growth=constant(8), stages=lengths, budget=budget(samples=100), epoch=1000)
 
 
 def test_an_empty_training_set_is_refused() -> None:
