@@ -266,24 +266,18 @@ def _checked(task: Any, target: str) -> Task:
     """The task, or a ValueError that says what is wrong with what the user's function returned."""
     from torch import nn
 
-    wanted = "it must return a distgrow.Task or (model, loss, train[, test])"
+    made, wanted = f"task.target={target!r}", "it must return a distgrow.Task or (model, loss, train[, test])"
     if not isinstance(task, Task):
-        raise ConfigError(f"task.target={target!r} returned {type(task).__name__}; {wanted}")
+        raise ConfigError(f"{made} returned {type(task).__name__}; {wanted}")
     if not isinstance(task.model, nn.Module):
-        raise ConfigError(
-            f"task.target={target!r}: model is a {type(task.model).__name__}, not a torch module; {wanted}"
-        )
+        raise ConfigError(f"{made}: model is a {type(task.model).__name__}, not a torch module; {wanted}")
     if not callable(task.loss):
-        raise ConfigError(
-            f"task.target={target!r}: loss is a {type(task.loss).__name__}, not loss(model, batch); {wanted}"
-        )
+        raise ConfigError(f"{made}: loss is a {type(task.loss).__name__}, not loss(model, batch); {wanted}")
     for name, data in (("train", task.train), ("test", task.test)):
         if data is not None and not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
-            raise ConfigError(
-                f"task.target={target!r}: {name} is no map-style data set (no length or no items); {wanted}"
-            )
+            raise ConfigError(f"{made}: {name} is no map-style data set (no length or no items); {wanted}")
     if not len(task.train):
-        raise ConfigError(f"task.target={target!r}: the training set is empty")
+        raise ConfigError(f"{made}: the training set is empty")
     return task
 
 
