@@ -29,7 +29,7 @@ from distgrow.engine import Torch
 from distgrow.engine.torch import TorchEngine
 from distgrow.lr import LR
 from distgrow.progress import Progress
-from distgrow.run import RunFolder, RunSpec
+from distgrow.run import Checkpointing, RunFolder, RunSpec
 from distgrow.schedule import Constant, Exponential, Growth
 from distgrow.stages import Budget, Every, Stages
 from distgrow.tasks import Task
@@ -192,7 +192,7 @@ def build_job(
     task: Task, world: World, growth: Growth, *, micro: int, folder: Path, stages: Stages | None = None
 ) -> Endless:
     """All that fit() puts together, with metrics.jsonl in `folder` as the only tracker."""
-    run = RunSpec(dir=str(folder))
+    run = RunSpec(dir=str(folder), checkpoint=Checkpointing(every_s=1e9))
     controller = Controller(
         growth=growth,
         stages=stages or Stages(),

@@ -104,14 +104,14 @@ class RunFolder:
         with storing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             partial = self.path / ".config.yaml"  # hidden: a folder that could not be begun can be begun again
-            partial.write_text(yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True))
+            partial.write_text(yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True), encoding="utf-8")
             partial.replace(self.config)
             self.checkpoints.mkdir(exist_ok=True)
 
     def reopen(self, settings: Mapping[str, Any]) -> None:
         """Check that the folder holds a run with these settings; RunError names every key that differs."""
         self.check(resume=True)
-        before = yaml.safe_load(self.config.read_text())
+        before = yaml.safe_load(self.config.read_text(encoding="utf-8"))
         differing = [f"{key}: {old!r} in the folder, {new!r} now" for key, old, new in differences(before, settings)]
         if differing:
             raise RunError(
@@ -208,7 +208,10 @@ _STORAGE = {
     errno.EPERM: "choose a run.dir that can be written",
     errno.ENOTDIR: "choose a run.dir whose parents are folders",
     errno.EEXIST: "choose a run.dir that is a folder",
+    errno.EISDIR: "choose a run.dir that is free",
+    errno.ENAMETOOLONG: "choose a shorter run.dir",
     errno.EFBIG: "raise the limit on file sizes",
+    errno.EIO: "look at the disk or its network",
 }
 
 

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from distgrow.plan import Plan
 from distgrow.progress import Outcome, Progress, finite
-from distgrow.run import RunFolder, storing
+from distgrow.run import RunError, RunFolder, storing
 
 Event = Mapping[str, Any]
 
@@ -104,11 +104,19 @@ def _drop_torn_line(path: Path) -> None:
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:
-    """All whole lines of a metrics.jsonl; none where there is no such file."""
+    """All whole lines of a metrics.jsonl; none where there is no such file. RunError where a line is damaged."""
     if not path.exists():
         return []
-    with path.open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file if line.endswith("\n")]
+    with storing(path), path.open(encoding="utf-8", errors="replace") as file:
+        return [_read_line(line.strip(), path) for line in file if line.endswith("\n")]
+
+
+def _read_line(line: str, path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(line)
+    except ValueError:
+        shown = line if len(line) <= 80 else line[:80] + " …"
+        raise RunError(f"{path} is damaged: the line {shown!r} is not JSON; repair or remove that line") from None
 
 
 def history(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

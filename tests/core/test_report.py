@@ -1,0 +1,266 @@
+"""Reports of run folders that are written by hand: the files, the page, and what cannot be reported."""
+
+import base64
+import struct
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from conftest import Commands
+from scripted import Script, crashed, short
+
+from distgrow.report import write
+from distgrow.report.page import page, shorten, stages
+from distgrow.report.runs import read
+from distgrow.run import RunError
+from distgrow.spec import ConfigError
+
+FILES = ["against_sfo.png", "against_steps.png", "against_seconds.png", "report.html"]
+
+
+class Page(HTMLParser):
+    """The text of all tables' cells, tags that were left open, and everything that would be loaded."""
+
+    VOID = ("meta", "img")
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.open, self.tables, self.loads = list[str](), list[list[list[str]]](), list[str]()
+        self.text = ""
+        self.feed(source)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.loads += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("th", "td"):
+            self.tables[-1][-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+        if self.open and self.open[-1] in ("th", "td"):
+            self.tables[-1][-1][-1] += data
+
+
+def size(png: bytes) -> tuple[int, int]:
+    """Width and height of a PNG, in pixels."""
+    assert png.startswith(b"\x89PNG\r\n\x1a\n")
+    return struct.unpack(">II", png[16:24])
+
+
+# ── the files ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_files_named_are_written_into_the_first_run(tmp_path: Path) -> None:
+    first, second = short().save(tmp_path / "first"), crashed().save(tmp_path / "second")
+    (tmp_path / "first" / "report.html").write_text("of an earlier report")
+    text = write([first, second], None)
+    assert text.split() == ["wrote", *(f"{first}/{name}" for name in FILES)]
+    assert (tmp_path / "first" / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+    for name in FILES[:3]:
+        content = (tmp_path / "first" / name).read_bytes()
+        width, height = size(content)
+        assert width == 1000
+        assert 1200 < height < 2400
+        assert len(content) < 1_000_000
+    assert {path.name for path in (tmp_path / "second").iterdir()} == {"config.yaml", "metrics.jsonl"}
+
+
+def test_the_page_is_well_formed_and_loads_nothing_but_the_plots_inside_it(tmp_path: Path) -> None:
+    out = tmp_path / "new" / "folder"
+    write([short().save(tmp_path / "run")], str(out))
+    assert sorted(path.name for path in out.iterdir()) == sorted(FILES)
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.yaml", "metrics.jsonl"}
+    source = (out / "report.html").read_text(encoding="utf-8")
+    parsed = Page(source)
+    assert not parsed.open
+    assert [load.partition(",")[0] for load in parsed.loads] == ["data:image/png;base64"] * 3
+    inside = [base64.b64decode(load.partition(",")[2]) for load in parsed.loads]
+    assert inside == [(out / name).read_bytes() for name in FILES[:3]]
+    assert "http" not in source
+    assert "url(" not in source
+    assert "@import" not in source
+    assert "<script" not in source
+
+
+# ── what the page says ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def parsed_page(*runs: str) -> Page:
+    """The page of some runs, without the pictures."""
+    return Page(page(read(runs), dict.fromkeys(FILES, b"")))
+
+
+def tables(script: Script, folder: Path) -> list[list[list[str]]]:
+    """Results, stages and ledger of one run, as the page shows them."""
+    found = parsed_page(script.save(folder)).tables
+    assert len(found) == 3
+    return found
+
+
+@pytest.mark.parametrize("script", [short(), crashed(), short().stage(2, 32, 8).skip().skip().updates(0.1)])
+def test_the_ledger_shown_adds_up_to_what_the_run_counted(tmp_path: Path, script: Script) -> None:
+    shown = {row[0]: int(row[1].replace(",", "")) for row in tables(script, tmp_path / "run")[2][1:]}
+    assert shown == {**script.sfo, "total": sum(script.sfo.values())}
+
+
+def test_updates_without_a_line_are_in_the_ledger(tmp_path: Path) -> None:
+    script = short()
+    script.events = [event for event in script.events if event["event"] != "step" or event["step"] % 2 == 0]
+    assert tables(script, tmp_path / "run")[2][-1] == ["total", "64", "100.00%"]
+
+
+def test_the_stage_table_holds_the_stages_of_the_run(tmp_path: Path) -> None:
+    assert tables(short(), tmp_path / "run")[1][1:] == [
+        ["0", "8 = 1 × 8 × 1", "0.08", "2", "16", "0.00 – 0.16", "1.0"],
+        ["1", "16 = 1 × 4 × 4", "0.16", "3", "48", "0.16 – 0.64", "1.5"],
+    ]
+
+
+def test_a_stage_that_a_resume_goes_on_with_has_one_row_and_one_more_if_split_otherwise(tmp_path: Path) -> None:
+    script = Script().stage(0, 8, 8).updates(2.0).event("resume", sfo_replayed=0).stage(0, 8, 8).updates(1.0)
+    script.event("resume", sfo_replayed=0).stage(0, 8, 4).updates(0.5)
+    rows = tables(script, tmp_path / "run")[1][1:]
+    assert [row[1] for row in rows] == ["8 = 1 × 8 × 1", "8 = 1 × 4 × 2"]
+    assert [row[3] for row in rows] == ["2", "1"]
+
+
+def test_a_decaying_learning_rate_is_shown_from_its_first_to_its_last_value(tmp_path: Path) -> None:
+    script = short()
+    for event in script.events:
+        if event["event"] == "step" and event["stage"] == 1:
+            event["lr"] = 1 / event["step"]
+    assert [row[2] for row in stages(read([script.save(tmp_path / "run")])[0])] == ["0.08", "0.3333 – 0.2"]
+
+
+def test_thousands_of_stages_make_a_short_table() -> None:
+    rows = shorten([[str(row)] for row in range(5000)], 200)
+    assert rows[:150] == [[str(row)] for row in range(150)]
+    assert rows[150] == ["… 4,800 more"]
+    assert rows[151:] == [[str(row)] for row in range(4950, 5000)]
+    assert shorten([["0"]] * 200, 200) == [["0"]] * 200
+
+
+def test_results_compare_runs_with_different_metrics(tmp_path: Path) -> None:
+    first = short().save(tmp_path / "first")
+    second = Script().stage(0, 8, 8).updates(1.0).evaluate(loss=0.5, perplexity=1.6487).updates(1.0)
+    head, *rows = parsed_page(first, second.save(tmp_path / "second")).tables[0]
+    assert head == ["run", "test loss", "test accuracy", "test perplexity", *head[4:]]
+    assert rows[0] == ["first", "0.5", "0.75", "—", "5", "64", "0.64", "2.5", "done"]
+    assert rows[1] == ["second", "0.5", "—", "1.649", "2", "16", "0.16", "1.0", "not ended"]
+
+
+def test_any_name_is_shown_as_it_is(tmp_path: Path) -> None:
+    names = ["<b>a&b<b>", "a$x^$b", "${title} $$", "_hidden", 'quo"te', "x" * 200]
+    runs = [
+        Script().stage(0, 8, 8).updates(1.0).evaluate(**{name: 0.5}).save(tmp_path / name, config=f"# {name}\n")
+        for name in names
+    ]
+    write(runs, str(tmp_path / "out"))
+    shown = Page((tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
+    assert [row[0] for row in shown.tables[0]] == ["run", *names]
+    assert shown.tables[0][0][1:7] == [f"test {name}" for name in names]
+    assert all(f"# {name}\n" in shown.text for name in names)
+    assert not shown.open
+
+
+# ── what cannot be reported ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_torn_last_line_is_left_out(tmp_path: Path) -> None:
+    run = short().save(tmp_path / "run")
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+        file.write('{"event": "step", "st')
+    assert [event["event"] for event in read([run])[0].events] == [event["event"] for event in short().events]
+
+
+@pytest.mark.parametrize("file", ["config.yaml", "metrics.jsonl"])
+def test_a_missing_file_is_named(tmp_path: Path, file: str) -> None:
+    run = short().save(tmp_path / "run")
+    (tmp_path / "run" / file).unlink()
+    with pytest.raises(ConfigError, match=rf"{run}/{file} does not exist; name the run.dir"):
+        write([run], None)
+
+
+def test_a_missing_folder_is_named_and_not_made(tmp_path: Path) -> None:
+    run = short().save(tmp_path / "run")
+    with pytest.raises(ConfigError, match=rf"{tmp_path}/typo/config.yaml does not exist; name the run.dir"):
+        write([run, str(tmp_path / "typo")], None)
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.yaml", "metrics.jsonl"}
+    assert not (tmp_path / "typo").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    [
+        ('{"event": "step", oops}', r"""'\{"event": "step", oops\}' is not JSON; repair or remove that line"""),
+        ("", "'' is not JSON; repair or remove that line"),
+        ("[1, 2]", r"'\[1, 2\]' lacks one of event, step, samples, time_s; repair or remove that line"),
+        ('{"event": "step"}', "lacks one of event, step, samples, time_s; repair or remove that line"),
+        ('{"event": "step", "step": 1, "samples": 8, "time_s": 1.0}', "lacks sfo, epoch, stage, batch, lr, loss, grad"),
+        ("x" * 10_000, "'x{80} …' is not JSON"),
+    ],
+)
+def test_a_damaged_line_is_shown(tmp_path: Path, line: str, fault: str) -> None:
+    run = short().save(tmp_path / "run")
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    first, *others = metrics.read_text().splitlines()
+    metrics.write_text("\n".join([first, line, *others, ""]))
+    with pytest.raises(ConfigError, match=rf"{metrics} is damaged: the line .*{fault}"):
+        write([run], None)
+
+
+@pytest.mark.parametrize(
+    ("file", "told"),
+    [
+        ("config.yaml", "cannot be read: .*; repair its config.yaml or metrics.jsonl"),
+        ("metrics.jsonl", "metrics.jsonl is damaged: the line .* is not JSON; repair or remove that line"),
+    ],
+)
+def test_a_file_that_is_no_text_is_named(tmp_path: Path, file: str, told: str) -> None:
+    run = short().save(tmp_path / "run")
+    (tmp_path / "run" / file).write_bytes(b"\xff\xfe\n")
+    with pytest.raises(ConfigError, match=rf"{run}.*{told}"):
+        write([run], None)
+
+
+def test_a_run_without_an_update_is_told_to_wait(tmp_path: Path) -> None:
+    run = Script().event("start").stage(0, 8, 8).skip().save(tmp_path / "run")
+    with pytest.raises(ConfigError, match=rf"{run}/metrics.jsonl holds no update yet; wait for the run, or lower"):
+        write([run], None)
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    run = short().save(tmp_path / "run")
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match=rf"cannot write to {tmp_path}/file/out: Not a directory; .* --out"):
+        write([run], str(tmp_path / "file" / "out"))
+
+
+# ── the command line ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_command_names_what_it_wrote_and_ends_with_2_where_it_cannot(distgrow: Commands) -> None:
+    short().save(distgrow.folder / "run")
+    done = distgrow("report", "run", "--out", "shown")
+    assert (done.code, done.err) == (0, "")
+    assert done.out.split() == ["wrote", *(f"shown/{name}" for name in FILES)]
+    assert all((distgrow.folder / "shown" / name).is_file() for name in FILES)
+    failed = distgrow("report", "run", "typo")
+    assert (failed.code, failed.out) == (2, "")
+    assert failed.err == "distgrow: typo/config.yaml does not exist; name the run.dir of a run that has begun\n"
+
+
+def test_matplotlib_is_loaded_only_for_a_report() -> None:
+    check = "import sys, distgrow, distgrow.cli; sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
