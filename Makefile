@@ -28,7 +28,7 @@ demo: $(READY)
 	$(BIN)/distgrow report runs/demo
 
 test: $(READY)
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-gpu: $(READY)
 	$(BIN)/pytest -m gpu

@@ -211,7 +211,7 @@ def test_a_refusal_of_the_file_system_names_the_path_and_the_remedy(number: int,
     assert isinstance(refused.value.__cause__, OSError)
 
 
-@pytest.mark.parametrize("error", [OSError(errno.EIO, "broken disk"), OSError("without a number"), KeyError("x")])
+@pytest.mark.parametrize("error", [OSError(errno.ENXIO, "broken disk"), OSError("without a number"), KeyError("x")])
 def test_an_error_that_the_user_cannot_put_right_is_passed_on(error: Exception) -> None:
     with pytest.raises(type(error)) as passed, storing(Path("runs/here")):
         raise error

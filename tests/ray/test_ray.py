@@ -27,6 +27,16 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
+def wait_for(port: int) -> None:
+    """Wait until something listens on a port: `ray start` returns before its dashboard does."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        with socket.socket() as client:
+            if client.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.2)
+
+
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """A Ray cluster of this one host, started as an operator would; the environment that names it."""
@@ -40,6 +50,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
         env=environment, check=True, capture_output=True, timeout=120,
     )  # fmt: skip
     try:
+        wait_for(dashboard)
         yield {**token, "RAY_ADDRESS": f"127.0.0.1:{port}", "DASHBOARD": f"http://127.0.0.1:{dashboard}"}
     finally:
         subprocess.run([ray, "stop", "--force"], env=environment, check=True, capture_output=True, timeout=60)
