@@ -6,7 +6,10 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +21,7 @@ from conftest import ROOT, TINY, Commands, events, ledger, parameters
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
 RAY = ("launch.kind=ray", "launch.workers=2")
+RAY_COMMAND = str(Path(sys.executable).parent / "ray")
 
 
 def free_port() -> int:
@@ -27,33 +31,42 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def wait_for(port: int) -> None:
-    """Wait until something listens on a port: `ray start` returns before its dashboard does."""
-    deadline = time.monotonic() + 120
+def answers(url: str, seconds: float) -> bool:
+    """Whether an HTTP server answers within so many seconds, be it by a refusal for lack of a token."""
+    deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        with socket.socket() as client:
-            if client.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.2)
+        try:
+            urllib.request.urlopen(url, timeout=5).close()
+            return True
+        except urllib.error.HTTPError:
+            return True
+        except OSError:
+            time.sleep(0.2)
+    return False
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+def cluster() -> Iterator[dict[str, str]]:
     """A Ray cluster of this one host, started as an operator would; the environment that names it."""
     port, dashboard = free_port(), free_port()
-    ray = str(Path(sys.executable).parent / "ray")
+    url = f"http://127.0.0.1:{dashboard}"
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     environment = {**os.environ, **token, "OMP_NUM_THREADS": "1"}
-    subprocess.run(
-        [ray, "start", "--head", f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=2",
-         "--node-ip-address=127.0.0.1", "--disable-usage-stats", f"--temp-dir={tmp_path_factory.mktemp('ray')}"],
-        env=environment, check=True, capture_output=True, timeout=120,
-    )  # fmt: skip
-    try:
-        wait_for(dashboard)
-        yield {**token, "RAY_ADDRESS": f"127.0.0.1:{port}", "DASHBOARD": f"http://127.0.0.1:{dashboard}"}
-    finally:
-        subprocess.run([ray, "stop", "--force"], env=environment, check=True, capture_output=True, timeout=60)
+    # Ray keeps sockets below its folder and a socket's path has at most 107 bytes: pytest's own folders are too long.
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        try:
+            subprocess.run(
+                [RAY_COMMAND, "start", "--head", f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=2",
+                 "--node-ip-address=127.0.0.1", "--disable-usage-stats", f"--temp-dir={folder}"],
+                env=environment, check=True, capture_output=True, timeout=120,
+            )  # fmt: skip
+            log = Path(folder, "session_latest/logs/dashboard.log")
+            assert answers(f"{url}/api/version", seconds=120), f"Ray's dashboard is silent: {log.read_text()[-2000:]}"
+            yield {**token, "RAY_ADDRESS": f"127.0.0.1:{port}", "DASHBOARD": url}
+        finally:
+            subprocess.run(
+                [RAY_COMMAND, "stop", "--force"], env=environment, check=True, capture_output=True, timeout=60
+            )
 
 
 def test_a_local_ray_gives_the_parameters_and_ledger_of_torchrun(distgrow: Commands) -> None:
@@ -74,7 +87,7 @@ def test_a_job_submitted_with_its_working_directory_gives_the_parameters_of_torc
     for part in ("distgrow", "launch", "configs"):
         subprocess.run(["cp", "-r", str(ROOT / part), str(shipped)], check=True)
     submitted = subprocess.run(
-        [str(Path(sys.executable).parent / "ray"), "job", "submit", "--address", cluster["DASHBOARD"],
+        [RAY_COMMAND, "job", "submit", "--address", cluster["DASHBOARD"],
          "--working-dir", str(shipped), "--", sys.executable, "launch/ray_train.py", "configs/digits.yaml",
          *TINY,
          f"run.dir={run}", "launch.workers=2"],
