@@ -73,6 +73,15 @@ class RunSpec(Spec):
     """Non-finite updates in a row after which the run stops."""
 
 
+class _Dumper(yaml.SafeDumper):
+    """YAML that loads as it was written: unquoted, PyYAML would fold some line breaks of Unicode into spaces."""
+
+
+_Dumper.add_representer(
+    str, lambda to, text: to.represent_scalar("tag:yaml.org,2002:str", text, style=None if text.isprintable() else '"')
+)
+
+
 class RunFolder:
     """The files of one run. Only the first rank makes changes here."""
 
@@ -104,7 +113,9 @@ class RunFolder:
         with storing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             partial = self.path / ".config.yaml"  # hidden: a folder that could not be begun can be begun again
-            partial.write_text(yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True), encoding="utf-8")
+            partial.write_text(
+                yaml.dump(dict(settings), Dumper=_Dumper, sort_keys=False, allow_unicode=True), encoding="utf-8"
+            )
             partial.replace(self.config)
             self.checkpoints.mkdir(exist_ok=True)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from distgrow.run import RunError, RunFolder, differences, storing
@@ -154,6 +154,7 @@ def test_settings_do_not_differ_from_themselves(tree: dict[str, Any]) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(tree=trees)
+@example(tree={"next line": "\x85", "path": "/daten/größe 训练", "lines": "a\n\u2028 b"})
 def test_settings_are_found_again_as_they_were_written(
     tree: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
