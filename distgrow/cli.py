@@ -1,5 +1,6 @@
 """The command line: verbs that read a config and hand it on; errors become one message and an exit code."""
 
+import atexit
 import os
 import sys
 import traceback
@@ -82,11 +83,13 @@ def report(
     typer.echo(write(runs, out))
 
 
-def _fit_in_group(run: Run, *, resume: bool) -> None:
-    """One rank of a group; torchrun is told why a rank failed."""
+def _fit_in_group(run: Run, *, resume: bool) -> NoReturn:
+    """One rank of a group, to the end of its process; torchrun is told why a rank failed."""
     from torch.distributed.elastic.multiprocessing.errors import record
 
     record(run.fit)(resume=resume)
+    atexit._run_exitfuncs()
+    _end(0, "")  # gloo's threads may still be dropping tensors, which aborts an interpreter that is shutting down
 
 
 def main() -> NoReturn:

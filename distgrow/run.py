@@ -217,6 +217,7 @@ _STORAGE = {
     errno.EROFS: "choose a run.dir that can be written",
     errno.EACCES: "choose a run.dir that can be written",
     errno.EPERM: "choose a run.dir that can be written",
+    errno.ENOENT: "choose a run.dir in a folder that exists or can be made",
     errno.ENOTDIR: "choose a run.dir whose parents are folders",
     errno.EEXIST: "choose a run.dir that is a folder",
     errno.EISDIR: "choose a run.dir that is free",

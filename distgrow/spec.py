@@ -27,7 +27,8 @@ def one_of(spec: Spec, *units: str) -> str:
     """The one field of `units` that is given; ValueError where none or several are."""
     given = [unit for unit in units if getattr(spec, unit) is not None]
     if len(given) != 1:
-        raise ConfigError(f"give exactly one of {', '.join(units)}; got {' and '.join(given) or 'none'}")
+        hint = f"; an override that reads {{{given[-1]}: …}} replaces the others" if given else ""
+        raise ConfigError(f"give exactly one of {', '.join(units)}; got {' and '.join(given) or 'none'}{hint}")
     return given[0]
 
 

@@ -56,6 +56,7 @@ class Commands:
             out, err = process.communicate(timeout=timeout_s)
         finally:
             process.kill()
+        print(f"--- {' '.join(words)}: exit code {process.returncode}\n{out}{err}")  # shown where a test fails
         return Finished(process.returncode, out, err)
 
     def train(self, run: str, *overrides: str, resume: bool = False, workers: int = 1) -> Finished:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from distgrow.plan import Plan
 from distgrow.progress import Outcome
@@ -92,4 +92,8 @@ class AdamW(Spec):
     """Largest norm of the mean gradient; none: no clipping."""
 
 
-Optimizer = Annotated[SGD | AdamW, Field(discriminator="kind")]
+def _sgd_by_default(given: Any) -> Any:
+    return {"kind": "sgd", **given} if isinstance(given, dict) else given
+
+
+Optimizer = Annotated[SGD | AdamW, Field(discriminator="kind"), BeforeValidator(_sgd_by_default)]

@@ -12,6 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from distgrow.config import Run, apply, load, parse
+from distgrow.engine import SGD
 from distgrow.spec import ConfigError
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
@@ -231,6 +232,14 @@ def test_a_batch_below_the_world_names_both() -> None:
     told = refusal("growth={kind: constant, start: 3}", world=4)
     assert "batch=3" in told
     assert "world=4" in told
+
+
+def test_settings_of_the_optimizer_without_a_kind_are_those_of_sgd() -> None:
+    assert parse(apply(BASE, "optimizer.momentum=0.9")).optimizer == SGD(momentum=0.9)
+
+
+def test_an_override_that_gives_two_units_is_told_how_to_replace_one() -> None:
+    assert "an override that reads {samples: …} replaces the others" in refusal("budget.samples=9")
 
 
 @pytest.mark.parametrize("missing", ["growth", "budget"])

@@ -102,6 +102,33 @@ def test_too_many_nans_in_a_row_stop_the_run_with_a_good_checkpoint(faulty: Comm
     assert parameters(faulty.folder / "run").isfinite().all()
 
 
+def test_a_rank_ends_without_the_interpreters_finalisation_but_after_exit_handlers(distgrow: Commands) -> None:
+    # where gloo's threads still drop a tensor while the interpreter is finalised, the process aborts
+    (distgrow.folder / "lasting.py").write_text(
+        """
+import atexit
+import torch
+from torch import nn
+
+class Lasting:
+    def __del__(self):
+        print("finalised", flush=True)
+
+lasting = Lasting()
+atexit.register(print, "exit handler")
+
+def make():
+    return nn.Linear(3, 1), lambda model, batch: model(batch).square().mean(), torch.ones(50, 3)
+"""
+    )
+    own = ("task={kind: target, target: 'lasting:make'}", "model=null")
+    finished = distgrow.train("group", *own, workers=2)
+    assert finished.code == 0, finished.err
+    assert finished.out.count("exit handler") == 2
+    assert "finalised" not in finished.out
+    assert "finalised" in distgrow.train("alone", *own).out
+
+
 def test_two_processes_cannot_write_to_one_run_folder(distgrow: Commands) -> None:
     long = "budget={epochs: 1000}"
     process = distgrow.start("train", str(Path(__file__).parents[2] / "configs/digits.yaml"), "run.dir=run", long)
@@ -142,6 +169,7 @@ def test_a_run_folder_is_never_overwritten(distgrow: Commands) -> None:
         (("task={kind: target, target: 'json:nothing'}", "model=null"), "has no function 'nothing'"),
         (("task={kind: target, target: 'platform:node'}", "model=null"), "it must return a distgrow.Task"),
         (("run.dir=/dev/null/run",), "/dev/null"),
+        (("run.dir=/proc/nowhere",), "cannot write to /proc/nowhere"),
         (("model={kind: gpt}",), "needs task.kind=text"),
     ],
 )
