@@ -12,6 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
+from numpy.random import mtrand
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from distgrow.controller import Controller
@@ -46,6 +47,7 @@ class Positions:
         self.dataset, self.seed, self.collate = dataset, seed, collate or default_collate
         self.order = Order(n=len(dataset), seed=seed)
         self._batched = dataset if isinstance(dataset, Batched) else None
+        self._numbers = np.random.MT19937(0)
         self._block = range(0)
         self._indices, self._seeds = np.empty(0, np.int64), np.empty(0, np.uint64)
 
@@ -56,7 +58,7 @@ class Positions:
         indices, row_seeds = self._look_up(positions)
         if self._batched is not None:
             return self._batched.batch(indices, row_seeds)
-        with kept_random_state():
+        with kept_random_state(self._numbers):
             return self.collate([self._row(*pair) for pair in zip(indices.tolist(), row_seeds.tolist(), strict=True)])
 
     def _look_up(self, positions: range) -> tuple[Int64s, UInt64s]:
@@ -76,15 +78,19 @@ class Positions:
 
 
 @contextmanager
-def kept_random_state() -> Iterator[None]:
-    """Python's, numpy's and torch's CPU random states are afterwards what they were before."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+def kept_random_state(numbers: np.random.MT19937) -> Iterator[None]:
+    """Python's, numpy's and torch's CPU random states are afterwards what they were before.
+
+    np.random draws from `numbers` meanwhile: its own state would take long to copy.
+    """
+    python, numpy, cpu = random.getstate(), mtrand.get_bit_generator(), torch.get_rng_state()
+    mtrand.set_bit_generator(numbers)
     try:
         yield
     finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
+        random.setstate(python)
+        mtrand.set_bit_generator(numpy)
+        torch.set_rng_state(cpu)
 
 
 class Loader(Protocol):
@@ -216,5 +222,5 @@ def evaluation_batches(
         if isinstance(dataset, Batched):
             yield dataset.batch(indices, seeds(0, indices))
         else:
-            with kept_random_state():
+            with kept_random_state(np.random.MT19937(0)):
                 yield (collate or default_collate)([dataset[int(i)] for i in indices])

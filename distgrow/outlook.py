@@ -15,6 +15,11 @@ from distgrow.plan import split
 from distgrow.progress import Progress
 from distgrow.spec import ConfigError
 
+#: Problems that are told; a plan may have one for each of a million stages.
+MOST_PROBLEMS = 10
+#: Columns that a table may take: a terminal that has fewer wraps its lines, but no number is cut short.
+WIDTH = 400
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
@@ -68,23 +73,21 @@ def show(run: Run, world: int, rows: int) -> bool:
     controller = run.controller(world)
     head: list[Stage] = []
     tail: deque[Stage] = deque(maxlen=max(1, rows // 4))
-    problems: dict[str, None] = {}
+    problems: list[str] = []
     count = 0
-    for stage in stages(controller):
-        count += 1
-        for problem in controller.problems(stage.stage, stage.batch) + unstable(run.theory, controller, stage):
-            problems[problem] = None
+    for count, stage in enumerate(stages(controller), start=1):
+        if len(problems) < MOST_PROBLEMS:
+            problems += controller.problems(stage.stage, stage.batch) + unstable(run.theory, controller, stage)
         if len(head) < rows - rows // 4:
             head.append(stage)
         else:
             tail.append(stage)
-    console = Console()
-    console = Console(width=max(console.width, 110), highlight=False)
+    console = Console(width=WIDTH, highlight=False)
     console.print(_table(controller, head, list(tail), count))
     for line in [_total(controller, [*head, *tail][-1], count), *predictions(run.theory, controller)]:
         console.print(line)
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
-    for problem in list(problems)[:10]:
+    for problem in problems[:MOST_PROBLEMS]:
         errors.print(f"distgrow: {problem}", markup=False)
     return not problems
 

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -186,11 +187,11 @@ _SHOWN = {
 def step_line(event: Event, budget: float) -> str:
     """stage, batch = world × micro × accum, LR, loss, SFO, samples/s and time left of a step event."""
     loss = "not finite" if event["loss"] is None else f"{event['loss']:.4f}"
-    left = max(0.0, budget - event["sfo_applied"]) / event["samples_per_s"] if event["samples_per_s"] else 0.0
+    rate = event["samples_per_s"]
+    left = timedelta(seconds=round(max(0.0, budget - event["sfo_applied"]) / rate)) if rate else "unknown time"
     return (
         f"stage {event['stage']} · batch {event['batch']} = {event['world']} × {event['micro']} × {event['accum']} "
-        f"· lr {event['lr']:.4g} · loss {loss} · sfo {event['sfo']:,} · {event['samples_per_s']:,.0f} samples/s "
-        f"· {left / 60:.0f}:{left % 60:02.0f} left"
+        f"· lr {event['lr']:.4g} · loss {loss} · sfo {event['sfo']:,} · {rate:,.0f} samples/s · {left} left"
     )
 
 

@@ -74,8 +74,8 @@ def verify(run: Run) -> bool:
 
 def _told(run: Run, table: Table, worst: float, model: nn.Module) -> bool:
     limit = TOLERANCE[run.engine.precision]
-    console = Console(highlight=False)
-    console.print(table)
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(table, soft_wrap=False)
     console.print(f"largest relative parameter difference: {worst:.3e} ({run.engine.precision}; at most {limit:g})")
     if worst > limit and any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
         console.print("BatchNorm's statistics are those of the micro-batch: model.norm=group does not depend on it")

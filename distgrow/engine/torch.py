@@ -209,15 +209,16 @@ class _Shared(nn.Module):
         return torch.cat([loss.detach().to(ballot.dtype)[None], ballot])
 
 
-def build_optimizer(parameters: Iterable[nn.Parameter], spec: Optimizer) -> torch.optim.Optimizer:
-    """The torch optimizer of a spec; its learning rate is assigned at every update."""
+def build_optimizer(parameters: Sequence[nn.Parameter], spec: Optimizer) -> torch.optim.Optimizer:
+    """The torch optimizer of a spec; its learning rate is assigned at every update.
+
+    The fused ones: AdamW's step takes half the time of the default, on a CPU too. They know no complex numbers.
+    """
+    fused = not any(parameter.is_complex() for parameter in parameters)
+    common = {"lr": 0.0, "weight_decay": spec.weight_decay, "fused": fused}
     if isinstance(spec, SGD):
-        return torch.optim.SGD(
-            parameters, lr=0.0, momentum=spec.momentum, nesterov=spec.nesterov, weight_decay=spec.weight_decay
-        )
-    return torch.optim.AdamW(
-        parameters, lr=0.0, betas=(spec.beta1, spec.beta2), eps=spec.eps, weight_decay=spec.weight_decay
-    )
+        return torch.optim.SGD(parameters, momentum=spec.momentum, nesterov=spec.nesterov, **common)
+    return torch.optim.AdamW(parameters, betas=(spec.beta1, spec.beta2), eps=spec.eps, **common)
 
 
 def count_rows(batch: Any) -> int:

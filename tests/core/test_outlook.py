@@ -1,0 +1,155 @@
+"""What `distgrow plan` tells of a run is what the run, taken update by update, would do."""
+
+import math
+import re
+from pathlib import Path
+
+import pytest
+
+from distgrow import outlook
+from distgrow.config import Run, load
+from distgrow.progress import Outcome, Progress
+from distgrow.spec import ConfigError
+
+DIGITS = Path(__file__).parents[2] / "configs/digits.yaml"
+COSINE = "lr={base: 0.1, decay: {kind: cosine}}"
+
+
+def run_of(*overrides: str) -> Run:
+    """The digits' config with overrides."""
+    return load(DIGITS, overrides)
+
+
+def printed(out: str) -> tuple[list[list[str]], list[str]]:
+    """The cells of the table's rows, and the lines below it."""
+    lines = out.splitlines()[1:]
+    rows = [
+        re.split(r"\s{2,}", line.strip()) for line in lines if re.match(r"\s*(\d|… )", line) and "updates" not in line
+    ]
+    return rows, [line for line in lines if "gradient evaluations" in line or "predicted" in line]
+
+
+def number(text: str) -> int:
+    return int(text.replace(",", ""))
+
+
+@pytest.mark.parametrize(
+    ("world", "overrides"),
+    [
+        (1, ()),
+        (3, ("engine.max_micro=5",)),
+        (2, ("growth={kind: linear, start: 7, increment: 5, cap: 60}", "budget={samples: 12345}")),
+        (1, ("growth={kind: list, batches: [5, 90, 11]}", "stages={every: {steps: 30}}", "budget={steps: 100}")),
+        (2, ("growth={kind: seesaw, start: 8, cap: 64}", "stages={}", COSINE, "budget={epochs: 3.3}")),
+    ],
+)
+def test_the_table_is_what_stepping_through_the_run_gives(
+    world: int, overrides: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_of(*overrides)
+    control = run.controller(world)
+    stages: dict[int, list[tuple[Progress, Progress, float]]] = {}
+    progress = Progress()
+    while not control.done(progress):
+        progress = control.advance(progress)
+        plan = control.plan(progress)
+        after = progress.after(plan, Outcome())
+        stages.setdefault(plan.stage, []).append((progress, after, plan.lr))
+        progress = after
+    assert outlook.show(run, world, rows=100)
+    rows, (total, *_) = printed(capsys.readouterr().out)
+    assert [number(row[0]) for row in rows] == list(stages)
+    for row, updates in zip(rows, stages.values(), strict=True):
+        first, last = updates[0][0], updates[-1][1]
+        _, epochs, samples, steps, batch, shape, lr, sfo = row
+        assert number(samples) == last.samples - first.samples
+        assert number(steps) == len(updates)
+        assert number(batch) == control.plan(first).batch
+        assert number(sfo) == last.ledger.total
+        assert [number(part) for part in shape.split(" × ")][0] == world
+        assert math.prod(number(part) for part in shape.split(" × ")) >= number(batch)
+        assert [float(edge) for edge in epochs.split(" – ")] == pytest.approx(
+            [first.samples / 1437, last.samples / 1437], abs=0.006
+        )
+        shown = [float(rate) for rate in lr.split(" – ")]
+        rates = [rate for before, after, rate in updates if after.samples - before.samples == number(batch)]
+        assert [shown[0], shown[-1]] == pytest.approx([rates[0], rates[-1]], rel=1e-3, abs=1e-9)
+    assert f"{len(stages)} stages, {progress.step:,} updates, {progress.ledger.total:,} gradient evaluations" in total
+
+
+def test_of_many_stages_the_first_and_the_last_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    run = run_of("growth={kind: linear, start: 8, increment: 1}", "stages={every: {steps: 2}}", "budget={steps: 200}")
+    assert outlook.show(run, 1, rows=20)
+    rows, (total,) = printed(capsys.readouterr().out)
+    assert [row[0] for row in rows] == [*map(str, range(15)), "… 80 more", *map(str, range(95, 100))]
+    assert total.startswith("100 stages, 200 updates")
+
+
+def test_a_number_of_any_length_is_shown_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    run = run_of("growth={kind: constant, start: 1437}", "budget={samples: 1234567890123456789}")
+    assert outlook.show(run, 1, rows=20)
+    assert capsys.readouterr().out.count("1,234,567,890,123,456,789") == 3
+
+
+def test_every_violated_constraint_is_told_but_not_a_million_times(capsys: pytest.CaptureFixture[str]) -> None:
+    assert not outlook.show(run_of(), 100, rows=20)
+    told = capsys.readouterr().err.splitlines()
+    assert [re.findall(r"stage (\d).*batch=(\d+) is smaller than world=100", line) for line in told] == [
+        [("0", "16")], [("1", "32")], [("2", "64")]
+    ]  # fmt: skip
+    tight = run_of(
+        "growth={kind: linear, start: 1400, increment: 1}", "stages={every: {steps: 1}}", "budget={steps: 200}"
+    )
+    assert not outlook.show(tight, 1, rows=20)
+    assert len(capsys.readouterr().err.splitlines()) == 10
+
+
+def theory(smoothness: float, epsilon: float) -> str:
+    return f"theory={{smoothness: {smoothness}, variance: 3.0, gap: 2.0, epsilon: {epsilon}}}"
+
+
+@pytest.mark.parametrize("epsilon", [0.2, 0.25, 0.4])
+def test_the_predicted_sfo_is_that_of_the_first_update_whose_bound_is_small_enough(
+    epsilon: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_of(theory(2.0, epsilon))
+    control, progress = run.controller(1), Progress()
+    lr_sum = noise = 0.0
+    while True:
+        progress = control.advance(progress)
+        plan = control.plan(progress)
+        lr_sum, noise = lr_sum + plan.lr, noise + plan.lr**2 / plan.batch
+        progress = progress.after(plan, Outcome())
+        if (2 * 2.0 + 2.0 * 3.0 * noise) / ((2 - 2.0 * plan.lr) * lr_sum) <= epsilon**2:
+            break
+    assert outlook.show(run, 1, rows=20)
+    assert f"predicted SFO to ‖∇f‖ ≤ {epsilon:g}: {progress.ledger.total:,} (" in capsys.readouterr().out
+
+
+def test_the_best_constant_batch_beside_it_is_the_best_of_all(capsys: pytest.CaptureFixture[str]) -> None:
+    assert outlook.show(run_of(theory(2.0, 0.25)), 1, rows=20)
+    constants = [
+        (b * c1 * b / (0.25**2 * b - c2), b)
+        for c1, c2 in [(2 * 2.0 / ((2 - 0.2) * 0.1), 2 * 0.1 * 3 / (2 - 0.2))]
+        for b in (k / 100 for k in range(540, 4000))
+    ]
+    least, best = min(constants)
+    line = capsys.readouterr().out.splitlines()[-1]
+    found = re.findall(r"b\* = ([\d,.]+), ([\d,]+) gradient evaluations", line)[0]
+    assert float(found[0]) == pytest.approx(best, abs=0.06)
+    assert number(found[1]) == pytest.approx(least, rel=1e-3)
+
+
+def test_a_learning_rate_that_reaches_2_over_l_is_an_error_of_the_plan_and_a_warning_of_a_run(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = run_of(theory(10.0, 0.1))
+    assert not outlook.show(run, 1, rows=20)
+    told = capsys.readouterr().err.splitlines()
+    assert [line.split()[1:5] for line in told] == [
+        ["lr=0.2", "of", "stage", "2"], ["lr=0.2828", "of", "stage", "3"], ["lr=0.4", "of", "stage", "4"]
+    ]  # fmt: skip
+    outlook.warn(run, 1)
+    assert capsys.readouterr().err.startswith("warning: lr=0.2 of stage 2 reaches 2/L=0.2")
+    with pytest.raises(ConfigError, match="batch=16 is smaller than world=17"):
+        outlook.warn(run, 17)
