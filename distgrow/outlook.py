@@ -75,7 +75,8 @@ def show(run: Run, world: int, rows: int) -> bool:
     tail: deque[Stage] = deque(maxlen=max(1, rows // 4))
     problems: list[str] = []
     count = 0
-    for count, stage in enumerate(stages(controller), start=1):
+    for stage in stages(controller):
+        count += 1
         if len(problems) < MOST_PROBLEMS:
             problems += controller.problems(stage.stage, stage.batch) + unstable(run.theory, controller, stage)
         if len(head) < rows - rows // 4:

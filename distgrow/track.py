@@ -143,6 +143,7 @@ class Terminal:
         self._budget = budget
         self._live = Live(console=self._console, refresh_per_second=8) if self._console.is_terminal else None
         self._next = 0.0
+        self._newest: Event | None = None
         if self._live is not None:
             self._live.start()
 
@@ -159,28 +160,32 @@ class Terminal:
             self._console.print(_SHOWN[kind].format_map(event))
 
     def close(self) -> None:
-        """Leave the last line standing."""
+        """Leave the last update's line standing."""
         if self._live is not None:
+            if self._newest is not None:
+                self._live.update(self._line(self._newest))
             self._live.stop()
 
     def _step(self, event: Event) -> None:
-        now = time.monotonic()
+        self._newest, now = event, time.monotonic()
         if now < self._next:
             return
         self._next = now + (0.1 if self._live is not None else 10.0)
-        line = step_line(event, self._budget)
         if self._live is not None:
-            self._live.update(Text(line, no_wrap=True, overflow="ellipsis"))
+            self._live.update(self._line(event))
         else:
-            self._console.print(line)
+            self._console.print(self._line(event))
+
+    def _line(self, event: Event) -> Text:
+        return Text(step_line(event, self._budget), no_wrap=self._live is not None, overflow="ellipsis")
 
 
 _SHOWN = {
-    "start": "run {dir}: world {world}, {budget_samples} samples to go",
+    "start": "run {dir}: world {world}, {budget_samples:,} samples to go",
     "resume": "resumed from {checkpoint} at step {step}",
     "stage": "stage {stage}: batch {batch} = {world} × {micro} × {accum}, lr {lr:.4g}, from epoch {epoch:.2f}",
     "skip": "step {step}: the gradient was not finite; {batch} samples skipped",
-    "end": "{reason}: {step} updates, {sfo} gradient evaluations, {time_s:.1f} s",
+    "end": "{reason}: {step:,} updates, {sfo:,} gradient evaluations, {time_s:.1f} s",
 }
 
 

@@ -17,7 +17,7 @@ COSINE = "lr={base: 0.1, decay: {kind: cosine}}"
 
 def run_of(*overrides: str) -> Run:
     """The digits' config with overrides."""
-    return load(DIGITS, overrides)
+    return load(DIGITS, ["lr.base=0.1", *overrides])
 
 
 def printed(out: str) -> tuple[list[list[str]], list[str]]:
@@ -75,6 +75,12 @@ def test_the_table_is_what_stepping_through_the_run_gives(
         rates = [rate for before, after, rate in updates if after.samples - before.samples == number(batch)]
         assert [shown[0], shown[-1]] == pytest.approx([rates[0], rates[-1]], rel=1e-3, abs=1e-9)
     assert f"{len(stages)} stages, {progress.step:,} updates, {progress.ledger.total:,} gradient evaluations" in total
+
+
+def test_the_readmes_plan_is_what_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert outlook.show(load(DIGITS), 2, rows=40)
+    shown = "".join(f"{line.rstrip()}\n" for line in capsys.readouterr().out.splitlines())
+    assert f"$ distgrow plan configs/digits.yaml --world 2\n{shown}```" in (DIGITS.parents[1] / "README.md").read_text()
 
 
 def test_of_many_stages_the_first_and_the_last_are_shown(capsys: pytest.CaptureFixture[str]) -> None:

@@ -152,7 +152,7 @@ def test_a_run_folder_is_never_overwritten(distgrow: Commands) -> None:
     assert "--resume" in again.err
     other = distgrow.train("run", "lr.base=0.2", "growth.cap=64", resume=True)
     assert other.code == 2
-    assert "lr.base: 0.1 in the folder, 0.2 now" in other.err
+    assert "lr.base: 0.05 in the folder, 0.2 now" in other.err
     assert "growth.cap: 32 in the folder, 64 now" in other.err
     nothing = distgrow.train("elsewhere", resume=True)
     assert nothing.code == 2

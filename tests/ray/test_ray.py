@@ -131,7 +131,7 @@ def test_bad_input_that_only_workers_meet_is_a_message_and_code_2(distgrow: Comm
     assert distgrow.train("run", *RAY).code == 0
     finished = distgrow.train("run", *RAY, "lr.base=0.3", resume=True)
     assert finished.code == 2
-    assert finished.err.rstrip().splitlines()[-1].strip() == "lr.base: 0.1 in the folder, 0.3 now"
+    assert finished.err.rstrip().splitlines()[-1].strip() == "lr.base: 0.05 in the folder, 0.3 now"
 
 
 def test_sigterm_to_the_driver_is_a_checkpoint_and_exit_code_0(distgrow: Commands, cluster: dict[str, str]) -> None:
