@@ -14,35 +14,55 @@ from pathlib import Path
 from distgrow.engine import Engine
 from distgrow.progress import Progress
 from distgrow.run import RunError, storing
+from distgrow.world import World
 
 _MANIFEST, _PROGRESS = "manifest.json", "progress.json"
 
 
-def save(folder: Path, engine: Engine, progress: Progress, *, keep: int) -> Path:
-    """Write `folder`/step-…, then delete all but the newest `keep`. One rank calls. RunError on a full disk."""
-    final = folder / f"step-{progress.step:08d}"
-    partial = folder / f".partial-{uuid.uuid4().hex[:8]}"
+def save(folder: Path, engine: Engine, progress: Progress, *, keep: int, world: World) -> Path:
+    """Write `folder`/step-…, then delete all but the newest `keep`. RunError on a full disk. Collective."""
+    partial = world.once(lambda: _begin(folder))
     try:
-        with storing(folder):
-            partial.mkdir(parents=True)
-            engine.save(partial)
-            (partial / _PROGRESS).write_text(json.dumps(progress.to_dict()))
-            manifest = {file.name: digest(file) for file in sorted(partial.iterdir())}
-            (partial / _MANIFEST).write_text(json.dumps(manifest, indent=1))
-            for file in partial.iterdir():
-                _flush(file)
-            _flush(partial)
-            if final.exists():  # the same step with more skipped updates
-                final.rename(folder / f".partial-{uuid.uuid4().hex[:8]}")
-            partial.rename(final)
-            _flush(folder)
-    except RuntimeError as error:  # torch reports a full disk as a RuntimeError of its zip writer
-        with storing(folder):
-            _raise_if_full(folder, error)
-        raise
+        world.all(lambda: _write(engine, partial))
+        final = world.once(lambda: _finish(partial, progress))
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    clean(folder, keep=keep)
+        world.once(lambda: shutil.rmtree(partial, ignore_errors=True))
+    world.once(lambda: clean(folder, keep=keep))
+    return final
+
+
+def _begin(folder: Path) -> Path:
+    """A hidden folder to write into."""
+    partial = folder / f".partial-{uuid.uuid4().hex[:8]}"
+    with storing(folder):
+        partial.mkdir(parents=True)
+    return partial
+
+
+def _write(engine: Engine, partial: Path) -> None:
+    with storing(partial.parent):
+        try:
+            engine.save(partial)
+        except RuntimeError as error:  # torch reports a full disk as a RuntimeError of its zip writer
+            _raise_if_full(partial.parent, error)
+            raise
+
+
+def _finish(partial: Path, progress: Progress) -> Path:
+    """Progress and digests beside the engine's files, all on the disk, and the folder in its place."""
+    folder = partial.parent
+    final = folder / f"step-{progress.step:08d}"
+    with storing(folder):
+        (partial / _PROGRESS).write_text(json.dumps(progress.to_dict()))
+        files = sorted(file for file in partial.rglob("*") if file.is_file())
+        manifest = {str(file.relative_to(partial)): digest(file) for file in files}
+        (partial / _MANIFEST).write_text(json.dumps(manifest, indent=1))
+        for path in [*partial.rglob("*"), partial]:
+            _flush(path)
+        if final.exists():  # the same step with more skipped updates
+            final.rename(folder / f".partial-{uuid.uuid4().hex[:8]}")
+        partial.rename(final)
+        _flush(folder)
     return final
 
 

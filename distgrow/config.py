@@ -105,7 +105,7 @@ class Run(Spec):
         from distgrow.train import fit
         from distgrow.world import joined
 
-        with joined(self.engine.device):
+        with joined(self.engine.device, alone=self.engine.needs_group):
             torch.manual_seed(self.run.seed)
             task = self.task.build(self.model)
             parts = self.model_dump(mode="json")

@@ -1,5 +1,6 @@
 """Loader: draws exactly the rows of a plan, prefetching ahead of the cursor; knows nothing of why a plan is so."""
 
+import math
 import os
 import random
 import signal
@@ -214,13 +215,23 @@ def _as_is(batch: Any) -> Any:
 
 def evaluation_batches(
     dataset: Any, world: World, rows: int, collate: Callable[[list[Any]], Any] | None = None
-) -> Iterator[Any]:
-    """This rank's part of a data set in its own order, in collated batches of at most `rows` rows."""
-    first, last = cut(len(dataset), world.size, world.rank), cut(len(dataset), world.size, world.rank + 1)
-    for start in range(first, last, rows):
-        indices = np.arange(start, min(start + rows, last))
-        if isinstance(dataset, Batched):
-            yield dataset.batch(indices, seeds(0, indices))
-        else:
-            with kept_random_state(np.random.MT19937(0)):
-                yield (collate or default_collate)([dataset[int(i)] for i in indices])
+) -> Iterator[tuple[Any, int]]:
+    """This rank's part of a data set in its own order: collated batches of at most `rows` rows, and how many count.
+
+    Every rank has as many batches (ZeRO 3 gathers parameters at each forward); one that has none left repeats a
+    row that does not count.
+    """
+    n = len(dataset)
+    first, last = cut(n, world.size, world.rank), cut(n, world.size, world.rank + 1)
+    parts = math.ceil(math.ceil(n / world.size) / rows)
+    for part in range(parts):
+        begin, end = first + cut(last - first, parts, part), first + cut(last - first, parts, part + 1)
+        indices = np.arange(begin, end) if end > begin else np.array([0])
+        yield _collated(dataset, indices, collate or default_collate), end - begin
+
+
+def _collated(dataset: Any, indices: Int64s, collate: Callable[[list[Any]], Any]) -> Any:
+    if isinstance(dataset, Batched):
+        return dataset.batch(indices, seeds(0, indices))
+    with kept_random_state(np.random.MT19937(0)):
+        return collate([dataset[int(i)] for i in indices])

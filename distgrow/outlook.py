@@ -11,6 +11,7 @@ from rich.table import Table
 from distgrow import theory
 from distgrow.config import Run, Theory
 from distgrow.controller import Controller
+from distgrow.engine import DeepSpeed, EngineSpec
 from distgrow.plan import split
 from distgrow.progress import Progress
 from distgrow.spec import ConfigError
@@ -85,7 +86,12 @@ def show(run: Run, world: int, rows: int) -> bool:
             tail.append(stage)
     console = Console(width=WIDTH, highlight=False)
     console.print(_table(controller, head, list(tail), count))
-    for line in [_total(controller, [*head, *tail][-1], count), *predictions(run.theory, controller)]:
+    shown = [*head, *tail]
+    for line in [
+        _total(controller, shown[-1], count),
+        *([] if problems else communication(run.engine, controller, shown)),
+        *predictions(run.theory, controller),
+    ]:
         console.print(line)
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
     for problem in problems[:MOST_PROBLEMS]:
@@ -134,6 +140,16 @@ def _total(controller: Controller, last: Stage, count: int) -> str:
         f"{count:,} stages, {steps:,} updates, {sfo:,} gradient evaluations; "
         f"at constant batch {controller.growth.start:,}: {constant:,} updates ({constant / steps:.1f} ×)"
     )
+
+
+def communication(engine: EngineSpec, controller: Controller, shown: list[Stage]) -> list[str]:
+    """What accumulation costs where ZeRO has to reduce every micro-batch."""
+    if not isinstance(engine, DeepSpeed) or engine.zero == 1:
+        return []
+    most = max(split(stage.batch, controller.world, controller.max_micro)[1] for stage in shown)
+    if most == 1:
+        return []
+    return [f"ZeRO {engine.zero} reduces every micro-batch: up to {most} reductions an update; zero=1 needs one"]
 
 
 # ── what the theory says, where its constants are given ─────────────────────────────────────────────────────────

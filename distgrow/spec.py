@@ -3,7 +3,7 @@
 import math
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 
 class ConfigError(ValueError):
@@ -21,6 +21,11 @@ class Spec(BaseModel):
 PosInt = Annotated[int, Field(ge=1)]
 PosFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+def default_kind(kind: str) -> BeforeValidator:
+    """Settings that name no kind are those of `kind`."""
+    return BeforeValidator(lambda given: {"kind": kind, **given} if isinstance(given, dict) else given)
 
 
 def one_of(spec: Spec, *units: str) -> str:

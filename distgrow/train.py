@@ -14,7 +14,7 @@ from distgrow import checkpoint
 from distgrow.controller import Controller
 from distgrow.data import Positions, build_loader, evaluation_batches
 from distgrow.engine import SGD, Engine, EngineSpec, Optimizer, Torch
-from distgrow.engine.torch import Loss, Metrics, TorchEngine
+from distgrow.engine.batches import Loss, Metrics
 from distgrow.lr import LR
 from distgrow.plan import Plan
 from distgrow.progress import Outcome, Progress
@@ -69,7 +69,7 @@ def fit(
     specs: dict[str, Spec] = {"growth": growth, "stages": stages, "lr": lr, "optimizer": optimizer}
     specs |= {"engine": engine, "budget": budget, "run": run}
     settings = {**(about or {}), **{name: spec.model_dump(mode="json") for name, spec in specs.items()}}
-    with joined(engine.device) as world:
+    with joined(engine.device, alone=engine.needs_group) as world:
         controller = Controller(
             growth=growth,
             stages=stages,
@@ -83,7 +83,7 @@ def fit(
         controller.check()
         with opened(RunFolder(run.dir), world, settings, resume=resume) as folder:
             torch.manual_seed(run.seed)
-            machine = TorchEngine(model, loss, metrics=metrics, spec=engine, optimizer=optimizer, world=world)
+            machine = engine.build(model, loss, metrics=metrics, optimizer=optimizer, world=world)
             with tracking(folder, world.rank, controller.samples()) as tracker:
                 job = Job(task, controller, machine, tracker, folder, run, world)
                 return job.resume() if resume else job.begin()
@@ -202,7 +202,7 @@ class Job:
                 f"{progress.ledger.total - self.charged}: does the data set or collate drop or add rows?"
             )
         keep = self.run.checkpoint.keep
-        path = self.world.once(lambda: checkpoint.save(self.folder.checkpoints, self.engine, progress, keep=keep))
+        path = checkpoint.save(self.folder.checkpoints, self.engine, progress, keep=keep, world=self.world)
         self.saved_at, self.saved_step = time.monotonic(), progress.step
         self.event("checkpoint", progress, path=path.name, seconds=self.saved_at - began)
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from distgrow.config import Run
 from distgrow.data import DirectLoader, Positions
+from distgrow.engine import Torch
 from distgrow.engine.torch import TorchEngine
 from distgrow.plan import Plan, split
 from distgrow.progress import Progress
@@ -39,7 +40,7 @@ def updated(run: Run, task: Task, plan: Plan) -> torch.Tensor:
     positions = Positions(task.train, seed=run.run.seed, collate=task.collate)
     with joined(run.engine.device) as world:
         engine = TorchEngine(
-            model, task.loss, spec=run.engine, optimizer=run.optimizer, world=World(device=world.device)
+            model, task.loss, spec=plain(run), optimizer=run.optimizer, world=World(device=world.device)
         )
         for rank in range(plan.world):
             loader = DirectLoader(positions, rank)
@@ -49,6 +50,11 @@ def updated(run: Run, task: Task, plan: Plan) -> torch.Tensor:
                 parameter.grad /= plan.world  # as DDP's all-reduce averages over ranks
         engine.step(plan.lr)
     return torch.cat([parameter.detach().double().flatten().cpu() for parameter in model.parameters()])
+
+
+def plain(run: Run) -> Torch:
+    """The engine that splits are verified on: the run's own, or plain torch in place of DeepSpeed's."""
+    return run.engine if isinstance(run.engine, Torch) else Torch(device=run.engine.device)
 
 
 def verify(run: Run) -> bool:
@@ -73,10 +79,11 @@ def verify(run: Run) -> bool:
 
 
 def _told(run: Run, table: Table, worst: float, model: nn.Module) -> bool:
-    limit = TOLERANCE[run.engine.precision]
+    precision = plain(run).precision
+    limit = TOLERANCE[precision]
     console = Console(highlight=False, soft_wrap=True)
     console.print(table, soft_wrap=False)
-    console.print(f"largest relative parameter difference: {worst:.3e} ({run.engine.precision}; at most {limit:g})")
+    console.print(f"largest relative parameter difference: {worst:.3e} ({precision}; at most {limit:g})")
     if worst > limit and any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
         console.print("BatchNorm's statistics are those of the micro-batch: model.norm=group does not depend on it")
     return worst <= limit

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
 
 from distgrow.spec import ConfigError
 
@@ -49,6 +50,19 @@ class World:
             raise box[1]
         return box[0]
 
+    def all(self, action: Callable[[], object]) -> None:
+        """Do `action` on every rank; where some fail, every rank raises what the first of them did. Collective."""
+        failure: list[Exception | None] = [None] * self.size
+        try:
+            action()
+        except Exception as error:
+            failure[self.rank] = error
+        if self.size > 1:
+            dist.all_gather_object(failure, failure[self.rank])
+        for error in failure:
+            if error is not None:
+                raise error
+
     def share(self, tensors: Sequence[torch.Tensor]) -> None:
         """Overwrite `tensors` with those of the first rank. Collective: every rank must call."""
         if self.size > 1:
@@ -62,18 +76,24 @@ def launched() -> bool:
 
 
 @contextmanager
-def joined(device: Device = "auto", timeout_s: float = 1800) -> Iterator[World]:
+def joined(device: Device = "auto", timeout_s: float = 1800, *, alone: bool = False) -> Iterator[World]:
     """The World that the environment describes, its process group joined for as long as the context lasts.
 
-    A group that somebody else has made (Ray Train) is used and left alone.
+    A group that somebody else has made (Ray Train) is used and left alone. One process makes a group of its own
+    where `alone` asks for one.
     """
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     where = _pick(device, int(os.environ.get("LOCAL_RANK", "0")))
-    ours = size > 1 and not dist.is_initialized()
+    ours = (size > 1 or alone) and not dist.is_initialized()
     if ours:
         backend = "cpu:gloo,cuda:nccl" if where.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+        group = {} if size > 1 else {"store": HashStore(), "rank": 0, "world_size": 1}
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s), **group)
+    if ours and size == 1:
+        os.environ["LOCAL_RANK"] = "0"  # DeepSpeed insists on it
     yield World(rank=rank, size=size, device=where)
+    if ours and size == 1:
+        del os.environ["LOCAL_RANK"]
     if ours:  # after an error the group stays until the process ends, so that the error is told before others lose us
         dist.destroy_process_group()
 

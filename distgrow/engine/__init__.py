@@ -2,13 +2,19 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from distgrow.plan import Plan
 from distgrow.progress import Outcome
-from distgrow.spec import ConfigError, PosFloat, PosInt, Spec
+from distgrow.spec import ConfigError, PosFloat, PosInt, Spec, default_kind
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from distgrow.engine.batches import Loss, Metrics
+    from distgrow.world import World
 
 
 class Engine(Protocol):
@@ -24,22 +30,26 @@ class Engine(Protocol):
         """
         ...
 
-    def evaluate(self, batches: Iterable[Any]) -> dict[str, float]:
-        """Means over all rows of all ranks' batches, in eval mode. Collective: every rank must call."""
+    def evaluate(self, batches: Iterable[tuple[Any, int]]) -> dict[str, float]:
+        """Means over all ranks' (batch, rows of it that count), in eval mode. Collective: every rank must call.
+
+        Every rank has as many batches.
+        """
         ...
 
     def save(self, folder: Path) -> None:
-        """Write parameters, buffers and optimizer state into an existing folder. One rank calls."""
+        """Write parameters, buffers and optimizer state into an existing, shared folder. Collective."""
         ...
 
     def load(self, folder: Path) -> None:
-        """Read what `save` wrote; executes no code from the files. Every rank calls."""
+        """Read what `save` wrote, on any number of ranks; executes no code from the files. Collective."""
         ...
 
 
 class Torch(Spec):
     """Plain torch in one process, DistributedDataParallel in several."""
 
+    needs_group: ClassVar[bool] = False  #: whether one process alone must be a process group too
     kind: Literal["torch"] = "torch"
     max_micro: PosInt = 64
     """Rows of a micro-batch, at most; a batch that needs more is accumulated."""
@@ -52,8 +62,61 @@ class Torch(Spec):
     bucket_mb: PosFloat = 25.0
     """Size of DDP's gradient buckets, MiB."""
 
+    def build(
+        self, model: "nn.Module", loss: "Loss", *, metrics: "Metrics | None", optimizer: "Optimizer", world: "World"
+    ) -> Engine:
+        """The engine, on this rank. Collective: every rank must call."""
+        from distgrow.engine.torch import TorchEngine
 
-EngineSpec = Torch
+        return TorchEngine(model, loss, metrics=metrics, spec=self, optimizer=optimizer, world=world)
+
+
+class DeepSpeed(Spec):
+    """DeepSpeed's engine: ZeRO shards optimizer state (1), also gradients (2), also parameters (3)."""
+
+    needs_group: ClassVar[bool] = True
+    kind: Literal["deepspeed"] = "deepspeed"
+    zero: Literal[1, 2, 3] = 1
+    """ZeRO's stage. 2 and 3 reduce every micro-batch, so accumulation multiplies communication there."""
+    max_micro: PosInt = 64
+    """Rows of a micro-batch, at most; a batch that needs more is accumulated."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """bfloat16, float16: such parameters beside float32 masters; float16 with a dynamic loss scale."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: the GPU of the local rank where there is one."""
+    fused: bool = False
+    """AdamW by DeepSpeed's own kernel, built at first use, in place of torch's."""
+    offload_optimizer: bool = False
+    """Keep the optimizer's state in the host's memory."""
+    offload_parameters: bool = False
+    """Keep sharded parameters in the host's memory; ZeRO 3 alone."""
+    loss_scale_power: Annotated[int, Field(ge=0, le=32)] = 16
+    """float16: the loss scale starts at 2 to this power; updates that overflow halve it and are skipped."""
+    loss_scale_window: PosInt = 1000
+    """float16: updates without overflow after which the loss scale doubles."""
+    bucket_mb: PosFloat = 25.0
+    """Size of a bucket of gradients that is reduced together, MiB."""
+
+    @model_validator(mode="after")
+    def _parameters_are_sharded(self) -> "DeepSpeed":
+        if self.offload_parameters and self.zero != 3:
+            raise ConfigError(f"offload_parameters needs zero=3, which shards them; zero={self.zero} does not")
+        return self
+
+    def build(
+        self, model: "nn.Module", loss: "Loss", *, metrics: "Metrics | None", optimizer: "Optimizer", world: "World"
+    ) -> Engine:
+        """The engine, on this rank. Collective: every rank must call."""
+        try:
+            from distgrow.engine.deepspeed import DeepSpeedEngine
+        except ImportError as error:
+            raise ConfigError(
+                f"engine.kind=deepspeed needs the extra 'deepspeed': pip install 'distgrow[deepspeed]' ({error})"
+            ) from None
+        return DeepSpeedEngine(model, loss, metrics=metrics, spec=self, optimizer=optimizer, world=world)
+
+
+EngineSpec = Annotated[Torch | DeepSpeed, Field(discriminator="kind"), default_kind("torch")]
 
 
 class SGD(Spec):
@@ -92,8 +155,4 @@ class AdamW(Spec):
     """Largest norm of the mean gradient; none: no clipping."""
 
 
-def _sgd_by_default(given: Any) -> Any:
-    return {"kind": "sgd", **given} if isinstance(given, dict) else given
-
-
-Optimizer = Annotated[SGD | AdamW, Field(discriminator="kind"), BeforeValidator(_sgd_by_default)]
+Optimizer = Annotated[SGD | AdamW, Field(discriminator="kind"), default_kind("sgd")]

@@ -1,7 +1,7 @@
 """The torch engine: one process, or DistributedDataParallel over many; decides nothing about batch or learning rate."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -11,16 +11,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from distgrow.engine import SGD, Optimizer, Torch
+from distgrow.engine.batches import Loss, Metrics, WeightedLoss, checked_rows, means, place, seed
 from distgrow.order import mix_int
 from distgrow.plan import Plan
 from distgrow.progress import Outcome
-from distgrow.spec import ConfigError
 from distgrow.world import World
 
-Loss = Callable[[nn.Module, Any], Tensor]
 #: Votes that an update can carry.
 BALLOT = 4
-Metrics = Callable[[nn.Module, Any], dict[str, Tensor]]
 
 
 class TorchEngine:
@@ -52,7 +50,7 @@ class TorchEngine:
 
     def update(self, plan: Plan, micro_batches: Iterable[Any], votes: Sequence[bool] = ()) -> Outcome:
         """See Engine. Raises ValueError where a micro-batch does not have the rows that the plan gave it."""
-        self._seed(mix_int(plan.seed, self.world.rank))
+        seed(mix_int(plan.seed, self.world.rank), self.world.device)
         notes = self.accumulate(plan, micro_batches, votes)
         grad_norm = self._clipped_norm().item()  # waits for a GPU
         loss, *ballot = notes.tolist()
@@ -70,10 +68,7 @@ class TorchEngine:
         """
         losses: list[Tensor] = []
         for k, batch in enumerate(micro_batches, start=1):
-            rows = count_rows(batch)
-            if rows > plan.micro:
-                raise ConfigError(f"a micro-batch has {rows} rows where the plan has {plan.micro}; check task.collate")
-            last = k == plan.accum
+            rows, last = checked_rows(batch, plan), k == plan.accum
             with nullcontext() if self._ddp is None or last else self._ddp.no_sync():
                 loss = self._weighted(batch, plan.weight(rows), votes if last else ())
                 loss.backward()
@@ -90,28 +85,21 @@ class TorchEngine:
             group["lr"] = lr * group.get("lr_scale", 1.0)
         self._optimizer.step()
 
-    def evaluate(self, batches: Iterable[Any]) -> dict[str, float]:
+    def evaluate(self, batches: Iterable[tuple[Any, int]]) -> dict[str, float]:
         """See Engine."""
         self.world.share(list(self.model.buffers()))
         was_training = self.model.training
         self.model.eval()
-        sums: dict[str, float] = {}
-        seen = 0
         with torch.inference_mode(), self._autocast():
-            for batch in batches:
-                rows = count_rows(batch)
-                seen += rows
-                for name, mean in self._metrics(self.model, self._place(batch)).items():
-                    sums[name] = sums.get(name, 0.0) + float(mean) * rows
+            found = means(lambda batch: self._metrics(self.model, self._place(batch)), batches, self.world)
         self.model.train(was_training)
-        names = sorted(sums)
-        *totals, rows = self.world.sum([*(sums[name] for name in names), seen])
-        return {name: value / rows for name, value in zip(names, totals, strict=True)}
+        return found
 
     def save(self, folder: Path) -> None:
-        """See Engine."""
-        state = {"model": self.model.state_dict(), "optimizer": self._optimizer.state_dict()}
-        torch.save(state, folder / "engine.pt")
+        """See Engine; the first rank writes."""
+        if self.world.rank == 0:
+            state = {"model": self.model.state_dict(), "optimizer": self._optimizer.state_dict()}
+            torch.save(state, folder / "engine.pt")
 
     def load(self, folder: Path) -> None:
         """See Engine."""
@@ -125,12 +113,6 @@ class TorchEngine:
             parameter.grad = None
         if self._shared is not None:
             self._shared.tally.grad = None
-
-    def _seed(self, seed: int) -> None:
-        """Seed dropout and the like, on the CPU and on the device; torch.manual_seed asks every backend, slowly."""
-        torch.default_generator.manual_seed(seed)
-        if self.world.device.type == "cuda":
-            torch.cuda.manual_seed(seed)
 
     def _weighted(self, batch: Any, weight: float, votes: Sequence[bool]) -> Tensor:
         with self._autocast():
@@ -146,15 +128,7 @@ class TorchEngine:
         return torch.autocast(self.world.device.type, dtype=torch.bfloat16)
 
     def _place(self, batch: Any) -> Any:
-        double = self.spec.precision == "float64"
-        if self.world.device.type == "cpu" and not double:
-            return batch
-
-        def move(tensor: Tensor) -> Tensor:
-            dtype = torch.float64 if double and tensor.is_floating_point() else None
-            return tensor.to(self.world.device, dtype=dtype, non_blocking=True)
-
-        return map_tensors(move, batch)
+        return place(batch, self.world.device, torch.float64 if self.spec.precision == "float64" else None)
 
     def _clipped_norm(self) -> Tensor:
         """The norm of the mean gradient, which is then clipped; a non-finite one is the same on every rank."""
@@ -184,24 +158,23 @@ class TorchEngine:
         return ddp
 
 
-class _Shared(nn.Module):
-    """Model and loss as the one module that DDP wraps, so that a loss may call the model as it likes.
+class _Shared(WeightedLoss):
+    """Model and loss as the one module that DDP wraps.
 
     What ranks must also know of each other, the mean loss and their votes, travels in the gradients' own
     all-reduce: they are the gradient of `tally`, a parameter that is always zero and that nobody else sees.
     """
 
     def __init__(self, model: nn.Module, loss: Loss, world: World) -> None:
-        super().__init__()
-        self.model, self.loss = model, loss
+        super().__init__(model, loss)
         dtype = torch.float64 if next(model.parameters()).dtype == torch.float64 else torch.float32
         self.tally = nn.Parameter(torch.zeros(1 + BALLOT, dtype=dtype, device=world.device))
 
-    def forward(self, batch: Any, weight: float, votes: Sequence[bool]) -> Tensor:
+    def forward(self, batch: Any, weight: float, votes: Sequence[bool] = ()) -> Tensor:
         """The weighted loss; without a batch, zero, through all that has a gradient."""
         if batch is None:
             return torch.stack([0.0 * p.sum() for p in self.parameters() if p.requires_grad]).sum()
-        loss = self.loss(self.model, batch) * weight
+        loss = super().forward(batch, weight)
         return loss + (self.tally * self._notes(loss, votes)).sum()
 
     def _notes(self, loss: Tensor, votes: Sequence[bool]) -> Tensor:
@@ -219,36 +192,3 @@ def build_optimizer(parameters: Sequence[nn.Parameter], spec: Optimizer) -> torc
     if isinstance(spec, SGD):
         return torch.optim.SGD(parameters, momentum=spec.momentum, nesterov=spec.nesterov, **common)
     return torch.optim.AdamW(parameters, betas=(spec.beta1, spec.beta2), eps=spec.eps, **common)
-
-
-def count_rows(batch: Any) -> int:
-    """Rows of a collated batch: the length of its first tensor."""
-    first = next(tensors_of(batch), None)
-    if first is None or first.dim() == 0:
-        raise ConfigError(f"a batch of type {type(batch).__name__} holds no tensor with a row dimension")
-    return first.shape[0]
-
-
-def tensors_of(batch: Any) -> Iterator[Tensor]:
-    """All tensors in nested tuples, lists and dicts, in order."""
-    if isinstance(batch, Tensor):
-        yield batch
-    elif isinstance(batch, dict):
-        for value in batch.values():
-            yield from tensors_of(value)
-    elif isinstance(batch, Sequence) and not isinstance(batch, str | bytes):
-        for value in batch:
-            yield from tensors_of(value)
-
-
-def map_tensors(change: Callable[[Tensor], Tensor], batch: Any) -> Any:
-    """The same nesting with every tensor changed; named tuples stay named tuples."""
-    if isinstance(batch, Tensor):
-        return change(batch)
-    if isinstance(batch, dict):
-        return type(batch)((key, map_tensors(change, value)) for key, value in batch.items())
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(map_tensors(change, value) for value in batch))
-    if isinstance(batch, list | tuple):
-        return type(batch)(map_tensors(change, value) for value in batch)
-    return batch

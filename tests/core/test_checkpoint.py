@@ -10,6 +10,7 @@ import pytest
 from distgrow import checkpoint
 from distgrow.progress import Ledger, Progress
 from distgrow.run import RunError
+from distgrow.world import World
 
 
 class Files:
@@ -42,7 +43,7 @@ def at(step: int) -> Progress:
 
 
 def test_what_is_saved_is_found_again(tmp_path: Path) -> None:
-    path = checkpoint.save(tmp_path, Files(b"state"), at(7), keep=3)
+    path = checkpoint.save(tmp_path, Files(b"state"), at(7), keep=3, world=World())
     assert path.name == "step-00000007"
     found, progress, damaged = checkpoint.newest(tmp_path)
     assert (found, progress, damaged) == (path, at(7), [])
@@ -50,10 +51,12 @@ def test_what_is_saved_is_found_again(tmp_path: Path) -> None:
 
 
 def test_a_write_that_is_killed_leaves_nothing_that_loads(tmp_path: Path) -> None:
-    checkpoint.save(tmp_path, Files(b"old"), at(1), keep=3)
+    checkpoint.save(tmp_path, Files(b"old"), at(1), keep=3, world=World())
     child = os.fork()
     if child == 0:
-        checkpoint.save(tmp_path, Files(b"new", lambda: os.kill(os.getpid(), signal.SIGKILL)), at(2), keep=3)
+        checkpoint.save(
+            tmp_path, Files(b"new", lambda: os.kill(os.getpid(), signal.SIGKILL)), at(2), keep=3, world=World()
+        )
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     assert len(list(tmp_path.iterdir())) == 2  # the good one, and the rest of the killed one
@@ -68,17 +71,17 @@ def test_a_write_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
     def fail() -> None:
         raise OSError(28, "No space left on device")
 
-    checkpoint.save(tmp_path, Files(b"old"), at(1), keep=3)
+    checkpoint.save(tmp_path, Files(b"old"), at(1), keep=3, world=World())
     with pytest.raises(RunError, match=r"No space left on device; free some space"):
-        checkpoint.save(tmp_path, Files(b"new", fail), at(2), keep=3)
+        checkpoint.save(tmp_path, Files(b"new", fail), at(2), keep=3, world=World())
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
 
 
 @pytest.mark.parametrize("name", ["engine.pt", "progress.json", "manifest.json"])
 @pytest.mark.parametrize("bit", range(0, 8, 3))
 def test_any_flipped_bit_is_noticed(tmp_path: Path, name: str, bit: int) -> None:
-    good = checkpoint.save(tmp_path, Files(b"old state"), at(1), keep=3)
-    bad = checkpoint.save(tmp_path, Files(b"new state"), at(2), keep=3)
+    good = checkpoint.save(tmp_path, Files(b"old state"), at(1), keep=3, world=World())
+    bad = checkpoint.save(tmp_path, Files(b"new state"), at(2), keep=3, world=World())
     content = (bad / name).read_bytes()
     for place in range(len(content)):
         flipped = bytearray(content)
@@ -93,20 +96,20 @@ def test_any_flipped_bit_is_noticed(tmp_path: Path, name: str, bit: int) -> None
 
 def test_the_newest_are_kept(tmp_path: Path) -> None:
     for step in (8, 9, 10, 100, 1000000000):
-        checkpoint.save(tmp_path, Files(b"state"), at(step), keep=2)
+        checkpoint.save(tmp_path, Files(b"state"), at(step), keep=2, world=World())
     assert [path.name for path in checkpoint.stored(tmp_path)] == ["step-00000100", "step-1000000000"]
 
 
 def test_the_same_step_with_more_skipped_updates_replaces_itself(tmp_path: Path) -> None:
-    checkpoint.save(tmp_path, Files(b"state"), at(5), keep=2)
+    checkpoint.save(tmp_path, Files(b"state"), at(5), keep=2, world=World())
     later = Progress(step=5, samples=96, ledger=Ledger(applied=80, skipped=16))
-    checkpoint.save(tmp_path, Files(b"state"), later, keep=2)
+    checkpoint.save(tmp_path, Files(b"state"), later, keep=2, world=World())
     assert checkpoint.newest(tmp_path)[1] == later
     assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_all_damaged_is_said_with_every_name(tmp_path: Path) -> None:
     for step in (1, 2):
-        (checkpoint.save(tmp_path, Files(b"state"), at(step), keep=2) / "engine.pt").unlink()
+        (checkpoint.save(tmp_path, Files(b"state"), at(step), keep=2, world=World()) / "engine.pt").unlink()
     with pytest.raises(RunError, match=r"step-00000002: engine.pt is missing; step-00000001: engine.pt is missing"):
         checkpoint.newest(tmp_path)

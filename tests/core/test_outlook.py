@@ -110,6 +110,15 @@ def test_every_violated_constraint_is_told_but_not_a_million_times(capsys: pytes
     assert len(capsys.readouterr().err.splitlines()) == 10
 
 
+@pytest.mark.parametrize(("zero", "max_micro", "told"), [(1, 4, False), (2, 256, False), (2, 4, True), (3, 4, True)])
+def test_what_accumulation_costs_under_zero_2_and_3_is_said(
+    zero: int, max_micro: int, told: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert outlook.show(run_of(f"engine={{kind: deepspeed, zero: {zero}, max_micro: {max_micro}}}"), 2, rows=40)
+    line = f"ZeRO {zero} reduces every micro-batch: up to 32 reductions an update"
+    assert (line in capsys.readouterr().out) == told
+
+
 def theory(smoothness: float, epsilon: float) -> str:
     return f"theory={{smoothness: {smoothness}, variance: 3.0, gap: 2.0, epsilon: {epsilon}}}"
 

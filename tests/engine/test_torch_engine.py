@@ -11,7 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from distgrow.engine import SGD, AdamW, Optimizer, Torch
-from distgrow.engine.torch import TorchEngine, count_rows, map_tensors
+from distgrow.engine.batches import count_rows, map_tensors
+from distgrow.engine.torch import TorchEngine
 from distgrow.plan import Plan, split
 from distgrow.spec import ConfigError
 
@@ -150,9 +151,9 @@ def test_evaluation_is_the_mean_over_rows_and_leaves_no_trace() -> None:
     engine = TorchEngine(network, loss, spec=Torch(precision="float64"))
     before = copy.deepcopy(network.state_dict())
     x, y = data()
-    ragged = [(x[:50], y[:50]), (x[50:60], y[50:60]), (x[60:], y[60:])]
+    ragged = [((x[:50], y[:50]), 50), ((x[50:60], y[50:60]), 10), ((x[60:], y[60:]), len(x) - 60), ((x[:1], y[:1]), 0)]
     state = torch.get_rng_state()
-    assert engine.evaluate(ragged)["loss"] == pytest.approx(engine.evaluate([(x, y)])["loss"], rel=1e-12)
+    assert engine.evaluate(ragged)["loss"] == pytest.approx(engine.evaluate([((x, y), len(x))])["loss"], rel=1e-12)
     assert torch.equal(state, torch.get_rng_state())
     assert network.training
     assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())

@@ -1,0 +1,100 @@
+"""Collated batches of any nesting, and what every engine does with them; knows no engine."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distgrow.plan import Plan
+from distgrow.spec import ConfigError
+from distgrow.world import World
+
+Loss = Callable[[nn.Module, Any], Tensor]
+Metrics = Callable[[nn.Module, Any], dict[str, Tensor]]
+
+
+class WeightedLoss(nn.Module):
+    """Model and loss as one module, so that a loss may call the model as it likes wherever the module is wrapped."""
+
+    def __init__(self, model: nn.Module, loss: Loss) -> None:
+        super().__init__()
+        self.model, self.loss = model, loss
+
+    def forward(self, batch: Any, weight: float) -> Tensor:
+        """The batch's mean loss times `weight`."""
+        return self.loss(self.model, batch) * weight
+
+
+def seed(number: int, device: torch.device) -> None:
+    """Seed dropout and the like, on the CPU and on the device; torch.manual_seed asks every backend, slowly."""
+    torch.default_generator.manual_seed(number)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(number)
+
+
+def place(batch: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
+    """The batch on a device, its floating-point tensors as `dtype` where one is given."""
+    if device.type == "cpu" and dtype is None:
+        return batch
+
+    def move(tensor: Tensor) -> Tensor:
+        return tensor.to(device, dtype=dtype if tensor.is_floating_point() else None, non_blocking=True)
+
+    return map_tensors(move, batch)
+
+
+def checked_rows(batch: Any, plan: Plan) -> int:
+    """Rows of a micro-batch; ConfigError where it has more than the plan gave it."""
+    rows = count_rows(batch)
+    if rows > plan.micro:
+        raise ConfigError(f"a micro-batch has {rows} rows where the plan has {plan.micro}; check task.collate")
+    return rows
+
+
+def means(
+    metrics: Callable[[Any], dict[str, Tensor]], batches: Iterable[tuple[Any, int]], world: World
+) -> dict[str, float]:
+    """Means over the rows that count of all ranks' (batch, rows that count). Collective: every rank must call."""
+    sums: dict[str, float] = {}
+    seen = 0
+    for batch, rows in batches:
+        seen += rows
+        for name, mean in metrics(batch).items():
+            sums[name] = sums.get(name, 0.0) + float(mean) * rows
+    names = sorted(sums)
+    *totals, rows = world.sum([*(sums[name] for name in names), seen])
+    return {name: value / rows for name, value in zip(names, totals, strict=True)}
+
+
+def count_rows(batch: Any) -> int:
+    """Rows of a collated batch: the length of its first tensor."""
+    first = next(tensors_of(batch), None)
+    if first is None or first.dim() == 0:
+        raise ConfigError(f"a batch of type {type(batch).__name__} holds no tensor with a row dimension")
+    return first.shape[0]
+
+
+def tensors_of(batch: Any) -> Iterator[Tensor]:
+    """All tensors in nested tuples, lists and dicts, in order."""
+    if isinstance(batch, Tensor):
+        yield batch
+    elif isinstance(batch, dict):
+        for value in batch.values():
+            yield from tensors_of(value)
+    elif isinstance(batch, Sequence) and not isinstance(batch, str | bytes):
+        for value in batch:
+            yield from tensors_of(value)
+
+
+def map_tensors(change: Callable[[Tensor], Tensor], batch: Any) -> Any:
+    """The same nesting with every tensor changed; named tuples stay named tuples."""
+    if isinstance(batch, Tensor):
+        return change(batch)
+    if isinstance(batch, dict):
+        return type(batch)((key, map_tensors(change, value)) for key, value in batch.items())
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(map_tensors(change, value) for value in batch))
+    if isinstance(batch, list | tuple):
+        return type(batch)(map_tensors(change, value) for value in batch)
+    return batch

@@ -1,0 +1,143 @@
+"""The DeepSpeed engine: ZeRO 1–3 under distgrow's own accumulation; decides nothing about batch or learning rate."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed.accelerator import get_accelerator
+from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam
+from torch import nn
+
+from distgrow.engine import DeepSpeed, Optimizer
+from distgrow.engine.batches import Loss, Metrics, WeightedLoss, checked_rows, means, place, seed
+from distgrow.engine.shards import Shards
+from distgrow.engine.torch import build_optimizer
+from distgrow.order import mix_int
+from distgrow.plan import Plan
+from distgrow.progress import Outcome
+from distgrow.spec import ConfigError
+from distgrow.world import World
+
+_DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class DeepSpeedEngine:
+    """Exact mean gradients over a global batch, with optimizer state, gradients and parameters sharded by ZeRO."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        *,
+        metrics: Metrics | None,
+        spec: DeepSpeed,
+        optimizer: Optimizer,
+        world: World,
+    ) -> None:
+        deepspeed.utils.logger.setLevel("ERROR")
+        accelerator = get_accelerator()
+        if spec.precision == "float16" and not (accelerator and accelerator.is_fp16_supported()):
+            raise ConfigError(f"engine.precision=float16: DeepSpeed has none on {world.device.type}; use bfloat16")
+        self.spec, self.world, self.evaluations = spec, world, 0
+        self._metrics = metrics or (lambda model, batch: {"loss": loss(model, batch)})
+        shared = WeightedLoss(model, loss).to(world.device)
+        self._engine: Any
+        self._engine, *_ = deepspeed.initialize(
+            model=shared,
+            optimizer=_optimizer(list(shared.parameters()), optimizer, spec, world),
+            config=settings(spec, optimizer, world),
+        )
+        self._shards = Shards(self._engine, world)
+
+    def update(self, plan: Plan, micro_batches: Iterable[Any], votes: Sequence[bool] = ()) -> Outcome:
+        """See Engine. Raises ValueError where a micro-batch does not have the rows that the plan gave it."""
+        seed(mix_int(plan.seed, self.world.rank), self.world.device)
+        losses: list[torch.Tensor] = []
+        for batch in micro_batches:
+            rows = checked_rows(batch, plan)
+            loss = self._engine(self._place(batch), plan.weight(rows))
+            self._engine.backward(loss, scale_wrt_gas=False)
+            losses.append(loss.detach().float())
+            self.evaluations += rows
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = plan.lr * group.get("lr_scale", 1.0)
+        self._engine.step()
+        mean, *ballot = self.world.sum([sum(losses[1:], start=losses[0]).item() / self.world.size, *votes])
+        return Outcome(
+            applied=not self._engine.optimizer.overflow,
+            loss=mean,
+            grad_norm=float(self._engine.get_global_grad_norm()),
+            votes=tuple(count > 0 for count in ballot),
+        )
+
+    def evaluate(self, batches: Iterable[tuple[Any, int]]) -> dict[str, float]:
+        """See Engine."""
+        model = self._engine.module.model
+        self.world.share(list(model.buffers()))
+        was_training = model.training
+        self._engine.eval()
+        with torch.no_grad():  # not inference mode: ZeRO 3 gathers parameters into tensors that training uses again
+            found = means(lambda batch: self._metrics(model, self._place(batch)), batches, self.world)
+        self._engine.train(was_training)
+        return found
+
+    def save(self, folder: Path) -> None:
+        """See Engine; every rank writes its shards."""
+        self._shards.save(folder)
+
+    def load(self, folder: Path) -> None:
+        """See Engine."""
+        self._shards.load(folder)
+
+    def _place(self, batch: Any) -> Any:
+        return place(batch, self.world.device, _DTYPES[self.spec.precision])
+
+
+def settings(spec: DeepSpeed, optimizer: Optimizer, world: World) -> dict[str, Any]:
+    """DeepSpeed's config. Its own batch sizes are placeholders: accumulation and weighting are the caller's."""
+    zero: dict[str, Any] = {"stage": spec.zero, "reduce_bucket_size": int(spec.bucket_mb * 2**20 / 4)}
+    if spec.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu"}
+    if spec.offload_parameters:
+        zero["offload_param"] = {"device": "cpu"}
+    precision: dict[str, Any] = {}
+    if spec.precision == "bfloat16":
+        precision["bf16"] = {"enabled": True, "check_grad_overflow": True}
+    if spec.precision == "float16":
+        power, window = spec.loss_scale_power, spec.loss_scale_window
+        precision["fp16"] = {
+            "enabled": True,
+            "initial_scale_power": power,
+            "loss_scale_window": window,
+            "hysteresis": 1,
+        }
+    if precision:
+        precision["data_types"] = {"grad_accum_dtype": "fp32"}
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "train_batch_size": world.size,
+        "managed_gradient_accumulation": False,
+        "gradient_clipping": optimizer.clip or 0.0,  # unsaid, it would be 1
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**12,
+        **precision,
+    }
+
+
+def _optimizer(
+    parameters: list[nn.Parameter], settings: Optimizer, spec: DeepSpeed, world: World
+) -> torch.optim.Optimizer:
+    if not spec.fused:
+        return build_optimizer(parameters, settings)
+    if settings.kind != "adamw":
+        raise ConfigError(
+            f"engine.fused=true has no kernel for optimizer.kind={settings.kind}; use adamw or fused=false"
+        )
+    betas, on_cpu = (settings.beta1, settings.beta2), spec.offload_optimizer or world.device.type == "cpu"
+    common = {"lr": 0.0, "betas": betas, "eps": settings.eps, "weight_decay": settings.weight_decay}
+    return DeepSpeedCPUAdam(parameters, adamw_mode=True, **common) if on_cpu else FusedAdam(parameters, **common)

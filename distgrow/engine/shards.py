@@ -1,0 +1,98 @@
+"""DeepSpeed's checkpoints: its native shards, and its universal format where the number of ranks has changed."""
+
+import contextlib
+import io
+import shutil
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import torch
+from deepspeed.checkpoint import ds_to_universal
+from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
+from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+from deepspeed.runtime.zero.config import ZeroStageEnum
+from deepspeed.utils.tensor_fragment import fragment_address
+
+from distgrow.run import RunError
+from distgrow.world import World
+
+_TAG = "deepspeed"
+#: What DeepSpeed's files hold beside tensors and plain values: records without behaviour.
+_RECORDS = [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]
+
+
+class Shards:
+    """The files of a DeepSpeed engine's state; every rank reads and writes its own."""
+
+    def __init__(self, engine: Any, world: World) -> None:
+        self._engine, self._world = engine, world
+        self._files = engine.checkpoint_engine = _Files()
+
+    def save(self, folder: Path) -> None:
+        """Write the native shards into a folder. Collective: every rank must call."""
+        self._engine.save_checkpoint(str(folder), tag=_TAG, save_latest=False)
+        self._files.told()
+
+    def load(self, folder: Path) -> None:
+        """Read what `save` wrote on any number of ranks; executes no code from the files. Collective."""
+        ranks = self._world.once(lambda: check(folder / _TAG))
+        if ranks == self._world.size:
+            self._engine.load_checkpoint(str(folder), tag=_TAG)
+            return
+        universal = folder.with_name(f".partial-universal-{folder.name}")
+        self._world.once(lambda: convert(folder / _TAG, universal / _TAG))
+        self._engine._config.load_universal_checkpoint = True  # DeepSpeed asks its config, which knew no checkpoint
+        self._engine.load_checkpoint(str(universal), tag=_TAG)
+        self._engine._config.load_universal_checkpoint = False
+        self._world.once(lambda: shutil.rmtree(universal))
+
+
+class _Files(TorchCheckpointEngine):
+    """Plain files. A failed write is told when every rank is past DeepSpeed's barriers: until then, others wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.zipfile_serialization = True
+        self._failure: Exception | None = None
+
+    def save(self, state_dict: Any, path: str) -> None:
+        """Write one file, or remember why not."""
+        try:
+            super().save(state_dict, path)
+        except (OSError, RuntimeError) as error:
+            self._failure = error
+
+    def told(self) -> None:
+        """Raise what kept a file from being written, once."""
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
+
+
+def check(folder: Path) -> int:
+    """The number of ranks that wrote the shards in a folder; RunError where one holds more than data.
+
+    DeepSpeed loads by unpickling, which can execute what a file says. So every file is first read by torch's
+    restricted unpickler (its tensors stay on the disk), which builds nothing but tensors, plain values and _RECORDS.
+    """
+    with torch.serialization.safe_globals(_RECORDS):
+        for file in sorted(folder.glob("*.pt")):
+            try:
+                torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+            except Exception as error:
+                reason = str(error).strip().splitlines()[-1]
+                raise RunError(
+                    f"{file} is not a checkpoint that can be loaded without executing code: {reason}"
+                ) from None
+    return len(list(folder.glob("*optim_states.pt")))
+
+
+def convert(native: Path, universal: Path) -> None:
+    """DeepSpeed's own conversion of native shards to its universal format, in a new folder."""
+    shutil.rmtree(universal.parent, ignore_errors=True)
+    universal.mkdir(parents=True)
+    options = {"num_extract_workers": 1, "num_merge_workers": 1, "keep_temp_folder": False, "strict": True}
+    paths = {"input_folder": str(native), "output_folder": str(universal)}
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        ds_to_universal.main(Namespace(**options, **paths, inject_missing_state=True))

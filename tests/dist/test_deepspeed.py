@@ -1,0 +1,151 @@
+"""DeepSpeed's ZeRO 1–3 are the same run as plain torch: parameters, ledger, interruptions, refusals."""
+
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_failures import FAULTY, task
+from test_resume import kill_group, until_step
+
+pytest.importorskip("deepspeed", reason="needs the extra 'deepspeed'")
+
+from conftest import ROOT, TINY, Commands, events, ledger, torchrun
+
+OFTEN = ("run.checkpoint={every_steps: 7, keep: 20}", "optimizer={kind: adamw}", "lr.base=0.01", "engine.max_micro=6")
+
+
+def engine(zero: int) -> str:
+    return f"engine={{kind: deepspeed, zero: {zero}}}"
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The oldest first."""
+    return sorted((run / "checkpoints").iterdir())
+
+
+def parameters(run: Path) -> torch.Tensor:
+    """All parameters of a run's last checkpoint, flat, by DeepSpeed's own tool."""
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    state: Any = get_fp32_state_dict_from_zero_checkpoint(str(checkpoints(run)[-1]), tag="deepspeed")
+    return torch.cat([state[name].detach().flatten() for name in sorted(state)])
+
+
+def apart(one: torch.Tensor, other: torch.Tensor) -> float:
+    return float((one.double() - other.double()).norm() / one.double().norm())
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_twenty_updates_over_three_stages_agree_between_torch_and_every_stage_of_zero(
+    workers: int, tmp_path: Path
+) -> None:
+    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(workers)]
+    script = str(Path(__file__).with_name("parity.py"))
+    subprocess.run(
+        [sys.executable, *(["-m", *launcher] if workers > 1 else []), script, str(tmp_path)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True, capture_output=True, timeout=240,
+    )  # fmt: skip
+    found = torch.load(tmp_path / "parameters.pt", weights_only=True)
+    for optimizer in ("sgd", "adamw"):
+        reference = found[f"torch, {optimizer}"]
+        for zero in (1, 2, 3):
+            assert apart(reference, found[f"zero {zero}, {optimizer}"]) <= 1e-5
+            assert ledger(tmp_path / f"zero {zero}-{optimizer}") == ledger(tmp_path / f"torch-{optimizer}")
+            steps = [events(tmp_path / f"{name}-{optimizer}", "step") for name in ("torch", f"zero {zero}")]
+            for one, other in zip(*steps, strict=True):
+                exact = ("step", "samples", "stage", "batch", "micro", "accum", "lr", "sfo")
+                assert [one[key] for key in exact] == [other[key] for key in exact]
+                assert other["loss"] == pytest.approx(one["loss"], rel=1e-4)
+                assert other["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-4)
+            accuracies = [events(tmp_path / f"{name}-{optimizer}", "eval")[-1] for name in ("torch", f"zero {zero}")]
+            assert accuracies[1]["loss"] == pytest.approx(accuracies[0]["loss"], rel=1e-4)
+
+
+def test_a_killed_run_resumes_bit_identical(distgrow: Commands) -> None:
+    assert distgrow.train("whole", engine(2), *OFTEN, workers=2).code == 0
+    words = ["train", str(ROOT / "configs/digits.yaml"), *TINY, "run.dir=killed", engine(2), *OFTEN]
+    process = distgrow.start(*words, module=torchrun(2))
+    until_step(distgrow.folder / "killed", 25, process)
+    kill_group(process)
+    assert distgrow.train("killed", engine(2), *OFTEN, workers=2, resume=True).code == 0
+    assert (parameters(distgrow.folder / "whole") == parameters(distgrow.folder / "killed")).all()
+    assert {**ledger(distgrow.folder / "killed"), "replayed": 0} == ledger(distgrow.folder / "whole")
+
+
+@pytest.mark.parametrize("zero", [1, 3])
+def test_a_run_goes_on_with_another_number_of_ranks_by_the_universal_format(distgrow: Commands, zero: int) -> None:
+    assert distgrow.train("whole", engine(zero), *OFTEN, workers=2).code == 0
+    shutil.copytree(distgrow.folder / "whole", distgrow.folder / "moved")
+    for newest in checkpoints(distgrow.folder / "moved")[3:]:
+        shutil.rmtree(newest)
+    assert distgrow.train("moved", engine(zero), *OFTEN, workers=1, resume=True).code == 0
+    assert apart(parameters(distgrow.folder / "whole"), parameters(distgrow.folder / "moved")) <= 1e-5
+    assert ledger(distgrow.folder / "moved")["applied"] == 1500
+    assert events(distgrow.folder / "moved", "step")[-1]["world"] == 1
+    assert not list((distgrow.folder / "moved/checkpoints").glob(".*"))
+
+
+@pytest.mark.parametrize("zero", [1, 3])
+def test_a_nan_on_one_rank_is_skipped_on_all_and_counted(distgrow: Commands, zero: int) -> None:
+    (distgrow.folder / "faulty.py").write_text(FAULTY)
+    assert distgrow.train("run", *task(poison=[7], rank=(1,)), engine(zero), workers=2).code == 0
+    skips, counted = events(distgrow.folder / "run", "skip"), ledger(distgrow.folder / "run")
+    assert counted["skipped"] == sum(skip["batch"] for skip in skips) > 0
+    assert counted["applied"] == 1500
+    assert parameters(distgrow.folder / "run").isfinite().all()
+
+
+class Exploit:
+    """What an attacker would put into a checkpoint."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.target),)
+
+
+def test_a_checkpoint_that_would_execute_code_is_refused(distgrow: Commands) -> None:
+    assert distgrow.train("run", engine(1)).code == 0
+    newest = checkpoints(distgrow.folder / "run")[-1]
+    shards = newest / "deepspeed/zero_pp_rank_0_mp_rank_00_optim_states.pt"
+    state = torch.load(shards, weights_only=False)
+    torch.save({**state, "extra": Exploit(distgrow.folder / "broken-into")}, shards, pickle_module=pickle)
+    manifest = json.loads((newest / "manifest.json").read_text())
+    digest = subprocess.run(["sha256sum", str(shards)], capture_output=True, text=True, check=True).stdout.split()[0]
+    (newest / "manifest.json").write_text(json.dumps({**manifest, str(shards.relative_to(newest)): digest}))
+    finished = distgrow.train("run", engine(1), resume=True)
+    assert finished.code == 2, finished.err
+    assert "is not a checkpoint that can be loaded without executing code" in finished.err
+    assert "Traceback" not in finished.err
+    assert not (distgrow.folder / "broken-into").exists()
+
+
+def test_half_precision_parameters_train_and_are_kept_in_full(distgrow: Commands) -> None:
+    halved = "engine={kind: deepspeed, zero: 2, precision: bfloat16}"
+    assert distgrow.train("run", halved, "budget={samples: 6000}", "lr.base=0.2").code == 0
+    assert events(distgrow.folder / "run", "eval")[-1]["accuracy"] > 0.9
+    assert parameters(distgrow.folder / "run").dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (("engine.kind=deepspeed", "engine.zero=4"), "engine.zero=4: must be 1, 2 or 3"),
+        (("engine={kind: deepspeed, offload_parameters: true}",), "offload_parameters needs zero=3"),
+        (("engine={kind: deepspeed, fused: true}",), "engine.fused=true has no kernel for optimizer.kind=sgd"),
+        (("engine={kind: deepspeed, precision: float64}",), "engine.precision='float64'"),
+    ],
+)
+def test_bad_settings_end_with_a_message_and_code_2(distgrow: Commands, overrides: tuple[str, ...], told: str) -> None:
+    finished = distgrow.train("run", *overrides)
+    assert finished.code == 2, finished.err
+    assert told in finished.err
+    assert "Traceback" not in finished.err
