@@ -29,11 +29,20 @@ class World:
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """`values` added up over all ranks, in float64 on the CPU. Collective: every rank must call."""
+        return self.summing(values)()
+
+    def summing(self, values: Sequence[float]) -> Callable[[], list[float]]:
+        """As `sum`, but other work can be done until the result is called for. Collective: every rank must call."""
         if self.size == 1:
-            return list(values)
+            return lambda: list(values)
         tensor = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(tensor)
-        return tensor.tolist()
+        under_way: Any = dist.all_reduce(tensor, async_op=True)
+
+        def wait() -> list[float]:
+            under_way.wait()
+            return tensor.tolist()
+
+        return wait
 
     def once(self, action: Callable[[], T]) -> T:
         """Do `action` on one rank and give every rank its result, or its error. Collective: every rank must call."""

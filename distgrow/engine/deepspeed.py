@@ -61,10 +61,11 @@ class DeepSpeedEngine:
             self._engine.backward(loss, scale_wrt_gas=False)
             losses.append(loss.detach().float())
             self.evaluations += rows
+        known = self.world.summing([sum(losses[1:], start=losses[0]).item() / self.world.size, *votes])
         for group in self._engine.optimizer.param_groups:
             group["lr"] = plan.lr * group.get("lr_scale", 1.0)
         self._engine.step()
-        mean, *ballot = self.world.sum([sum(losses[1:], start=losses[0]).item() / self.world.size, *votes])
+        mean, *ballot = known()
         return Outcome(
             applied=not self._engine.optimizer.overflow,
             loss=mean,

@@ -1,0 +1,208 @@
+"""What the benchmarks of the loop time: models and data, loops written by hand, and distgrow's own."""
+
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from distgrow import datasets, models
+from distgrow.controller import Controller
+from distgrow.engine import SGD, DeepSpeed, EngineSpec
+from distgrow.lr import LR
+from distgrow.progress import Progress
+from distgrow.run import Checkpointing, RunFolder, RunSpec
+from distgrow.schedule import Growth
+from distgrow.stages import Budget, Stages
+from distgrow.tasks import Task
+from distgrow.track import JSONL, Event, NullTracker, Tracker
+from distgrow.train import Job, Result
+from distgrow.world import World
+
+LR_BASE = 0.02
+Model = Literal["cnn", "mlp"]
+
+
+class Loop(Protocol):
+    """A contestant."""
+
+    def updates(self, count: int, micro: int, accum: int) -> None:
+        """`count` updates of accum micro-batches of `micro` rows on each rank."""
+        ...
+
+
+# ── what is trained ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def cnn() -> nn.Module:
+    """Three convolutions on (3, 32, 32)."""
+    layers: list[nn.Module] = []
+    for width_in, width in ((3, 16), (16, 32), (32, 64)):
+        layers += [nn.Conv2d(width_in, width, 3, padding=1), nn.GroupNorm(width // 8, width), nn.ReLU()]
+        layers += [nn.MaxPool2d(2)]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * 4 * 4, 10))
+
+
+def build(model: Model) -> Task:
+    """The digits in memory, for the CNN enlarged to (3, 32, 32)."""
+    torch.manual_seed(0)
+    train, _ = datasets.digits()
+    if model == "mlp":
+        return Task(model=models.mlp(64, [128, 64], 10), loss=cross_entropy, train=train)
+    images = F.interpolate(train.inputs, scale_factor=4).expand(-1, 3, -1, -1).contiguous()
+    return Task(model=cnn(), loss=cross_entropy, train=datasets.Arrays(images, train.labels))
+
+
+def cross_entropy(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """Mean over the rows."""
+    inputs, labels = batch
+    return F.cross_entropy(model(inputs), labels)
+
+
+# ── the contestants ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Rows:
+    """Batches indexed out of a shuffled tensor."""
+
+    def __init__(self, task: Task, world: World) -> None:
+        self.world = world
+        self.inputs, self.labels = task.train.inputs, task.train.labels
+        self.shuffled, self.cursor = torch.randperm(len(self.inputs)), 0
+
+    def __call__(self, share: int) -> Tensor:
+        """Indices of this rank's `share` of the next global batch."""
+        batch = share * self.world.size
+        if self.cursor + batch > len(self.shuffled):
+            self.shuffled, self.cursor = torch.randperm(len(self.inputs)), 0
+        first = self.cursor + share * self.world.rank
+        self.cursor += batch
+        return self.shuffled[first : first + share]
+
+
+class Bare:
+    """The loop that one writes by hand: DDP and no_sync."""
+
+    def __init__(self, task: Task, world: World, *, logging: bool = False) -> None:
+        self.logging, self.rows = logging, Rows(task, world)
+        self.model = task.model
+        self.ddp = DistributedDataParallel(task.model, gradient_as_bucket_view=True) if world.size > 1 else None
+        self.optimizer = torch.optim.SGD(task.model.parameters(), lr=LR_BASE)
+        self.losses: list[float] = []
+        self.norms: list[float] = []
+
+    def updates(self, count: int, micro: int, accum: int) -> None:
+        """`count` updates of accum micro-batches of `micro` rows on each rank."""
+        model = self.model if self.ddp is None else self.ddp
+        for _ in range(count):
+            rows = self.rows(micro * accum)
+            losses: list[Tensor] = []
+            for k in range(accum):
+                batch = rows[k * micro : (k + 1) * micro]
+                quiet = self.ddp.no_sync() if self.ddp is not None and k < accum - 1 else nullcontext()
+                with quiet:
+                    loss = F.cross_entropy(model(self.rows.inputs[batch]), self.rows.labels[batch])
+                    (loss / accum if accum > 1 else loss).backward()
+                losses.append(loss.detach())
+            if self.logging:
+                self._log(losses)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+
+    def _log(self, losses: list[Tensor]) -> None:
+        norm = nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        self.norms.append(norm.item())
+        self.losses.append(torch.stack(losses).mean().item())
+
+
+class BareDeepSpeed:
+    """The loop that one writes by hand around DeepSpeed's engine, which counts the accumulation itself."""
+
+    def __init__(self, task: Task, world: World, zero: int, accum: int, *, logging: bool = False) -> None:
+        import deepspeed
+
+        self.logging, self.rows = logging, Rows(task, world)
+        optimizer: Any = torch.optim.SGD(task.model.parameters(), lr=LR_BASE, fused=True)
+        config = {
+            "train_micro_batch_size_per_gpu": 1,
+            "gradient_accumulation_steps": accum,
+            "zero_optimization": {"stage": zero, "reduce_bucket_size": int(25 * 2**20 / 4)},
+            "gradient_clipping": 0.0,
+            "zero_allow_untested_optimizer": True,
+            "steps_per_print": 10**12,
+        }
+        self.engine: Any
+        self.engine, *_ = deepspeed.initialize(model=task.model, optimizer=optimizer, config=config)
+        self.losses: list[float] = []
+        self.norms: list[float] = []
+
+    def updates(self, count: int, micro: int, accum: int) -> None:
+        """See Loop."""
+        for _ in range(count):
+            rows = self.rows(micro * accum)
+            losses: list[Tensor] = []
+            for k in range(accum):
+                batch = rows[k * micro : (k + 1) * micro]
+                loss = F.cross_entropy(self.engine(self.rows.inputs[batch]), self.rows.labels[batch])
+                self.engine.backward(loss)
+                self.engine.step()
+                losses.append(loss.detach())
+            if self.logging:
+                self.norms.append(float(self.engine.get_global_grad_norm()))
+                self.losses.append(torch.stack(losses).mean().item())
+
+
+class Stamps:
+    """A tracker that also keeps the moment at which each step line has been written."""
+
+    def __init__(self, inner: Tracker) -> None:
+        self.inner = inner
+        self.moments: list[float] = []
+
+    def log(self, event: Event) -> None:
+        """Log, then look at the clock."""
+        self.inner.log(event)
+        if event["event"] == "step":
+            self.moments.append(time.perf_counter())
+
+    def close(self) -> None:
+        """Close the inner tracker."""
+        self.inner.close()
+
+
+class Endless(Job):
+    """The loop of a real run, which here ends without a checkpoint."""
+
+    def finish(self, progress: Progress) -> Result:
+        """Nothing is written."""
+        return Result(progress=progress, metrics={}, finished=True)
+
+
+def build_job(
+    task: Task, world: World, growth: Growth, *, engine: EngineSpec, folder: Path, stages: Stages | None = None
+) -> Endless:
+    """All that fit() puts together, with metrics.jsonl in `folder` as the only tracker."""
+    run = RunSpec(dir=str(folder), checkpoint=Checkpointing(every_s=1e9))
+    controller = Controller(
+        growth=growth,
+        stages=stages or Stages(),
+        lr=LR(base=LR_BASE),
+        budget=Budget(steps=1),
+        epoch=len(task.train),
+        world=world.size,
+        max_micro=engine.max_micro,
+    )
+    machine = engine.build(task.model, task.loss, metrics=None, optimizer=SGD(), world=world)
+    tracker = JSONL(folder / "metrics.jsonl") if world.rank == 0 else NullTracker()
+    return Endless(task, controller, machine, tracker, RunFolder(folder), run, world)
+
+
+def bare_loop(task: Task, world: World, engine: EngineSpec, accum: int, *, logging: bool = False) -> Loop:
+    """The hand-written loop that an engine is held against."""
+    if isinstance(engine, DeepSpeed):
+        return BareDeepSpeed(task, world, engine.zero, accum, logging=logging)
+    return Bare(task, world, logging=logging)
