@@ -15,7 +15,7 @@ from distgrow.controller import Controller
 from distgrow.engine import SGD, DeepSpeed, EngineSpec
 from distgrow.lr import LR
 from distgrow.progress import Progress
-from distgrow.run import Checkpointing, RunFolder, RunSpec
+from distgrow.run import Checkpointing, RunFolder, RunSpec, StopRequests
 from distgrow.schedule import Growth
 from distgrow.stages import Budget, Stages
 from distgrow.tasks import Task
@@ -198,7 +198,8 @@ def build_job(
     )
     machine = engine.build(task.model, task.loss, metrics=None, optimizer=SGD(), world=world)
     tracker = JSONL(folder / "metrics.jsonl") if world.rank == 0 else NullTracker()
-    return Endless(task, controller, machine, tracker, RunFolder(folder), run, world)
+    place = RunFolder(folder)
+    return Endless(task, controller, machine, tracker, place, run, world, StopRequests(place))
 
 
 def bare_loop(task: Task, world: World, engine: EngineSpec, accum: int, *, logging: bool = False) -> Loop:

@@ -22,11 +22,12 @@ from loops import Bare, Model, Stamps, bare_loop, build, build_job
 from paired import Block, Report, Spread, interleave, keep, ratio, show, spread
 
 from distgrow.engine import DeepSpeed, EngineSpec, Torch
+from distgrow.launcher import launched
 from distgrow.progress import Progress
 from distgrow.schedule import Constant, Exponential
 from distgrow.stages import Budget, Every, Stages
 from distgrow.train import Job
-from distgrow.world import World, joined, launched
+from distgrow.world import World, joined
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,8 +7,10 @@ a killed write leaves nothing that loads. A checkpoint whose files do not match 
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 
 from distgrow.engine import Engine
@@ -16,15 +18,22 @@ from distgrow.progress import Progress
 from distgrow.run import RunError, storing
 from distgrow.world import World
 
-_MANIFEST, _PROGRESS = "manifest.json", "progress.json"
+_MANIFEST, _PROGRESS, _FACTS = "manifest.json", "progress.json", "facts.json"
+_REPLACED = ".replaced"
+_NAME = re.compile(r"step-(\d+)(\.replaced)?")
 
 
-def save(folder: Path, engine: Engine, progress: Progress, *, keep: int, world: World) -> Path:
-    """Write `folder`/step-…, then delete all but the newest `keep`. RunError on a full disk. Collective."""
+def save(
+    folder: Path, engine: Engine, progress: Progress, *, keep: int, world: World, facts: Mapping[str, int] | None = None
+) -> Path:
+    """Write `folder`/step-…, then delete all but the newest `keep`. RunError on a full disk. Collective.
+
+    `facts` are what a run must have in common with the one that goes on from here; see `compare`.
+    """
     partial = world.once(lambda: _begin(folder))
     try:
         world.all(lambda: _write(engine, partial))
-        final = world.once(lambda: _finish(partial, progress))
+        final = world.once(lambda: _finish(partial, progress, facts or {}))
     finally:
         world.once(lambda: shutil.rmtree(partial, ignore_errors=True))
     world.once(lambda: clean(folder, keep=keep))
@@ -48,19 +57,20 @@ def _write(engine: Engine, partial: Path) -> None:
             raise
 
 
-def _finish(partial: Path, progress: Progress) -> Path:
+def _finish(partial: Path, progress: Progress, facts: Mapping[str, int]) -> Path:
     """Progress and digests beside the engine's files, all on the disk, and the folder in its place."""
     folder = partial.parent
     final = folder / f"step-{progress.step:08d}"
     with storing(folder):
         (partial / _PROGRESS).write_text(json.dumps(progress.to_dict()))
+        (partial / _FACTS).write_text(json.dumps(dict(facts)))
         files = sorted(file for file in partial.rglob("*") if file.is_file())
         manifest = {str(file.relative_to(partial)): digest(file) for file in files}
         (partial / _MANIFEST).write_text(json.dumps(manifest, indent=1))
         for path in [*partial.rglob("*"), partial]:
             _flush(path)
-        if final.exists():  # the same step with more skipped updates
-            final.rename(folder / f".partial-{uuid.uuid4().hex[:8]}")
+        if final.exists():  # the same step with more skipped updates; it counts until the new one is in its place
+            final.rename(final.with_name(final.name + _REPLACED))
         partial.rename(final)
         _flush(folder)
     return final
@@ -68,7 +78,8 @@ def _finish(partial: Path, progress: Progress) -> Path:
 
 def clean(folder: Path, *, keep: int) -> None:
     """Delete what killed writes left, and all checkpoints but the newest `keep`."""
-    for stale in [*folder.glob(".partial-*"), *stored(folder)[:-keep]]:
+    kept = [path for path in stored(folder) if not path.name.endswith(_REPLACED)][-keep:]
+    for stale in [*folder.glob(".partial-*"), *(path for path in stored(folder) if kept and path not in kept)]:
         hidden = stale if stale.name.startswith(".") else stale.with_name(f".partial-{stale.name}")
         if hidden != stale:
             shutil.rmtree(hidden, ignore_errors=True)
@@ -78,7 +89,8 @@ def clean(folder: Path, *, keep: int) -> None:
 
 def stored(folder: Path) -> list[Path]:
     """All checkpoints, the oldest first."""
-    return sorted(folder.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
+    found = [(match, path) for path in folder.glob("step-*") if (match := _NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(found, key=lambda pair: (int(pair[0][1]), pair[0][2] is None))]
 
 
 def newest(folder: Path) -> tuple[Path, Progress, list[str]]:
@@ -90,9 +102,23 @@ def newest(folder: Path) -> tuple[Path, Progress, list[str]]:
             return path, Progress.from_dict(json.loads((path / _PROGRESS).read_text())), damaged
         damaged.append(f"{path.name}: {damage}")
     raise RunError(
-        f"{folder} holds no intact checkpoint ({'; '.join(damaged)}); "
+        f"{folder} holds no intact checkpoint ({'; '.join(damaged) or 'none is there'}); "
         "start again in another run.dir, or restore the folder from a copy"
     )
+
+
+def compare(path: Path, facts: Mapping[str, int]) -> None:
+    """RunError where the run that wrote a checkpoint had other facts: it cannot go on with these."""
+    before = json.loads((path / _FACTS).read_text()) if (path / _FACTS).is_file() else {}
+    differing = [
+        f"{before[name]:,} {name} then, {facts[name]:,} now"
+        for name in facts
+        if before.get(name, facts[name]) != facts[name]
+    ]
+    if differing:
+        raise RunError(
+            f"{path} was written with other data or another model: {'; '.join(differing)}; give it back its own"
+        )
 
 
 def check(path: Path) -> str | None:

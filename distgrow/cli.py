@@ -2,14 +2,17 @@
 
 import atexit
 import os
+import signal
 import sys
+import time
 import traceback
 from typing import Annotated, NoReturn
 
 import typer
 
 from distgrow.config import Run, load
-from distgrow.run import TrainingFailed
+from distgrow.launcher import launched, place, run_group
+from distgrow.run import RunFolder, TrainingFailed
 from distgrow.spec import ConfigError
 
 app = typer.Typer(
@@ -28,24 +31,26 @@ def train(
     config: Config,
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that run.dir holds.")] = False,
+    auto_resume: Annotated[bool, typer.Option("--auto-resume", help="The same, or begin where there is none.")] = False,
 ) -> None:
     """Train, in this process, in the group that torchrun made, or through Ray (launch.kind=ray)."""
-    run = load(config, overrides or ())
     from distgrow.outlook import warn
-    from distgrow.world import launched, run_group  # torch takes a second to load; a typo is told before that
 
+    run = load(config, overrides or ())
+    going_on = None if auto_resume else resume
     if launched():
-        _fit_in_group(run, resume=resume)
-        return
+        _fit_in_group(run, resume=going_on)
     warn(run, run.launch.workers)
     if run.launch.kind == "ray":
         from distgrow import cluster
 
-        cluster.train(run, resume=resume)
+        cluster.train(run, resume=going_on)
     elif run.launch.workers > 1:
-        raise typer.Exit(run_group(run.launch.workers, ["train", config, *(overrides or ()), *["--resume"] * resume]))
+        words = ["train", config, *(overrides or ()), *["--resume"] * resume, *["--auto-resume"] * auto_resume]
+        code = run_group(run.launch.workers, words)
+        raise typer.Exit(0 if code == 128 + signal.SIGTERM and RunFolder(run.run.dir).ended() else code)
     else:
-        run.fit(resume=resume)
+        run.fit(resume=going_on)
 
 
 @app.command()
@@ -83,7 +88,7 @@ def report(
     typer.echo(write(runs, out))
 
 
-def _fit_in_group(run: Run, *, resume: bool) -> NoReturn:
+def _fit_in_group(run: Run, *, resume: bool | None) -> NoReturn:
     """One rank of a group, to the end of its process; torchrun is told why a rank failed."""
     from torch.distributed.elastic.multiprocessing.errors import record
 
@@ -107,10 +112,12 @@ def main() -> NoReturn:
 
 
 def _end(code: int, message: str) -> NoReturn:
-    """Leave with one message for the whole group, without waiting for peers or threads that may hang."""
-    from distgrow.world import is_first
+    """Leave with one message, without waiting for peers or threads that may hang.
 
-    if message and is_first():
+    What every rank of a group would say, the first says at once, and the group ends before the others speak.
+    """
+    if message:
+        time.sleep(0 if place()[0] == 0 else 2)
         typer.echo(message, err=True)
     sys.stdout.flush()
     sys.stderr.flush()

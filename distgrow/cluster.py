@@ -16,17 +16,18 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
 from distgrow.config import Run, parse
+from distgrow.launcher import name_interface, named_ray_cluster
 from distgrow.run import RunFolder, TrainingFailed
 from distgrow.spec import ConfigError
-from distgrow.world import named_ray_cluster
 
 
-def train(run: Run, *, resume: bool) -> None:
+def train(run: Run, *, resume: bool | None) -> None:
     """Train on `launch.workers` Ray workers: on the cluster of launch.address or RAY_ADDRESS, else on a local one.
 
     Raises what the first worker to fail raised where that is for users; a RuntimeError with its traceback otherwise.
     """
     folder = RunFolder(Path(run.run.dir).absolute())
+    resume = folder.begun() if resume is None else resume
     folder.check(resume=resume)
     placed = run.model_copy(update={"run": run.run.model_copy(update={"dir": str(folder.path)})})
     with _session(run) as gpus:
@@ -38,6 +39,7 @@ def train(run: Run, *, resume: bool) -> None:
                 num_workers=run.launch.workers,
                 use_gpu=gpus,
                 resources_per_worker=run.launch.resources_per_worker or None,
+                placement_strategy=run.launch.placement,
             ),
             run_config=RunConfig(name=f"{time.time_ns()}", storage_path=str(folder.ray)),
         )
@@ -54,14 +56,27 @@ def _worker(job: dict[str, Any]) -> None:
     parse(job["run"]).fit(resume=job["resume"])
 
 
+def _prepare() -> None:
+    """Run by Ray in each of its processes, before Ray Train makes the process group there."""
+    name_interface(ray.util.get_node_ip_address())
+
+
 @contextmanager
 def _session(run: Run) -> Iterator[bool]:
     """A connection to a Ray cluster, for as long as the context lasts; whether workers get GPUs."""
     address = run.launch.address or named_ray_cluster()
+    everywhere = {"worker_process_setup_hook": _prepare}
     if address is None:
-        ray.init(address="local", num_cpus=max(os.cpu_count() or 1, run.launch.workers), log_to_driver=True)
+        cpus = max(os.cpu_count() or 1, run.launch.workers)
+        ray.init(address="local", num_cpus=cpus, runtime_env=everywhere)
     else:
-        ray.init(address=address)
+        try:
+            ray.init(address=address, runtime_env=everywhere)
+        except ConnectionError as error:
+            raise ConfigError(
+                f"launch.address={address}: no Ray cluster answers there; start one (ray start --head), "
+                f"correct the address, or leave it out for a local one ({error})"
+            ) from None
     try:
         there = ray.cluster_resources().get("GPU", 0) >= run.launch.workers
         yield run.engine.device == "cuda" or (run.engine.device == "auto" and there)
@@ -72,11 +87,13 @@ def _session(run: Run) -> Iterator[bool]:
 @contextmanager
 def _passing_on_sigterm(folder: RunFolder) -> Iterator[None]:
     """SIGTERM to the driver asks the workers to checkpoint and end."""
+    folder.stop_requested()  # one that nobody has used up is not meant for this run
     before = signal.signal(signal.SIGTERM, lambda *_: folder.request_stop())
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+        folder.stop_requested()
 
 
 def _first_failure(error: TrainingFailedError) -> Exception:

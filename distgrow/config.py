@@ -31,9 +31,11 @@ class Launch(Spec):
     workers: PosInt = 1
     """Ranks; locally more than one start under torchrun's launcher."""
     address: str | None = None
-    """Ray: address of a cluster; none: the one in RAY_ADDRESS, or a new local one."""
+    """Ray: address of a cluster, or auto for the one on this host; none: the one in RAY_ADDRESS, or a new local one."""
     resources_per_worker: dict[str, float] = {}
     """Ray: what each worker takes; default one CPU, and one GPU where engine.device asks for it or finds one."""
+    placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
+    """Ray: workers on as few hosts as possible, or one on each (STRICT_…: nothing else will do)."""
 
 
 class Theory(Spec):
@@ -98,16 +100,16 @@ class Run(Spec):
             seed=self.run.seed,
         )
 
-    def fit(self, *, resume: bool = False) -> "Result":
+    def fit(self, *, resume: bool | None = False) -> "Result":
         """Build the task and train it. Collective: every rank must call."""
         import torch
 
         from distgrow.train import fit
         from distgrow.world import joined
 
-        with joined(self.engine.device, alone=self.engine.needs_group):
+        with joined(self.engine.device, alone=self.engine.needs_group) as world:
             torch.manual_seed(self.run.seed)
-            task = self.task.build(self.model)
+            task = world.all(lambda: self.task.build(self.model))
             parts = self.model_dump(mode="json")
             return fit(
                 task.model,
@@ -218,6 +220,11 @@ def _complaint(item: Any, location: list[str], owner: type[BaseModel] | None) ->
             return f".kind={given!r}: unknown; {hint}allowed: {allowed}"
         case "union_tag_not_found":
             return f": needs a kind; write {location[-1]}: {{kind: …}}"
+        case "string_type":
+            return f"={item['input']!r}: must be a text; quote it: {location[-1]}: '{item['input']}'"
+        case "model_attributes_type" | "model_type" | "dict_type":
+            kind = f"kind: {item['input']}" if isinstance(item["input"], str) else "…"
+            return f"={item['input']!r}: must be a mapping; write {location[-1]}: {{{kind}}}"
         case "value_error":
             return f": {item['ctx']['error']}"
         case _:

@@ -119,6 +119,9 @@ class Controller:
                 f"batch={batch} of stage {stage} exceeds the {self.epoch} samples of the training set; "
                 f"set growth.cap (or growth.start) to at most {self.epoch}, or shorten the budget"
             )
+        if batch < min(self.world, self.growth(stage)):
+            found.append(f"the budget ends with a batch of {batch}, fewer than the {self.world} ranks; raise budget")
+            return found
         try:
             split(batch, self.world, self.max_micro)
         except ValueError as error:

@@ -1,6 +1,8 @@
 """Built-in data, all real: digits, CIFAR-10 from Parquet, text; arrays in memory that make whole batches at once."""
 
 import sysconfig
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -97,29 +99,50 @@ def parquet_files(folder: Path, part: str) -> list[Path]:
 
 def parquet_rows(files: list[Path]) -> int:
     """Rows of Parquet files, from their footers alone."""
-    parquet = _parquet()
-    return sum(parquet.ParquetFile(file).metadata.num_rows for file in files)
+    parquet, rows = _parquet(), 0
+    for file in files:
+        with _reading(file):
+            rows += parquet.ParquetFile(file).metadata.num_rows
+    return rows
 
 
 def parquet_images(files: list[Path], *, limit: int | None, augment: bool) -> Images:
     """Images and labels in the Hugging Face layout: a struct of encoded `bytes`, and an integer."""
+    pixels: list[Bytes] = []
+    labels: list[int] = []
+    for file in files:
+        with _reading(file):
+            table = _parquet().read_table(file)
+        image_column = next((c for c in ("img", "image") if c in table.column_names), None)
+        if image_column is None or "label" not in table.column_names:
+            raise ConfigError(f"{file}: needs the columns img (or image) and label; it has {table.column_names}")
+        cells = table.column(image_column).to_pylist()[: None if limit is None else limit - len(pixels)]
+        with _reading(file):
+            pixels += [_pixels(cell["bytes"]) for cell in cells]
+        labels += table.column("label").to_pylist()
+    if not pixels:
+        raise ConfigError(f"{', '.join(map(str, files))}: no rows")
+    if len(shapes := {image.shape[1:] for image in pixels}) > 1:
+        raise ConfigError(f"{files[0].parent}: images of several sizes, {sorted(shapes)}; make them all one size")
+    return Images(np.stack(pixels), np.asarray(labels[: len(pixels)], np.int64), augment=augment)
+
+
+def _pixels(encoded: bytes) -> Bytes:
+    """An encoded image as (3, height, width)."""
     import io
 
     from PIL import Image
 
-    pixels: list[Bytes] = []
-    labels: list[int] = []
-    for file in files:
-        table = _parquet().read_table(file)
-        image_column = next((c for c in ("img", "image") if c in table.column_names), None)
-        if image_column is None or "label" not in table.column_names:
-            raise ConfigError(f"{file}: needs the columns img (or image) and label; it has {table.column_names}")
-        for cell in table.column(image_column).to_pylist()[: None if limit is None else limit - len(pixels)]:
-            pixels.append(np.asarray(Image.open(io.BytesIO(cell["bytes"])).convert("RGB")).transpose(2, 0, 1))
-        labels += table.column("label").to_pylist()
-    if not pixels:
-        raise ConfigError(f"{', '.join(map(str, files))}: no rows")
-    return Images(np.stack(pixels), np.asarray(labels[: len(pixels)], np.int64), augment=augment)
+    return np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB")).transpose(2, 0, 1)
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    """pyarrow's and pillow's complaints about a file, told by its name."""
+    try:
+        yield
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(f"{file} cannot be read as Parquet with encoded images: {error}") from None
 
 
 def _parquet() -> Any:
@@ -158,14 +181,26 @@ def read_text(path: Path | None, pattern: str) -> bytes:
     if path is None:
         files = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
     elif path.is_dir():
-        files = sorted(file for file in path.rglob(pattern) if file.is_file())
+        files = _matching(path, pattern)
     elif path.is_file():
         files = [path]
     else:
-        raise ConfigError(f"task.path={path} does not exist; give a text file or a folder, or leave it out")
+        raise ConfigError(
+            f"task.path={path} is neither a file nor a folder; give a text file or a folder, or leave it out"
+        )
     if not files:
         raise ConfigError(f"task.path={path}: no file there matches task.pattern={pattern!r}")
-    return b"\n".join(file.read_bytes() for file in files)
+    try:
+        return b"\n".join(file.read_bytes() for file in files)
+    except OSError as error:
+        raise ConfigError(f"task.path={path}: {error.filename} cannot be read: {error.strerror}") from None
+
+
+def _matching(folder: Path, pattern: str) -> list[Path]:
+    try:
+        return sorted(file for file in folder.rglob(pattern) if file.is_file())
+    except (NotImplementedError, ValueError) as error:
+        raise ConfigError(f"task.pattern={pattern!r}: {error}; it must read like '*.txt' or 'notes/*.md'") from None
 
 
 def tokens(text: bytes, *, characters: bool) -> tuple[Int64s, int]:

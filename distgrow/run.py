@@ -57,9 +57,9 @@ class Loading(Spec):
 class RunSpec(Spec):
     """Where a run is kept, and its habits."""
 
-    dir: str = "runs/run"
+    dir: Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")] = "runs/run"
     """The run's folder."""
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Of parameters, data order, augmentation and dropout."""
     checkpoint: Checkpointing = Checkpointing()
     """When checkpoints are written."""
@@ -95,10 +95,19 @@ class RunFolder:
         self._stop = self.path / ".stop"
         self._lock = FileLock(self.path / ".lock")
 
+    def begun(self) -> bool:
+        """Whether a run was begun here."""
+        return self.config.is_file()
+
+    def ended(self) -> bool:
+        """Whether the last word of the run here is that it ended, its checkpoint written."""
+        lines = self.metrics.read_text(encoding="utf-8").splitlines() if self.metrics.is_file() else []
+        return bool(lines) and '"event": "end"' in lines[-1]
+
     def check(self, *, resume: bool) -> None:
         """RunError where there is no run to resume, or where a new one would overwrite something."""
         with storing(self.path):
-            if resume and not self.config.is_file():
+            if resume and not self.begun():
                 raise RunError(f"run.dir={self.path} holds no run to resume; start it without --resume")
             taken = self.path.exists() and any(not file.name.startswith(".") for file in self.path.iterdir())
             if taken and not resume:
@@ -122,7 +131,12 @@ class RunFolder:
     def reopen(self, settings: Mapping[str, Any]) -> None:
         """Check that the folder holds a run with these settings; RunError names every key that differs."""
         self.check(resume=True)
-        before = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+        try:
+            before = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise RunError(f"{self.config} is damaged: {error}; restore it from a copy") from None
+        if not isinstance(before, dict):
+            raise RunError(f"{self.config} is damaged: it holds {before!r}, no mapping of keys; restore it from a copy")
         differing = [f"{key}: {old!r} in the folder, {new!r} now" for key, old, new in differences(before, settings)]
         if differing:
             raise RunError(
@@ -143,6 +157,7 @@ class RunFolder:
 
     def request_stop(self) -> None:
         """Ask the run that is writing here to checkpoint and end; for who cannot send it SIGTERM."""
+        self.path.mkdir(parents=True, exist_ok=True)
         self._stop.touch()
 
     def stop_requested(self) -> bool:
@@ -238,5 +253,5 @@ def storing(path: Path) -> Iterator[None]:
         reason = os.strerror(error.errno or 0)
         remedy = _STORAGE[error.errno or 0]
         raise RunError(
-            f"cannot write to {path}: {reason}; {remedy}, then go on with --resume (checkpoints there stay good)"
+            f"cannot write to {path}: {reason}; {remedy}. Checkpoints written before stay good for --resume"
         ) from error

@@ -139,10 +139,10 @@ class Budget(Spec):
     """When a run is over: exactly one of the four."""
 
     epochs: PosFloat | None = None
-    """Passes over the training set, counted in applied samples."""
+    """Passes over the training set, counted in applied samples and rounded up to a whole one."""
     samples: PosInt | None = None
     """Applied samples."""
-    steps: PosInt | None = None
+    steps: Annotated[int, Field(ge=1, le=LONGEST)] | None = None
     """Applied updates."""
     sfo: PosInt | None = None
     """Gradient evaluations: applied, skipped and probes; work that a fault makes redo is not charged to it."""

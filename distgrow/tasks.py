@@ -1,6 +1,7 @@
 """Tasks: a spec → model, loss, training and test data, built in or by the user's own function."""
 
 import importlib
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -185,7 +186,7 @@ class Text(Spec):
     """Next-token prediction on a text; by default on the sources of Python's standard library."""
 
     kind: Literal["text"] = "text"
-    path: str | None = None
+    path: Annotated[str, Field(min_length=1)] | None = None
     """A text file or a folder."""
     pattern: str = "*"
     """Which files of a folder to read."""
@@ -198,7 +199,7 @@ class Text(Spec):
 
     def train_size(self) -> int:
         """Samples of the training set."""
-        return len(self._split()[0]) // self.length
+        return (len(self._split()[0]) - 1) // self.length
 
     def build(self, model: Model | None) -> Task:
         """Model, loss and data."""
@@ -240,7 +241,12 @@ class Target(Spec):
         """Model, loss and data."""
         if model is not None:
             raise ConfigError("task.kind=target brings its own model: remove model")
-        made = self._function()(**self.args)
+        function = self._function()
+        try:
+            inspect.signature(function).bind(**self.args)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"task.args={self.args!r} do not fit task.target={self.target!r}: {error}") from None
+        made = function(**self.args)
         if isinstance(made, tuple) and len(made) in (3, 4):
             made = Task(model=made[0], loss=made[1], train=made[2], test=made[3] if len(made) == 4 else None)
         return _checked(made, self.target)
@@ -253,6 +259,9 @@ class Target(Spec):
             found = importlib.import_module(module)
         except ImportError as error:
             raise ConfigError(f"task.target={self.target!r} does not import: {error}; is it on PYTHONPATH?") from error
+        except (Exception, SystemExit) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise ConfigError(f"task.target={self.target!r}: {module} fails where it is imported: {reason}") from error
         function = getattr(found, name, None)
         if not callable(function):
             raise ConfigError(f"task.target={self.target!r}: {module} has no function {name!r}")
@@ -278,6 +287,8 @@ def _checked(task: Any, target: str) -> Task:
             raise ConfigError(f"{made}: {name} is no map-style data set (no length or no items); {wanted}")
     if not len(task.train):
         raise ConfigError(f"{made}: the training set is empty")
+    if not any(parameter.requires_grad for parameter in task.model.parameters()):
+        raise ConfigError(f"{made}: model has no parameter that can be trained (requires_grad)")
     return task
 
 

@@ -113,11 +113,16 @@ def read_events(path: Path) -> list[dict[str, Any]]:
 
 
 def _read_line(line: str, path: Path) -> dict[str, Any]:
+    fault = "is not JSON"
     try:
-        return json.loads(line)
+        event = json.loads(line)
+        if isinstance(event, dict):
+            return event
+        fault = "lacks one of event, step, samples, time_s"
     except ValueError:
-        shown = line if len(line) <= 80 else line[:80] + " …"
-        raise RunError(f"{path} is damaged: the line {shown!r} is not JSON; repair or remove that line") from None
+        pass
+    shown = line if len(line) <= 80 else line[:80] + " …"
+    raise RunError(f"{path} is damaged: the line {shown!r} {fault}; repair or remove that line")
 
 
 def history(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -139,7 +144,7 @@ class Terminal:
     """One live line on a terminal; elsewhere a plain line per stage, evaluation and ten seconds."""
 
     def __init__(self, budget: float, stream: Any = None) -> None:
-        self._console = Console(file=stream or sys.stderr, highlight=False, soft_wrap=True)
+        self._console = Console(file=stream or sys.stderr, highlight=False, markup=False, soft_wrap=True)
         self._budget = budget
         self._live = Live(console=self._console, refresh_per_second=8) if self._console.is_terminal else None
         self._next = 0.0
@@ -193,7 +198,8 @@ def step_line(event: Event, budget: float) -> str:
     """stage, batch = world × micro × accum, LR, loss, SFO, samples/s and time left of a step event."""
     loss = "not finite" if event["loss"] is None else f"{event['loss']:.4f}"
     rate = event["samples_per_s"]
-    left = timedelta(seconds=round(max(0.0, budget - event["sfo_applied"]) / rate)) if rate else "unknown time"
+    seconds = min(max(0.0, budget - event["sfo_applied"]) / rate, 1e12) if rate else None
+    left = "unknown time" if seconds is None else timedelta(seconds=round(seconds))
     return (
         f"stage {event['stage']} · batch {event['batch']} = {event['world']} × {event['micro']} × {event['accum']} "
         f"· lr {event['lr']:.4g} · loss {loss} · sfo {event['sfo']:,} · {rate:,.0f} samples/s · {left} left"
@@ -201,11 +207,13 @@ def step_line(event: Event, budget: float) -> str:
 
 
 def _evaluation(event: Event) -> str:
-    own = {key: value for key, value in event.items() if key not in ("event", "step", "samples", "time_s", "epoch")}
-    figures = ", ".join(f"{key} {value:.4f}" for key, value in own.items() if isinstance(value, float))
+    own = {key: value for key, value in event.items() if key not in RESERVED}
+    figures = ", ".join(f"{key} {'not finite' if value is None else f'{value:.4f}'}" for key, value in own.items())
     return f"epoch {event['epoch']:.1f}: {figures}"
 
 
+#: Keys of an evaluation's event that are not its metrics.
+RESERVED = frozenset({"event", "step", "samples", "epoch", "sfo", "time_s"})
 _PLACES = ("step", "samples", "sfo", "time_s")
 
 

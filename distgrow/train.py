@@ -17,13 +17,13 @@ from distgrow.engine import SGD, Engine, EngineSpec, Optimizer, Torch
 from distgrow.engine.batches import Loss, Metrics
 from distgrow.lr import LR
 from distgrow.plan import Plan
-from distgrow.progress import Outcome, Progress
+from distgrow.progress import Outcome, Progress, finite
 from distgrow.run import RunFolder, RunSpec, StopRequests, TrainingFailed
 from distgrow.schedule import Growth
 from distgrow.spec import ConfigError, Spec
 from distgrow.stages import Budget, Stages
 from distgrow.tasks import Task
-from distgrow.track import Tracker, last_total, read_events, step_event, tracking
+from distgrow.track import RESERVED, Tracker, last_total, read_events, step_event, tracking
 from distgrow.world import World, joined
 
 
@@ -51,13 +51,14 @@ def fit(
     optimizer: Optimizer | None = None,
     engine: EngineSpec | None = None,
     run: RunSpec | None = None,
-    resume: bool = False,
+    resume: bool | None = False,
     about: Mapping[str, Any] | None = None,
 ) -> Result:
     """Train `model` in place by a growth schedule; the same in one process, under torchrun and in a Ray worker.
 
     `loss(model, batch)` is the mean over the batch's rows; `metrics(model, batch)` are means over rows, for `test`;
-    `train` and `test` are map-style data sets. `about` is recorded in config.yaml beside the settings.
+    `train` and `test` are map-style data sets. `resume` None goes on where the run's folder holds a run and begins
+    one where it does not. `about` is recorded in config.yaml beside the settings.
     Collective: every rank must call. Raises ValueError (RunError where the run folder is at fault) for settings
     that cannot work, TrainingFailed where too many updates in a row are not finite.
     """
@@ -69,33 +70,32 @@ def fit(
     specs: dict[str, Spec] = {"growth": growth, "stages": stages, "lr": lr, "optimizer": optimizer}
     specs |= {"engine": engine, "budget": budget, "run": run}
     settings = {**(about or {}), **{name: spec.model_dump(mode="json") for name, spec in specs.items()}}
-    with joined(engine.device, alone=engine.needs_group) as world:
-        controller = Controller(
-            growth=growth,
-            stages=stages,
-            lr=lr,
-            budget=budget,
-            epoch=len(train),
-            world=world.size,
-            max_micro=engine.max_micro,
-            seed=run.seed,
-        )
+    stop = StopRequests(RunFolder(run.dir))
+    with stop.watched(), joined(engine.device, alone=engine.needs_group) as world:
+        schedule: dict[str, Any] = {"growth": growth, "stages": stages, "lr": lr, "budget": budget, "seed": run.seed}
+        controller = Controller(**schedule, epoch=len(train), world=world.size, max_micro=engine.max_micro)
         controller.check()
-        with opened(RunFolder(run.dir), world, settings, resume=resume) as folder:
+        with opened(RunFolder(run.dir), world, settings, resume=resume) as (folder, begun):
             torch.manual_seed(run.seed)
             machine = engine.build(model, loss, metrics=metrics, optimizer=optimizer, world=world)
             with tracking(folder, world.rank, controller.samples()) as tracker:
-                job = Job(task, controller, machine, tracker, folder, run, world)
-                return job.resume() if resume else job.begin()
+                job = Job(task, controller, machine, tracker, folder, run, world, stop)
+                return job.resume() if begun else job.begin()
 
 
 @contextmanager
-def opened(folder: RunFolder, world: World, settings: Mapping[str, Any], *, resume: bool) -> Iterator[RunFolder]:
-    """The run's folder, ready and locked for as long as the context lasts. Collective: every rank must call."""
+def opened(
+    folder: RunFolder, world: World, settings: Mapping[str, Any], *, resume: bool | None
+) -> Iterator[tuple[RunFolder, bool]]:
+    """The run's folder, locked for as long as the context lasts, and whether it holds a run to go on with.
+
+    Collective: every rank must call.
+    """
     world.once(folder.lock)
     try:
-        world.once(lambda: folder.reopen(settings) if resume else folder.create(settings))
-        yield folder
+        begun = world.once(folder.begun) if resume is None else resume
+        world.once(lambda: folder.reopen(settings) if begun else folder.create(settings))
+        yield folder, begun
     finally:
         folder.unlock()
 
@@ -112,13 +112,15 @@ class Job:
         folder: RunFolder,
         run: RunSpec,
         world: World,
+        stop: StopRequests,
     ) -> None:
         self.task, self.controller, self.engine, self.track = task, controller, engine, track
-        self.folder, self.run, self.world = folder, run, world
+        self.folder, self.run, self.world, self.stop_requested = folder, run, world, stop
+        self.facts = {"training samples": controller.epoch}
         positions = Positions(task.train, seed=run.seed, collate=task.collate)
         self.loader = build_loader(positions, controller, world, run.loader)
         self.began = self.saved_at = time.monotonic()  # a resumed run's `began` counts what came before it
-        self.saved_step = 0
+        self.saved_step, self.saved_samples = 0, -1
         self.charged = 0  # SFO total that this process did not evaluate itself
         self.shown_stage = -1
 
@@ -131,11 +133,12 @@ class Job:
 
     def resume(self) -> Result:
         """The run goes on from its newest intact checkpoint, charged with what it had done beyond that."""
-        if not self.world.once(lambda: bool(checkpoint.stored(self.folder.checkpoints))):
-            return self.begin()  # it was killed before it had begun
+        if not self.world.once(self.saved):
+            return self.begin()  # it was killed before its first checkpoint
 
         def find() -> tuple[Path, Progress, list[str], float]:
             path, progress, damaged = checkpoint.newest(self.folder.checkpoints)
+            checkpoint.compare(path, self.facts)
             checkpoint.clean(self.folder.checkpoints, keep=self.run.checkpoint.keep)
             lost = max(0, last_total(self.folder.metrics) - progress.ledger.total)
             events = read_events(self.folder.metrics)
@@ -150,33 +153,36 @@ class Job:
         self.event("resume", progress, checkpoint=path.name, damaged=damaged, sfo_replayed=replayed)
         return self.train(progress)
 
+    def saved(self) -> bool:
+        """Whether the run ever wrote a checkpoint."""
+        written = any(event["event"] == "checkpoint" for event in read_events(self.folder.metrics))
+        return written or bool(checkpoint.stored(self.folder.checkpoints))
+
     def train(self, progress: Progress) -> Result:
         """The path of every global batch, until the budget is spent or somebody asks to stop."""
-        stop_requested = StopRequests(self.folder)
-        with stop_requested.watched():
-            while not self.controller.done(progress):
-                progress = self.controller.advance(progress)
-                plan = self.controller.plan(progress)
-                self.announce(progress, plan)
-                votes = (stop_requested(), self.save_is_due(progress))
-                began = time.monotonic()
-                outcome = self.engine.update(plan, self.loader.draw(progress, plan), votes)
-                before, progress = progress, progress.after(plan, outcome)
-                self.log(progress, plan, outcome, time.monotonic() - began)
-                stop, save = outcome.votes
-                if stop or progress.skips >= self.run.max_skips:
-                    return self.stop_early(progress)
-                if self.eval_is_due(before, progress):
-                    self.evaluate(progress)
-                if save:
-                    self.save(progress)
+        while not self.controller.done(progress):
+            progress = self.controller.advance(progress)
+            plan = self.controller.plan(progress)
+            self.announce(progress, plan)
+            votes = (self.stop_requested(), self.save_is_due(progress))
+            began = time.monotonic()
+            outcome = self.engine.update(plan, self.loader.draw(progress, plan), votes)
+            before, progress = progress, progress.after(plan, outcome)
+            self.log(progress, plan, outcome, time.monotonic() - began)
+            stop, save = outcome.votes
+            if stop or progress.skips >= self.run.max_skips:
+                return self.stop_early(progress)
+            if self.eval_is_due(before, progress):
+                self.evaluate(progress)
+            if save:
+                self.save(progress)
         return self.finish(progress)
 
     def finish(self, progress: Progress) -> Result:
         """The last checkpoint, the last evaluation."""
         self.save(progress)
         metrics = self.evaluate(progress)
-        self.event("end", progress, reason="done", sfo=progress.ledger.total)
+        self.event("end", progress, reason="done")
         return Result(progress=progress, metrics=metrics, finished=True)
 
     def stop_early(self, progress: Progress) -> Result:
@@ -184,7 +190,7 @@ class Job:
         self.save(progress)
         failed = progress.skips >= self.run.max_skips
         reason = "too many updates in a row were not finite" if failed else "stopped by SIGTERM"
-        self.event("end", progress, reason=reason, sfo=progress.ledger.total)
+        self.event("end", progress, reason=reason)
         if failed:
             raise TrainingFailed(
                 f"{progress.skips} updates in a row were not finite (run.max_skips={self.run.max_skips}); lower "
@@ -193,7 +199,9 @@ class Job:
         return Result(progress=progress, metrics={}, finished=False)
 
     def save(self, progress: Progress) -> None:
-        """Compare the ledger with what the ranks really did, then write a checkpoint."""
+        """Compare the ledger with what the ranks really did, then write a checkpoint, unless this one is written."""
+        if progress.samples == self.saved_samples:
+            return
         began = time.monotonic()
         evaluated = int(self.world.sum([self.engine.evaluations])[0])
         if evaluated != progress.ledger.total - self.charged:
@@ -202,8 +210,10 @@ class Job:
                 f"{progress.ledger.total - self.charged}: does the data set or collate drop or add rows?"
             )
         keep = self.run.checkpoint.keep
-        path = checkpoint.save(self.folder.checkpoints, self.engine, progress, keep=keep, world=self.world)
-        self.saved_at, self.saved_step = time.monotonic(), progress.step
+        path = checkpoint.save(
+            self.folder.checkpoints, self.engine, progress, keep=keep, world=self.world, facts=self.facts
+        )
+        self.saved_at, self.saved_step, self.saved_samples = time.monotonic(), progress.step, progress.samples
         self.event("checkpoint", progress, path=path.name, seconds=self.saved_at - began)
 
     def evaluate(self, progress: Progress) -> dict[str, float]:
@@ -212,8 +222,10 @@ class Job:
             return {}
         batches = evaluation_batches(self.task.test, self.world, self.run.eval.rows, self.task.collate)
         metrics = self.engine.evaluate(batches)
+        if clash := RESERVED & metrics.keys():
+            raise ConfigError(f"task.metrics returns {', '.join(sorted(clash))}, which every event has; rename it")
         epoch = progress.samples / self.controller.epoch
-        self.event("eval", progress, epoch=epoch, sfo=progress.ledger.total, **metrics)
+        self.event("eval", progress, epoch=epoch, **{name: finite(value) for name, value in metrics.items()})
         return metrics
 
     def save_is_due(self, progress: Progress) -> bool:
@@ -245,5 +257,5 @@ class Job:
 
     def event(self, kind: str, progress: Progress, **values: Any) -> None:
         """Any other line of metrics.jsonl."""
-        place = {"event": kind, "step": progress.step, "samples": progress.samples}
+        place = {"event": kind, "step": progress.step, "samples": progress.samples, "sfo": progress.ledger.total}
         self.track.log({**place, "time_s": time.monotonic() - self.began, **values})

@@ -18,7 +18,16 @@ from distgrow.spec import ConfigError
 from distgrow.tasks import Task
 from distgrow.world import World, joined
 
+#: Samples of the batch that is split, at least.
+LEAST = 8
 TOLERANCE = {"float64": 1e-10, "float32": 1e-4, "bfloat16": 1e-1}
+
+
+_REASONS = {
+    nn.modules.batchnorm._BatchNorm: "BatchNorm's statistics are those of the micro-batch: model.norm=group does not "
+    "depend on it",
+    nn.modules.dropout._DropoutNd: "Dropout draws anew for every rank and micro-batch: verify without it",
+}
 
 
 def factorisations(batch: int) -> list[tuple[int, int]]:
@@ -62,6 +71,7 @@ def verify(run: Run) -> bool:
     torch.manual_seed(run.run.seed)
     task = run.task.build(run.model)
     first = run.controller(1).plan(Progress())
+    first = replace(first, batch=max(first.batch, min(LEAST, len(task.train))))  # a small one has few factorisations
     start = torch.cat([parameter.detach().double().flatten() for parameter in task.model.parameters()])
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in ("world × micro × accum", "relative difference", "of the update"):
@@ -84,6 +94,7 @@ def _told(run: Run, table: Table, worst: float, model: nn.Module) -> bool:
     console = Console(highlight=False, soft_wrap=True)
     console.print(table, soft_wrap=False)
     console.print(f"largest relative parameter difference: {worst:.3e} ({precision}; at most {limit:g})")
-    if worst > limit and any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
-        console.print("BatchNorm's statistics are those of the micro-batch: model.norm=group does not depend on it")
+    for kind, reason in _REASONS.items():
+        if worst > limit and any(isinstance(module, kind) for module in model.modules()):
+            console.print(reason)
     return worst <= limit

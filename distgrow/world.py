@@ -1,10 +1,7 @@
-"""World: this process among all ranks, and the few collectives that are not gradients; the only reader of the
-environment variables that launchers set."""
+"""World: this process among all ranks, and the few collectives that are not gradients."""
 
-import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Literal, TypeVar
@@ -13,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
+from distgrow.launcher import local_rank_named, place
 from distgrow.spec import ConfigError
 
 T = TypeVar("T")
@@ -59,29 +57,27 @@ class World:
             raise box[1]
         return box[0]
 
-    def all(self, action: Callable[[], object]) -> None:
+    def all(self, action: Callable[[], T]) -> T:
         """Do `action` on every rank; where some fail, every rank raises what the first of them did. Collective."""
-        failure: list[Exception | None] = [None] * self.size
+        if self.size == 1:
+            return action()
+        result: Any = None
+        failures: list[Any] = [None] * self.size
         try:
-            action()
-        except Exception as error:
-            failure[self.rank] = error
-        if self.size > 1:
-            dist.all_gather_object(failure, failure[self.rank])
-        for error in failure:
-            if error is not None:
-                raise error
+            result = action()
+        except Exception as error:  # passed on, so that none waits for a rank that gave up
+            failures[self.rank] = error
+        dist.all_gather_object(failures, failures[self.rank])
+        for failure in failures:
+            if failure is not None:
+                raise failure
+        return result
 
     def share(self, tensors: Sequence[torch.Tensor]) -> None:
         """Overwrite `tensors` with those of the first rank. Collective: every rank must call."""
         if self.size > 1:
             for tensor in tensors:
                 dist.broadcast(tensor, src=0)
-
-
-def launched() -> bool:
-    """Whether a launcher (torchrun, Ray Train) has put this process into a group."""
-    return dist.is_initialized() or "WORLD_SIZE" in os.environ
 
 
 @contextmanager
@@ -91,18 +87,17 @@ def joined(device: Device = "auto", timeout_s: float = 1800, *, alone: bool = Fa
     A group that somebody else has made (Ray Train) is used and left alone. One process makes a group of its own
     where `alone` asks for one.
     """
-    rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    where = _pick(device, int(os.environ.get("LOCAL_RANK", "0")))
+    rank, size, local_rank = place()
+    if dist.is_initialized():
+        rank, size = dist.get_rank(), dist.get_world_size()
+    where = _pick(device, local_rank)
     ours = (size > 1 or alone) and not dist.is_initialized()
     if ours:
         backend = "cpu:gloo,cuda:nccl" if where.type == "cuda" else "gloo"
         group = {} if size > 1 else {"store": HashStore(), "rank": 0, "world_size": 1}
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s), **group)
-    if ours and size == 1:
-        os.environ["LOCAL_RANK"] = "0"  # DeepSpeed insists on it
-    yield World(rank=rank, size=size, device=where)
-    if ours and size == 1:
-        del os.environ["LOCAL_RANK"]
+    with local_rank_named() if alone else nullcontext():
+        yield World(rank=rank, size=size, device=where)
     if ours:  # after an error the group stays until the process ends, so that the error is told before others lose us
         dist.destroy_process_group()
 
@@ -118,42 +113,3 @@ def _pick(device: Device, local_rank: int) -> torch.device:
         )
     torch.cuda.set_device(local_rank)
     return torch.device("cuda", local_rank)
-
-
-def named_ray_cluster() -> str | None:
-    """The Ray cluster that the environment names, as `ray job submit` does for its drivers."""
-    return os.environ.get("RAY_ADDRESS")
-
-
-def is_first() -> bool:
-    """Whether this process is rank 0 of whatever group its launcher made."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-def run_group(workers: int, arguments: Sequence[str]) -> int:
-    """Run `python -m distgrow arguments` as `workers` ranks on this host by torchrun's own launcher: the exit code.
-
-    SIGTERM is passed on to the ranks, which checkpoint and end.
-    """
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=workers,
-        run_id="distgrow",
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        max_restarts=0,
-    )
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
-    try:
-        elastic_launch(config, sys.executable)("-m", "distgrow", *arguments)
-    except ChildFailedError as error:
-        _, first = error.get_first_failure()
-        return 2 if first.exitcode == 2 else 1
-    except SignalException:
-        return 0
-    return 0

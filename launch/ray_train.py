@@ -1,8 +1,8 @@
 """A distgrow run as a script for Ray: `ray submit cluster.yaml launch/ray_train.py -- CONFIG a.b=c …` on a cluster of
 your own, `ray job submit --working-dir . -- python launch/ray_train.py CONFIG a.b=c …` anywhere.
 
-Without arguments it trains configs/digits.yaml. The number of ranks is launch.workers; run.dir must be on storage that
-every host sees (NFS, EFS …) when the workers are on several hosts.
+Without a config it trains configs/digits.yaml. It runs on the cluster that it is submitted to. The number of ranks is
+launch.workers; run.dir must be on storage that every host sees (NFS, EFS …) when the workers are on several hosts.
 """
 
 import sys
@@ -15,8 +15,9 @@ from distgrow.cli import main
 
 def arguments(given: list[str]) -> list[str]:
     """The command line of `distgrow train` with Ray as its launcher."""
-    config, overrides = (given[0], given[1:]) if given else ("configs/digits.yaml", [])
-    return ["distgrow", "train", config, "launch.kind=ray", *overrides]
+    named = bool(given) and "=" not in given[0]
+    config, overrides = (given[0], given[1:]) if named else ("configs/digits.yaml", given)
+    return ["distgrow", "train", config, "launch.kind=ray", "launch.address=auto", *overrides]
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Collated batches of any nesting, and what every engine does with them; knows no engine."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
@@ -23,7 +24,18 @@ class WeightedLoss(nn.Module):
 
     def forward(self, batch: Any, weight: float) -> Tensor:
         """The batch's mean loss times `weight`."""
-        return self.loss(self.model, batch) * weight
+        return checked_loss(self.loss(self.model, batch)) * weight
+
+
+def checked_loss(loss: Any) -> Tensor:
+    """The loss, if it is one number that gradients can be had of; ConfigError where it is not."""
+    if not isinstance(loss, Tensor):
+        raise ConfigError(f"the loss returned {type(loss).__name__}; it must return a tensor, the mean over the rows")
+    if loss.dim() != 0:
+        raise ConfigError(f"the loss has shape {tuple(loss.shape)}; it must be one number, the mean over the rows")
+    if not loss.requires_grad:
+        raise ConfigError("the loss has no gradient: no trainable parameter takes part, or it was detached")
+    return loss
 
 
 def seed(number: int, device: torch.device) -> None:
@@ -45,10 +57,13 @@ def place(batch: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
 
 
 def checked_rows(batch: Any, plan: Plan) -> int:
-    """Rows of a micro-batch; ConfigError where it has more than the plan gave it."""
-    rows = count_rows(batch)
-    if rows > plan.micro:
-        raise ConfigError(f"a micro-batch has {rows} rows where the plan has {plan.micro}; check task.collate")
+    """Rows of a micro-batch; ConfigError where they are not as many as the plan gave it."""
+    rows, least = count_rows(batch), plan.batch // plan.world // plan.accum
+    if not least <= rows <= plan.micro:
+        wanted = f"{plan.micro}" if least == plan.micro else f"{least} to {plan.micro}"
+        raise ConfigError(
+            f"a micro-batch has {rows} rows where the plan has {wanted}; does task.collate add or drop some?"
+        )
     return rows
 
 
@@ -61,6 +76,10 @@ def means(
     for batch, rows in batches:
         seen += rows
         for name, mean in metrics(batch).items():
+            if isinstance(mean, Tensor) and mean.numel() != 1:
+                raise ConfigError(
+                    f"the metric {name!r} has shape {tuple(mean.shape)}; it must be one number, a mean over rows"
+                )
             sums[name] = sums.get(name, 0.0) + float(mean) * rows
     names = sorted(sums)
     *totals, rows = world.sum([*(sums[name] for name in names), seen])
@@ -79,7 +98,7 @@ def tensors_of(batch: Any) -> Iterator[Tensor]:
     """All tensors in nested tuples, lists and dicts, in order."""
     if isinstance(batch, Tensor):
         yield batch
-    elif isinstance(batch, dict):
+    elif isinstance(batch, Mapping):
         for value in batch.values():
             yield from tensors_of(value)
     elif isinstance(batch, Sequence) and not isinstance(batch, str | bytes):
@@ -91,8 +110,11 @@ def map_tensors(change: Callable[[Tensor], Tensor], batch: Any) -> Any:
     """The same nesting with every tensor changed; named tuples stay named tuples."""
     if isinstance(batch, Tensor):
         return change(batch)
-    if isinstance(batch, dict):
-        return type(batch)((key, map_tensors(change, value)) for key, value in batch.items())
+    if isinstance(batch, MutableMapping):
+        changed = copy.copy(batch)
+        for key, value in batch.items():
+            changed[key] = map_tensors(change, value)
+        return changed
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
         return type(batch)(*(map_tensors(change, value) for value in batch))
     if isinstance(batch, list | tuple):

@@ -42,7 +42,7 @@ class DeepSpeedEngine:
             raise ConfigError(f"engine.precision=float16: DeepSpeed has none on {world.device.type}; use bfloat16")
         self.spec, self.world, self.evaluations = spec, world, 0
         self._metrics = metrics or (lambda model, batch: {"loss": loss(model, batch)})
-        shared = WeightedLoss(model, loss).to(world.device)
+        shared = WeightedLoss(model, loss).to(world.device).train()
         self._engine: Any
         self._engine, *_ = deepspeed.initialize(
             model=shared,

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from distgrow.engine import SGD, Optimizer, Torch
-from distgrow.engine.batches import Loss, Metrics, WeightedLoss, checked_rows, means, place, seed
+from distgrow.engine.batches import Loss, Metrics, WeightedLoss, checked_loss, checked_rows, means, place, seed
 from distgrow.order import mix_int
 from distgrow.plan import Plan
 from distgrow.progress import Outcome
+from distgrow.spec import ConfigError
 from distgrow.world import World
 
 #: Votes that an update can carry.
@@ -39,11 +40,12 @@ class TorchEngine:
         self.model = model.to(device=self.world.device, dtype=torch.float64 if double else None)
         if self.spec.compile:
             self.model.compile()
+        self.model.train()
         self.evaluations = 0
         self._metrics = metrics or (lambda model, batch: {"loss": loss(model, batch)})
         self._parameters = list(self.model.parameters())
         self._optimizer = build_optimizer(self._parameters, settings)
-        self._clip = settings.clip
+        self._clip, self._used = settings.clip, False
         self._loss = loss
         self._shared = _Shared(self.model, loss, self.world) if self.world.size > 1 else None
         self._ddp = None if self._shared is None else self._wrap(self._shared)
@@ -76,8 +78,23 @@ class TorchEngine:
             self.evaluations += rows
         if self._shared is None:
             return sum(losses[1:], start=losses[0]).reshape(1)
+        self._check_use()
         assert self._shared.tally.grad is not None
         return self._shared.tally.grad
+
+    def _check_use(self) -> None:
+        """ConfigError where the first update left parameters without a gradient: DDP would wait for them for ever."""
+        if self._used:
+            return
+        named = self.model.named_parameters()
+        unused = [name for name, parameter in named if parameter.requires_grad and parameter.grad is None]
+        if unused:
+            shown = ", ".join(unused[:5]) + (" …" if len(unused) > 5 else "")
+            raise ConfigError(
+                f"the loss does not depend on {shown}, and several ranks need every gradient: "
+                "set requires_grad=False there, or train in one process"
+            )
+        self._used = True
 
     def step(self, lr: float) -> None:
         """One optimizer step at learning rate `lr`, times a parameter group's own lr_scale."""
@@ -104,8 +121,11 @@ class TorchEngine:
     def load(self, folder: Path) -> None:
         """See Engine."""
         state = torch.load(folder / "engine.pt", map_location=self.world.device, weights_only=True)
-        self.model.load_state_dict(state["model"])
-        self._optimizer.load_state_dict(state["optimizer"])
+        try:
+            self.model.load_state_dict(state["model"])
+            self._optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError) as error:
+            raise ConfigError(f"{folder} was written with another model: {error}; give the run back its own") from None
 
     def _forget(self) -> None:
         """Drop the gradients; Optimizer.zero_grad does the same, many times slower."""
@@ -119,7 +139,7 @@ class TorchEngine:
             batch = self._place(batch)
             if self._ddp is not None:
                 return self._ddp(batch, weight, votes)
-            loss = self._loss(self.model, batch)
+            loss = checked_loss(self._loss(self.model, batch))
             return loss if weight == 1 else loss * weight
 
     def _autocast(self) -> torch.autocast | nullcontext[None]:

@@ -47,7 +47,7 @@ def test_what_is_saved_is_found_again(tmp_path: Path) -> None:
     assert path.name == "step-00000007"
     found, progress, damaged = checkpoint.newest(tmp_path)
     assert (found, progress, damaged) == (path, at(7), [])
-    assert {file.name for file in path.iterdir()} == {"engine.pt", "progress.json", "manifest.json"}
+    assert {file.name for file in path.iterdir()} == {"engine.pt", "progress.json", "facts.json", "manifest.json"}
 
 
 def test_a_write_that_is_killed_leaves_nothing_that_loads(tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_a_write_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
 
 
-@pytest.mark.parametrize("name", ["engine.pt", "progress.json", "manifest.json"])
+@pytest.mark.parametrize("name", ["engine.pt", "progress.json", "facts.json", "manifest.json"])
 @pytest.mark.parametrize("bit", range(0, 8, 3))
 def test_any_flipped_bit_is_noticed(tmp_path: Path, name: str, bit: int) -> None:
     good = checkpoint.save(tmp_path, Files(b"old state"), at(1), keep=3, world=World())
@@ -113,3 +113,21 @@ def test_all_damaged_is_said_with_every_name(tmp_path: Path) -> None:
         (checkpoint.save(tmp_path, Files(b"state"), at(step), keep=2, world=World()) / "engine.pt").unlink()
     with pytest.raises(RunError, match=r"step-00000002: engine.pt is missing; step-00000001: engine.pt is missing"):
         checkpoint.newest(tmp_path)
+
+
+def test_a_write_killed_between_two_renames_leaves_the_replaced_checkpoint(tmp_path: Path) -> None:
+    old = checkpoint.save(tmp_path, Files(b"old"), at(5), keep=1, world=World())
+    old.rename(old.with_name(old.name + ".replaced"))
+    path, progress, _ = checkpoint.newest(tmp_path)
+    assert (progress, (path / "engine.pt").read_bytes()) == (at(5), b"old")
+    checkpoint.clean(tmp_path, keep=1)
+    assert checkpoint.stored(tmp_path) == [path]
+    new = checkpoint.save(tmp_path, Files(b"new"), at(5), keep=1, world=World())
+    assert checkpoint.stored(tmp_path) == [new]
+
+
+def test_a_checkpoint_of_other_data_is_refused_with_both_sizes(tmp_path: Path) -> None:
+    path = checkpoint.save(tmp_path, Files(b"state"), at(1), keep=1, world=World(), facts={"training samples": 1437})
+    checkpoint.compare(path, {"training samples": 1437})
+    with pytest.raises(RunError, match="1,437 training samples then, 1,500 now"):
+        checkpoint.compare(path, {"training samples": 1500})

@@ -199,7 +199,9 @@ def test_a_letter_left_out_is_put_back_by_did_you_mean(path: Path) -> None:
         ("stages.every={epochs: -1}", ["stages.every.epochs=-1", "greater than 0"]),
         ("stages.every={samples: 0}", ["stages.every.samples=0", "greater than or equal to 1"]),
         ("stages.every={epochs: 1.0e-4}", ["stages.every.epochs=0.0001", "shorter than one sample", "longer"]),
-        ("growth=5", ["growth=5", "dictionary"]),
+        ("growth=5", ["growth=5", "must be a mapping"]),
+        ("lr.rule=sqrt", ["lr.rule='sqrt'", "write rule: {kind: sqrt}"]),
+        ("run.dir=5", ["run.dir=5", "quote it"]),
         ("budget=null", ["budget=None"]),
     ],
 )

@@ -196,7 +196,7 @@ def test_a_one_sample_budget_is_one_update_of_one_sample() -> None:
         for total in (budget(samples=1), budget(sfo=1), budget(epochs=0.001)):
             control = Controller(growth=growth, budget=total, epoch=100)
             assert [plan.batch for _, plan in walk(control)] == [1]
-    with pytest.raises(ConfigError, match="batch=1 is smaller than world=2"):
+    with pytest.raises(ConfigError, match="the budget ends with a batch of 1, fewer than the 2 ranks"):
         replace(control, world=2).check()
 
 

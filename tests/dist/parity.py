@@ -10,7 +10,7 @@ from torch import nn
 from distgrow import SGD, AdamW, RunSpec, budget, every, exponential, fit, sqrt_lr
 from distgrow.datasets import digits
 from distgrow.engine import DeepSpeed, EngineSpec, Optimizer, Torch
-from distgrow.world import is_first, joined
+from distgrow.world import joined
 
 ENGINES: dict[str, EngineSpec] = {
     "torch": Torch(max_micro=6),
@@ -52,13 +52,13 @@ def gathered(model: nn.Module) -> Any:
 
 def main(folder: Path) -> None:
     """All engines and optimizers, one after the other, in one process group."""
-    with joined("cpu", alone=True):
+    with joined("cpu", alone=True) as world:
         found = {
             f"{engine}, {optimizer}": trained(spec, settings, folder / f"{engine}-{optimizer}")
             for optimizer, settings in OPTIMIZERS.items()
             for engine, spec in ENGINES.items()
         }
-        if is_first():
+        if world.rank == 0:
             torch.save(found, folder / "parameters.pt")
 
 

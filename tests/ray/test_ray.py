@@ -8,20 +8,20 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 pytest.importorskip("ray", reason="needs the extra 'ray'")
 
 from conftest import ROOT, TINY, Commands, events, ledger, parameters
+from hosts import RAY_COMMAND, answers
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
 RAY = ("launch.kind=ray", "launch.workers=2")
-RAY_COMMAND = str(Path(sys.executable).parent / "ray")
 
 
 def free_port() -> int:
@@ -29,20 +29,6 @@ def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
-
-
-def answers(url: str, seconds: float) -> bool:
-    """Whether an HTTP server answers within so many seconds, be it by a refusal for lack of a token."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        try:
-            urllib.request.urlopen(url, timeout=5).close()
-            return True
-        except urllib.error.HTTPError:
-            return True
-        except OSError:
-            time.sleep(0.2)
-    return False
 
 
 @pytest.fixture(scope="module")
@@ -54,19 +40,20 @@ def cluster() -> Iterator[dict[str, str]]:
     environment = {**os.environ, **token, "OMP_NUM_THREADS": "1"}
     # Ray keeps sockets below its folder and a socket's path has at most 107 bytes: pytest's own folders are too long.
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        command = [
+            RAY_COMMAND, "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard}",
+            "--num-cpus=2", "--node-ip-address=127.0.0.1", "--disable-usage-stats", f"--temp-dir={folder}",
+        ]  # fmt: skip
+        node = psutil.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
-            subprocess.run(
-                [RAY_COMMAND, "start", "--head", f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=2",
-                 "--node-ip-address=127.0.0.1", "--disable-usage-stats", f"--temp-dir={folder}"],
-                env=environment, check=True, capture_output=True, timeout=120,
-            )  # fmt: skip
             log = Path(folder, "session_latest/logs/dashboard.log")
             assert answers(f"{url}/api/version", seconds=120), f"Ray's dashboard is silent: {log.read_text()[-2000:]}"
             yield {**token, "RAY_ADDRESS": f"127.0.0.1:{port}", "DASHBOARD": url}
-        finally:
-            subprocess.run(
-                [RAY_COMMAND, "stop", "--force"], env=environment, check=True, capture_output=True, timeout=60
-            )
+        finally:  # not `ray stop`, which ends every Ray of this machine
+            for process in [*node.children(recursive=True), node]:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+            node.wait()
 
 
 def test_a_local_ray_gives_the_parameters_and_ledger_of_torchrun(distgrow: Commands) -> None:

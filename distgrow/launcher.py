@@ -1,0 +1,79 @@
+"""Launchers: how this process was started and how others are; the only reader of the environment; loads no torch."""
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+
+def launched() -> bool:
+    """Whether a launcher (torchrun, Ray Train) has put this process into a group."""
+    return "WORLD_SIZE" in os.environ
+
+
+def place() -> tuple[int, int, int]:
+    """(rank, world size, rank on this host) as the launcher has set them; (0, 1, 0) without one."""
+    rank, size, local = (os.environ.get(name, default) for name, default in _NAMES)
+    return int(rank), int(size), int(local)
+
+
+_NAMES = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
+
+
+@contextmanager
+def local_rank_named() -> Iterator[None]:
+    """LOCAL_RANK is set meanwhile: DeepSpeed insists on it, in one process too."""
+    missing = "LOCAL_RANK" not in os.environ
+    os.environ.setdefault("LOCAL_RANK", "0")
+    try:
+        yield
+    finally:
+        if missing:
+            del os.environ["LOCAL_RANK"]
+
+
+def named_ray_cluster() -> str | None:
+    """The Ray cluster that the environment names, as `ray job submit` does for its drivers."""
+    return os.environ.get("RAY_ADDRESS")
+
+
+def name_interface(address: str) -> None:
+    """Bind gloo and NCCL to the network interface that owns this host's `address`, unless the user has named one.
+
+    Left alone, gloo binds to what the host's name resolves to, which is the loopback on many hosts.
+    """
+    import psutil
+
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(entry.address == address for entry in addresses):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+            os.environ.setdefault("NCCL_SOCKET_IFNAME", name)
+
+
+def run_group(workers: int, arguments: Sequence[str]) -> int:
+    """Run `python -m distgrow arguments` as `workers` ranks on this host by torchrun's own launcher: the exit code.
+
+    A signal is passed on to the ranks, which checkpoint and end on SIGTERM; the code is then 128 + its number.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=workers,
+        run_id="distgrow",
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+    )
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+    try:
+        elastic_launch(config, sys.executable)("-m", "distgrow", *arguments)
+    except ChildFailedError as error:
+        _, first = error.get_first_failure()
+        return 2 if first.exitcode == 2 else 1
+    except SignalException as stopped:
+        return 128 + stopped.sigval
+    return 0
