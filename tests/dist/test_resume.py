@@ -89,6 +89,31 @@ def test_sigterm_is_a_checkpoint_and_exit_code_0(distgrow: Commands, workers: in
         assert (parameters(distgrow.folder / "stopped") == parameters(distgrow.folder / "whole")).all()
 
 
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_before_anything_is_saved_is_no_success(distgrow: Commands, sent: signal.Signals, code: int) -> None:
+    (distgrow.folder / "slow.py").write_text(
+        """
+import os, pathlib, time
+if "RANK" in os.environ:
+    pathlib.Path("loading").touch()
+    time.sleep(60)
+def make():
+    from torch import nn
+    return nn.Linear(2, 1), lambda model, batch: model(batch).mean(), [[0.0, 1.0]] * 50
+"""
+    )
+    task = ("task={kind: target, target: 'slow:make'}", "model=null", "launch.workers=2")
+    words = ["train", str(ROOT / "configs/digits.yaml"), *TINY, "run.dir=run", *task]
+    process = distgrow.start(*words, module=("distgrow",))
+    deadline = time.monotonic() + 60
+    while not (distgrow.folder / "loading").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(sent)
+    process.communicate(timeout=60)
+    assert process.returncode == code
+    assert not (distgrow.folder / "run").exists()
+
+
 def test_a_damaged_checkpoint_is_named_and_the_newest_intact_one_used(distgrow: Commands) -> None:
     assert distgrow.train("run", "run.checkpoint={every_steps: 20, keep: 3}").code == 0
     newest = max((distgrow.folder / "run/checkpoints").iterdir())
