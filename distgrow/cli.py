@@ -46,9 +46,11 @@ def train(
 
         cluster.train(run, resume=going_on)
     elif run.launch.workers > 1:
-        words = ["train", config, *(overrides or ()), *["--resume"] * resume, *["--auto-resume"] * auto_resume]
-        code = run_group(run.launch.workers, words)
-        raise typer.Exit(0 if code == 128 + signal.SIGTERM and RunFolder(run.run.dir).ended() else code)
+        folder = RunFolder(run.run.dir)
+        folder.check(resume=folder.begun() if auto_resume else resume)
+        words = ["train", config, *(overrides or ()), "--auto-resume"]
+        code = run_group(run.launch.workers, words, restarts=run.launch.max_failures)
+        raise typer.Exit(0 if code == 128 + signal.SIGTERM and folder.ended() else code)
     else:
         run.fit(resume=going_on)
 

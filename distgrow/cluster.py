@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.train import RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
@@ -33,7 +33,7 @@ def train(run: Run, *, resume: bool | None) -> None:
     with _session(run) as gpus:
         trainer = TorchTrainer(
             _worker,
-            train_loop_config={"run": placed.model_dump(mode="json"), "resume": resume, "path": sys.path},
+            train_loop_config={"run": placed.model_dump(mode="json"), "path": sys.path},
             torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if gpus else "gloo"),
             scaling_config=ScalingConfig(
                 num_workers=run.launch.workers,
@@ -41,7 +41,11 @@ def train(run: Run, *, resume: bool | None) -> None:
                 resources_per_worker=run.launch.resources_per_worker or None,
                 placement_strategy=run.launch.placement,
             ),
-            run_config=RunConfig(name=f"{time.time_ns()}", storage_path=str(folder.ray)),
+            run_config=RunConfig(
+                name=f"{time.time_ns()}",
+                storage_path=str(folder.ray),
+                failure_config=FailureConfig(max_failures=run.launch.max_failures),
+            ),
         )
         try:
             with _passing_on_sigterm(folder):
@@ -51,9 +55,12 @@ def train(run: Run, *, resume: bool | None) -> None:
 
 
 def _worker(job: dict[str, Any]) -> None:
-    """One rank, in a process of Ray's, in the process group that Ray Train made."""
+    """One rank, in a process of Ray's, in the process group that Ray Train made.
+
+    The driver has looked at the folder; after a failure Ray calls this again, and the run there goes on.
+    """
     sys.path.extend(entry for entry in job["path"] if entry not in sys.path)
-    parse(job["run"]).fit(resume=job["resume"])
+    parse(job["run"]).fit(resume=None)
 
 
 def _prepare() -> None:

@@ -4,10 +4,10 @@ import difflib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from distgrow.controller import Controller
 from distgrow.engine import SGD, EngineSpec, Optimizer, Torch
@@ -32,6 +32,8 @@ class Launch(Spec):
     """Ranks; locally more than one start under torchrun's launcher."""
     address: str | None = None
     """Ray: address of a cluster, or auto for the one on this host; none: the one in RAY_ADDRESS, or a new local one."""
+    max_failures: Annotated[int, Field(ge=0)] = 0
+    """Failures of workers (several local ones, or Ray's) that a run survives: it goes on from its newest checkpoint."""
     resources_per_worker: dict[str, float] = {}
     """Ray: what each worker takes; default one CPU, and one GPU where engine.device asks for it or finds one."""
     placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"

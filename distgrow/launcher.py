@@ -50,10 +50,11 @@ def name_interface(address: str) -> None:
             os.environ.setdefault("NCCL_SOCKET_IFNAME", name)
 
 
-def run_group(workers: int, arguments: Sequence[str]) -> int:
+def run_group(workers: int, arguments: Sequence[str], *, restarts: int = 0) -> int:
     """Run `python -m distgrow arguments` as `workers` ranks on this host by torchrun's own launcher: the exit code.
 
-    A signal is passed on to the ranks, which checkpoint and end on SIGTERM; the code is then 128 + its number.
+    Where a rank fails, all are started again, `restarts` times at most. A signal is passed on to the ranks, which
+    checkpoint and end on SIGTERM; the code is then 128 + its number.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -66,9 +67,11 @@ def run_group(workers: int, arguments: Sequence[str]) -> int:
         run_id="distgrow",
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
-        max_restarts=0,
+        max_restarts=restarts,
     )
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+    # a store that outlives a group would give the next one the addresses of ranks that have died
+    os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     try:
         elastic_launch(config, sys.executable)("-m", "distgrow", *arguments)
     except ChildFailedError as error:

@@ -144,12 +144,12 @@ class RunFolder:
                 + "\n  ".join(differing)
             )
 
-    def lock(self) -> None:
-        """Keep everybody else from writing here until `unlock`; RunError where somebody writes already."""
+    def lock(self, wait_s: float = 0) -> None:
+        """Keep everybody else from writing here until `unlock`; RunError where somebody writes for `wait_s` more."""
         with storing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             try:
-                self._lock.acquire(timeout=0)
+                self._lock.acquire(timeout=wait_s)
             except Timeout:
                 raise RunError(
                     f"run.dir={self.path} is being written by another process; wait for it or choose another run.dir"

@@ -91,7 +91,7 @@ def opened(
 
     Collective: every rank must call.
     """
-    world.once(folder.lock)
+    world.once(lambda: folder.lock(wait_s=20 if resume is None else 0))  # a killed group may still be ending
     try:
         begun = world.once(folder.begun) if resume is None else resume
         world.once(lambda: folder.reopen(settings) if begun else folder.create(settings))

@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -111,6 +112,25 @@ def make():
     told = finished.err[finished.err.index("RuntimeError: worker 1 failed first") :]
     assert "ArithmeticError: sample 50 is rotten" in told
     assert not events(distgrow.folder / "run", "end")
+
+
+def test_a_killed_worker_is_replaced_and_nothing_is_lost(distgrow: Commands, cluster: dict[str, str]) -> None:
+    distgrow.environment.update(cluster)
+    shutil.copy(ROOT / "tests/dist/mortal.py", distgrow.folder)
+    (distgrow.folder / "undisturbed").touch()
+
+    def mortal(mark: str) -> tuple[str, ...]:
+        path = str(distgrow.folder / mark)
+        task = f"task={{kind: target, target: 'mortal:make', args: {{mark: '{path}'}}}}"
+        return (task, "model=null", "run.checkpoint={every_steps: 7, keep: 3}")
+
+    assert distgrow.train("whole", *mortal("undisturbed"), workers=2).code == 0
+    killed = distgrow.train("killed", *mortal("died"), *RAY, "launch.max_failures=1")
+    assert killed.code == 0, killed.err
+    assert (distgrow.folder / "died").exists()
+    assert (parameters(distgrow.folder / "killed") == parameters(distgrow.folder / "whole")).all()
+    assert {**ledger(distgrow.folder / "killed"), "replayed": 0} == ledger(distgrow.folder / "whole")
+    assert len(events(distgrow.folder / "killed", "resume")) == 1
 
 
 def test_bad_input_that_only_workers_meet_is_a_message_and_code_2(distgrow: Commands, cluster: dict[str, str]) -> None:
