@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from distgrow.architectures import Model
 from distgrow.controller import Controller
 from distgrow.engine import SGD, EngineSpec, Optimizer, Torch
 from distgrow.lr import LR
@@ -16,7 +17,7 @@ from distgrow.run import RunSpec
 from distgrow.schedule import Growth, Optimal, Replacing
 from distgrow.spec import ConfigError, PosFloat, PosInt, Spec
 from distgrow.stages import Budget, Stages
-from distgrow.tasks import Digits, Model, TaskSpec
+from distgrow.tasks import Digits, TaskSpec
 from distgrow.theory import Constants
 
 if TYPE_CHECKING:

@@ -13,13 +13,14 @@ import pytest
 import torch
 
 from distgrow import datasets
+from distgrow.architectures import GPT, MLP, Images, ResNet, Softmax, Tokens
 from distgrow.controller import Controller
 from distgrow.data import DirectLoader, Loader, Positions, PrefetchingLoader, evaluation_batches
 from distgrow.library import budget, every, exponential
 from distgrow.order import seeds
 from distgrow.progress import Outcome, Progress
 from distgrow.spec import ConfigError
-from distgrow.tasks import GPT, MLP, Cifar10, Digits, Images, ResNet, Softmax, Text, Tokens
+from distgrow.tasks import Cifar10, Digits, Text
 from distgrow.world import World
 
 
