@@ -215,10 +215,10 @@ def read_row(values: dict[str, Any]) -> Overhead | Transition:
 
 
 def reports(rows: list[Overhead | Transition]) -> list[Report]:
-    """The two tables."""
+    """The tables that have rows."""
     overheads = [row for row in rows if isinstance(row, Overhead)]
     transitions = [row for row in rows if isinstance(row, Transition)]
-    return [
+    made = [
         Report(
             title="Time per update, distgrow over a hand-written loop: median of paired ratios (quartiles)",
             columns=[
@@ -261,6 +261,7 @@ def reports(rows: list[Overhead | Transition]) -> list[Report]:
             ],
         ),
     ]
+    return [report for report in made if report.rows]
 
 
 def main() -> None:
