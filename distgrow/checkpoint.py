@@ -36,7 +36,7 @@ def save(
         final = world.once(lambda: _finish(partial, progress, facts or {}))
     finally:
         world.once(lambda: shutil.rmtree(partial, ignore_errors=True))
-    world.once(lambda: clean(folder, keep=keep))
+    world.once(lambda: clean(folder, keep=keep, current=final))
     return final
 
 
@@ -70,16 +70,23 @@ def _finish(partial: Path, progress: Progress, facts: Mapping[str, int]) -> Path
         for path in [*partial.rglob("*"), partial]:
             _flush(path)
         if final.exists():  # the same step with more skipped updates; it counts until the new one is in its place
-            final.rename(final.with_name(final.name + _REPLACED))
+            replaced = final.with_name(final.name + _REPLACED)
+            shutil.rmtree(replaced, ignore_errors=True)
+            final.rename(replaced)
         partial.rename(final)
         _flush(folder)
     return final
 
 
-def clean(folder: Path, *, keep: int) -> None:
-    """Delete what killed writes left, and all checkpoints but the newest `keep`."""
-    kept = [path for path in stored(folder) if not path.name.endswith(_REPLACED)][-keep:]
-    for stale in [*folder.glob(".partial-*"), *(path for path in stored(folder) if kept and path not in kept)]:
+def clean(folder: Path, *, keep: int, current: Path) -> None:
+    """Delete what killed writes left, and all checkpoints before `current` but the newest `keep` − 1.
+
+    Those after it are damaged ones that a resume has passed over: they stay, to be looked at.
+    """
+    older = [path for path in stored(folder) if _place(path) < _place(current)]
+    whole = [path for path in older if not path.name.endswith(_REPLACED)]
+    kept = whole[max(0, len(whole) - keep + 1) :]
+    for stale in [*folder.glob(".partial-*"), *(path for path in older if path not in kept)]:
         hidden = stale if stale.name.startswith(".") else stale.with_name(f".partial-{stale.name}")
         if hidden != stale:
             shutil.rmtree(hidden, ignore_errors=True)
@@ -87,10 +94,16 @@ def clean(folder: Path, *, keep: int) -> None:
         shutil.rmtree(hidden, ignore_errors=True)
 
 
+def _place(path: Path) -> tuple[int, bool]:
+    """What checkpoints are sorted by: the step, and at one step the replaced one first."""
+    match = _NAME.fullmatch(path.name)
+    assert match is not None
+    return int(match[1]), match[2] is None
+
+
 def stored(folder: Path) -> list[Path]:
     """All checkpoints, the oldest first."""
-    found = [(match, path) for path in folder.glob("step-*") if (match := _NAME.fullmatch(path.name))]
-    return [path for _, path in sorted(found, key=lambda pair: (int(pair[0][1]), pair[0][2] is None))]
+    return sorted((path for path in folder.glob("step-*") if _NAME.fullmatch(path.name)), key=_place)
 
 
 def newest(folder: Path) -> tuple[Path, Progress, list[str]]:

@@ -94,7 +94,6 @@ def _session(run: Run) -> Iterator[bool]:
 @contextmanager
 def _passing_on_sigterm(folder: RunFolder) -> Iterator[None]:
     """SIGTERM to the driver asks the workers to checkpoint and end."""
-    folder.stop_requested()  # one that nobody has used up is not meant for this run
     before = signal.signal(signal.SIGTERM, lambda *_: folder.request_stop())
     try:
         yield

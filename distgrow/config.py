@@ -186,7 +186,8 @@ def apply(values: dict[str, Any], override: str) -> dict[str, Any]:
 def _placed(values: Mapping[str, Any], path: list[str], value: Any, key: str) -> dict[str, Any]:
     head, *rest = path
     if not rest:
-        changes_kind = head == "kind" and values.get("kind") not in (None, value)
+        union = key != "launch.kind"  # one spec whatever the kind
+        changes_kind = union and head == "kind" and values.get("kind") not in (None, value)
         return {"kind": value} if changes_kind else {**values, head: value}
     inner = values.get(head)
     if inner is not None and not isinstance(inner, Mapping):

@@ -11,13 +11,13 @@ def launched() -> bool:
     return "WORLD_SIZE" in os.environ
 
 
+_NAMES = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
+
+
 def place() -> tuple[int, int, int]:
     """(rank, world size, rank on this host) as the launcher has set them; (0, 1, 0) without one."""
     rank, size, local = (os.environ.get(name, default) for name, default in _NAMES)
     return int(rank), int(size), int(local)
-
-
-_NAMES = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
 
 
 @contextmanager
@@ -60,6 +60,7 @@ def run_group(workers: int, arguments: Sequence[str], *, restarts: int = 0) -> i
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "110")  # a checkpoint may take longer than torch's 30 s
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,

@@ -86,10 +86,9 @@ def show(run: Run, world: int, rows: int) -> bool:
             tail.append(stage)
     console = Console(width=WIDTH, highlight=False)
     console.print(_table(controller, head, list(tail), count))
-    shown = [*head, *tail]
     for line in [
-        _total(controller, shown[-1], count),
-        *([] if problems else communication(run.engine, controller, shown)),
+        _total(controller, [*head, *tail][-1], count),
+        *([] if problems else communication(run.engine, controller)),
         *predictions(run.theory, controller),
     ]:
         console.print(line)
@@ -142,11 +141,12 @@ def _total(controller: Controller, last: Stage, count: int) -> str:
     )
 
 
-def communication(engine: EngineSpec, controller: Controller, shown: list[Stage]) -> list[str]:
+def communication(engine: EngineSpec, controller: Controller) -> list[str]:
     """What accumulation costs where ZeRO has to reduce every micro-batch."""
     if not isinstance(engine, DeepSpeed) or engine.zero == 1:
         return []
-    most = max(split(stage.batch, controller.world, controller.max_micro)[1] for stage in shown)
+    batches = {batch for _, batch, _ in controller.outline(Progress())}
+    most = max(split(batch, controller.world, controller.max_micro)[1] for batch in batches)
     if most == 1:
         return []
     return [f"ZeRO {engine.zero} reduces every micro-batch: up to {most} reductions an update; zero=1 needs one"]

@@ -99,10 +99,11 @@ class RunFolder:
         """Whether a run was begun here."""
         return self.config.is_file()
 
-    def ended(self) -> bool:
-        """Whether the last word of the run here is that it ended, its checkpoint written."""
-        lines = self.metrics.read_text(encoding="utf-8").splitlines() if self.metrics.is_file() else []
-        return bool(lines) and '"event": "end"' in lines[-1]
+    def endings(self) -> int:
+        """How often the run here has come to an end, its checkpoint written."""
+        if not self.metrics.is_file():
+            return 0
+        return self.metrics.read_text(encoding="utf-8", errors="replace").count('"event": "end"')
 
     def check(self, *, resume: bool) -> None:
         """RunError where there is no run to resume, or where a new one would overwrite something."""

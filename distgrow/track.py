@@ -116,7 +116,7 @@ def _read_line(line: str, path: Path) -> dict[str, Any]:
     fault = "is not JSON"
     try:
         event = json.loads(line)
-        if isinstance(event, dict):
+        if isinstance(event, dict) and "event" in event:
             return event
         fault = "lacks one of event, step, samples, time_s"
     except ValueError:
@@ -135,9 +135,9 @@ def history(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     return kept
 
 
-def last_total(path: Path) -> int:
+def last_total(events: Iterable[Event]) -> int:
     """The largest SFO total that was logged: how far a crashed run had come."""
-    return max((event.get("sfo", 0) for event in read_events(path)), default=0)
+    return max((event.get("sfo", 0) for event in events), default=0)
 
 
 class Terminal:

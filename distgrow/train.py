@@ -70,12 +70,13 @@ def fit(
     specs: dict[str, Spec] = {"growth": growth, "stages": stages, "lr": lr, "optimizer": optimizer}
     specs |= {"engine": engine, "budget": budget, "run": run}
     settings = {**(about or {}), **{name: spec.model_dump(mode="json") for name, spec in specs.items()}}
-    stop = StopRequests(RunFolder(run.dir))
+    folder = RunFolder(run.dir)
+    stop = StopRequests(folder)
     with stop.watched(), joined(engine.device, alone=engine.needs_group) as world:
         schedule: dict[str, Any] = {"growth": growth, "stages": stages, "lr": lr, "budget": budget, "seed": run.seed}
         controller = Controller(**schedule, epoch=len(train), world=world.size, max_micro=engine.max_micro)
         controller.check()
-        with opened(RunFolder(run.dir), world, settings, resume=resume) as (folder, begun):
+        with opened(folder, world, settings, resume=resume) as begun:
             torch.manual_seed(run.seed)
             machine = engine.build(model, loss, metrics=metrics, optimizer=optimizer, world=world)
             with tracking(folder, world.rank, controller.samples()) as tracker:
@@ -84,18 +85,13 @@ def fit(
 
 
 @contextmanager
-def opened(
-    folder: RunFolder, world: World, settings: Mapping[str, Any], *, resume: bool | None
-) -> Iterator[tuple[RunFolder, bool]]:
-    """The run's folder, locked for as long as the context lasts, and whether it holds a run to go on with.
-
-    Collective: every rank must call.
-    """
+def opened(folder: RunFolder, world: World, settings: Mapping[str, Any], *, resume: bool | None) -> Iterator[bool]:
+    """The run's folder is locked for as long as the context lasts; whether it holds a run to go on with. Collective."""
     world.once(lambda: folder.lock(wait_s=20 if resume is None else 0))  # a killed group may still be ending
     try:
         begun = world.once(folder.begun) if resume is None else resume
         world.once(lambda: folder.reopen(settings) if begun else folder.create(settings))
-        yield folder, begun
+        yield begun
     finally:
         folder.unlock()
 
@@ -133,30 +129,32 @@ class Job:
 
     def resume(self) -> Result:
         """The run goes on from its newest intact checkpoint, charged with what it had done beyond that."""
-        if not self.world.once(self.saved):
+        found = self.world.once(self.find)
+        if found is None:
             return self.begin()  # it was killed before its first checkpoint
-
-        def find() -> tuple[Path, Progress, list[str], float]:
-            path, progress, damaged = checkpoint.newest(self.folder.checkpoints)
-            checkpoint.compare(path, self.facts)
-            checkpoint.clean(self.folder.checkpoints, keep=self.run.checkpoint.keep)
-            lost = max(0, last_total(self.folder.metrics) - progress.ledger.total)
-            events = read_events(self.folder.metrics)
-            seconds = max((event.get("time_s", 0.0) for event in events), default=0.0)
-            return path, progress.replaying(lost), damaged, seconds
-
-        path, progress, damaged, seconds = self.world.once(find)
+        path, progress, damaged, seconds = found
         self.engine.load(path)
+        keep = self.run.checkpoint.keep
+        self.world.once(lambda: checkpoint.clean(self.folder.checkpoints, keep=keep, current=path))
         self.began -= seconds
         self.charged, self.saved_step = progress.ledger.total, progress.step
         replayed = progress.ledger.replayed
         self.event("resume", progress, checkpoint=path.name, damaged=damaged, sfo_replayed=replayed)
         return self.train(progress)
 
-    def saved(self) -> bool:
-        """Whether the run ever wrote a checkpoint."""
-        written = any(event["event"] == "checkpoint" for event in read_events(self.folder.metrics))
-        return written or bool(checkpoint.stored(self.folder.checkpoints))
+    def find(self) -> tuple[Path, Progress, list[str], float] | None:
+        """The newest intact checkpoint, the progress to go on with, what is damaged, and the seconds that the run took.
+
+        None where no checkpoint was ever written.
+        """
+        events = read_events(self.folder.metrics)
+        if not checkpoint.stored(self.folder.checkpoints) and all(event["event"] != "checkpoint" for event in events):
+            return None
+        path, progress, damaged = checkpoint.newest(self.folder.checkpoints)
+        checkpoint.compare(path, self.facts)
+        lost = max(0, last_total(events) - progress.ledger.total)
+        seconds = max((event.get("time_s", 0.0) for event in events), default=0.0)
+        return path, progress.replaying(lost), damaged, seconds
 
     def train(self, progress: Progress) -> Result:
         """The path of every global batch, until the budget is spent or somebody asks to stop."""

@@ -1,5 +1,7 @@
 """World: this process among all ranks, and the few collectives that are not gradients."""
 
+import pickle
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -51,7 +53,7 @@ class World:
             try:
                 box[0] = action()
             except Exception as error:  # passed on to every rank, so that none waits for a rank that gave up
-                box[1] = error
+                box[1] = _sendable(error)
         dist.broadcast_object_list(box, src=0)
         if box[1] is not None:
             raise box[1]
@@ -66,7 +68,7 @@ class World:
         try:
             result = action()
         except Exception as error:  # passed on, so that none waits for a rank that gave up
-            failures[self.rank] = error
+            failures[self.rank] = _sendable(error)
         dist.all_gather_object(failures, failures[self.rank])
         for failure in failures:
             if failure is not None:
@@ -78,6 +80,15 @@ class World:
         if self.size > 1:
             for tensor in tensors:
                 dist.broadcast(tensor, src=0)
+
+
+def _sendable(error: Exception) -> Exception:
+    """The error, or one with its traceback as text where pickle cannot carry it to other ranks."""
+    try:
+        pickle.loads(pickle.dumps(error))
+        return error
+    except Exception:  # whatever a user's class does while it is pickled
+        return RuntimeError("".join(traceback.format_exception(error)))
 
 
 @contextmanager

@@ -4,6 +4,7 @@
 set -euo pipefail
 workers=${WORKERS:-$(python -c 'import torch; print(max(1, torch.cuda.device_count()))')}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-110} # torch's 30 s may not do for a checkpoint
 if [ "${NODES:-1}" -gt 1 ]; then
   group=(--nnodes "$NODES" --node-rank "$RANK_OF_NODE" --rdzv-backend c10d --rdzv-endpoint "$HEAD" --rdzv-id distgrow)
 else

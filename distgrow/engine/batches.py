@@ -80,7 +80,7 @@ def means(
                 raise ConfigError(
                     f"the metric {name!r} has shape {tuple(mean.shape)}; it must be one number, a mean over rows"
                 )
-            sums[name] = sums.get(name, 0.0) + float(mean) * rows
+            sums[name] = sums.get(name, 0.0) + (float(mean) * rows if rows else 0.0)
     names = sorted(sums)
     *totals, rows = world.sum([*(sums[name] for name in names), seen])
     return {name: value / rows for name, value in zip(names, totals, strict=True)}

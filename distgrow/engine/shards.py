@@ -14,7 +14,7 @@ from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
 from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils.tensor_fragment import fragment_address
 
-from distgrow.run import RunError
+from distgrow.run import RunError, storing
 from distgrow.world import World
 
 _TAG = "deepspeed"
@@ -45,6 +45,7 @@ class Shards:
         self._engine._config.load_universal_checkpoint = True  # DeepSpeed asks its config, which knew no checkpoint
         self._engine.load_checkpoint(str(universal), tag=_TAG)
         self._engine._config.load_universal_checkpoint = False
+        self._world.sum([0.0])  # every rank has read it
         self._world.once(lambda: shutil.rmtree(universal))
 
 
@@ -90,9 +91,10 @@ def check(folder: Path) -> int:
 
 def convert(native: Path, universal: Path) -> None:
     """DeepSpeed's own conversion of native shards to its universal format, in a new folder."""
-    shutil.rmtree(universal.parent, ignore_errors=True)
-    universal.mkdir(parents=True)
     options = {"num_extract_workers": 1, "num_merge_workers": 1, "keep_temp_folder": False, "strict": True}
     paths = {"input_folder": str(native), "output_folder": str(universal)}
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    quiet = contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO())
+    with storing(universal.parent), quiet[0], quiet[1]:
+        shutil.rmtree(universal.parent, ignore_errors=True)
+        universal.mkdir(parents=True)
         ds_to_universal.main(Namespace(**options, **paths, inject_missing_state=True))

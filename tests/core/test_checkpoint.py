@@ -63,7 +63,7 @@ def test_a_write_that_is_killed_leaves_nothing_that_loads(tmp_path: Path) -> Non
     path, progress, damaged = checkpoint.newest(tmp_path)
     assert (progress, damaged) == (at(1), [])
     assert (path / "engine.pt").read_bytes() == b"old"
-    checkpoint.clean(tmp_path, keep=3)
+    checkpoint.clean(tmp_path, keep=3, current=path)
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -120,7 +120,7 @@ def test_a_write_killed_between_two_renames_leaves_the_replaced_checkpoint(tmp_p
     old.rename(old.with_name(old.name + ".replaced"))
     path, progress, _ = checkpoint.newest(tmp_path)
     assert (progress, (path / "engine.pt").read_bytes()) == (at(5), b"old")
-    checkpoint.clean(tmp_path, keep=1)
+    checkpoint.clean(tmp_path, keep=1, current=path)
     assert checkpoint.stored(tmp_path) == [path]
     new = checkpoint.save(tmp_path, Files(b"new"), at(5), keep=1, world=World())
     assert checkpoint.stored(tmp_path) == [new]
@@ -131,3 +131,16 @@ def test_a_checkpoint_of_other_data_is_refused_with_both_sizes(tmp_path: Path) -
     checkpoint.compare(path, {"training samples": 1437})
     with pytest.raises(RunError, match="1,437 training samples then, 1,500 now"):
         checkpoint.compare(path, {"training samples": 1500})
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3])
+def test_what_a_resume_goes_on_from_is_never_deleted(tmp_path: Path, keep: int) -> None:
+    saved = [checkpoint.save(tmp_path, Files(b"state"), at(step), keep=9, world=World()) for step in (3, 4, 5)]
+    (saved[2] / "engine.pt").write_bytes(b"damaged")
+    path, _, damaged = checkpoint.newest(tmp_path)
+    assert (path, len(damaged)) == (saved[1], 1)
+    checkpoint.clean(tmp_path, keep=keep, current=path)
+    assert checkpoint.stored(tmp_path) == [*saved[:1] * (keep > 1), path, saved[2]]
+    saved[2].rename(tmp_path / "step-00000005.replaced")
+    again = checkpoint.save(tmp_path, Files(b"new"), at(5), keep=keep, world=World())
+    assert checkpoint.stored(tmp_path) == [*[*saved[:1], path][max(0, 3 - keep) :][: keep - 1], again]

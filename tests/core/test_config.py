@@ -240,6 +240,11 @@ def test_settings_of_the_optimizer_without_a_kind_are_those_of_sgd() -> None:
     assert parse(apply(BASE, "optimizer.momentum=0.9")).optimizer == SGD(momentum=0.9)
 
 
+def test_another_launcher_keeps_the_number_of_workers() -> None:
+    launch = parse(apply(apply(BASE, "launch={kind: local, workers: 8, max_failures: 2}"), "launch.kind=ray")).launch
+    assert (launch.kind, launch.workers, launch.max_failures) == ("ray", 8, 2)
+
+
 def test_an_override_that_gives_two_units_is_told_how_to_replace_one() -> None:
     assert "an override that reads {samples: …} replaces the others" in refusal("budget.samples=9")
 

@@ -74,12 +74,12 @@ def test_no_number_that_json_lacks_is_written() -> None:
 
 def test_the_total_that_a_crash_had_reached_is_the_largest_logged(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    assert last_total(path) == 0
+    assert last_total(read_events(path)) == 0
     tracker = JSONL(path)
     for number in (5, 6, 2):
         tracker.log(step(number))
     tracker.close()
-    assert last_total(path) == 256 * 6 + 256 + 512
+    assert last_total(read_events(path)) == 256 * 6 + 256 + 512
 
 
 def test_a_damaged_line_is_named_with_its_file(tmp_path: Path) -> None:

@@ -79,6 +79,15 @@ def on_rank_one():
         raise FileNotFoundError("this host lacks the data")
     return sized()
 
+class Stubborn(Exception):
+    def __init__(self, host, status):
+        super().__init__(f"{host} answered {status}")
+
+def stubborn_on_rank_one():
+    if os.environ.get("RANK") == "1":
+        raise Stubborn("storage.example.org", 503)
+    return sized()
+
 def refused_on_rank_one():
     from distgrow import ConfigError
     if os.environ.get("RANK") == "1":
@@ -171,6 +180,9 @@ def test_what_only_another_rank_meets_is_told_first(odd: Commands) -> None:
     raised = odd.train("raised", *target("on_rank_one"), "launch.workers=2")
     assert raised.code == 1
     assert "FileNotFoundError: this host lacks the data" in raised.err
+    stubborn = odd.train("stubborn", *target("stubborn_on_rank_one"), "launch.workers=2")
+    assert stubborn.code == 1
+    assert "Stubborn: storage.example.org answered 503" in stubborn.err  # though pickle cannot carry it
 
 
 def test_a_run_does_not_go_on_with_other_data(odd: Commands) -> None:

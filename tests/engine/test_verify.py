@@ -1,5 +1,6 @@
 """`distgrow verify` passes where the split is exact, and only there."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -17,7 +18,7 @@ def make(mean):
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
     def loss(model, batch):
         losses = model(batch).square()
-        return losses.mean() if mean else losses.sum()
+        return losses.mean() * float("nan") if mean is None else losses.mean() if mean else losses.sum()
     return model, loss, torch.randn(100, 3, generator=torch.Generator().manual_seed(0))
 """
 
@@ -41,15 +42,15 @@ def test_the_split_of_the_configs_is_exact(config: str, precision: str, capsys: 
     )
 
 
-@pytest.mark.parametrize("mean", [True, False])
-def test_a_loss_that_is_no_mean_over_the_rows_is_found_out(
-    mean: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("mean", [True, False, None])
+def test_a_loss_that_is_no_mean_over_the_rows_or_no_number_is_found_out(
+    mean: bool | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "summed.py").write_text(SUMMED)
     monkeypatch.syspath_prepend(tmp_path)
-    task = f"task={{kind: target, target: 'summed:make', args: {{mean: {str(mean).lower()}}}}}"
+    task = f"task={{kind: target, target: 'summed:make', args: {{mean: {json.dumps(mean)}}}}}"
     run = load(ROOT / "configs/digits.yaml", [task, "model=null", "growth.cap=64", "engine.precision=float64"])
-    assert verify(run) == mean
+    assert verify(run) == (mean is True)
     sys.modules.pop("summed")
     assert "at most 1e-10" in capsys.readouterr().out
 
