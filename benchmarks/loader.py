@@ -17,7 +17,7 @@ import torch
 from paired import Block, Report, Spread, interleave, keep, ratio, show
 from torch.utils.data import DataLoader
 
-from distgrow import datasets
+from distgrow import datasets, files
 from distgrow.controller import Controller
 from distgrow.data import Positions, PrefetchingLoader
 from distgrow.library import budget, constant
@@ -158,10 +158,10 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     try:
-        files = datasets.parquet_files(options.path, "train")
+        parts = files.parquet_files(options.path, "train")
     except ConfigError as error:
         parser.error(str(error))
-    images = datasets.parquet_images(files, limit=1000 if options.quick else None, augment=True)
+    images = datasets.Images(*files.parquet_images(parts, limit=1000 if options.quick else None), augment=True)
     contestants = [
         ("built in, bare: rows", images, images),
         ("built in, bare: batches", images, Together(images)),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
+from distgrow import files
 from distgrow.architectures import GPT, MLP, Images, Model, ResNet, Tokens
 from distgrow.spec import ConfigError, PosInt, Spec
 
@@ -61,19 +62,16 @@ class Cifar10(Spec):
 
     def train_size(self) -> int:
         """Samples of the training set, found without loading it."""
-        from distgrow import datasets
-
-        rows = datasets.parquet_rows(datasets.parquet_files(Path(self.path), "train"))
+        rows = files.parquet_rows(files.parquet_files(Path(self.path), "train"))
         return rows if self.subset is None else min(rows, self.subset)
 
     def build(self, model: Model | None) -> Task:
         """Model, loss and data."""
         from distgrow import datasets
 
-        folder = Path(self.path)
-        files = datasets.parquet_files(folder, "train")
-        train = datasets.parquet_images(files, limit=self.subset, augment=self.augment)
-        test = datasets.parquet_images(datasets.parquet_files(folder, "test"), limit=None, augment=False)
+        parts = [files.parquet_files(Path(self.path), part) for part in ("train", "test")]
+        train = datasets.Images(*files.parquet_images(parts[0], limit=self.subset), augment=self.augment)
+        test = datasets.Images(*files.parquet_images(parts[1], limit=None), augment=False)
         images = Images(channels=3, height=train.height, width=train.width, classes=10)
         return _classification((model or ResNet()).build(images), train, test)
 
@@ -106,10 +104,8 @@ class Text(Spec):
         return _classification(built, datasets.Tokens(train, self.length), datasets.Tokens(test, self.length))
 
     def _split(self) -> tuple[Any, Any, int]:
-        from distgrow import datasets
-
-        text = datasets.read_text(Path(self.path) if self.path else None, self.pattern)
-        stream, vocabulary = datasets.tokens(text, characters=self.level == "character")
+        text = files.read_text(Path(self.path) if self.path else None, self.pattern)
+        stream, vocabulary = files.tokens(text, characters=self.level == "character")
         cut = int(len(stream) * (1 - self.test))
         train, test = stream[:cut], stream[cut:]
         if min(len(train), len(test)) <= self.length:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from distgrow import datasets
+from distgrow import datasets, files
 from distgrow.architectures import GPT, MLP, Images, ResNet, Softmax, Tokens
 from distgrow.controller import Controller
 from distgrow.data import DirectLoader, Loader, Positions, PrefetchingLoader, evaluation_batches
@@ -177,6 +177,9 @@ def test_missing_or_wrong_parquet_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="hf download uoft-cs/cifar10"):
         Cifar10(path=str(tmp_path / "nowhere")).build(None)
     parquet(tmp_path, "train.parquet", 3, column="picture")
+    with pytest.raises(ConfigError, match="no Parquet file with 'test' in its name"):
+        Cifar10(path=str(tmp_path)).build(None)
+    parquet(tmp_path, "test.parquet", 3)
     with pytest.raises(ConfigError, match="needs the columns img"):
         Cifar10(path=str(tmp_path)).build(None)
 
@@ -218,12 +221,12 @@ def test_text_becomes_windows_and_their_successors(tmp_path: Path, level: Any, v
 def test_text_comes_from_folders_and_by_default_from_pythons_own_sources(tmp_path: Path) -> None:
     for name in ("b.py", "a.py", "c.md"):
         (tmp_path / name).write_text(name * 100)
-    assert datasets.read_text(tmp_path, "*.py") == b"a.py" * 100 + b"\n" + b"b.py" * 100
+    assert files.read_text(tmp_path, "*.py") == b"a.py" * 100 + b"\n" + b"b.py" * 100
     with pytest.raises(ConfigError, match=r"task\.pattern"):
-        datasets.read_text(tmp_path, "*.rst")
+        files.read_text(tmp_path, "*.rst")
     with pytest.raises(ConfigError, match="too few"):
         Text(path=str(tmp_path / "a.py"), length=4096).build(None)
-    assert b"import" in datasets.read_text(None, "*")[:100_000]
+    assert b"import" in files.read_text(None, "*")[:100_000]
 
 
 @pytest.mark.parametrize(

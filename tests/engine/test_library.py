@@ -27,7 +27,15 @@ def test_the_readmes_examples_run(number: int, tmp_path: Path) -> None:
     assert "Ledger(applied=12000, skipped=0" in finished.stdout
 
 
-@pytest.mark.parametrize("arguments", [["-c", "import distgrow"], ["-m", "distgrow", "--help"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["-c", "import distgrow"],
+        ["-m", "distgrow", "--help"],
+        ["-m", "distgrow", "plan", str(ROOT / "configs/digits.yaml")],
+        ["-m", "distgrow", "plan", str(ROOT / "configs/text.yaml")],
+    ],
+)
 def test_torch_is_not_loaded_before_it_is_needed(arguments: list[str]) -> None:
     finished = subprocess.run(
         [sys.executable, "-X", "importtime", *arguments], capture_output=True, text=True, timeout=60, check=True
