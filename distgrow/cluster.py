@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import sys
 import time
 import traceback
@@ -63,6 +64,13 @@ def _worker(job: dict[str, Any]) -> None:
     parse(job["run"]).fit(resume=None)
 
 
+def _knock(address: str) -> None:
+    """OSError where nothing listens at host:port; Ray itself would try again for minutes."""
+    host, _, port = address.rpartition(":")
+    if port.isdigit() and "://" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+
+
 def _prepare() -> None:
     """Run by Ray in each of its processes, before Ray Train makes the process group there."""
     name_interface(ray.util.get_node_ip_address())
@@ -78,8 +86,9 @@ def _session(run: Run) -> Iterator[bool]:
         ray.init(address="local", num_cpus=cpus, runtime_env=everywhere)
     else:
         try:
+            _knock(address)
             ray.init(address=address, runtime_env=everywhere)
-        except ConnectionError as error:
+        except OSError as error:  # ConnectionError among them
             raise ConfigError(
                 f"launch.address={address}: no Ray cluster answers there; start one (ray start --head), "
                 f"correct the address, or leave it out for a local one ({error})"

@@ -133,6 +133,13 @@ def test_a_killed_worker_is_replaced_and_nothing_is_lost(distgrow: Commands, clu
     assert len(events(distgrow.folder / "killed", "resume")) == 1
 
 
+def test_an_address_where_nothing_listens_is_told_at_once(distgrow: Commands) -> None:
+    finished = distgrow.train("run", *RAY, f"launch.address=127.0.0.1:{free_port()}")
+    assert finished.code == 2
+    assert "no Ray cluster answers there; start one (ray start --head)" in finished.err
+    assert not (distgrow.folder / "run").exists()
+
+
 def test_bad_input_that_only_workers_meet_is_a_message_and_code_2(distgrow: Commands, cluster: dict[str, str]) -> None:
     distgrow.environment.update(cluster)
     assert distgrow.train("run", *RAY).code == 0
