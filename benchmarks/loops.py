@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from distgrow import datasets, models
 from distgrow.controller import Controller
-from distgrow.engine import SGD, DeepSpeed, EngineSpec
+from distgrow.engine import SGD, DeepSpeed, EngineSpec, most_rows
 from distgrow.lr import LR
 from distgrow.progress import Progress
 from distgrow.run import Checkpointing, RunFolder, RunSpec, StopRequests
@@ -194,7 +194,7 @@ def build_job(
         budget=Budget(steps=1),
         epoch=len(task.train),
         world=world.size,
-        max_micro=engine.max_micro,
+        max_micro=most_rows(engine.max_micro, len(task.train)),
     )
     machine = engine.build(task.model, task.loss, metrics=None, optimizer=SGD(), world=world)
     tracker = JSONL(folder / "metrics.jsonl") if world.rank == 0 else NullTracker()

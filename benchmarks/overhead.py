@@ -119,6 +119,7 @@ def distgrow_block(job: Job, updates: int, world: World) -> Block:
 def measure_overhead(case: Case, world: World, rounds: int, folder: Path) -> Overhead:
     """Blocks of distgrow, the bare loop and the bare loop with logging, taking turns."""
     micro = case.engine.max_micro
+    assert isinstance(micro, int)
     job = build_job(
         build(case.model), world, Constant(start=micro * case.accum * world.size), engine=case.engine, folder=folder
     )

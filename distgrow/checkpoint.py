@@ -1,121 +1,131 @@
-"""Checkpoints: atomic, verified folders of engine state and progress.json; knows no engine's format.
+"""Checkpoints: atomic, verified sets of files that hold engine state and progress; knows no engine's format.
 
-A checkpoint is written beside its place, flushed to the disk with the digests of its files, and renamed into place:
-a killed write leaves nothing that loads. A checkpoint whose files do not match their digests is refused by name.
+The state is copied while training waits, and written while it goes on. When every rank's files are safe, a manifest
+with their digests makes them a checkpoint: a killed write leaves nothing that loads, and a checkpoint whose files do
+not match their digests is refused by name.
 """
 
 import hashlib
 import json
-import os
-import re
-import shutil
-import uuid
-from collections.abc import Mapping
+import threading
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from distgrow.engine import Engine
 from distgrow.progress import Progress
-from distgrow.run import RunError, storing
+from distgrow.run import RunError
+from distgrow.store import MANIFEST, Store, at, free_name
 from distgrow.world import World
 
-_MANIFEST, _PROGRESS, _FACTS = "manifest.json", "progress.json", "facts.json"
-_REPLACED = ".replaced"
-_NAME = re.compile(r"step-(\d+)(\.replaced)?")
+_PROGRESS, _FACTS = "progress.json", "facts.json"
+
+
+class Writing:
+    """A checkpoint whose files are being written by a thread of each rank."""
+
+    def __init__(
+        self,
+        store: Store,
+        engine: Engine,
+        progress: Progress,
+        *,
+        world: World,
+        facts: Mapping[str, int] | None = None,
+        beside: Callable[[], None] | None = None,
+    ) -> None:
+        """Copy the engine's state and begin to write it. Collective: every rank must call.
+
+        `facts` are what a run must have in common with the one that goes on from here; see `compare`. The first rank
+        also does `beside` in its thread.
+        """
+        self.progress, self.began = progress, time.monotonic()
+        self._store, self._world = store, world
+        files = engine.snapshot()
+        if world.rank == 0:
+            files[_PROGRESS] = json.dumps(progress.to_dict()).encode()
+            files[_FACTS] = json.dumps(dict(facts or {})).encode()
+        self.name, self._place = world.once(self._begin)
+        self._digests: dict[str, str] = {}
+        self._failure: Exception | None = None
+        self._beside = beside if world.rank == 0 and beside else lambda: None
+        self._thread = threading.Thread(target=self._write, args=(files,), daemon=True, name="checkpoint")
+        self._thread.start()
+
+    def under_way(self) -> bool:
+        """Whether this rank's thread is still writing."""
+        return self._thread.is_alive()
+
+    def commit(self, keep: int) -> str:
+        """Make it a checkpoint, and delete all older ones but the newest `keep` − 1: its name.
+
+        Waits for the threads. RunError where a file could not be written. Collective: every rank must call.
+        """
+        self._thread.join()
+        try:
+            self._world.all(self._raise_failure)
+            digests = {file: digest for part in self._world.gather(self._digests) for file, digest in part.items()}
+            manifest = json.dumps(dict(sorted(digests.items())), indent=1).encode()
+            self._world.once(lambda: self._store.commit(self._place, self.name, manifest))
+        except Exception:
+            self._world.once(lambda: self._store.delete(self._place))
+            raise
+        self._world.once(lambda: clean(self._store, keep=keep, current=self.name))
+        return self.name
+
+    def _begin(self) -> tuple[str, str]:
+        name = free_name(self.progress.step, self._store.names())
+        return name, self._store.begin(name)
+
+    def _write(self, files: dict[str, bytes]) -> None:
+        try:
+            for file, data in files.items():
+                self._store.write(self._place, file, data)
+                self._digests[file] = hashlib.sha256(data).hexdigest()
+            self._beside()
+        except Exception as error:  # told by commit, on every rank
+            self._failure = error
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
 
 
 def save(
-    folder: Path, engine: Engine, progress: Progress, *, keep: int, world: World, facts: Mapping[str, int] | None = None
-) -> Path:
-    """Write `folder`/step-…, then delete all but the newest `keep`. RunError on a full disk. Collective.
-
-    `facts` are what a run must have in common with the one that goes on from here; see `compare`.
-    """
-    partial = world.once(lambda: _begin(folder))
-    try:
-        world.all(lambda: _write(engine, partial))
-        final = world.once(lambda: _finish(partial, progress, facts or {}))
-    finally:
-        world.once(lambda: shutil.rmtree(partial, ignore_errors=True))
-    world.once(lambda: clean(folder, keep=keep, current=final))
-    return final
+    store: Store, engine: Engine, progress: Progress, *, keep: int, world: World, facts: Mapping[str, int] | None = None
+) -> str:
+    """Write a checkpoint and wait for it: its name. Collective: every rank must call."""
+    return Writing(store, engine, progress, world=world, facts=facts).commit(keep)
 
 
-def _begin(folder: Path) -> Path:
-    """A hidden folder to write into."""
-    partial = folder / f".partial-{uuid.uuid4().hex[:8]}"
-    with storing(folder):
-        partial.mkdir(parents=True)
-    return partial
-
-
-def _write(engine: Engine, partial: Path) -> None:
-    with storing(partial.parent):
-        try:
-            engine.save(partial)
-        except RuntimeError as error:  # torch reports a full disk as a RuntimeError of its zip writer
-            _raise_if_full(partial.parent, error)
-            raise
-
-
-def _finish(partial: Path, progress: Progress, facts: Mapping[str, int]) -> Path:
-    """Progress and digests beside the engine's files, all on the disk, and the folder in its place."""
-    folder = partial.parent
-    final = folder / f"step-{progress.step:08d}"
-    with storing(folder):
-        (partial / _PROGRESS).write_text(json.dumps(progress.to_dict()))
-        (partial / _FACTS).write_text(json.dumps(dict(facts)))
-        files = sorted(file for file in partial.rglob("*") if file.is_file())
-        manifest = {str(file.relative_to(partial)): digest(file) for file in files}
-        (partial / _MANIFEST).write_text(json.dumps(manifest, indent=1))
-        for path in [*partial.rglob("*"), partial]:
-            _flush(path)
-        if final.exists():  # the same step with more skipped updates; it counts until the new one is in its place
-            replaced = final.with_name(final.name + _REPLACED)
-            shutil.rmtree(replaced, ignore_errors=True)
-            final.rename(replaced)
-        partial.rename(final)
-        _flush(folder)
-    return final
-
-
-def clean(folder: Path, *, keep: int, current: Path) -> None:
-    """Delete what killed writes left, and all checkpoints before `current` but the newest `keep` − 1.
+def clean(store: Store, *, keep: int, current: str) -> None:
+    """Delete what killed writes left, and all checkpoints before `current` but the newest `keep` − 1 of other steps.
 
     Those after it are damaged ones that a resume has passed over: they stay, to be looked at.
     """
-    older = [path for path in stored(folder) if _place(path) < _place(current)]
-    whole = [path for path in older if not path.name.endswith(_REPLACED)]
-    kept = whole[max(0, len(whole) - keep + 1) :]
-    for stale in [*folder.glob(".partial-*"), *(path for path in older if path not in kept)]:
-        hidden = stale if stale.name.startswith(".") else stale.with_name(f".partial-{stale.name}")
-        if hidden != stale:
-            shutil.rmtree(hidden, ignore_errors=True)
-            stale.rename(hidden)
-        shutil.rmtree(hidden, ignore_errors=True)
+    store.sweep()
+    before = [name for name in store.names() if at(name) < at(current)]
+    older = [name for name in before if at(name)[0] < at(current)[0]]  # others are superseded
+    kept = older[max(0, len(older) - keep + 1) :]
+    for name in before:
+        if name not in kept:
+            store.delete(name)
 
 
-def _place(path: Path) -> tuple[int, bool]:
-    """What checkpoints are sorted by: the step, and at one step the replaced one first."""
-    match = _NAME.fullmatch(path.name)
-    assert match is not None
-    return int(match[1]), match[2] is None
+def newest(store: Store) -> tuple[str, Progress, list[str]]:
+    """The name of the newest intact checkpoint, its progress, and what is wrong with each newer one.
 
-
-def stored(folder: Path) -> list[Path]:
-    """All checkpoints, the oldest first."""
-    return sorted((path for path in folder.glob("step-*") if _NAME.fullmatch(path.name)), key=_place)
-
-
-def newest(folder: Path) -> tuple[Path, Progress, list[str]]:
-    """The newest intact checkpoint, and what is wrong with each newer one. RunError where all are damaged."""
+    RunError where all are damaged.
+    """
     damaged: list[str] = []
-    for path in reversed(stored(folder)):
+    for name in reversed(store.names()):
+        path = store.fetch(name)
         damage = check(path)
         if damage is None:
-            return path, Progress.from_dict(json.loads((path / _PROGRESS).read_text())), damaged
-        damaged.append(f"{path.name}: {damage}")
+            return name, Progress.from_dict(json.loads((path / _PROGRESS).read_text())), damaged
+        damaged.append(f"{name}: {damage}")
     raise RunError(
-        f"{folder} holds no intact checkpoint ({'; '.join(damaged) or 'none is there'}); "
+        f"{store.where} holds no intact checkpoint ({'; '.join(damaged) or 'none is there'}); "
         "start again in another run.dir, or restore the folder from a copy"
     )
 
@@ -137,11 +147,11 @@ def compare(path: Path, facts: Mapping[str, int]) -> None:
 def check(path: Path) -> str | None:
     """What is wrong with a checkpoint's files, or None."""
     try:
-        manifest = json.loads((path / _MANIFEST).read_bytes())
+        manifest = json.loads((path / MANIFEST).read_bytes())
     except (OSError, ValueError):
-        return f"{_MANIFEST} is missing or unreadable"
+        return f"{MANIFEST} is missing or unreadable"
     if not isinstance(manifest, dict) or _PROGRESS not in manifest:
-        return f"{_MANIFEST} is incomplete"
+        return f"{MANIFEST} is incomplete"
     for name, expected in manifest.items():
         if not (path / name).is_file():
             return f"{name} is missing"
@@ -154,25 +164,3 @@ def digest(file: Path) -> str:
     """SHA-256 of a file, hexadecimal."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _raise_if_full(folder: Path, cause: Exception) -> None:
-    """Repeat a write that torch could not do, so that the file system says why."""
-    probe = folder / f".partial-{uuid.uuid4().hex[:8]}"
-    try:
-        with probe.open("wb") as stream:
-            stream.write(b"\0" * (1 << 20))
-            stream.flush()
-            os.fsync(stream.fileno())
-    except OSError as error:
-        raise error from cause
-    finally:
-        probe.unlink(missing_ok=True)

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from distgrow.architectures import Model
 from distgrow.controller import Controller
-from distgrow.engine import SGD, EngineSpec, Optimizer, Torch
+from distgrow.engine import SGD, EngineSpec, Optimizer, Torch, most_rows
 from distgrow.lr import LR
 from distgrow.run import RunSpec
 from distgrow.schedule import Growth, Optimal, Replacing
@@ -35,6 +35,9 @@ class Launch(Spec):
     """Ray: address of a cluster, or auto for the one on this host; none: the one in RAY_ADDRESS, or a new local one."""
     max_failures: Annotated[int, Field(ge=0)] = 0
     """Failures of workers (several local ones, or Ray's) that a run survives: it goes on from its newest checkpoint."""
+    storage_path: str | None = None
+    """Where checkpoints, config and metrics are kept, below a folder of the run's name, by a URI of pyarrow's (s3://…,
+    gs://…, hdfs://…, file://…); none: in run.dir, which every host must see."""
     resources_per_worker: dict[str, float] = {}
     """Ray: what each worker takes; default one CPU, and one GPU where engine.device asks for it or finds one."""
     placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
@@ -99,7 +102,7 @@ class Run(Spec):
             budget=self.budget,
             epoch=self.task.train_size(),
             world=world,
-            max_micro=self.engine.max_micro,
+            max_micro=most_rows(self.engine.max_micro, self.task.train_size()),
             seed=self.run.seed,
         )
 
@@ -129,6 +132,7 @@ class Run(Spec):
                 engine=self.engine,
                 run=self.run,
                 resume=resume,
+                storage=self.launch.storage_path,
                 about={key: parts[key] for key in ("task", "model", "launch", "theory")},
             )
 

@@ -37,7 +37,7 @@ class Controller:
     budget: Budget
     epoch: int  #: samples of one pass over the training set
     world: int = 1  #: ranks
-    max_micro: int = 64  #: rows of a micro-batch, at most
+    max_micro: int = 64  #: rows of a micro-batch, at most; fewer where memory has proved to hold fewer
     seed: int = 0
     _span: Span = field(init=False)
     _trigger: Trigger = field(init=False)
@@ -63,7 +63,8 @@ class Controller:
     def plan(self, progress: Progress) -> Plan:
         """The next update, whole. ValueError where the batch cannot be split over the world."""
         batch = shorten(self.growth(progress.stage), self.budget.left(progress, self.epoch), self.growth.start)
-        micro, accum = split(batch, self.world, self.max_micro)
+        limit = self.max_micro if progress.micro_limit is None else min(self.max_micro, progress.micro_limit)
+        micro, accum = split(batch, self.world, limit)
         return Plan(
             batch=batch,
             world=self.world,
@@ -73,6 +74,15 @@ class Controller:
             stage=progress.stage,
             seed=mix_int(self.seed, progress.samples),
         )
+
+    def trial(self, micro: int) -> Plan:
+        """A probe of micro-batches of `micro` rows on every rank."""
+        batch, seed = micro * self.world, mix_int(self.seed, micro)
+        return Plan(batch=batch, world=self.world, micro=micro, accum=1, lr=0.0, stage=0, seed=seed, probe=True)
+
+    def largest_share(self) -> int:
+        """Rows of the largest share of a rank in the run to come: no micro-batch needs more."""
+        return -(-max(batch for _, batch, _ in self.outline(Progress())) // self.world)
 
     def rate(self, progress: Progress, batch: int) -> float:
         """Learning rate of the next update if it has `batch` samples. ValueError where it is not finite."""

@@ -1,5 +1,7 @@
 """Plan: one global batch as world × micro × accum, and which rows are whose; pure arithmetic."""
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from distgrow.spec import ConfigError
@@ -16,6 +18,7 @@ class Plan:
     lr: float  #: learning rate of this update
     stage: int  #: rung of the growth ladder
     seed: int = 0  #: of the update's own random numbers (dropout); rank is mixed in by the engine
+    probe: bool = False  #: the gradient is computed as for an update, but nothing is applied
 
     def rows(self, start: int, rank: int) -> list[range]:
         """Stream positions of `rank`'s micro-batches when the global batch begins at position `start`.
@@ -29,8 +32,11 @@ class Plan:
         return [range(a, b) for a, b in zip(edges, edges[1:], strict=False)]
 
     def weight(self, rows: int) -> float:
-        """Factor of a micro-batch's mean loss so that the average over ranks is the mean over the B samples."""
-        return rows * self.world / self.batch
+        """Factor of a micro-batch's mean loss so that the average over ranks is the mean over the B samples.
+
+        Of a probe it is NaN, which no engine applies.
+        """
+        return math.nan if self.probe else rows * self.world / self.batch
 
 
 def cut(total: int, parts: int, k: int) -> int:
@@ -58,3 +64,19 @@ def split(batch: int, world: int, max_micro: int) -> tuple[int, int]:
             f"micro-batch; raise engine.max_micro to 2 or make every batch a multiple of {world}"
         )
     return -(-largest // accum), accum
+
+
+def largest(fits: Callable[[int], bool], most: int) -> int:
+    """The largest size in 1 … most that fits, 0 where not even 1 does; asks about 2·log₂ of it, no size far too large.
+
+    Whatever is smaller than a size that fits must fit too.
+    """
+    good, bad = 0, 1
+    while good < most and fits(bad):
+        good, bad = bad, min(2 * bad, most)
+    if good == most:
+        return most
+    while bad - good > 1:
+        middle = (good + bad) // 2
+        good, bad = (middle, bad) if fits(middle) else (good, middle)
+    return good

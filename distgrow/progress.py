@@ -14,7 +14,7 @@ class Ledger:
     skipped: int = 0  #: in updates that were not finite and therefore not applied
     replayed: int = 0  #: spent before a crash and spent again after it
     discarded: int = 0  #: thrown away by a retry of the same batch
-    probe: int = 0  #: exact gradient norms and curvature products
+    probe: int = 0  #: in measurements that move nothing: trials of a micro-batch, exact gradient norms
 
     @property
     def total(self) -> int:
@@ -31,7 +31,8 @@ class Ledger:
 class Outcome:
     """What one update did, equal on every rank."""
 
-    applied: bool = True  #: False: the gradient was not finite and no parameter moved
+    applied: bool = True  #: False: no parameter moved, as the gradient was not finite or a rank ran out of memory
+    out_of_memory: bool = False  #: some rank ran out of memory: the same batch can be tried in smaller micro-batches
     loss: float = math.nan  #: mean loss over the B samples of the global batch
     grad_norm: float = math.nan  #: Euclidean norm of the mean gradient, before clipping
     votes: tuple[bool, ...] = ()  #: which of the ranks' votes anyone has cast
@@ -42,6 +43,10 @@ class Batched(Protocol):
 
     @property
     def batch(self) -> int: ...
+    @property
+    def micro(self) -> int: ...
+    @property
+    def probe(self) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,11 +63,17 @@ class Progress:
     stage_samples: int = 0  #: samples applied since the stage began
     stage_step: int = 0  #: updates applied since the stage began
     skips: int = 0  #: updates skipped in a row, up to now
+    micro_limit: int | None = None  #: rows of a micro-batch that memory holds, where that has been found out
     ledger: Ledger = field(default_factory=Ledger)
 
     def after(self, plan: Batched, outcome: Outcome) -> "Progress":
         """The progress once `outcome` has happened: the one place where gradient evaluations are counted."""
         ledger, batch = self.ledger, plan.batch
+        if plan.probe:
+            return replace(self, ledger=replace(ledger, probe=ledger.probe + batch))
+        if outcome.out_of_memory:  # the same batch again: neither the cursor nor the run of skips moves
+            discarded = replace(ledger, discarded=ledger.discarded + batch)
+            return replace(self, micro_limit=plan.micro // 2, ledger=discarded)
         if not outcome.applied:
             skipped = replace(ledger, skipped=ledger.skipped + batch)
             return replace(self, samples=self.samples + batch, skips=self.skips + 1, ledger=skipped)
@@ -72,6 +83,7 @@ class Progress:
             stage=self.stage,
             stage_samples=self.stage_samples + batch,
             stage_step=self.stage_step + 1,
+            micro_limit=self.micro_limit,
             ledger=replace(ledger, applied=ledger.applied + batch),
         )
 

@@ -3,27 +3,27 @@
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from distgrow import checkpoint
 from distgrow.controller import Controller
-from distgrow.data import Positions, build_loader, evaluation_batches
-from distgrow.engine import SGD, Engine, EngineSpec, Optimizer, Torch
+from distgrow.data import DirectLoader, Positions, build_loader, evaluation_batches
+from distgrow.engine import SGD, Engine, EngineSpec, Optimizer, Torch, most_rows
 from distgrow.engine.batches import Loss, Metrics
+from distgrow.keeper import Keeper, build_store
 from distgrow.lr import LR
-from distgrow.plan import Plan
+from distgrow.plan import Plan, largest
 from distgrow.progress import Outcome, Progress, finite
 from distgrow.run import RunFolder, RunSpec, StopRequests, TrainingFailed
 from distgrow.schedule import Growth
 from distgrow.spec import ConfigError, Spec
 from distgrow.stages import Budget, Stages
+from distgrow.store import Folder, Store
 from distgrow.tasks import Task
-from distgrow.track import RESERVED, Tracker, last_total, read_events, step_event, tracking
+from distgrow.track import RESERVED, Tracker, step_event, tracking
 from distgrow.world import World, joined
 
 
@@ -52,13 +52,15 @@ def fit(
     engine: EngineSpec | None = None,
     run: RunSpec | None = None,
     resume: bool | None = False,
+    storage: str | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> Result:
     """Train `model` in place by a growth schedule; the same in one process, under torchrun and in a Ray worker.
 
     `loss(model, batch)` is the mean over the batch's rows; `metrics(model, batch)` are means over rows, for `test`;
     `train` and `test` are map-style data sets. `resume` None goes on where the run's folder holds a run and begins
-    one where it does not. `about` is recorded in config.yaml beside the settings.
+    one where it does not. `storage`, a URI of pyarrow's, is where checkpoints are kept that `run.dir` cannot hold,
+    as its hosts share no folder. `about` is recorded in config.yaml beside the settings.
     Collective: every rank must call. Raises ValueError (RunError where the run folder is at fault) for settings
     that cannot work, TrainingFailed where too many updates in a row are not finite.
     """
@@ -74,26 +76,36 @@ def fit(
     stop = StopRequests(folder)
     with stop.watched(), joined(engine.device, alone=engine.needs_group) as world:
         schedule: dict[str, Any] = {"growth": growth, "stages": stages, "lr": lr, "budget": budget, "seed": run.seed}
-        controller = Controller(**schedule, epoch=len(train), world=world.size, max_micro=engine.max_micro)
+        most = most_rows(engine.max_micro, len(train))
+        controller = Controller(**schedule, epoch=len(train), world=world.size, max_micro=most)
         controller.check()
-        with opened(folder, world, settings, resume=resume) as begun:
+        store = build_store(folder, storage)
+        with opened(folder, store, world, settings, resume=resume) as begun:
             torch.manual_seed(run.seed)
             machine = engine.build(model, loss, metrics=metrics, optimizer=optimizer, world=world)
             with tracking(folder, world.rank, controller.samples()) as tracker:
-                job = Job(task, controller, machine, tracker, folder, run, world, stop)
-                return job.resume() if begun else job.begin()
+                job = Job(task, controller, machine, tracker, folder, run, world, stop, store)
+                measure = engine.max_micro == "auto"
+                return job.resume(measure=measure) if begun else job.begin(measure=measure)
 
 
 @contextmanager
-def opened(folder: RunFolder, world: World, settings: Mapping[str, Any], *, resume: bool | None) -> Iterator[bool]:
+def opened(
+    folder: RunFolder, store: Store, world: World, settings: Mapping[str, Any], *, resume: bool | None
+) -> Iterator[bool]:
     """The run's folder is locked for as long as the context lasts; whether it holds a run to go on with. Collective."""
     world.once(lambda: folder.lock(wait_s=20 if resume is None else 0))  # a killed group may still be ending
     try:
+        world.once(lambda: store.pull(folder))
         begun = world.once(folder.begun) if resume is None else resume
         world.once(lambda: folder.reopen(settings) if begun else folder.create(settings))
         yield begun
+        world.once(lambda: store.push(folder))
     finally:
         folder.unlock()
+
+
+MORE_MEMORY = "use more workers, a smaller model, or engine.kind=deepspeed with zero=3 or offload"
 
 
 class Job:
@@ -109,52 +121,34 @@ class Job:
         run: RunSpec,
         world: World,
         stop: StopRequests,
+        store: Store | None = None,
     ) -> None:
         self.task, self.controller, self.engine, self.track = task, controller, engine, track
         self.folder, self.run, self.world, self.stop_requested = folder, run, world, stop
-        self.facts = {"training samples": controller.epoch}
-        positions = Positions(task.train, seed=run.seed, collate=task.collate)
-        self.loader = build_loader(positions, controller, world, run.loader)
-        self.began = self.saved_at = time.monotonic()  # a resumed run's `began` counts what came before it
-        self.saved_step, self.saved_samples = 0, -1
-        self.charged = 0  # SFO total that this process did not evaluate itself
+        facts = {"training samples": controller.epoch}
+        store = store or Folder(folder.checkpoints)
+        self.keeper = Keeper(store, engine, folder, run.checkpoint, world, facts)
+        self.positions = Positions(task.train, seed=run.seed, collate=task.collate)
+        self.loader = build_loader(self.positions, controller, world, run.loader)
+        self.began = time.monotonic()  # a resumed run's `began` counts what came before it
         self.shown_stage = -1
 
-    def begin(self) -> Result:
-        """A new run, from its first sample."""
-        samples = self.controller.samples()
-        self.event("start", Progress(), dir=str(self.folder.path), world=self.world.size, budget_samples=samples)
-        self.save(Progress())
-        return self.train(Progress())
+    def begin(self, *, measure: bool) -> Result:
+        """A new run, from its first sample; `measure` what micro-batch memory holds."""
+        progress, samples = Progress(), self.controller.samples()
+        self.event("start", progress, dir=str(self.folder.path), world=self.world.size, budget_samples=samples)
+        return self.train(self.saved(self.measured(progress) if measure else progress))
 
-    def resume(self) -> Result:
+    def resume(self, *, measure: bool) -> Result:
         """The run goes on from its newest intact checkpoint, charged with what it had done beyond that."""
-        found = self.world.once(self.find)
+        found = self.keeper.find()
         if found is None:
-            return self.begin()  # it was killed before its first checkpoint
-        path, progress, damaged, seconds = found
-        self.engine.load(path)
-        keep = self.run.checkpoint.keep
-        self.world.once(lambda: checkpoint.clean(self.folder.checkpoints, keep=keep, current=path))
-        self.began -= seconds
-        self.charged, self.saved_step = progress.ledger.total, progress.step
+            return self.begin(measure=measure)  # it was killed before its first checkpoint
+        self.began -= found.seconds
+        progress = found.progress
         replayed = progress.ledger.replayed
-        self.event("resume", progress, checkpoint=path.name, damaged=damaged, sfo_replayed=replayed)
-        return self.train(progress)
-
-    def find(self) -> tuple[Path, Progress, list[str], float] | None:
-        """The newest intact checkpoint, the progress to go on with, what is damaged, and the seconds that the run took.
-
-        None where no checkpoint was ever written.
-        """
-        events = read_events(self.folder.metrics)
-        if not checkpoint.stored(self.folder.checkpoints) and all(event["event"] != "checkpoint" for event in events):
-            return None
-        path, progress, damaged = checkpoint.newest(self.folder.checkpoints)
-        checkpoint.compare(path, self.facts)
-        lost = max(0, last_total(events) - progress.ledger.total)
-        seconds = max((event.get("time_s", 0.0) for event in events), default=0.0)
-        return path, progress.replaying(lost), damaged, seconds
+        self.event("resume", progress, checkpoint=found.name, damaged=found.damaged, sfo_replayed=replayed)
+        return self.train(self.measured(progress) if measure and progress.micro_limit is None else progress)
 
     def train(self, progress: Progress) -> Result:
         """The path of every global batch, until the budget is spent or somebody asks to stop."""
@@ -162,30 +156,67 @@ class Job:
             progress = self.controller.advance(progress)
             plan = self.controller.plan(progress)
             self.announce(progress, plan)
-            votes = (self.stop_requested(), self.save_is_due(progress))
+            votes = (self.stop_requested(), self.keeper.due(progress), self.keeper.writing())
             began = time.monotonic()
             outcome = self.engine.update(plan, self.loader.draw(progress, plan), votes)
             before, progress = progress, progress.after(plan, outcome)
+            if outcome.out_of_memory:
+                self.shrink(before, progress, plan)
+                continue
             self.log(progress, plan, outcome, time.monotonic() - began)
-            stop, save = outcome.votes
+            stop, save, writing = outcome.votes
             if stop or progress.skips >= self.run.max_skips:
                 return self.stop_early(progress)
             if self.eval_is_due(before, progress):
                 self.evaluate(progress)
+            if self.keeper.current and not writing:
+                self.commit()
             if save:
-                self.save(progress)
+                self.keeper.begin(progress)
         return self.finish(progress)
+
+    def measured(self, progress: Progress) -> Progress:
+        """max_micro=auto: knows the largest micro-batch that the run needs and every rank's memory holds, by probes."""
+        rows = DirectLoader(self.positions, self.world.rank)
+
+        def fits(micro: int) -> bool:
+            nonlocal progress
+            plan = self.controller.trial(micro)
+            outcome = self.engine.update(plan, rows.draw(Progress(), plan))
+            progress = progress.after(plan, outcome)
+            self.event("probe", progress, micro=micro, fits=not outcome.out_of_memory)
+            return not outcome.out_of_memory
+
+        found = largest(fits, self.controller.largest_share())
+        if found == 0:
+            raise TrainingFailed(f"engine.max_micro=auto: memory does not hold one row on a rank; {MORE_MEMORY}")
+        return replace(progress, micro_limit=found)
+
+    def shrink(self, before: Progress, progress: Progress, plan: Plan) -> None:
+        """A rank ran out of memory: the same batch comes again, in micro-batches half as large, if there are such."""
+        shape = {"batch": plan.batch, "micro": plan.micro, "accum": plan.accum, "world": plan.world}
+        self.event("oom", progress, **shape, sfo_discarded=progress.ledger.discarded)
+        try:
+            self.shown_stage = -1  # the stage's line shows the new split
+            self.controller.plan(progress)
+        except ConfigError:
+            self.saved(replace(progress, micro_limit=before.micro_limit))
+            raise TrainingFailed(
+                f"a rank ran out of memory with micro-batches of {plan.micro} rows, and a batch of {plan.batch} on "
+                f"{plan.world} ranks cannot be cut smaller; {MORE_MEMORY}. "
+                f"The checkpoint of step {progress.step} stays good"
+            ) from None
 
     def finish(self, progress: Progress) -> Result:
         """The last checkpoint, the last evaluation."""
-        self.save(progress)
+        self.saved(progress)
         metrics = self.evaluate(progress)
         self.event("end", progress, reason="done")
         return Result(progress=progress, metrics=metrics, finished=True)
 
     def stop_early(self, progress: Progress) -> Result:
         """A checkpoint, then the end: asked for by SIGTERM, or forced by updates that are not finite."""
-        self.save(progress)
+        self.saved(progress)
         failed = progress.skips >= self.run.max_skips
         reason = "too many updates in a row were not finite" if failed else "stopped by SIGTERM"
         self.event("end", progress, reason=reason)
@@ -196,23 +227,18 @@ class Job:
             )
         return Result(progress=progress, metrics={}, finished=False)
 
-    def save(self, progress: Progress) -> None:
-        """Compare the ledger with what the ranks really did, then write a checkpoint, unless this one is written."""
-        if progress.samples == self.saved_samples:
-            return
-        began = time.monotonic()
-        evaluated = int(self.world.sum([self.engine.evaluations])[0])
-        if evaluated != progress.ledger.total - self.charged:
-            raise RuntimeError(
-                f"the ranks evaluated {evaluated} gradients but the ledger holds "
-                f"{progress.ledger.total - self.charged}: does the data set or collate drop or add rows?"
-            )
-        keep = self.run.checkpoint.keep
-        path = checkpoint.save(
-            self.folder.checkpoints, self.engine, progress, keep=keep, world=self.world, facts=self.facts
-        )
-        self.saved_at, self.saved_step, self.saved_samples = time.monotonic(), progress.step, progress.samples
-        self.event("checkpoint", progress, path=path.name, seconds=self.saved_at - began)
+    def saved(self, progress: Progress) -> Progress:
+        """The same progress, once a checkpoint holds it."""
+        self.commit()
+        if not self.keeper.saved(progress):
+            self.keeper.begin(progress)
+            self.commit()
+        return progress
+
+    def commit(self) -> None:
+        """Wait for the checkpoint that is being written, if there is one."""
+        if kept := self.keeper.commit():
+            self.event("checkpoint", kept.progress, path=kept.name, seconds=kept.seconds, stall_s=kept.stall_s)
 
     def evaluate(self, progress: Progress) -> dict[str, float]:
         """Evaluate the test set, where there is one."""
@@ -225,12 +251,6 @@ class Job:
         epoch = progress.samples / self.controller.epoch
         self.event("eval", progress, epoch=epoch, **{name: finite(value) for name, value in metrics.items()})
         return metrics
-
-    def save_is_due(self, progress: Progress) -> bool:
-        """This rank's wish to checkpoint after the coming update; one rank's wish is enough."""
-        every = self.run.checkpoint
-        by_steps = every.every_steps is not None and progress.step + 1 - self.saved_step >= every.every_steps
-        return by_steps or time.monotonic() - self.saved_at >= every.every_s
 
     def eval_is_due(self, before: Progress, after: Progress) -> bool:
         """Whether this update crossed an evaluation's place on the samples axis."""

@@ -15,6 +15,7 @@ from distgrow.engine import Torch
 from distgrow.engine.torch import TorchEngine
 from distgrow.plan import Plan, split
 from distgrow.progress import Progress
+from distgrow.run import TrainingFailed
 from distgrow.spec import ConfigError
 from distgrow.tasks import Task
 from distgrow.world import World, joined
@@ -54,7 +55,8 @@ def updated(run: Run, task: Task, plan: Plan) -> torch.Tensor:
         )
         for rank in range(plan.world):
             loader = DirectLoader(positions, rank)
-            engine.accumulate(plan, loader.draw(Progress(), plan))
+            if engine.accumulate(plan, loader.draw(Progress(), plan)) is None:
+                raise TrainingFailed(f"memory does not hold micro-batches of {plan.micro} rows; lower engine.max_micro")
         for parameter in model.parameters():
             if parameter.grad is not None:
                 parameter.grad /= plan.world  # as DDP's all-reduce averages over ranks

@@ -64,16 +64,23 @@ class World:
         if self.size == 1:
             return action()
         result: Any = None
-        failures: list[Any] = [None] * self.size
+        failure = None
         try:
             result = action()
         except Exception as error:  # passed on, so that none waits for a rank that gave up
-            failures[self.rank] = _sendable(error)
-        dist.all_gather_object(failures, failures[self.rank])
-        for failure in failures:
-            if failure is not None:
-                raise failure
+            failure = _sendable(error)
+        for told in self.gather(failure):
+            if told is not None:
+                raise told
         return result
+
+    def gather(self, value: T) -> list[T]:
+        """Every rank's value, in the order of ranks. Collective: every rank must call."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
 
     def share(self, tensors: Sequence[torch.Tensor]) -> None:
         """Overwrite `tensors` with those of the first rank. Collective: every rank must call."""

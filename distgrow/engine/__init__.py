@@ -24,9 +24,11 @@ class Engine(Protocol):
     """Per-sample gradient evaluations that this rank has really made, counted from the data."""
 
     def update(self, plan: Plan, micro_batches: Iterable[Any], votes: Sequence[bool] = ()) -> Outcome:
-        """Accumulate, reduce, clip, step; a non-finite gradient is not applied. Collective: every rank must call.
+        """Accumulate, reduce, clip, step. Collective: every rank must call.
 
-        `votes` are this rank's wishes; the outcome tells which of them any rank had.
+        A gradient that is not finite is not applied, nor one that a rank had no memory for: parameters, buffers and
+        the optimizer's state are then what they were. `votes` are this rank's wishes; the outcome tells which of
+        them any rank had.
         """
         ...
 
@@ -37,13 +39,21 @@ class Engine(Protocol):
         """
         ...
 
-    def save(self, folder: Path) -> None:
-        """Write parameters, buffers and optimizer state into an existing, shared folder. Collective."""
+    def snapshot(self) -> dict[str, bytes]:
+        """Parameters, buffers and optimizer state as they are now: the files that this rank has to keep. Collective."""
         ...
 
     def load(self, folder: Path) -> None:
-        """Read what `save` wrote, on any number of ranks; executes no code from the files. Collective."""
+        """Read the files of all ranks' snapshots, on any number of ranks; executes no code from them. Collective."""
         ...
+
+
+Micro = PosInt | Literal["auto"]
+
+
+def most_rows(max_micro: int | str, epoch: int) -> int:
+    """Rows of a micro-batch, at most, before memory has been asked: `auto` sets no limit but the data set's size."""
+    return epoch if isinstance(max_micro, str) else max_micro
 
 
 class Torch(Spec):
@@ -51,8 +61,8 @@ class Torch(Spec):
 
     needs_group: ClassVar[bool] = False  #: whether one process alone must be a process group too
     kind: Literal["torch"] = "torch"
-    max_micro: PosInt = 64
-    """Rows of a micro-batch, at most; a batch that needs more is accumulated."""
+    max_micro: Micro = 64
+    """Rows of a micro-batch, at most; a batch that needs more is accumulated. auto: what memory proves to hold."""
     precision: Literal["float32", "bfloat16", "float64"] = "float32"
     """bfloat16: autocast with float32 parameters."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -78,8 +88,8 @@ class DeepSpeed(Spec):
     kind: Literal["deepspeed"] = "deepspeed"
     zero: Literal[1, 2, 3] = 1
     """ZeRO's stage. 2 and 3 reduce every micro-batch, so accumulation multiplies communication there."""
-    max_micro: PosInt = 64
-    """Rows of a micro-batch, at most; a batch that needs more is accumulated."""
+    max_micro: Micro = 64
+    """Rows of a micro-batch, at most; a batch that needs more is accumulated. auto: what memory proves to hold."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """bfloat16, float16: such parameters beside float32 masters; float16 with a dynamic loss scale."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -1,6 +1,7 @@
 """Collated batches of any nesting, and what every engine does with them; knows no engine."""
 
 import copy
+import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
@@ -23,7 +24,9 @@ class WeightedLoss(nn.Module):
         self.model, self.loss = model, loss
 
     def forward(self, batch: Any, weight: float) -> Tensor:
-        """The batch's mean loss times `weight`."""
+        """The batch's mean loss times `weight`; without a batch, `weight` through all that has a gradient."""
+        if batch is None:
+            return torch.stack([weight * p.sum() for p in self.parameters() if p.requires_grad]).sum()
         return checked_loss(self.loss(self.model, batch)) * weight
 
 
@@ -36,6 +39,39 @@ def checked_loss(loss: Any) -> Tensor:
     if not loss.requires_grad:
         raise ConfigError("the loss has no gradient: no trainable parameter takes part, or it was detached")
     return loss
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether a GPU's or the host's memory did not hold what was asked for."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+class Buffers:
+    """A model's buffers (BatchNorm's statistics), to be put back where an update comes to nothing."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._now = list(model.buffers())
+        self._kept = [buffer.clone() for buffer in self._now]
+
+    def keep(self) -> None:
+        """Remember them as they are."""
+        if self._now:
+            torch._foreach_copy_(self._kept, self._now)  # pyright: ignore[reportPrivateImportUsage]
+
+    def restore(self) -> None:
+        """Make them what they were."""
+        with torch.no_grad():
+            for now, kept in zip(self._now, self._kept, strict=True):
+                now.copy_(kept)
+
+
+def serialised(state: Any) -> bytes:
+    """What torch.save would write to a file."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    return file.getvalue()
 
 
 def seed(number: int, device: torch.device) -> None:

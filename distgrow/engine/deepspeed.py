@@ -1,6 +1,8 @@
 """The DeepSpeed engine: ZeRO 1–3 under distgrow's own accumulation; decides nothing about batch or learning rate."""
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,23 @@ from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam
 from torch import nn
 
 from distgrow.engine import DeepSpeed, Optimizer
-from distgrow.engine.batches import Loss, Metrics, WeightedLoss, checked_rows, means, place, seed
+from distgrow.engine.batches import (
+    Buffers,
+    Loss,
+    Metrics,
+    WeightedLoss,
+    checked_rows,
+    means,
+    place,
+    ran_out_of_memory,
+    seed,
+)
 from distgrow.engine.shards import Shards
 from distgrow.engine.torch import build_optimizer
 from distgrow.order import mix_int
 from distgrow.plan import Plan
 from distgrow.progress import Outcome
+from distgrow.run import TrainingFailed
 from distgrow.spec import ConfigError
 from distgrow.world import World
 
@@ -49,29 +62,62 @@ class DeepSpeedEngine:
             optimizer=_optimizer(list(shared.parameters()), optimizer, spec, world),
             config=settings(spec, optimizer, world),
         )
+        self._buffers = Buffers(model)
         self._shards = Shards(self._engine, world)
 
     def update(self, plan: Plan, micro_batches: Iterable[Any], votes: Sequence[bool] = ()) -> Outcome:
         """See Engine. Raises ValueError where a micro-batch does not have the rows that the plan gave it."""
         seed(mix_int(plan.seed, self.world.rank), self.world.device)
+        self._buffers.keep()
         losses: list[torch.Tensor] = []
+        short = False
         for batch in micro_batches:
             rows = checked_rows(batch, plan)
-            loss = self._engine(self._place(batch), plan.weight(rows))
-            self._engine.backward(loss, scale_wrt_gas=False)
-            losses.append(loss.detach().float())
             self.evaluations += rows
-        known = self.world.summing([sum(losses[1:], start=losses[0]).item() / self.world.size, *votes])
+            loss = None if short else self._forward(batch, plan, rows)
+            short = loss is None
+            loss = self._engine(None, math.nan) if loss is None else loss  # NaN: no rank applies the update then
+            with self._no_way_back(plan.micro):
+                self._engine.backward(loss, scale_wrt_gas=False)
+            losses.append(loss.detach().float())
+        known = self.world.summing([sum(losses[1:], start=losses[0]).item() / self.world.size, short, *votes])
         for group in self._engine.optimizer.param_groups:
             group["lr"] = plan.lr * group.get("lr_scale", 1.0)
         self._engine.step()
-        mean, *ballot = known()
+        mean, lacking, *ballot = known()
+        applied = not self._engine.optimizer.overflow
+        if not applied:
+            self._buffers.restore()
         return Outcome(
-            applied=not self._engine.optimizer.overflow,
+            applied=applied,
+            out_of_memory=lacking > 0,
             loss=mean,
             grad_norm=float(self._engine.get_global_grad_norm()),
             votes=tuple(count > 0 for count in ballot),
         )
+
+    def _forward(self, batch: Any, plan: Plan, rows: int) -> torch.Tensor | None:
+        """The weighted loss; None where memory did not hold it."""
+        with self._no_way_back(plan.micro) if self.spec.zero == 3 else nullcontext():
+            try:
+                return self._engine(self._place(batch), plan.weight(rows))
+            except (RuntimeError, MemoryError) as error:
+                if not ran_out_of_memory(error) or self.spec.zero == 3:
+                    raise
+        return None
+
+    @contextmanager
+    def _no_way_back(self, micro: int) -> Iterator[None]:
+        """TrainingFailed where memory does not hold what ranks do together here: the others cannot be called back."""
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            if not ran_out_of_memory(error):
+                raise
+            raise TrainingFailed(
+                f"rank {self.world.rank} ran out of memory with micro-batches of {micro} rows, within a step that ZeRO "
+                f"{self.spec.zero} cannot repeat; set engine.max_micro={max(1, micro // 2)} and go on with --resume"
+            ) from error
 
     def evaluate(self, batches: Iterable[tuple[Any, int]]) -> dict[str, float]:
         """See Engine."""
@@ -84,9 +130,9 @@ class DeepSpeedEngine:
         self._engine.train(was_training)
         return found
 
-    def save(self, folder: Path) -> None:
-        """See Engine; every rank writes its shards."""
-        self._shards.save(folder)
+    def snapshot(self) -> dict[str, bytes]:
+        """See Engine; every rank holds its shards."""
+        return self._shards.snapshot()
 
     def load(self, folder: Path) -> None:
         """See Engine."""

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import shutil
+import tempfile
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
 from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils.tensor_fragment import fragment_address
 
+from distgrow.engine.batches import serialised
 from distgrow.run import RunError, storing
 from distgrow.world import World
 
@@ -29,13 +31,14 @@ class Shards:
         self._engine, self._world = engine, world
         self._files = engine.checkpoint_engine = _Files()
 
-    def save(self, folder: Path) -> None:
-        """Write the native shards into a folder. Collective: every rank must call."""
-        self._engine.save_checkpoint(str(folder), tag=_TAG, save_latest=False)
-        self._files.told()
+    def snapshot(self) -> dict[str, bytes]:
+        """The native shards of this rank, by their names. Collective: every rank must call."""
+        with tempfile.TemporaryDirectory() as folder:  # for a script of its own that DeepSpeed leaves there
+            self._engine.save_checkpoint(folder, tag=_TAG, save_latest=False)
+            return self._files.taken(Path(folder))
 
     def load(self, folder: Path) -> None:
-        """Read what `save` wrote on any number of ranks; executes no code from the files. Collective."""
+        """Read the shards of all ranks, on any number of ranks; executes no code from the files. Collective."""
         ranks = self._world.once(lambda: check(folder / _TAG))
         if ranks == self._world.size:
             self._engine.load_checkpoint(str(folder), tag=_TAG)
@@ -50,25 +53,20 @@ class Shards:
 
 
 class _Files(TorchCheckpointEngine):
-    """Plain files. A failed write is told when every rank is past DeepSpeed's barriers: until then, others wait."""
+    """Keeps what DeepSpeed would write."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.zipfile_serialization = True
-        self._failure: Exception | None = None
+        self._kept: dict[str, bytes] = {}
 
     def save(self, state_dict: Any, path: str) -> None:
-        """Write one file, or remember why not."""
-        try:
-            super().save(state_dict, path)
-        except (OSError, RuntimeError) as error:
-            self._failure = error
+        """Keep one file."""
+        self._kept[path] = serialised(state_dict)
 
-    def told(self) -> None:
-        """Raise what kept a file from being written, once."""
-        failure, self._failure = self._failure, None
-        if failure is not None:
-            raise failure
+    def taken(self, folder: Path) -> dict[str, bytes]:
+        """What was kept, by names relative to `folder`."""
+        kept, self._kept = self._kept, {}
+        return {str(Path(path).relative_to(folder)): data for path, data in kept.items()}
 
 
 def check(folder: Path) -> int:

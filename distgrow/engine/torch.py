@@ -3,23 +3,32 @@
 import math
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from distgrow.engine import SGD, Optimizer, Torch
-from distgrow.engine.batches import Loss, Metrics, WeightedLoss, checked_loss, checked_rows, means, place, seed
+from distgrow.engine.batches import (
+    Buffers,
+    Loss,
+    Metrics,
+    checked_loss,
+    checked_rows,
+    means,
+    place,
+    ran_out_of_memory,
+    seed,
+    serialised,
+)
+from distgrow.engine.ranks import Ranks
 from distgrow.order import mix_int
 from distgrow.plan import Plan
 from distgrow.progress import Outcome
 from distgrow.spec import ConfigError
 from distgrow.world import World
-
-#: Votes that an update can carry.
-BALLOT = 4
 
 
 class TorchEngine:
@@ -46,41 +55,91 @@ class TorchEngine:
         self._parameters = list(self.model.parameters())
         self._optimizer = build_optimizer(self._parameters, settings)
         self._clip, self._used = settings.clip, False
-        self._loss = loss
-        self._shared = _Shared(self.model, loss, self.world) if self.world.size > 1 else None
-        self._ddp = None if self._shared is None else self._wrap(self._shared)
+        self._state_copies = state_copies(settings)
+        self._loss, self._buffers = loss, Buffers(self.model)
+        self._ranks = Ranks(self.model, loss, self.world, self.spec.bucket_mb) if self.world.size > 1 else None
 
     def update(self, plan: Plan, micro_batches: Iterable[Any], votes: Sequence[bool] = ()) -> Outcome:
         """See Engine. Raises ValueError where a micro-batch does not have the rows that the plan gave it."""
         seed(mix_int(plan.seed, self.world.rank), self.world.device)
+        self._buffers.keep()
+        ballast = self._ballast() if plan.probe else ()
         notes = self.accumulate(plan, micro_batches, votes)
+        if notes is None:
+            return self._dropped()
         grad_norm = self._clipped_norm().item()  # waits for a GPU
         loss, *ballot = notes.tolist()
-        applied = math.isfinite(grad_norm)
-        if applied:
-            self.step(plan.lr)
+        cast = tuple(count > 0 for count in ballot[: len(votes)]) if self.world.size > 1 else tuple(votes)
+        outcome = Outcome(loss=loss, grad_norm=grad_norm, votes=cast)
+        del ballast
+        if not math.isfinite(grad_norm):
+            return self._dropped(outcome)
+        self.step(plan.lr)
         self._forget()
-        cast = tuple(count > 0 for count in ballot) if self.world.size > 1 else tuple(votes)
-        return Outcome(applied=applied, loss=loss, grad_norm=grad_norm, votes=cast[: len(votes)])
+        return outcome
 
-    def accumulate(self, plan: Plan, micro_batches: Iterable[Any], votes: Sequence[bool] = ()) -> Tensor:
+    def _dropped(self, outcome: Outcome | None = None) -> Outcome:
+        """The outcome of an update that is not applied; None from the ranks that ran out of memory. Collective.
+
+        Those have made everybody's gradient NaN, so all ranks come here, and only here they ask each other why.
+        """
+        self._forget()
+        self._buffers.restore()
+        if self.world.sum([outcome is None])[0] == 0:
+            assert outcome is not None
+            return replace(outcome, applied=False)
+        if self.world.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return Outcome(applied=False, out_of_memory=True)
+
+    def accumulate(self, plan: Plan, micro_batches: Iterable[Any], votes: Sequence[bool] = ()) -> Tensor | None:
         """Add this rank's part to the gradients; gives the mean loss and, from several ranks, the votes cast.
 
-        The last backward averages over ranks; the ones before it do not communicate.
+        The last backward averages over ranks; the ones before it do not communicate. None where this rank ran out
+        of memory: it has then taken its part in that average with NaN. Rows count as evaluated once they are begun.
         """
         losses: list[Tensor] = []
+        short = False
         for k, batch in enumerate(micro_batches, start=1):
             rows, last = checked_rows(batch, plan), k == plan.accum
-            with nullcontext() if self._ddp is None or last else self._ddp.no_sync():
-                loss = self._weighted(batch, plan.weight(rows), votes if last else ())
-                loss.backward()
-            losses.append(loss.detach())
             self.evaluations += rows
-        if self._shared is None:
+            if not short:
+                loss = self._backward(batch, plan.weight(rows), votes, last=last)
+                losses += [] if loss is None else [loss]
+                short = loss is None
+            elif last and self._ranks is not None:
+                self._ranks.spoil()
+        if short:
+            return None
+        if self._ranks is None:
             return sum(losses[1:], start=losses[0]).reshape(1)
         self._check_use()
-        assert self._shared.tally.grad is not None
-        return self._shared.tally.grad
+        return self._ranks.notes()
+
+    def _backward(self, batch: Any, weight: float, votes: Sequence[bool], *, last: bool) -> Tensor | None:
+        """Forward and backward of one micro-batch: its weighted loss, or None where memory did not hold it."""
+        loss = None
+        try:
+            with nullcontext() if self._ranks is None or last else self._ranks.ddp.no_sync():
+                loss = self._weighted(batch, weight, votes if last else ())
+                loss.backward()
+                return loss.detach()
+        except (RuntimeError, MemoryError) as error:
+            if not ran_out_of_memory(error):
+                raise
+        if not last or self._ranks is None:
+            return None
+        if loss is None:
+            self._ranks.spoil()
+        elif not self._ranks.spoil_rest():
+            return loss.detach()  # every gradient had arrived before
+        return None
+
+    def _ballast(self) -> list[Tensor]:
+        """What the optimizer's state will take, where it is not there yet: a probe has to leave it room."""
+        if self._optimizer.state:
+            return []
+        return [torch.empty_like(p) for p in self._parameters for _ in range(self._state_copies)]
 
     def _check_use(self) -> None:
         """ConfigError where the first update left parameters without a gradient: DDP would wait for them for ever."""
@@ -112,11 +171,12 @@ class TorchEngine:
         self.model.train(was_training)
         return found
 
-    def save(self, folder: Path) -> None:
-        """See Engine; the first rank writes."""
-        if self.world.rank == 0:
-            state = {"model": self.model.state_dict(), "optimizer": self._optimizer.state_dict()}
-            torch.save(state, folder / "engine.pt")
+    def snapshot(self) -> dict[str, bytes]:
+        """See Engine; the first rank holds all."""
+        if self.world.rank > 0:
+            return {}
+        state = {"model": self.model.state_dict(), "optimizer": self._optimizer.state_dict()}
+        return {"engine.pt": serialised(state)}
 
     def load(self, folder: Path) -> None:
         """See Engine."""
@@ -131,14 +191,14 @@ class TorchEngine:
         """Drop the gradients; Optimizer.zero_grad does the same, many times slower."""
         for parameter in self._parameters:
             parameter.grad = None
-        if self._shared is not None:
-            self._shared.tally.grad = None
+        if self._ranks is not None:
+            self._ranks.forget()
 
     def _weighted(self, batch: Any, weight: float, votes: Sequence[bool]) -> Tensor:
         with self._autocast():
             batch = self._place(batch)
-            if self._ddp is not None:
-                return self._ddp(batch, weight, votes)
+            if self._ranks is not None:
+                return self._ranks.ddp(batch, weight, votes)
             loss = checked_loss(self._loss(self.model, batch))
             return loss if weight == 1 else loss * weight
 
@@ -159,48 +219,6 @@ class TorchEngine:
             nn.utils.clip_grads_with_norm_(self._parameters, self._clip, norm)
         return norm
 
-    def _wrap(self, shared: nn.Module) -> DistributedDataParallel:
-        """DDP with its buckets settled.
-
-        DDP regroups its buckets after the first backward, by the order in which gradients arrived. The order of a
-        sum over three or more ranks depends on the grouping, so a resumed run would differ in the last bits from
-        one that was never stopped. A first backward through zeros, before any data, fixes the grouping for both.
-        """
-        cuda = self.world.device.type == "cuda"
-        ddp = DistributedDataParallel(
-            shared,
-            device_ids=[self.world.device.index] if cuda else None,
-            gradient_as_bucket_view=True,
-            bucket_cap_mb=self.spec.bucket_mb,  # pyright: ignore[reportArgumentType]
-        )
-        ddp(None, 0.0, ()).backward()
-        self._forget()
-        return ddp
-
-
-class _Shared(WeightedLoss):
-    """Model and loss as the one module that DDP wraps.
-
-    What ranks must also know of each other, the mean loss and their votes, travels in the gradients' own
-    all-reduce: they are the gradient of `tally`, a parameter that is always zero and that nobody else sees.
-    """
-
-    def __init__(self, model: nn.Module, loss: Loss, world: World) -> None:
-        super().__init__(model, loss)
-        dtype = torch.float64 if next(model.parameters()).dtype == torch.float64 else torch.float32
-        self.tally = nn.Parameter(torch.zeros(1 + BALLOT, dtype=dtype, device=world.device))
-
-    def forward(self, batch: Any, weight: float, votes: Sequence[bool] = ()) -> Tensor:
-        """The weighted loss; without a batch, zero, through all that has a gradient."""
-        if batch is None:
-            return torch.stack([0.0 * p.sum() for p in self.parameters() if p.requires_grad]).sum()
-        loss = super().forward(batch, weight)
-        return loss + (self.tally * self._notes(loss, votes)).sum()
-
-    def _notes(self, loss: Tensor, votes: Sequence[bool]) -> Tensor:
-        ballot = self.tally.new_tensor([*votes, *[False] * (BALLOT - len(votes))])
-        return torch.cat([loss.detach().to(ballot.dtype)[None], ballot])
-
 
 def build_optimizer(parameters: Sequence[nn.Parameter], spec: Optimizer) -> torch.optim.Optimizer:
     """The torch optimizer of a spec; its learning rate is assigned at every update.
@@ -212,3 +230,8 @@ def build_optimizer(parameters: Sequence[nn.Parameter], spec: Optimizer) -> torc
     if isinstance(spec, SGD):
         return torch.optim.SGD(parameters, momentum=spec.momentum, nesterov=spec.nesterov, **common)
     return torch.optim.AdamW(parameters, betas=(spec.beta1, spec.beta2), eps=spec.eps, **common)
+
+
+def state_copies(spec: Optimizer) -> int:
+    """How many times the parameters' size an optimizer's state takes."""
+    return int(spec.momentum > 0) if isinstance(spec, SGD) else 2

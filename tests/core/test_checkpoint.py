@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +10,18 @@ import pytest
 
 from distgrow import checkpoint
 from distgrow.progress import Ledger, Progress
-from distgrow.run import RunError
+from distgrow.run import RunError, storing
+from distgrow.store import Folder
 from distgrow.world import World
 
 
 class Files:
-    """An engine whose state is one file; `at_save` happens while it is being written."""
+    """An engine whose state is one file."""
 
     evaluations = 0
 
-    def __init__(self, content: bytes, at_save: Any = None) -> None:
-        self.content, self.at_save = content, at_save
+    def __init__(self, content: bytes) -> None:
+        self.content = content
 
     def update(self, plan: Any, micro_batches: Any, votes: Any = ()) -> Any:
         raise AssertionError("not used")
@@ -27,14 +29,42 @@ class Files:
     def evaluate(self, batches: Any) -> dict[str, float]:
         raise AssertionError("not used")
 
-    def save(self, folder: Path) -> None:
-        (folder / "engine.pt").write_bytes(self.content[: len(self.content) // 2])
-        if self.at_save is not None:
-            self.at_save()
-        (folder / "engine.pt").write_bytes(self.content)
+    def snapshot(self) -> dict[str, bytes]:
+        return {"engine.pt": self.content}
 
     def load(self, folder: Path) -> None:
         self.content = (folder / "engine.pt").read_bytes()
+
+
+class Faulty(Folder):
+    """A folder in which something happens when engine.pt is half written."""
+
+    def __init__(self, path: Path, happens: Callable[[], None]) -> None:
+        super().__init__(path)
+        self.happens = happens
+
+    def write(self, place: str, file: str, data: bytes) -> None:
+        if file == "engine.pt":
+            (self.path / place / file).write_bytes(data[: len(data) // 2])
+            with storing(self.path):
+                self.happens()
+        super().write(place, file, data)
+
+
+def saved(folder: Path, content: bytes, progress: Progress, *, keep: int = 3, **more: Any) -> Path:
+    """A checkpoint's path."""
+    return folder / checkpoint.save(Folder(folder), Files(content), progress, keep=keep, world=World(), **more)
+
+
+def newest(folder: Path) -> tuple[Path, Progress, list[str]]:
+    """The newest intact checkpoint of a folder."""
+    name, progress, damaged = checkpoint.newest(Folder(folder))
+    return folder / name, progress, damaged
+
+
+def stored(folder: Path) -> list[Path]:
+    """All checkpoints, the oldest first."""
+    return [folder / name for name in Folder(folder).names()]
 
 
 def at(step: int) -> Progress:
@@ -43,27 +73,26 @@ def at(step: int) -> Progress:
 
 
 def test_what_is_saved_is_found_again(tmp_path: Path) -> None:
-    path = checkpoint.save(tmp_path, Files(b"state"), at(7), keep=3, world=World())
+    path = saved(tmp_path, b"state", at(7), keep=3)
     assert path.name == "step-00000007"
-    found, progress, damaged = checkpoint.newest(tmp_path)
+    found, progress, damaged = newest(tmp_path)
     assert (found, progress, damaged) == (path, at(7), [])
     assert {file.name for file in path.iterdir()} == {"engine.pt", "progress.json", "facts.json", "manifest.json"}
 
 
 def test_a_write_that_is_killed_leaves_nothing_that_loads(tmp_path: Path) -> None:
-    checkpoint.save(tmp_path, Files(b"old"), at(1), keep=3, world=World())
+    saved(tmp_path, b"old", at(1), keep=3)
     child = os.fork()
     if child == 0:
-        checkpoint.save(
-            tmp_path, Files(b"new", lambda: os.kill(os.getpid(), signal.SIGKILL)), at(2), keep=3, world=World()
-        )
+        dying = Faulty(tmp_path, lambda: os.kill(os.getpid(), signal.SIGKILL))
+        checkpoint.save(dying, Files(b"new"), at(2), keep=3, world=World())
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     assert len(list(tmp_path.iterdir())) == 2  # the good one, and the rest of the killed one
-    path, progress, damaged = checkpoint.newest(tmp_path)
+    path, progress, damaged = newest(tmp_path)
     assert (progress, damaged) == (at(1), [])
     assert (path / "engine.pt").read_bytes() == b"old"
-    checkpoint.clean(tmp_path, keep=3, current=path)
+    checkpoint.clean(Folder(tmp_path), keep=3, current=path.name)
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -71,17 +100,17 @@ def test_a_write_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
     def fail() -> None:
         raise OSError(28, "No space left on device")
 
-    checkpoint.save(tmp_path, Files(b"old"), at(1), keep=3, world=World())
+    saved(tmp_path, b"old", at(1), keep=3)
     with pytest.raises(RunError, match=r"No space left on device; free some space"):
-        checkpoint.save(tmp_path, Files(b"new", fail), at(2), keep=3, world=World())
+        checkpoint.save(Faulty(tmp_path, fail), Files(b"new"), at(2), keep=3, world=World())
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
 
 
 @pytest.mark.parametrize("name", ["engine.pt", "progress.json", "facts.json", "manifest.json"])
 @pytest.mark.parametrize("bit", range(0, 8, 3))
 def test_any_flipped_bit_is_noticed(tmp_path: Path, name: str, bit: int) -> None:
-    good = checkpoint.save(tmp_path, Files(b"old state"), at(1), keep=3, world=World())
-    bad = checkpoint.save(tmp_path, Files(b"new state"), at(2), keep=3, world=World())
+    good = saved(tmp_path, b"old state", at(1), keep=3)
+    bad = saved(tmp_path, b"new state", at(2), keep=3)
     content = (bad / name).read_bytes()
     for place in range(len(content)):
         flipped = bytearray(content)
@@ -89,45 +118,37 @@ def test_any_flipped_bit_is_noticed(tmp_path: Path, name: str, bit: int) -> None
         (bad / name).write_bytes(flipped)
         if name == "manifest.json" and flipped.split() == content.split():
             continue  # only the white space between the words has changed
-        path, _, damaged = checkpoint.newest(tmp_path)
+        path, _, damaged = newest(tmp_path)
         assert path == good, place
         assert damaged[0].startswith("step-00000002")
 
 
 def test_the_newest_are_kept(tmp_path: Path) -> None:
     for step in (8, 9, 10, 100, 1000000000):
-        checkpoint.save(tmp_path, Files(b"state"), at(step), keep=2, world=World())
-    assert [path.name for path in checkpoint.stored(tmp_path)] == ["step-00000100", "step-1000000000"]
+        saved(tmp_path, b"state", at(step), keep=2)
+    assert [path.name for path in stored(tmp_path)] == ["step-00000100", "step-1000000000"]
 
 
-def test_the_same_step_with_more_skipped_updates_replaces_itself(tmp_path: Path) -> None:
-    checkpoint.save(tmp_path, Files(b"state"), at(5), keep=2, world=World())
-    later = Progress(step=5, samples=96, ledger=Ledger(applied=80, skipped=16))
-    checkpoint.save(tmp_path, Files(b"state"), later, keep=2, world=World())
-    assert checkpoint.newest(tmp_path)[1] == later
-    assert len(list(tmp_path.iterdir())) == 1
+def test_the_same_step_with_more_skipped_updates_is_the_newer_one(tmp_path: Path) -> None:
+    saved(tmp_path, b"state", at(5), keep=1)
+    for skipped in (16, 32, 48):
+        later = Progress(step=5, samples=80 + skipped, ledger=Ledger(applied=80, skipped=skipped))
+        saved(tmp_path, b"state", later, keep=3)
+        assert newest(tmp_path)[1] == later
+        assert len(list(tmp_path.iterdir())) == 1
+    saved(tmp_path, b"state", at(6), keep=2)
+    assert [path.name for path in stored(tmp_path)] == ["step-00000005.3", "step-00000006"]
 
 
 def test_all_damaged_is_said_with_every_name(tmp_path: Path) -> None:
     for step in (1, 2):
-        (checkpoint.save(tmp_path, Files(b"state"), at(step), keep=2, world=World()) / "engine.pt").unlink()
+        (saved(tmp_path, b"state", at(step), keep=2) / "engine.pt").unlink()
     with pytest.raises(RunError, match=r"step-00000002: engine.pt is missing; step-00000001: engine.pt is missing"):
-        checkpoint.newest(tmp_path)
-
-
-def test_a_write_killed_between_two_renames_leaves_the_replaced_checkpoint(tmp_path: Path) -> None:
-    old = checkpoint.save(tmp_path, Files(b"old"), at(5), keep=1, world=World())
-    old.rename(old.with_name(old.name + ".replaced"))
-    path, progress, _ = checkpoint.newest(tmp_path)
-    assert (progress, (path / "engine.pt").read_bytes()) == (at(5), b"old")
-    checkpoint.clean(tmp_path, keep=1, current=path)
-    assert checkpoint.stored(tmp_path) == [path]
-    new = checkpoint.save(tmp_path, Files(b"new"), at(5), keep=1, world=World())
-    assert checkpoint.stored(tmp_path) == [new]
+        newest(tmp_path)
 
 
 def test_a_checkpoint_of_other_data_is_refused_with_both_sizes(tmp_path: Path) -> None:
-    path = checkpoint.save(tmp_path, Files(b"state"), at(1), keep=1, world=World(), facts={"training samples": 1437})
+    path = saved(tmp_path, b"state", at(1), keep=1, facts={"training samples": 1437})
     checkpoint.compare(path, {"training samples": 1437})
     with pytest.raises(RunError, match="1,437 training samples then, 1,500 now"):
         checkpoint.compare(path, {"training samples": 1500})
@@ -135,12 +156,11 @@ def test_a_checkpoint_of_other_data_is_refused_with_both_sizes(tmp_path: Path) -
 
 @pytest.mark.parametrize("keep", [1, 2, 3])
 def test_what_a_resume_goes_on_from_is_never_deleted(tmp_path: Path, keep: int) -> None:
-    saved = [checkpoint.save(tmp_path, Files(b"state"), at(step), keep=9, world=World()) for step in (3, 4, 5)]
-    (saved[2] / "engine.pt").write_bytes(b"damaged")
-    path, _, damaged = checkpoint.newest(tmp_path)
-    assert (path, len(damaged)) == (saved[1], 1)
-    checkpoint.clean(tmp_path, keep=keep, current=path)
-    assert checkpoint.stored(tmp_path) == [*saved[:1] * (keep > 1), path, saved[2]]
-    saved[2].rename(tmp_path / "step-00000005.replaced")
-    again = checkpoint.save(tmp_path, Files(b"new"), at(5), keep=keep, world=World())
-    assert checkpoint.stored(tmp_path) == [*[*saved[:1], path][max(0, 3 - keep) :][: keep - 1], again]
+    before = [saved(tmp_path, b"state", at(step), keep=9) for step in (3, 4, 5)]
+    (before[2] / "engine.pt").write_bytes(b"damaged")
+    path, _, damaged = newest(tmp_path)
+    assert (path, len(damaged)) == (before[1], 1)
+    checkpoint.clean(Folder(tmp_path), keep=keep, current=path.name)
+    assert stored(tmp_path) == [*before[:1] * (keep > 1), path, before[2]]
+    again = saved(tmp_path, b"new", at(5), keep=keep)
+    assert stored(tmp_path) == [*[*before[:1], path][max(0, 3 - keep) :][: keep - 1], again]

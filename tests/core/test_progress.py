@@ -22,6 +22,7 @@ progresses = st.builds(
     stage_samples=counts,
     stage_step=counts,
     skips=counts,
+    micro_limit=st.none() | batches,
     ledger=ledgers,
 )
 
@@ -31,6 +32,8 @@ class Batch:
     """All that Progress reads of a plan."""
 
     batch: int
+    micro: int = 4
+    probe: bool = False
 
 
 @given(progresses, batches)
@@ -47,6 +50,22 @@ def test_a_skipped_update_moves_only_the_cursor_and_its_cost(before: Progress, b
     ledger = replace(before.ledger, skipped=before.ledger.skipped + batch)
     wanted = replace(before, samples=before.samples + batch, skips=before.skips + 1, ledger=ledger)
     assert before.after(Batch(batch), SKIPPED) == wanted
+
+
+@given(progresses, batches)
+def test_an_update_that_ran_out_of_memory_costs_its_batch_and_halves_the_micro_batch(
+    before: Progress, batch: int
+) -> None:
+    ledger = replace(before.ledger, discarded=before.ledger.discarded + batch)
+    after = before.after(Batch(batch, micro=7), Outcome(applied=False, out_of_memory=True))
+    assert after == replace(before, micro_limit=3, ledger=ledger)
+
+
+@given(progresses, batches, st.booleans())
+def test_a_probe_costs_its_batch_and_moves_nothing(before: Progress, batch: int, out_of_memory: bool) -> None:
+    ledger = replace(before.ledger, probe=before.ledger.probe + batch)
+    outcome = Outcome(applied=False, out_of_memory=out_of_memory)
+    assert before.after(Batch(batch, probe=True), outcome) == replace(before, ledger=ledger)
 
 
 @given(st.lists(st.tuples(batches, st.booleans()), max_size=30))

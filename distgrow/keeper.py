@@ -1,0 +1,128 @@
+"""Keeper: when a run's checkpoints are taken, how they are written behind the training, and how they are found."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from distgrow import checkpoint
+from distgrow.checkpoint import Writing
+from distgrow.engine import Engine
+from distgrow.progress import Progress
+from distgrow.remote import Remote
+from distgrow.run import Checkpointing, RunFolder
+from distgrow.store import Folder, Store
+from distgrow.track import last_total, read_events
+from distgrow.world import World
+
+
+def build_store(folder: RunFolder, storage_path: str | None) -> Store:
+    """Where a run's checkpoints are kept: in its folder, or in a place of its name below `storage_path`."""
+    if storage_path is None:
+        return Folder(folder.checkpoints)
+    return Remote(f"{storage_path.rstrip('/')}/{folder.path.resolve().name}", cache=folder.path / ".fetched")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """The checkpoint that a run goes on from."""
+
+    name: str
+    progress: Progress  #: charged with what had been done beyond it
+    damaged: list[str]  #: what is wrong with newer ones
+    seconds: float  #: that the run had taken
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """A checkpoint that has been written."""
+
+    name: str
+    progress: Progress
+    seconds: float  #: from the snapshot to the manifest
+    stall_s: float  #: of these, the seconds that training waited
+
+
+class Keeper:
+    """The checkpoints of one run under way; every method but `due` and `writing` is collective."""
+
+    def __init__(
+        self,
+        store: Store,
+        engine: Engine,
+        folder: RunFolder,
+        spec: Checkpointing,
+        world: World,
+        facts: Mapping[str, int],
+    ) -> None:
+        self._store, self._engine, self._folder, self._spec = store, engine, folder, spec
+        self._world, self._facts = world, facts
+        self._saved_at, self._saved_step, self._saved_samples = time.monotonic(), 0, -1
+        self._charged = 0  # SFO total that these processes did not evaluate themselves
+        self._stalled = 0.0
+        self.current: Writing | None = None  #: the checkpoint under way, begun on every rank
+
+    def due(self, progress: Progress) -> bool:
+        """This rank's wish to checkpoint after the coming update; one rank's wish is enough."""
+        if self.current is not None:
+            return False
+        steps = self._spec.every_steps
+        by_steps = steps is not None and progress.step + 1 - self._saved_step >= steps
+        return by_steps or time.monotonic() - self._saved_at >= self._spec.every_s
+
+    def writing(self) -> bool:
+        """Whether this rank is still writing."""
+        return self.current is not None and self.current.under_way()
+
+    def begin(self, progress: Progress) -> None:
+        """Compare the ledger with what the ranks really did, then copy the state and begin to write it."""
+        began = time.monotonic()
+        evaluated = int(self._world.sum([self._engine.evaluations])[0])
+        if evaluated != progress.ledger.total - self._charged:
+            raise RuntimeError(
+                f"the ranks evaluated {evaluated} gradients but the ledger holds "
+                f"{progress.ledger.total - self._charged}: does the data set or collate drop or add rows?"
+            )
+        self.current = Writing(
+            self._store, self._engine, progress, world=self._world, facts=self._facts,
+            beside=lambda: self._store.push(self._folder),
+        )  # fmt: skip
+        self._saved_at, self._saved_step, self._saved_samples = began, progress.step, progress.samples
+        self._stalled = time.monotonic() - began
+
+    def commit(self) -> Kept | None:
+        """Wait for the checkpoint under way, if there is one, and make it one."""
+        if self.current is None:
+            return None
+        waited, writing = time.monotonic(), self.current
+        self.current = None
+        name = writing.commit(self._spec.keep)
+        now = time.monotonic()
+        return Kept(
+            name=name, progress=writing.progress, seconds=now - writing.began, stall_s=self._stalled + now - waited
+        )
+
+    def saved(self, progress: Progress) -> bool:
+        """Whether this very progress has been saved."""
+        return progress.samples == self._saved_samples
+
+    def find(self) -> Found | None:
+        """Load the newest intact checkpoint; None where no checkpoint was ever written."""
+        found = self._world.once(self._look)
+        if found is None:
+            return None
+        path = self._store.fetch(found.name)
+        self._engine.load(path)
+        self._world.once(lambda: checkpoint.clean(self._store, keep=self._spec.keep, current=found.name))
+        self._charged, self._saved_step = found.progress.ledger.total, found.progress.step
+        return found
+
+    def _look(self) -> Found | None:
+        events = read_events(self._folder.metrics)
+        if not self._store.names() and all(event["event"] != "checkpoint" for event in events):
+            return None
+        name, progress, damaged = checkpoint.newest(self._store)
+        checkpoint.compare(Path(self._store.fetch(name)), self._facts)
+        lost = max(0, last_total(events) - progress.ledger.total)
+        seconds = max((event.get("time_s", 0.0) for event in events), default=0.0)
+        return Found(name=name, progress=progress.replaying(lost), damaged=damaged, seconds=seconds)
