@@ -13,7 +13,7 @@ from distgrow.architectures import Model
 from distgrow.controller import Controller
 from distgrow.engine import SGD, EngineSpec, Optimizer, Torch, most_rows
 from distgrow.lr import LR
-from distgrow.run import RunSpec
+from distgrow.run import RunFolder, RunSpec
 from distgrow.schedule import Growth, Optimal, Replacing
 from distgrow.spec import ConfigError, PosFloat, PosInt, Spec
 from distgrow.stages import Budget, Stages
@@ -35,6 +35,10 @@ class Launch(Spec):
     """Ray: address of a cluster, or auto for the one on this host; none: the one in RAY_ADDRESS, or a new local one."""
     max_failures: Annotated[int, Field(ge=0)] = 0
     """Failures of workers (several local ones, or Ray's) that a run survives: it goes on from its newest checkpoint."""
+    backoff_s: Annotated[float, Field(ge=0)] = 1.0
+    """Seconds before a run that failed goes on; twice as many after each further failure without a new checkpoint."""
+    timeout_s: PosFloat = 600.0
+    """Seconds that a rank waits for the others before it gives up and says who stayed away."""
     storage_path: str | None = None
     """Where checkpoints, config and metrics are kept, below a folder of the run's name, by a URI of pyarrow's (s3://…,
     gs://…, hdfs://…, file://…); none: in run.dir, which every host must see."""
@@ -110,10 +114,13 @@ class Run(Spec):
         """Build the task and train it. Collective: every rank must call."""
         import torch
 
+        from distgrow.keeper import back_off
         from distgrow.train import fit
         from distgrow.world import joined
 
-        with joined(self.engine.device, alone=self.engine.needs_group) as world:
+        with joined(self.engine.device, self.launch.timeout_s, alone=self.engine.needs_group) as world:
+            if resume is None:
+                world.once(lambda: back_off(RunFolder(self.run.dir), self.launch.backoff_s))
             torch.manual_seed(self.run.seed)
             task = world.all(lambda: self.task.build(self.model))
             parts = self.model_dump(mode="json")
@@ -133,6 +140,7 @@ class Run(Spec):
                 run=self.run,
                 resume=resume,
                 storage=self.launch.storage_path,
+                world=world,
                 about={key: parts[key] for key in ("task", "model", "launch", "theory")},
             )
 

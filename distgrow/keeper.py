@@ -1,7 +1,7 @@
 """Keeper: when a run's checkpoints are taken, how they are written behind the training, and how they are found."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from distgrow.progress import Progress
 from distgrow.remote import Remote
 from distgrow.run import Checkpointing, RunFolder
 from distgrow.store import Folder, Store
-from distgrow.track import last_total, read_events
+from distgrow.track import Event, last_total, read_events
 from distgrow.world import World
 
 
@@ -21,6 +21,25 @@ def build_store(folder: RunFolder, storage_path: str | None) -> Store:
     if storage_path is None:
         return Folder(folder.checkpoints)
     return Remote(f"{storage_path.rstrip('/')}/{folder.path.resolve().name}", cache=folder.path / ".fetched")
+
+
+#: What back_off waits at most, in first waits.
+LONGEST = 64
+
+
+def back_off(folder: RunFolder, first_s: float) -> None:
+    """Wait before a failed run goes on: `first_s`, and twice as long for each failure since its last checkpoint."""
+    if count := failures(read_events(folder.metrics)):
+        time.sleep(first_s * min(2 ** (count - 1), LONGEST))
+
+
+def failures(events: Iterable[Event]) -> int:
+    """How often a run has failed since its last checkpoint, if it ended after these events."""
+    count = 0
+    for event in events:
+        kind = event["event"]
+        count = 1 if kind in ("start", "checkpoint") else 0 if kind == "end" else count + (kind == "resume")
+    return count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

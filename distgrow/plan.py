@@ -66,12 +66,12 @@ def split(batch: int, world: int, max_micro: int) -> tuple[int, int]:
     return -(-largest // accum), accum
 
 
-def largest(fits: Callable[[int], bool], most: int) -> int:
-    """The largest size in 1 … most that fits, 0 where not even 1 does; asks about 2·log₂ of it, no size far too large.
+def largest(fits: Callable[[int], bool], first: int, most: int) -> int:
+    """The largest size in 1 … most that fits, 0 where not even 1 does; whatever is smaller than it must fit too.
 
-    Whatever is smaller than a size that fits must fit too.
+    It asks for `first`, then for twice as much until something does not fit, then halves the gap.
     """
-    good, bad = 0, 1
+    good, bad = 0, min(first, most)
     while good < most and fits(bad):
         good, bad = bad, min(2 * bad, most)
     if good == most:

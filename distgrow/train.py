@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -53,6 +53,7 @@ def fit(
     run: RunSpec | None = None,
     resume: bool | None = False,
     storage: str | None = None,
+    world: World | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> Result:
     """Train `model` in place by a growth schedule; the same in one process, under torchrun and in a Ray worker.
@@ -60,7 +61,8 @@ def fit(
     `loss(model, batch)` is the mean over the batch's rows; `metrics(model, batch)` are means over rows, for `test`;
     `train` and `test` are map-style data sets. `resume` None goes on where the run's folder holds a run and begins
     one where it does not. `storage`, a URI of pyarrow's, is where checkpoints are kept that `run.dir` cannot hold,
-    as its hosts share no folder. `about` is recorded in config.yaml beside the settings.
+    as its hosts share no folder. `world` is the ranks, where they are joined already. `about` is recorded in
+    config.yaml beside the settings.
     Collective: every rank must call. Raises ValueError (RunError where the run folder is at fault) for settings
     that cannot work, TrainingFailed where too many updates in a row are not finite.
     """
@@ -74,7 +76,8 @@ def fit(
     settings = {**(about or {}), **{name: spec.model_dump(mode="json") for name, spec in specs.items()}}
     folder = RunFolder(run.dir)
     stop = StopRequests(folder)
-    with stop.watched(), joined(engine.device, alone=engine.needs_group) as world:
+    ranks = joined(engine.device, alone=engine.needs_group) if world is None else nullcontext(world)
+    with stop.watched(), ranks as world:
         schedule: dict[str, Any] = {"growth": growth, "stages": stages, "lr": lr, "budget": budget, "seed": run.seed}
         most = most_rows(engine.max_micro, len(train))
         controller = Controller(**schedule, epoch=len(train), world=world.size, max_micro=most)
@@ -187,7 +190,7 @@ class Job:
             self.event("probe", progress, micro=micro, fits=not outcome.out_of_memory)
             return not outcome.out_of_memory
 
-        found = largest(fits, self.controller.largest_share())
+        found = largest(fits, self.controller.plan(progress).micro, self.controller.largest_share())
         if found == 0:
             raise TrainingFailed(f"engine.max_micro=auto: memory does not hold one row on a rank; {MORE_MEMORY}")
         return replace(progress, micro_limit=found)
@@ -244,7 +247,8 @@ class Job:
         """Evaluate the test set, where there is one."""
         if self.task.test is None:
             return {}
-        batches = evaluation_batches(self.task.test, self.world, self.run.eval.rows, self.task.collate)
+        rows = min(self.run.eval.rows, progress.micro_limit or self.run.eval.rows)
+        batches = evaluation_batches(self.task.test, self.world, rows, self.task.collate)
         metrics = self.engine.evaluate(batches)
         if clash := RESERVED & metrics.keys():
             raise ConfigError(f"task.metrics returns {', '.join(sorted(clash))}, which every event has; rename it")

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
 from distgrow.launcher import local_rank_named, place
+from distgrow.rollcall import calling_the_roll
 from distgrow.spec import ConfigError
 
 T = TypeVar("T")
@@ -99,11 +100,11 @@ def _sendable(error: Exception) -> Exception:
 
 
 @contextmanager
-def joined(device: Device = "auto", timeout_s: float = 1800, *, alone: bool = False) -> Iterator[World]:
+def joined(device: Device = "auto", timeout_s: float = 600, *, alone: bool = False) -> Iterator[World]:
     """The World that the environment describes, its process group joined for as long as the context lasts.
 
     A group that somebody else has made (Ray Train) is used and left alone. One process makes a group of its own
-    where `alone` asks for one.
+    where `alone` asks for one. `timeout_s` is how long a rank waits for others; LostPeer names who did not come.
     """
     rank, size, local_rank = place()
     if dist.is_initialized():
@@ -114,8 +115,10 @@ def joined(device: Device = "auto", timeout_s: float = 1800, *, alone: bool = Fa
         backend = "cpu:gloo,cuda:nccl" if where.type == "cuda" else "gloo"
         group = {} if size > 1 else {"store": HashStore(), "rank": 0, "world_size": 1}
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s), **group)
-    with local_rank_named() if alone else nullcontext():
-        yield World(rank=rank, size=size, device=where)
+    world = World(rank=rank, size=size, device=where)
+    roll = calling_the_roll(rank, size) if size > 1 else nullcontext()
+    with local_rank_named() if alone else nullcontext(), roll:
+        yield world
     if ours:  # after an error the group stays until the process ends, so that the error is told before others lose us
         dist.destroy_process_group()
 

@@ -1,47 +1,107 @@
-"""A worker that is killed costs time and replayed gradients, nothing else."""
+"""Faults injected by name cost time and gradients that are computed again, nothing else."""
 
+import re
 from pathlib import Path
 
 import pytest
 from conftest import Commands, events, ledger, parameters
 
-MORTAL = Path(__file__).with_name("mortal.py")
+WOUNDED = Path(__file__).with_name("wounded.py")
 OFTEN = "run.checkpoint={every_steps: 7, keep: 3}"
+GROUP = ("launch.workers=2", "launch.backoff_s=0", OFTEN, "model=null")
 
 
-@pytest.fixture
-def mortal(distgrow: Commands) -> Commands:
-    """Commands that find the mortal task."""
-    (distgrow.folder / "mortal.py").write_text(MORTAL.read_text())
-    (distgrow.folder / "undisturbed").touch()
-    return distgrow
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that no fault has touched."""
+    commands = wounded(Commands(tmp_path_factory.mktemp("undisturbed")))
+    assert commands.train("run", *deadly("in forward", commands.folder / "never", who=9), *GROUP).code == 0
+    return commands.folder / "run"
 
 
-def task(mark: str) -> tuple[str, ...]:
-    return (f"task={{kind: target, target: 'mortal:make', args: {{mark: '{mark}'}}}}", "model=null", OFTEN)
+def wounded(commands: Commands) -> Commands:
+    """Commands that find the task."""
+    (commands.folder / "wounded.py").write_text(WOUNDED.read_text())
+    return commands
 
 
-def test_a_killed_worker_is_replaced_and_nothing_is_lost(mortal: Commands) -> None:
-    marks = [str(mortal.folder / name) for name in ("undisturbed", "died")]
-    assert mortal.train("whole", *task(marks[0]), "launch.workers=2").code == 0
-    assert mortal.train("killed", *task(marks[1]), "launch.workers=2", "launch.max_failures=1").code == 0
-    assert (mortal.folder / "died").exists()
-    assert (parameters(mortal.folder / "killed") == parameters(mortal.folder / "whole")).all()
-    undisturbed, resumed = ledger(mortal.folder / "whole"), ledger(mortal.folder / "killed")
-    assert {**resumed, "replayed": 0} == undisturbed
-    assert len(events(mortal.folder / "killed", "resume")) == 1
+def deadly(fault: str, mark: Path, who: int = 1, after: int = 12) -> tuple[str, ...]:
+    args = f"{{fault: {fault}, mark: '{mark}', who: {who}, after: {after}}}"
+    return (f"task={{kind: target, target: 'wounded:deadly', args: {args}}}",)
 
 
-def test_without_a_failure_allowed_the_run_ends_and_can_be_resumed(mortal: Commands) -> None:
-    mark = str(mortal.folder / "died")
-    assert mortal.train("run", *task(mark), "launch.workers=2").code == 1
-    assert mortal.train("run", *task(mark), "launch.workers=2", resume=True).code == 0
-    assert ledger(mortal.folder / "run")["applied"] == 1500
+def assert_nothing_was_lost(run: Path, undisturbed: Path) -> None:
+    assert (parameters(run) == parameters(undisturbed)).all()
+    assert {**ledger(run), "replayed": 0} == ledger(undisturbed)
+    assert ledger(run)["replayed"] <= 2 * (7 + 1) * 32  # a checkpoint's interval, and an update, for each of two deaths
 
 
-def test_a_folder_that_holds_a_run_is_refused_before_any_worker_starts(mortal: Commands) -> None:
-    mark = str(mortal.folder / "undisturbed")
-    assert mortal.train("run", *task(mark), "launch.workers=2").code == 0
-    again = mortal.train("run", *task(mark), "launch.workers=2", "launch.max_failures=3")
+@pytest.mark.parametrize(
+    ("fault", "who", "after", "failures"),
+    [
+        ("in forward", 1, 20, 1),
+        ("in the all-reduce", 1, 20, 1),
+        ("in the all-reduce", 0, 20, 1),
+        ("at a growth transition", 1, 0, 1),
+        ("during a checkpoint", 0, 12, 1),
+        ("during resume", 1, 20, 2),
+    ],
+)
+def test_a_worker_killed_anywhere_is_replaced_and_nothing_is_lost(
+    fault: str, who: int, after: int, failures: int, distgrow: Commands, undisturbed: Path
+) -> None:
+    mark = distgrow.folder / "happened"
+    task = deadly(fault, mark, who, after)
+    finished = wounded(distgrow).train("run", *task, *GROUP, f"launch.max_failures={failures}")
+    assert finished.code == 0, finished.err
+    assert mark.exists()
+    run = distgrow.folder / "run"
+    assert_nothing_was_lost(run, undisturbed)
+    assert len(events(run, "resume")) == 1  # of two deaths, the second is before the run goes on
+
+
+def test_without_a_failure_allowed_the_run_ends_and_can_be_resumed(distgrow: Commands, undisturbed: Path) -> None:
+    task = deadly("in forward", distgrow.folder / "happened")
+    assert wounded(distgrow).train("run", *task, *GROUP).code == 1
+    assert distgrow.train("run", *task, *GROUP, resume=True).code == 0
+    assert_nothing_was_lost(distgrow.folder / "run", undisturbed)
+
+
+def test_storage_that_fails_once_is_asked_again(distgrow: Commands, undisturbed: Path) -> None:
+    mark = distgrow.folder / "happened"
+    assert wounded(distgrow).train("run", *deadly("storage fails once", mark, who=0), *GROUP).code == 0
+    assert mark.exists()
+    run = distgrow.folder / "run"
+    assert_nothing_was_lost(run, undisturbed)
+    assert not events(run, "resume")
+
+
+@pytest.mark.faults
+def test_a_rank_that_hangs_is_named_and_replaced(distgrow: Commands, undisturbed: Path) -> None:
+    mark = distgrow.folder / "happened"
+    task = deadly("hangs", mark, after=20)
+    finished = wounded(distgrow).train("run", *task, *GROUP, "launch.timeout_s=3", "launch.max_failures=1")
+    assert finished.code == 0, finished.err
+    assert mark.exists()
+    assert re.search(r"distgrow: rank 1 stayed away: it is at wounded.py:\d+, in look. Rank 0 of 2 waited", finished.err)
+    assert "Traceback" not in finished.err
+    assert_nothing_was_lost(distgrow.folder / "run", undisturbed)
+
+
+def test_each_further_failure_without_a_new_checkpoint_waits_twice_as_long(tmp_path: Path) -> None:
+    from distgrow.keeper import failures
+
+    def found(*kinds: str) -> int:
+        return failures({"event": kind} for kind in kinds)
+
+    assert found() == found("start", "end") == 0
+    assert found("start", "step") == found("start", "checkpoint", "step") == 1
+    assert found("start", "resume", "step", "resume") == 3
+    assert found("start", "resume", "resume", "checkpoint", "resume") == 2
+
+
+def test_a_folder_that_holds_a_run_is_refused_before_any_worker_starts(distgrow: Commands, undisturbed: Path) -> None:
+    task = deadly("in forward", distgrow.folder / "happened")
+    again = wounded(distgrow).train(str(undisturbed), *task, *GROUP, "launch.max_failures=3")
     assert again.code == 2
     assert "exists already and is never overwritten" in again.err
