@@ -12,7 +12,7 @@ import typer
 
 from distgrow.config import Run, load
 from distgrow.launcher import launched, place, run_group
-from distgrow.run import RunFolder, TrainingFailed
+from distgrow.run import TrainingFailed
 from distgrow.spec import ConfigError
 
 app = typer.Typer(
@@ -41,7 +41,7 @@ def train(
     if launched():
         _fit_in_group(run, resume=going_on)
     warn(run, run.launch.workers)
-    folder = RunFolder(run.run.dir)
+    folder = run.folder()
     folder.stop_requested()  # a request that nobody has used up is not meant for this run
     if run.launch.kind == "ray":
         from distgrow import cluster

@@ -13,6 +13,7 @@ from distgrow.architectures import Model
 from distgrow.controller import Controller
 from distgrow.engine import SGD, EngineSpec, Optimizer, Torch, most_rows
 from distgrow.lr import LR
+from distgrow.remote import build_store
 from distgrow.run import RunFolder, RunSpec
 from distgrow.schedule import Growth, Optimal, Replacing
 from distgrow.spec import ConfigError, PosFloat, PosInt, Spec
@@ -109,6 +110,12 @@ class Run(Spec):
             max_micro=most_rows(self.engine.max_micro, self.task.train_size()),
             seed=self.run.seed,
         )
+
+    def folder(self) -> RunFolder:
+        """The run's folder, with what launch.storage_path holds of the run brought back where the folder lacks it."""
+        folder = RunFolder(self.run.dir)
+        build_store(folder, self.launch.storage_path).pull(folder)
+        return folder
 
     def fit(self, *, resume: bool | None = False) -> "Result":
         """Build the task and train it. Collective: every rank must call."""

@@ -9,19 +9,10 @@ from distgrow import checkpoint
 from distgrow.checkpoint import Writing
 from distgrow.engine import Engine
 from distgrow.progress import Progress
-from distgrow.remote import Remote
 from distgrow.run import Checkpointing, RunFolder
-from distgrow.store import Folder, Store
+from distgrow.store import Store
 from distgrow.track import Event, last_total, read_events
 from distgrow.world import World
-
-
-def build_store(folder: RunFolder, storage_path: str | None) -> Store:
-    """Where a run's checkpoints are kept: in its folder, or in a place of its name below `storage_path`."""
-    if storage_path is None:
-        return Folder(folder.checkpoints)
-    return Remote(f"{storage_path.rstrip('/')}/{folder.path.resolve().name}", cache=folder.path / ".fetched")
-
 
 #: What back_off waits at most, in first waits.
 LONGEST = 64
@@ -47,7 +38,8 @@ class Found:
     """The checkpoint that a run goes on from."""
 
     name: str
-    progress: Progress  #: charged with what had been done beyond it
+    progress: Progress
+    lost: int  #: gradient evaluations beyond it, which the progress is charged with
     damaged: list[str]  #: what is wrong with newer ones
     seconds: float  #: that the run had taken
 
@@ -76,7 +68,8 @@ class Keeper:
     ) -> None:
         self._store, self._engine, self._folder, self._spec = store, engine, folder, spec
         self._world, self._facts = world, facts
-        self._saved_at, self._saved_step, self._saved_samples = time.monotonic(), 0, -1
+        self._saved_at, self._saved = time.monotonic(), Progress()
+        self._written = False  # whether a checkpoint holds `_saved`
         self._charged = 0  # SFO total that these processes did not evaluate themselves
         self._stalled = 0.0
         self.current: Writing | None = None  #: the checkpoint under way, begun on every rank
@@ -86,7 +79,7 @@ class Keeper:
         if self.current is not None:
             return False
         steps = self._spec.every_steps
-        by_steps = steps is not None and progress.step + 1 - self._saved_step >= steps
+        by_steps = steps is not None and progress.step + 1 - self._saved.step >= steps
         return by_steps or time.monotonic() - self._saved_at >= self._spec.every_s
 
     def writing(self) -> bool:
@@ -106,7 +99,7 @@ class Keeper:
             self._store, self._engine, progress, world=self._world, facts=self._facts,
             beside=lambda: self._store.push(self._folder),
         )  # fmt: skip
-        self._saved_at, self._saved_step, self._saved_samples = began, progress.step, progress.samples
+        self._saved_at, self._saved, self._written = began, progress, True
         self._stalled = time.monotonic() - began
 
     def commit(self) -> Kept | None:
@@ -123,7 +116,7 @@ class Keeper:
 
     def saved(self, progress: Progress) -> bool:
         """Whether this very progress has been saved."""
-        return progress.samples == self._saved_samples
+        return self._written and progress == self._saved
 
     def find(self) -> Found | None:
         """Load the newest intact checkpoint; None where no checkpoint was ever written."""
@@ -133,7 +126,8 @@ class Keeper:
         path = self._store.fetch(found.name)
         self._engine.load(path)
         self._world.once(lambda: checkpoint.clean(self._store, keep=self._spec.keep, current=found.name))
-        self._charged, self._saved_step = found.progress.ledger.total, found.progress.step
+        self._charged, self._saved = found.progress.ledger.total, found.progress
+        self._written = not found.lost
         return found
 
     def _look(self) -> Found | None:
@@ -144,4 +138,4 @@ class Keeper:
         checkpoint.compare(Path(self._store.fetch(name)), self._facts)
         lost = max(0, last_total(events) - progress.ledger.total)
         seconds = max((event.get("time_s", 0.0) for event in events), default=0.0)
-        return Found(name=name, progress=progress.replaying(lost), damaged=damaged, seconds=seconds)
+        return Found(name=name, progress=progress.replaying(lost), lost=lost, damaged=damaged, seconds=seconds)

@@ -9,7 +9,7 @@ from filelock import FileLock
 
 from distgrow.run import RunError, RunFolder
 from distgrow.spec import ConfigError
-from distgrow.store import MANIFEST, NAME, at, persistently
+from distgrow.store import MANIFEST, NAME, Folder, Store, at, persistently
 
 T = TypeVar("T")
 
@@ -50,11 +50,13 @@ class Remote:
 
     def delete(self, name: str) -> None:
         """See Store."""
-        manifest = f"{self._root}/checkpoints/{name}/{MANIFEST}"
-        there = [path for path in self._list(f"checkpoints/{name}") if path != manifest]
-        for path in [manifest, *there]:  # without its manifest it is no checkpoint any more
-            if path != manifest or self._exists(path):
-                self._storing(lambda path=path: self._files.delete_file(path))
+        from pyarrow.fs import FileType
+
+        folder = f"{self._root}/checkpoints/{name}"
+        if self._exists(f"{folder}/{MANIFEST}"):  # without it, it is no checkpoint any more
+            self._storing(lambda: self._files.delete_file(f"{folder}/{MANIFEST}"))
+        if self._storing(lambda: self._files.get_file_info(folder)).type != FileType.NotFound:
+            self._storing(lambda: self._files.delete_dir(folder))
 
     def sweep(self) -> None:
         """See Store."""
@@ -138,6 +140,15 @@ class Remote:
             ) from error
 
 
+def build_store(folder: RunFolder, storage_path: str | None) -> Store:
+    """Where a run's checkpoints are kept: in its folder, or in a place of its name below `storage_path`."""
+    if storage_path is None:
+        return Folder(folder.checkpoints)
+    address, mark, options = storage_path.partition("?")
+    uri = f"{address.rstrip('/')}/{folder.path.resolve().name}{mark}{options}"
+    return Remote(uri, cache=folder.path / ".fetched")
+
+
 def _connect(uri: str) -> tuple[Any, str]:
     try:
         from pyarrow.fs import FileSystem
@@ -145,6 +156,8 @@ def _connect(uri: str) -> tuple[Any, str]:
         raise ConfigError(f"launch.storage_path={uri} needs pyarrow: pip install 'distgrow[ray]' ({error})") from None
     try:
         files, root = FileSystem.from_uri(uri)
+        if not root.strip("/").partition("/")[2]:
+            raise ValueError("it names no bucket")
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"launch.storage_path={uri}: {error}; it must be a URI that pyarrow.fs knows: "

@@ -13,10 +13,11 @@ from distgrow.controller import Controller
 from distgrow.data import DirectLoader, Positions, build_loader, evaluation_batches
 from distgrow.engine import SGD, Engine, EngineSpec, Optimizer, Torch, most_rows
 from distgrow.engine.batches import Loss, Metrics
-from distgrow.keeper import Keeper, build_store
+from distgrow.keeper import Keeper
 from distgrow.lr import LR
 from distgrow.plan import Plan, largest
 from distgrow.progress import Outcome, Progress, finite
+from distgrow.remote import build_store
 from distgrow.run import RunFolder, RunSpec, StopRequests, TrainingFailed
 from distgrow.schedule import Growth
 from distgrow.spec import ConfigError, Spec
