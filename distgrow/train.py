@@ -145,13 +145,15 @@ class Job:
 
     def resume(self, *, measure: bool) -> Result:
         """The run goes on from its newest intact checkpoint, charged with what it had done beyond that."""
+        began = time.monotonic()
         found = self.keeper.find()
+        restore_s = time.monotonic() - began
         if found is None:
             return self.begin(measure=measure)  # it was killed before its first checkpoint
         self.began -= found.seconds
         progress = found.progress
-        replayed = progress.ledger.replayed
-        self.event("resume", progress, checkpoint=found.name, damaged=found.damaged, sfo_replayed=replayed)
+        facts = {"checkpoint": found.name, "damaged": found.damaged, "restore_s": restore_s}
+        self.event("resume", progress, **facts, sfo_replayed=progress.ledger.replayed)
         return self.train(self.measured(progress) if measure and progress.micro_limit is None else progress)
 
     def train(self, progress: Progress) -> Result:

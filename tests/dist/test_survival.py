@@ -1,5 +1,6 @@
 """Faults injected by name cost time and gradients that are computed again, nothing else."""
 
+import json
 import re
 from pathlib import Path
 
@@ -74,6 +75,20 @@ def test_storage_that_fails_once_is_asked_again(distgrow: Commands, undisturbed:
     run = distgrow.folder / "run"
     assert_nothing_was_lost(run, undisturbed)
     assert not events(run, "resume")
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(distgrow: Commands, undisturbed: Path) -> None:
+    task = deadly("slow storage", distgrow.folder / "never")
+    assert wounded(distgrow).train("run", *task, *GROUP).code == 0
+    run = distgrow.folder / "run"
+    assert (parameters(run) == parameters(undisturbed)).all()
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    behind = [k for k, line in enumerate(lines) if line["event"] == "checkpoint" and 12 < line["step"] < 80]
+    for k in behind:
+        assert lines[k]["seconds"] > 0.3  # three files
+        assert lines[k]["stall_s"] < lines[k]["seconds"] / 2 or k == behind[-1]  # the last may be waited for
+        assert max(line["step"] for line in lines[:k]) > lines[k]["step"]
+    assert behind
 
 
 @pytest.mark.faults

@@ -171,6 +171,18 @@ def storage_fails_once(wound: Wound, model: nn.Module, after: int) -> None:
     os.fsync = fail
 
 
+def slow_storage(wound: Wound, model: nn.Module, after: int) -> None:
+    """A disk that takes its time."""
+    fsync = os.fsync
+
+    def wait(descriptor: int) -> None:
+        if wound.calls >= after:
+            time.sleep(0.1)
+        fsync(descriptor)
+
+    os.fsync = wait
+
+
 def hangs(wound: Wound, model: nn.Module, after: int) -> None:
     """Stays away from the all-reduce for ever."""
 
@@ -189,5 +201,6 @@ FAULTS: dict[str, Callable[[Wound, nn.Module, int], None]] = {
     "during a checkpoint": in_checkpoint,
     "during resume": in_resume,
     "storage fails once": storage_fails_once,
+    "slow storage": slow_storage,
     "hangs": hangs,
 }
