@@ -3,11 +3,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup demo test test-gpu check format bench clean
+.PHONY: help setup demo test test-faults test-gpu check format bench clean
 
 help:
 	@echo "make demo     set up, train the digits, write a report"
 	@echo "make test     set up, run the tests"
+	@echo "make test-faults  the tests of faults that take long: lost hosts, lost drivers"
 	@echo "make check    lint, types, layers"
 	@echo "make format   format the code"
 	@echo "make bench    the benchmarks of benchmarks/README.md"
@@ -28,7 +29,10 @@ demo: $(READY)
 	$(BIN)/distgrow report runs/demo
 
 test: $(READY)
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not faults"
+
+test-faults: $(READY)
+	$(BIN)/pytest -m faults
 
 test-gpu: $(READY)
 	$(BIN)/pytest -m gpu

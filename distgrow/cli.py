@@ -42,18 +42,18 @@ def train(
         _fit_in_group(run, resume=going_on)
     warn(run, run.launch.workers)
     folder = run.folder()
-    folder.stop_requested()  # a request that nobody has used up is not meant for this run
     if run.launch.kind == "ray":
         from distgrow import cluster
 
         cluster.train(run, resume=going_on)
-    elif run.launch.workers > 1:
+        raise typer.Exit
+    folder.stop_requested()  # a request that nobody has used up is not meant for this run
+    if run.launch.workers > 1:
         folder.check(resume=folder.begun() if auto_resume else resume)
         words, endings = ["train", config, *(overrides or ()), "--auto-resume"], folder.endings()
         code = run_group(run.launch.workers, words, restarts=run.launch.max_failures)
         raise typer.Exit(0 if code == 128 + signal.SIGTERM and folder.endings() > endings else code)
-    else:
-        run.fit(resume=going_on)
+    run.fit(resume=going_on)
 
 
 @app.command()

@@ -22,6 +22,7 @@ from distgrow.tasks import Digits, TaskSpec
 from distgrow.theory import Constants
 
 if TYPE_CHECKING:
+    from distgrow.track import Tracker
     from distgrow.train import Result
 
 
@@ -117,7 +118,7 @@ class Run(Spec):
         build_store(folder, self.launch.storage_path).pull(folder)
         return folder
 
-    def fit(self, *, resume: bool | None = False) -> "Result":
+    def fit(self, *, resume: bool | None = False, trackers: "Sequence[Tracker]" = ()) -> "Result":
         """Build the task and train it. Collective: every rank must call."""
         import torch
 
@@ -148,6 +149,7 @@ class Run(Spec):
                 resume=resume,
                 storage=self.launch.storage_path,
                 world=world,
+                trackers=trackers,
                 about={key: parts[key] for key in ("task", "model", "launch", "theory")},
             )
 

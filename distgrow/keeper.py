@@ -74,13 +74,13 @@ class Keeper:
         self._stalled = 0.0
         self.current: Writing | None = None  #: the checkpoint under way, begun on every rank
 
-    def due(self, progress: Progress) -> bool:
-        """This rank's wish to checkpoint after the coming update; one rank's wish is enough."""
+    def due(self, progress: Progress, *, asked: bool = False) -> bool:
+        """This rank's wish to checkpoint after the coming update, or somebody's; one rank's wish is enough."""
         if self.current is not None:
             return False
         steps = self._spec.every_steps
         by_steps = steps is not None and progress.step + 1 - self._saved.step >= steps
-        return by_steps or time.monotonic() - self._saved_at >= self._spec.every_s
+        return asked or by_steps or time.monotonic() - self._saved_at >= self._spec.every_s
 
     def writing(self) -> bool:
         """Whether this rank is still writing."""

@@ -37,6 +37,22 @@ def named_ray_cluster() -> str | None:
     return os.environ.get("RAY_ADDRESS")
 
 
+def name_ray_cluster(address: str) -> None:
+    """Say which Ray cluster this process belongs to: Ray's own helpers would guess, wrongly where a host has two."""
+    os.environ["RAY_ADDRESS"] = address
+
+
+def ray_train_settings() -> dict[str, str]:
+    """This process' settings of Ray Train, for the process that keeps its trainer."""
+    return {name: value for name, value in os.environ.items() if name.startswith("RAY_TRAIN_")}
+
+
+def head_patience_s() -> float:
+    """Seconds that Ray's processes go on without the cluster's head before they end, by Ray's own setting."""
+    setting = "RAY_gcs_rpc_server_reconnect_timeout_s"
+    return float(os.environ.get(setting, "60"))
+
+
 def name_interface(address: str) -> None:
     """Bind gloo and NCCL to the network interface that owns this host's `address`, unless the user has named one.
 

@@ -92,7 +92,8 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.tensorboard = self.path / "tensorboard"
         self.ray = self.path / ".ray"
-        self._stop = self.path / ".stop"
+        self.stop = self.path / ".stop"  #: touched by who wants the run to checkpoint and end
+        self.checkpoint = self.path / ".checkpoint"  #: touched by who wants a checkpoint soon
         self._lock = FileLock(self.path / ".lock")
 
     def begun(self) -> bool:
@@ -153,24 +154,33 @@ class RunFolder:
                 self._lock.acquire(timeout=wait_s)
             except Timeout:
                 raise RunError(
-                    f"run.dir={self.path} is being written by another process; wait for it or choose another run.dir"
+                    f"run.dir={self.path} is being written by another process; wait for it, end it after a checkpoint "
+                    f"with 'touch {self.stop}', or choose another run.dir"
                 ) from None
 
     def request_stop(self) -> None:
         """Ask the run that is writing here to checkpoint and end; for who cannot send it SIGTERM."""
         self.path.mkdir(parents=True, exist_ok=True)
-        self._stop.touch()
+        self.stop.touch()
 
     def stop_requested(self) -> bool:
         """Whether somebody has asked; the request is used up."""
-        if not self._stop.exists():
-            return False
-        self._stop.unlink(missing_ok=True)
-        return True
+        return _take(self.stop)
+
+    def checkpoint_requested(self) -> bool:
+        """Whether somebody has asked for a checkpoint; the request is used up."""
+        return _take(self.checkpoint)
 
     def unlock(self) -> None:
         """Let others write here again."""
         self._lock.release()
+
+
+def _take(request: Path) -> bool:
+    if not request.exists():
+        return False
+    request.unlink(missing_ok=True)
+    return True
 
 
 class StopRequests:
@@ -178,14 +188,21 @@ class StopRequests:
 
     def __init__(self, folder: RunFolder) -> None:
         self._folder, self._signalled, self._next_look = folder, threading.Event(), 0.0
+        self._checkpoint = False
 
     def __call__(self) -> bool:
         now = time.monotonic()
         if now >= self._next_look:
             self._next_look = now + 1.0
+            self._checkpoint = self._folder.checkpoint_requested()
             if self._folder.stop_requested():
                 self._signalled.set()
         return self._signalled.is_set()
+
+    def checkpoint(self) -> bool:
+        """Whether the last look has found that somebody asked for a checkpoint; told once."""
+        asked, self._checkpoint = self._checkpoint, False
+        return asked
 
     @contextmanager
     def watched(self) -> Iterator[None]:

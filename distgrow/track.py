@@ -252,10 +252,10 @@ def tensorboard(folder: Path) -> Tracker:
 
 
 @contextmanager
-def tracking(folder: RunFolder, rank: int, samples: int) -> Iterator[Tracker]:
-    """All trackers on the first rank, none on the others, for a run of `samples` samples."""
-    trackers = [JSONL(folder.metrics), Terminal(samples), tensorboard(folder.tensorboard)] if rank == 0 else []
-    tracker = Trackers(trackers)
+def tracking(folder: RunFolder, rank: int, samples: int, others: Iterable[Tracker] = ()) -> Iterator[Tracker]:
+    """All trackers and `others` on the first rank, none elsewhere, for a run of `samples` samples."""
+    ours = [JSONL(folder.metrics), Terminal(samples), tensorboard(folder.tensorboard)] if rank == 0 else []
+    tracker = Trackers([*ours, *others] if rank == 0 else [])
     try:
         yield tracker
     finally:

@@ -1,7 +1,7 @@
 """fit(): the loop that turns decisions into updates; it decides nothing itself."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -56,6 +56,7 @@ def fit(
     storage: str | None = None,
     world: World | None = None,
     about: Mapping[str, Any] | None = None,
+    trackers: Sequence[Tracker] = (),
 ) -> Result:
     """Train `model` in place by a growth schedule; the same in one process, under torchrun and in a Ray worker.
 
@@ -63,7 +64,7 @@ def fit(
     `train` and `test` are map-style data sets. `resume` None goes on where the run's folder holds a run and begins
     one where it does not. `storage`, a URI of pyarrow's, is where checkpoints are kept that `run.dir` cannot hold,
     as its hosts share no folder. `world` is the ranks, where they are joined already. `about` is recorded in
-    config.yaml beside the settings.
+    config.yaml beside the settings; `trackers` see the first rank's events, beside those that always do.
     Collective: every rank must call. Raises ValueError (RunError where the run folder is at fault) for settings
     that cannot work, TrainingFailed where too many updates in a row are not finite.
     """
@@ -87,7 +88,7 @@ def fit(
         with opened(folder, store, world, settings, resume=resume) as begun:
             torch.manual_seed(run.seed)
             machine = engine.build(model, loss, metrics=metrics, optimizer=optimizer, world=world)
-            with tracking(folder, world.rank, controller.samples()) as tracker:
+            with tracking(folder, world.rank, controller.samples(), trackers) as tracker:
                 job = Job(task, controller, machine, tracker, folder, run, world, stop, store)
                 measure = engine.max_micro == "auto"
                 return job.resume(measure=measure) if begun else job.begin(measure=measure)
@@ -162,7 +163,8 @@ class Job:
             progress = self.controller.advance(progress)
             plan = self.controller.plan(progress)
             self.announce(progress, plan)
-            votes = (self.stop_requested(), self.keeper.due(progress), self.keeper.writing())
+            stop, asked = self.stop_requested(), self.stop_requested.checkpoint()
+            votes = (stop, self.keeper.due(progress, asked=asked), self.keeper.writing())
             began = time.monotonic()
             outcome = self.engine.update(plan, self.loader.draw(progress, plan), votes)
             before, progress = progress, progress.after(plan, outcome)

@@ -1,5 +1,6 @@
 """A distgrow run as a script for Ray: `ray submit cluster.yaml launch/ray_train.py -- CONFIG a.b=c …` on a cluster of
-your own, `ray job submit --working-dir . -- python launch/ray_train.py CONFIG a.b=c …` anywhere.
+your own, `ray job submit --working-dir . -- python launch/ray_train.py CONFIG a.b=c …` anywhere; options of
+`distgrow train` (--resume, --auto-resume) may stand anywhere.
 
 Without a config it trains configs/digits.yaml. It runs on the cluster that it is submitted to. The number of ranks is
 launch.workers; run.dir must be on storage that every host sees (NFS, EFS …) when the workers are on several hosts.
@@ -15,9 +16,10 @@ from distgrow.cli import main
 
 def arguments(given: list[str]) -> list[str]:
     """The command line of `distgrow train` with Ray as its launcher."""
-    named = bool(given) and "=" not in given[0]
-    config, overrides = (given[0], given[1:]) if named else ("configs/digits.yaml", given)
-    return ["distgrow", "train", config, "launch.kind=ray", "launch.address=auto", *overrides]
+    options, words = [word for word in given if word.startswith("-")], [word for word in given if word[:1] != "-"]
+    named = bool(words) and "=" not in words[0]
+    config, overrides = (words[0], words[1:]) if named else ("configs/digits.yaml", words)
+    return ["distgrow", "train", *options, config, "launch.kind=ray", "launch.address=auto", *overrides]
 
 
 if __name__ == "__main__":

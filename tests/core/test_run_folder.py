@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from distgrow.run import RunError, RunFolder, differences, storing
+from distgrow.run import RunError, RunFolder, StopRequests, differences, storing
 
 SETTINGS: dict[str, Any] = {
     "growth": {"kind": "exponential", "start": 16, "cap": None},
@@ -244,3 +244,12 @@ def test_a_run_that_found_the_disk_full_can_be_started_once_there_is_space(
     assert not (tmp_path / "run/config.yaml").exists()
     RunFolder(tmp_path / "run").create(SETTINGS)
     RunFolder(tmp_path / "run").reopen(SETTINGS)
+
+
+def test_a_request_for_a_checkpoint_is_told_once_and_stops_nothing(folder: RunFolder) -> None:
+    requests = StopRequests(folder)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    folder.checkpoint.touch()
+    assert not requests()  # the look that finds it
+    assert [requests.checkpoint() for _ in range(3)] == [True, False, False]
+    assert not folder.checkpoint.exists()

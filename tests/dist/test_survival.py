@@ -2,10 +2,11 @@
 
 import json
 import re
+import time
 from pathlib import Path
 
 import pytest
-from conftest import Commands, events, ledger, parameters
+from conftest import ROOT, TINY, Commands, events, ledger, parameters
 
 WOUNDED = Path(__file__).with_name("wounded.py")
 OFTEN = "run.checkpoint={every_steps: 7, keep: 3}"
@@ -120,3 +121,21 @@ def test_a_folder_that_holds_a_run_is_refused_before_any_worker_starts(distgrow:
     again = wounded(distgrow).train(str(undisturbed), *task, *GROUP, "launch.max_failures=3")
     assert again.code == 2
     assert "exists already and is never overwritten" in again.err
+
+
+def test_who_touches_the_file_gets_a_checkpoint_and_the_run_goes_on(distgrow: Commands) -> None:
+    (distgrow.folder / "gated.py").write_text((ROOT / "tests/ray/gated.py").read_text())
+    gate, run = distgrow.folder / "gate", distgrow.folder / "run"
+    gated = f"task={{kind: target, target: 'gated:make', args: {{gate: '{gate}', pause_s: 0.03}}}}"
+    config = str(ROOT / "configs/digits.yaml")
+    rarely = "run.checkpoint={every_s: 3600, keep: 9}"
+    process = distgrow.start("train", config, *TINY, gated, "model=null", rarely, f"run.dir={run}")
+    deadline = time.monotonic() + 60
+    while not gate.with_name("gate.0").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    (run / ".checkpoint").touch()
+    gate.touch()
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, out + err
+    first, asked, last = [event["step"] for event in events(run, "checkpoint")]
+    assert first == 0 and 20 <= asked < last == 85

@@ -1,5 +1,6 @@
 """Hosts for tests: network namespaces on one bridge, each with an address of its own and a Ray node in it."""
 
+import json
 import os
 import secrets
 import shutil
@@ -11,15 +12,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 RAY_COMMAND = str(Path(sys.executable).parent / "ray")
-NET = "10.77.0"
 ASK = """
 import sys, urllib.error, urllib.request
 try:
     urllib.request.urlopen(sys.argv[1], timeout=5)
 except urllib.error.HTTPError:
     pass
+"""
+
+
+FETCH = """
+import os, sys, urllib.request
+token = {"Authorization": "Bearer " + os.environ["RAY_AUTH_TOKEN"]}
+print(urllib.request.urlopen(urllib.request.Request(sys.argv[1], headers=token), timeout=20).read().decode())
 """
 
 
@@ -48,27 +56,45 @@ def unable() -> str | None:
 
 @dataclass
 class Hosts:
-    """Three hosts, numbered from 1, joined by a bridge in a namespace of its own."""
+    """Some hosts, numbered from 1, joined by a bridge in a namespace of its own."""
 
     tag: str = field(default_factory=lambda: secrets.token_hex(2))
     environment: dict[str, str] = field(default_factory=dict)
+    folder: str = "/tmp"
 
     def name(self, number: int) -> str:
         return f"dg{self.tag}-{number}"
 
     def address(self, number: int) -> str:
-        return f"{NET}.{number}"
+        return f"10.{64 + int(self.tag[:2], 16) % 64}.{int(self.tag[2:], 16)}.{number}"
 
     def on(self, number: int) -> tuple[str, ...]:
         """What to put before a command to run it on a host."""
         return ("ip", "netns", "exec", self.name(number))
 
+    def own(self, number: int) -> dict[str, str]:
+        """The environment on a host: Ray's files there are its own."""
+        return {**self.environment, "RAY_TMPDIR": f"{self.folder}/{number}"}
+
     def run(self, number: int, *command: str, timeout_s: float = 240) -> "subprocess.CompletedProcess[str]":
         """Run a command on a host to its end."""
         return subprocess.run(
-            [*self.on(number), *command], env=self.environment, capture_output=True, text=True, timeout=timeout_s,
+            [*self.on(number), *command], env=self.own(number), capture_output=True, text=True, timeout=timeout_s,
             check=False,
         )  # fmt: skip
+
+    def start(self, number: int, *command: str, log: Path, **environment: str) -> "subprocess.Popen[bytes]":
+        """Start a command on a host, its output in a file, and do not wait for it."""
+        with log.open("wb") as output:
+            return subprocess.Popen(
+                [*self.on(number), *command],
+                env={**self.own(number), **environment}, stdout=output, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+
+    def of(self, pid: int) -> int:
+        """The host that a process runs on."""
+        named = subprocess.run(["ip", "netns", "identify", str(pid)], capture_output=True, text=True, check=True)
+        return int(named.stdout.strip().rpartition("-")[2])
 
     def make(self, count: int) -> None:
         """The namespaces, the bridge and the cables."""
@@ -87,6 +113,7 @@ class Hosts:
 
     def start_ray(self, number: int, *, cpus: int) -> None:
         """An ordinary `ray start` on a host; the first is the head."""
+        Path(self.folder, str(number)).mkdir(exist_ok=True)
         where = f"--node-ip-address={self.address(number)}"
         head = ("--head", "--port=6379", f"--dashboard-host={self.address(1)}")
         role = head if number == 1 else (f"--address={self.address(1)}:6379",)
@@ -99,14 +126,29 @@ class Hosts:
     def dashboard(self) -> str:
         return f"http://{self.address(1)}:8265"
 
+    def fetch(self, url: str) -> str:
+        """What a server on the head answers to somebody with the token."""
+        got = self.run(1, sys.executable, "-c", FETCH, url, timeout_s=30)
+        assert got.returncode == 0, got.stderr
+        return got.stdout
+
+    def nodes(self) -> dict[str, dict[str, Any]]:
+        """What the dashboard knows of the hosts that live, by their address."""
+        summary = json.loads(self.fetch(f"{self.dashboard}/nodes?view=summary"))["data"]["summary"]
+        return {node["ip"]: node["raylet"] for node in summary if node["raylet"]["state"] == "ALIVE"}
+
     def kill(self, number: int) -> None:
         """All of a host's processes, at once."""
-        pids = subprocess.run(["ip", "netns", "pids", self.name(number)], capture_output=True, text=True, check=False)
-        for pid in map(int, pids.stdout.split()):
+        for pid in self.pids(number):
             try:
                 os.kill(pid, 9)
             except ProcessLookupError:
                 continue
+
+    def pids(self, number: int) -> list[int]:
+        """All of a host's processes."""
+        pids = subprocess.run(["ip", "netns", "pids", self.name(number)], capture_output=True, text=True, check=False)
+        return [int(pid) for pid in pids.stdout.split()]
 
     def unplug(self, number: int) -> None:
         """Take a host's cable away: its packets vanish, its processes live on."""
@@ -125,15 +167,14 @@ def ip(*words: str) -> None:
 
 
 @contextmanager
-def hosts(cpus: tuple[int, ...]) -> Iterator[Hosts]:
-    """One host for each number of CPUs, with Ray running and token authentication on."""
+def hosts(cpus: tuple[int, ...], *, spare: int = 0, **settings: str) -> Iterator[Hosts]:
+    """One host for each number of CPUs, with Ray running and token authentication on, and some without Ray."""
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     # Ray keeps sockets below its folder and a socket's path has at most 107 bytes: pytest's own folders are too long.
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:
-        own = {"RAY_TMPDIR": folder, "OMP_NUM_THREADS": "1"}
-        made = Hosts(environment={**os.environ, **token, **own})
+        made = Hosts(environment={**os.environ, **token, "OMP_NUM_THREADS": "1", **settings}, folder=folder)
         try:
-            made.make(len(cpus))
+            made.make(len(cpus) + spare)
             for number, count in enumerate(cpus, start=1):
                 made.start_ray(number, cpus=count)
             yield made

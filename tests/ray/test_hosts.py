@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -86,7 +87,7 @@ def test_the_launch_script_without_a_cluster_says_how_to_start_one(distgrow: Com
 
 
 def test_a_client_without_the_token_is_turned_away(distgrow: Commands, cluster: Hosts) -> None:
-    stranger = Hosts(cluster.tag, {**cluster.environment, "RAY_AUTH_TOKEN": "0" * 64})
+    stranger = replace(cluster, environment={**cluster.environment, "RAY_AUTH_TOKEN": "0" * 64})
     refused = stranger.run(1, RAY_COMMAND, "job", "submit", "--address", cluster.dashboard, "--", "true")
     assert refused.returncode != 0
     assert "uthenti" in refused.stdout + refused.stderr
