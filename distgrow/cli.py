@@ -6,13 +6,14 @@ import signal
 import sys
 import time
 import traceback
+from contextlib import nullcontext
 from typing import Annotated, NoReturn
 
 import typer
 
 from distgrow.config import Run, load
-from distgrow.launcher import launched, place, run_group
-from distgrow.run import TrainingFailed
+from distgrow.launcher import launched, place, run_groups
+from distgrow.run import RunFolder, TrainingFailed
 from distgrow.spec import ConfigError
 
 app = typer.Typer(
@@ -32,6 +33,7 @@ def train(
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that run.dir holds.")] = False,
     auto_resume: Annotated[bool, typer.Option("--auto-resume", help="The same, or begin where there is none.")] = False,
+    asked: Annotated[int | None, typer.Option(hidden=True, help="For ranks that others may follow.")] = None,
 ) -> None:
     """Train, in this process, in the group that torchrun made, or through Ray (launch.kind=ray)."""
     from distgrow.outlook import warn
@@ -39,8 +41,8 @@ def train(
     run = load(config, overrides or ())
     going_on = None if auto_resume else resume
     if launched():
-        _fit_in_group(run, resume=going_on)
-    warn(run, run.launch.workers)
+        _fit_in_group(run, resume=going_on, asked=asked)
+    warn(run)
     folder = run.folder()
     if run.launch.kind == "ray":
         from distgrow import cluster
@@ -48,11 +50,9 @@ def train(
         cluster.train(run, resume=going_on)
         raise typer.Exit
     folder.stop_requested()  # a request that nobody has used up is not meant for this run
-    if run.launch.workers > 1:
+    if run.launch.workers != 1:
         folder.check(resume=folder.begun() if auto_resume else resume)
-        words, endings = ["train", config, *(overrides or ()), "--auto-resume"], folder.endings()
-        code = run_group(run.launch.workers, words, restarts=run.launch.max_failures)
-        raise typer.Exit(0 if code == 128 + signal.SIGTERM and folder.endings() > endings else code)
+        raise typer.Exit(_run_here(run, folder, ["train", config, *(overrides or ()), "--auto-resume"]))
     run.fit(resume=going_on)
 
 
@@ -60,14 +60,17 @@ def train(
 def plan(
     config: Config,
     overrides: Overrides = None,
-    world: Annotated[int | None, typer.Option(help="Ranks; default: launch.workers.", min=1)] = None,
+    world: Annotated[int | None, typer.Option(help="Ranks throughout; default: launch.workers.", min=1)] = None,
+    like: Annotated[str | None, typer.Option(help="A run folder whose pace to take; default: launch.pace.")] = None,
     rows: Annotated[int, typer.Option(help="Stages to print, at most.", min=2)] = 40,
 ) -> None:
     """Show every stage before anything runs; exit code 2 where the plan cannot be carried out."""
     from distgrow.outlook import show
+    from distgrow.savings import measured
 
     run = load(config, overrides or ())
-    if not show(run, world or run.launch.workers, rows):
+    pace = run.launch.pace if like is None else measured(like, run.launch.pace)
+    if not show(run, world, rows, pace):
         raise typer.Exit(2)
 
 
@@ -91,11 +94,24 @@ def report(
     typer.echo(write(runs, out))
 
 
-def _fit_in_group(run: Run, *, resume: bool | None) -> NoReturn:
+def _run_here(run: Run, folder: RunFolder, words: list[str]) -> int:
+    """Several ranks of this host, in one group or in one of each size that the stages want: the exit code."""
+    from distgrow import handover
+    from distgrow.groups import groups, launching
+
+    endings, elastic = folder.endings(), run.launch.elastic
+    with launching(folder) if elastic else nullcontext():
+        sized = ((workers, [*words, *[f"--asked={workers}"] * elastic]) for workers in groups(run, folder))
+        code = run_groups(sized, restarts=run.launch.max_failures)
+        saved = folder.endings() > endings or (elastic and handover.pending(folder))
+    return 0 if code == 128 + signal.SIGTERM and saved else code
+
+
+def _fit_in_group(run: Run, *, resume: bool | None, asked: int | None) -> NoReturn:
     """One rank of a group, to the end of its process; torchrun is told why a rank failed."""
     from torch.distributed.elastic.multiprocessing.errors import record
 
-    record(run.fit)(resume=resume)
+    record(run.fit)(resume=resume, asked=asked)
     atexit._run_exitfuncs()
     _end(0, "")  # gloo's threads may still be dropping tensors, which aborts an interpreter that is shutting down
 

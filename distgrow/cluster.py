@@ -1,4 +1,4 @@
-"""Ray Train adapter: the same run as a TorchTrainer's worker group; only it and member.py import ray."""
+"""Ray Train adapter: the same run as a TorchTrainer's worker group; it, member.py and worker_group.py import ray."""
 
 import os
 import signal
@@ -7,22 +7,24 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.exceptions import RayActorError
-from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
 from distgrow.config import Run, parse
+from distgrow.groups import groups, launching
 from distgrow.launcher import name_interface, name_ray_cluster, named_ray_cluster, ray_train_settings
 from distgrow.member import Gauges, knock, outwait_last_group, watch
+from distgrow.rollcall import LostPeer, failed_collective
 from distgrow.run import RunError, RunFolder, TrainingFailed
 from distgrow.spec import ConfigError
+from distgrow.worker_group import worker_group
+from distgrow.workforce import least, most
 from distgrow.world import joined
 
 
@@ -33,6 +35,7 @@ class Job:
     run: dict[str, Any]
     path: list[str]  #: sys.path of the driver, where the user's own modules are found
     gpus: bool
+    asked: int | None = None  #: workers that the group's first stage wants, where groups of other sizes may follow
 
 
 def train(run: Run, *, resume: bool | None) -> None:
@@ -135,31 +138,21 @@ class _Detached:
 
 
 def _fit(job: Job) -> Exception | None:
-    """Train in worker groups of Ray Train's; what the first worker to fail raised where none may follow it."""
+    """Train in Ray Train's worker groups, each of the size that its stages want; what ended the run, where it failed.
+
+    After a group that asked for another size the next one begins, from the checkpoint.
+    """
     run = parse(job.run)
-    folder = RunFolder(run.run.dir)
-    trainer = TorchTrainer(
-        _worker,
-        train_loop_config=asdict(job),
-        torch_config=TorchConfig(
-            backend="cpu:gloo,cuda:nccl" if job.gpus else "gloo", timeout_s=round(run.launch.timeout_s)
-        ),
-        scaling_config=ScalingConfig(
-            num_workers=run.launch.workers,
-            use_gpu=job.gpus,
-            resources_per_worker=run.launch.resources_per_worker or None,
-            placement_strategy=run.launch.placement,
-        ),
-        run_config=RunConfig(
-            name=f"{folder.path.name}-{time.time_ns()}",
-            storage_path=str(folder.ray),
-            failure_config=FailureConfig(max_failures=run.launch.max_failures),
-        ),
-    )
+    folder, elastic = RunFolder(run.run.dir), run.launch.elastic
     try:
-        trainer.fit()
+        with launching(folder) if elastic else nullcontext():
+            for asked in groups(run, folder):
+                told = asdict(replace(job, asked=asked if elastic else None))
+                worker_group(_worker, told, run.launch, folder, asked=asked, gpus=job.gpus).fit()
     except TrainingFailedError as error:
         return _first_failure(error)
+    except (ConfigError, TrainingFailed) as error:
+        return error
     return None
 
 
@@ -174,7 +167,7 @@ def _worker(job: dict[str, Any]) -> None:
     watch(folder)
     with joined(run.engine.device, run.launch.timeout_s) as world:
         world.once(lambda: outwait_last_group(folder))
-    run.fit(resume=None, trackers=[Gauges(run.run.dir)])
+    run.fit(resume=None, asked=job["asked"], trackers=[Gauges(run.run.dir)])
 
 
 @contextmanager
@@ -189,7 +182,7 @@ def _session(run: Run) -> Iterator[tuple[str | None, bool]]:
     address = run.launch.address or named_ray_cluster()
     everywhere = {"worker_process_setup_hook": prepare}
     if address is None:
-        cpus = max(os.cpu_count() or 1, run.launch.workers)
+        cpus = max(os.cpu_count() or 1, most(run.launch.workers))
         ray.init(address="local", num_cpus=cpus, runtime_env=everywhere)
     else:
         try:
@@ -201,7 +194,7 @@ def _session(run: Run) -> Iterator[tuple[str | None, bool]]:
                 f"correct the address, or leave it out for a local one ({error})"
             ) from None
     try:
-        there = ray.cluster_resources().get("GPU", 0) >= run.launch.workers
+        there = ray.cluster_resources().get("GPU", 0) >= least(run.launch.workers)
         yield address, run.engine.device == "cuda" or (run.engine.device == "auto" and there)
     finally:
         ray.shutdown()
@@ -230,12 +223,12 @@ def _first_failure(error: TrainingFailedError) -> Exception:
     if not isinstance(error, WorkerGroupError) or not error.worker_failures:
         return RuntimeError("".join(traceback.format_exception(error)))
     failures = error.worker_failures
-    rank, first = min(failures.items(), key=lambda item: (_lost_a_peer(item[1]), item[0]))
-    cause = getattr(first, "cause", None) or first.__cause__ or first
+    causes = {rank: getattr(told, "cause", None) or told.__cause__ or told for rank, told in failures.items()}
+    rank, cause = min(causes.items(), key=lambda item: (_lost_a_peer(item[1]), item[0]))
     if isinstance(cause, ConfigError | TrainingFailed):
         return cause
     return RuntimeError(f"worker {rank} failed first:\n{''.join(traceback.format_exception(cause))}")
 
 
 def _lost_a_peer(error: BaseException) -> bool:
-    return "Connection closed by peer" in str(error) or "connectFullMesh" in str(error)
+    return isinstance(error, LostPeer) or failed_collective(error) or "connectFullMesh" in str(error)

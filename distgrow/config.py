@@ -4,50 +4,28 @@ import difflib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, ValidationError, model_validator
 
 from distgrow.architectures import Model
 from distgrow.controller import Controller
 from distgrow.engine import SGD, EngineSpec, Optimizer, Torch, most_rows
+from distgrow.launch import Launch
 from distgrow.lr import LR
 from distgrow.remote import build_store
 from distgrow.run import RunFolder, RunSpec
 from distgrow.schedule import Growth, Optimal, Replacing
-from distgrow.spec import ConfigError, PosFloat, PosInt, Spec
+from distgrow.spec import ConfigError, PosFloat, Spec
 from distgrow.stages import Budget, Stages
 from distgrow.tasks import Digits, TaskSpec
 from distgrow.theory import Constants
+from distgrow.workforce import Group, workforce
 
 if TYPE_CHECKING:
     from distgrow.track import Tracker
     from distgrow.train import Result
-
-
-class Launch(Spec):
-    """How processes are started. Under torchrun this is ignored: the group that is there is joined."""
-
-    kind: Literal["local", "ray"] = "local"
-    """local: here; ray: through Ray Train."""
-    workers: PosInt = 1
-    """Ranks; locally more than one start under torchrun's launcher."""
-    address: str | None = None
-    """Ray: address of a cluster, or auto for the one on this host; none: the one in RAY_ADDRESS, or a new local one."""
-    max_failures: Annotated[int, Field(ge=0)] = 0
-    """Failures of workers (several local ones, or Ray's) that a run survives: it goes on from its newest checkpoint."""
-    backoff_s: Annotated[float, Field(ge=0)] = 1.0
-    """Seconds before a run that failed goes on; twice as many after each further failure without a new checkpoint."""
-    timeout_s: PosFloat = 600.0
-    """Seconds that a rank waits for the others before it gives up and says who stayed away."""
-    storage_path: str | None = None
-    """Where checkpoints, config and metrics are kept, below a folder of the run's name, by a URI of pyarrow's (s3://…,
-    gs://…, hdfs://…, file://…); none: in run.dir, which every host must see."""
-    resources_per_worker: dict[str, float] = {}
-    """Ray: what each worker takes; default one CPU, and one GPU where engine.device asks for it or finds one."""
-    placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
-    """Ray: workers on as few hosts as possible, or one on each (STRICT_…: nothing else will do)."""
 
 
 class Theory(Spec):
@@ -99,16 +77,34 @@ class Run(Spec):
             raise ConfigError(f"growth.kind={self.growth.kind} sets its own stage lengths: remove stages")
         return self
 
-    def controller(self, world: int) -> Controller:
-        """The schedule on `world` ranks. ValueError where it cannot be."""
+    @model_validator(mode="after")
+    def _workers_can_follow_the_stages(self) -> "Run":
+        workers, launch = self.launch.workers, self.launch
+        if isinstance(workers, list) and self.engine.max_micro == "auto":
+            raise ConfigError(
+                f"launch.workers={workers} follows engine.max_micro, which auto finds out later: "
+                "give engine.max_micro a number, or launch.workers stages, {0: 1, 3: 4}"
+            )
+        if launch.elastic and launch.kind == "ray" and launch.storage_path is not None:
+            raise ConfigError(
+                f"launch.workers={workers} changes with the stage, for which all hosts must see run.dir: "
+                "leave launch.storage_path out, or give launch.workers one number"
+            )
+        return self
+
+    def controller(self, world: int | None = None) -> Controller:
+        """The schedule on `world` ranks, or on those that each stage wants. ValueError where it cannot be."""
+        wants, most = workforce(self.launch.workers), most_rows(self.engine.max_micro, self.task.train_size())
+        first = wants(0, self.growth(0), most)
         return Controller(
             growth=self.growth,
             stages=self.stages,
             lr=self.lr,
             budget=self.budget,
             epoch=self.task.train_size(),
-            world=world,
-            max_micro=most_rows(self.engine.max_micro, self.task.train_size()),
+            world=first if world is None else world,
+            group=Group(workforce=wants, asked=first) if world is None else None,
+            max_micro=most,
             seed=self.run.seed,
         )
 
@@ -118,8 +114,13 @@ class Run(Spec):
         build_store(folder, self.launch.storage_path).pull(folder)
         return folder
 
-    def fit(self, *, resume: bool | None = False, trackers: "Sequence[Tracker]" = ()) -> "Result":
-        """Build the task and train it. Collective: every rank must call."""
+    def fit(
+        self, *, resume: bool | None = False, asked: int | None = None, trackers: "Sequence[Tracker]" = ()
+    ) -> "Result":
+        """Build the task and train it, in one of several groups of ranks where it is told how many `asked` for.
+
+        Collective: every rank must call.
+        """
         import torch
 
         from distgrow.keeper import back_off
@@ -147,6 +148,7 @@ class Run(Spec):
                 engine=self.engine,
                 run=self.run,
                 resume=resume,
+                group=Group(workforce=workforce(self.launch.workers), asked=asked) if asked is not None else None,
                 storage=self.launch.storage_path,
                 world=world,
                 trackers=trackers,

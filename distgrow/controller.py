@@ -11,6 +11,7 @@ from distgrow.progress import Progress
 from distgrow.schedule import Growth
 from distgrow.spec import ConfigError
 from distgrow.stages import Budget, Stages, Trigger, climb
+from distgrow.workforce import Group
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,14 +30,15 @@ class Stride:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Controller:
-    """A schedule on a cluster of `world` ranks; every rank evaluates the same decisions from the same Progress."""
+    """A schedule on a group of `world` ranks; every rank evaluates the same decisions from the same Progress."""
 
     growth: Growth
     stages: Stages = field(default_factory=Stages)
     lr: LR = field(default_factory=LR)
     budget: Budget
     epoch: int  #: samples of one pass over the training set
-    world: int = 1  #: ranks
+    world: int = 1  #: ranks of the group at hand
+    group: Group | None = None  #: where groups of other sizes may follow it; none: these ranks throughout
     max_micro: int = 64  #: rows of a micro-batch, at most; fewer where memory has proved to hold fewer
     seed: int = 0
     _span: Span = field(init=False)
@@ -75,6 +77,16 @@ class Controller:
             seed=mix_int(self.seed, progress.samples),
         )
 
+    def ranks(self, stage: int) -> int:
+        """Ranks that a stage wants."""
+        if self.group is None:
+            return self.world
+        return self.group.workforce(stage, self.growth(stage), self.max_micro)
+
+    def hands_over(self, stage: int) -> bool:
+        """Whether another group of ranks has to take over before the first update of a stage."""
+        return self.group is not None and self.ranks(stage) != self.group.asked
+
     def trial(self, micro: int) -> Plan:
         """A probe of micro-batches of `micro` rows on every rank."""
         batch, seed = micro * self.world, mix_int(self.seed, micro)
@@ -82,7 +94,7 @@ class Controller:
 
     def largest_share(self) -> int:
         """Rows of the largest share of a rank in the run to come: no micro-batch needs more."""
-        return -(-max(batch for _, batch, _ in self.outline(Progress())) // self.world)
+        return max(-(-batch // self.ranks(stage)) for stage, batch, _ in self.outline(Progress()))
 
     def rate(self, progress: Progress, batch: int) -> float:
         """Learning rate of the next update if it has `batch` samples. ValueError where it is not finite."""
@@ -98,9 +110,11 @@ class Controller:
         return rate
 
     def forecast(self, progress: Progress | None = None) -> Iterator[Stride]:
-        """The run to come if no update is skipped, as strides of equal updates: work per stage, not per update."""
+        """The run to come as strides of equal updates, as far as this group takes it, if no update is skipped."""
         progress = progress or Progress()
         for stage, batch, updates in self.outline(progress):
+            if self.hands_over(stage):
+                return
             progress = progress.climb(stage - progress.stage)
             stride = Stride(begin=progress, plan=self.plan(progress), updates=updates)
             assert stride.plan.batch == batch
@@ -121,7 +135,8 @@ class Controller:
 
     def problems(self, stage: int, batch: int) -> list[str]:
         """What keeps a batch of a stage from being drawn or split."""
-        if self.world <= batch <= self.epoch and self.max_micro > 1:
+        world = self.ranks(stage)
+        if world <= batch <= self.epoch and self.max_micro > 1:
             return []
         found: list[str] = []
         if min(batch, self.growth(stage)) > self.epoch:
@@ -129,11 +144,14 @@ class Controller:
                 f"batch={batch} of stage {stage} exceeds the {self.epoch} samples of the training set; "
                 f"set growth.cap (or growth.start) to at most {self.epoch}, or shorten the budget"
             )
-        if batch < min(self.world, self.growth(stage)):
-            found.append(f"the budget ends with a batch of {batch}, fewer than the {self.world} ranks; raise budget")
+        if batch < min(world, self.growth(stage)):
+            found.append(
+                f"the budget ends with a batch of {batch}, fewer than the {world} ranks; "
+                "raise budget or lower launch.workers"
+            )
             return found
         try:
-            split(batch, self.world, self.max_micro)
+            split(batch, world, self.max_micro)
         except ValueError as error:
             found.append(f"stage {stage}: {error}")
         return found

@@ -1,11 +1,13 @@
 """Keeper: when a run's checkpoints are taken, how they are written behind the training, and how they are found."""
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from distgrow import checkpoint
+from distgrow import checkpoint, handover
 from distgrow.checkpoint import Writing
 from distgrow.engine import Engine
 from distgrow.progress import Progress
@@ -14,12 +16,31 @@ from distgrow.store import Store
 from distgrow.track import Event, last_total, read_events
 from distgrow.world import World
 
+
+@contextmanager
+def opened(
+    folder: RunFolder, store: Store, world: World, settings: Mapping[str, Any], *, resume: bool | None
+) -> Iterator[bool]:
+    """The run's folder is locked for as long as the context lasts; whether it holds a run to go on with. Collective."""
+    world.once(lambda: folder.lock(wait_s=20 if resume is None else 0))  # a killed group may still be ending
+    try:
+        world.once(lambda: store.pull(folder))
+        begun = world.once(folder.begun) if resume is None else resume
+        world.once(lambda: folder.reopen(settings) if begun else folder.create(settings))
+        yield begun
+        world.once(lambda: store.push(folder))
+    finally:
+        folder.unlock()
+
+
 #: What back_off waits at most, in first waits.
 LONGEST = 64
 
 
 def back_off(folder: RunFolder, first_s: float) -> None:
     """Wait before a failed run goes on: `first_s`, and twice as long for each failure since its last checkpoint."""
+    if handover.pending(folder):
+        return  # the group before has not failed, it has made room for this one
     if count := failures(read_events(folder.metrics)):
         time.sleep(first_s * min(2 ** (count - 1), LONGEST))
 

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 
@@ -23,13 +23,8 @@ def place() -> tuple[int, int, int]:
 @contextmanager
 def local_rank_named() -> Iterator[None]:
     """LOCAL_RANK is set meanwhile: DeepSpeed insists on it, in one process too."""
-    missing = "LOCAL_RANK" not in os.environ
-    os.environ.setdefault("LOCAL_RANK", "0")
-    try:
+    with _defaults(LOCAL_RANK="0"):
         yield
-    finally:
-        if missing:
-            del os.environ["LOCAL_RANK"]
 
 
 def named_ray_cluster() -> str | None:
@@ -66,17 +61,30 @@ def name_interface(address: str) -> None:
             os.environ.setdefault("NCCL_SOCKET_IFNAME", name)
 
 
-def run_group(workers: int, arguments: Sequence[str], *, restarts: int = 0) -> int:
-    """Run `python -m distgrow arguments` as `workers` ranks on this host by torchrun's own launcher: the exit code.
+def run_groups(groups: Iterable[tuple[int, Sequence[str]]], *, restarts: int = 0) -> int:
+    """Run `python -m distgrow arguments` for each (ranks, arguments), one group after the other: the exit code.
 
-    Where a rank fails, all are started again, `restarts` times at most. A signal is passed on to the ranks, which
-    checkpoint and end on SIGTERM; the code is then 128 + its number.
+    They run on this host by torchrun's own launcher. Where a rank fails, its group is started again, `restarts` times
+    at most. A signal is passed on to the ranks, which checkpoint and end on SIGTERM; the code is then 128 + its number,
+    also when it comes between two groups.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    try:
+        for workers, arguments in groups:
+            _run_group(workers, arguments, restarts)
+    except ChildFailedError as error:
+        _, first = error.get_first_failure()
+        return 2 if first.exitcode == 2 else 1
+    except SignalException as stopped:
+        return 128 + stopped.sigval
+    return 0
+
+
+def _run_group(workers: int, arguments: Sequence[str], restarts: int) -> None:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "110")  # a checkpoint may take longer than torch's 30 s
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -86,14 +94,22 @@ def run_group(workers: int, arguments: Sequence[str], *, restarts: int = 0) -> i
         rdzv_endpoint="localhost:0",
         max_restarts=restarts,
     )
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
-    # a store that outlives a group would give the next one the addresses of ranks that have died
-    os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
-    try:
+    with _defaults(
+        OMP_NUM_THREADS=str(max(1, (os.cpu_count() or 1) // workers)),
+        TORCH_ELASTIC_SHUTDOWN_TIMEOUT="110",  # a checkpoint may take longer than torch's 30 s
+        # a store that outlives a group would give the next one the addresses of ranks that have died
+        TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1",
+    ):
         elastic_launch(config, sys.executable)("-m", "distgrow", *arguments)
-    except ChildFailedError as error:
-        _, first = error.get_first_failure()
-        return 2 if first.exitcode == 2 else 1
-    except SignalException as stopped:
-        return 128 + stopped.sigval
-    return 0
+
+
+@contextmanager
+def _defaults(**values: str) -> Iterator[None]:
+    """Variables of the environment that are set meanwhile, unless the user has set them."""
+    missing = [name for name in values if name not in os.environ]
+    os.environ.update({name: values[name] for name in missing})
+    try:
+        yield
+    finally:
+        for name in missing:
+            del os.environ[name]

@@ -12,8 +12,10 @@ from distgrow import theory
 from distgrow.config import Run, Theory
 from distgrow.controller import Controller
 from distgrow.engine import DeepSpeed, EngineSpec
+from distgrow.pace import Pace
 from distgrow.plan import split
 from distgrow.progress import Progress
+from distgrow.savings import savings
 from distgrow.spec import ConfigError
 
 #: Problems that are told; a plan may have one for each of a million stages.
@@ -55,7 +57,7 @@ def stages(controller: Controller) -> Iterator[Stage]:
         sample, step = sample + samples, step + steps
 
 
-def warn(run: Run, world: int) -> None:
+def warn(run: Run, world: int | None = None) -> None:
     """ConfigError where the run cannot be carried out; a warning where it would pass a known stability limit."""
     controller = run.controller(world)
     controller.check()
@@ -66,9 +68,10 @@ def warn(run: Run, world: int) -> None:
                 return
 
 
-def show(run: Run, world: int, rows: int) -> bool:
+def show(run: Run, world: int | None, rows: int, pace: Pace | None = None) -> bool:
     """Print the table to standard output, problems to standard error; whether the plan can be carried out.
 
+    It is for `world` ranks, or for those that each stage wants; with a `pace` it tells what that takes.
     Only the first and last stages are shown where there are more than `rows`; all are computed and checked.
     """
     controller = run.controller(world)
@@ -90,6 +93,7 @@ def show(run: Run, world: int, rows: int) -> bool:
         _total(controller, [*head, *tail][-1], count),
         *([] if problems else communication(run.engine, controller)),
         *predictions(run.theory, controller),
+        *(savings(controller, pace) if pace is not None else []),
     ]:
         console.print(line)
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -112,10 +116,10 @@ def _table(controller: Controller, head: list[Stage], tail: list[Stage], count: 
 
 
 def _row(controller: Controller, stage: Stage) -> list[str]:
-    last_sample = stage.first_sample + stage.samples
+    last_sample, ranks = stage.first_sample + stage.samples, controller.ranks(stage.stage)
     try:
-        micro, accum = split(stage.batch, controller.world, controller.max_micro)
-        shape = f"{controller.world:,} × {micro:,} × {accum:,}"
+        micro, accum = split(stage.batch, ranks, controller.max_micro)
+        shape = f"{ranks:,} × {micro:,} × {accum:,}"
     except ConfigError:
         shape = "—"
     first = controller.rate(stage.progress(0), stage.batch)
@@ -145,8 +149,8 @@ def communication(engine: EngineSpec, controller: Controller) -> list[str]:
     """What accumulation costs where ZeRO has to reduce every micro-batch."""
     if not isinstance(engine, DeepSpeed) or engine.zero == 1:
         return []
-    batches = {batch for _, batch, _ in controller.outline(Progress())}
-    most = max(split(batch, controller.world, controller.max_micro)[1] for batch in batches)
+    shares = {(batch, controller.ranks(stage)) for stage, batch, _ in controller.outline(Progress())}
+    most = max(split(batch, ranks, controller.max_micro)[1] for batch, ranks in shares)
     if most == 1:
         return []
     return [f"ZeRO {engine.zero} reduces every micro-batch: up to {most} reductions an update; zero=1 needs one"]

@@ -144,9 +144,13 @@ def build_store(folder: RunFolder, storage_path: str | None) -> Store:
     """Where a run's checkpoints are kept: in its folder, or in a place of its name below `storage_path`."""
     if storage_path is None:
         return Folder(folder.checkpoints)
-    address, mark, options = storage_path.partition("?")
-    uri = f"{address.rstrip('/')}/{folder.path.resolve().name}{mark}{options}"
-    return Remote(uri, cache=folder.path / ".fetched")
+    return Remote(below(storage_path, folder.path.resolve().name), cache=folder.path / ".fetched")
+
+
+def below(uri: str, name: str) -> str:
+    """The URI of a place within a place; its options stay behind."""
+    address, mark, options = uri.partition("?")
+    return f"{address.rstrip('/')}/{name}{mark}{options}"
 
 
 def _connect(uri: str) -> tuple[Any, str]:

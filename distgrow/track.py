@@ -188,6 +188,7 @@ class Terminal:
 _SHOWN = {
     "start": "run {dir}: world {world}, {budget_samples:,} samples to go",
     "resume": "resumed from {checkpoint} at step {step}",
+    "resize": "resized from {old} to {new} workers ({wanted} wanted) in {seconds:.1f} s",
     "stage": "stage {stage}: batch {batch} = {world} × {micro} × {accum}, lr {lr:.4g}, from epoch {epoch:.2f}",
     "oom": "step {step}: out of memory with micro-batches of {micro} rows; the same batch again in smaller ones",
     "skip": "step {step}: the gradient was not finite; {batch} samples skipped",

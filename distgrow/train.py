@@ -1,19 +1,21 @@
 """fit(): the loop that turns decisions into updates; it decides nothing itself."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
+from distgrow import handover
 from distgrow.controller import Controller
 from distgrow.data import DirectLoader, Positions, build_loader, evaluation_batches
 from distgrow.engine import SGD, Engine, EngineSpec, Optimizer, Torch, most_rows
 from distgrow.engine.batches import Loss, Metrics
-from distgrow.keeper import Keeper
+from distgrow.handover import Handover
+from distgrow.keeper import Keeper, opened
 from distgrow.lr import LR
 from distgrow.plan import Plan, largest
 from distgrow.progress import Outcome, Progress, finite
@@ -25,6 +27,7 @@ from distgrow.stages import Budget, Stages
 from distgrow.store import Folder, Store
 from distgrow.tasks import Task
 from distgrow.track import RESERVED, Tracker, step_event, tracking
+from distgrow.workforce import Group
 from distgrow.world import World, joined
 
 
@@ -34,7 +37,7 @@ class Result:
 
     progress: Progress
     metrics: dict[str, float]  #: of the test set; empty without one or where the run was stopped early
-    finished: bool  #: False: SIGTERM stopped it, after a checkpoint
+    finished: bool  #: False: SIGTERM stopped it, or a group of another size goes on with it; after a checkpoint
 
 
 def fit(
@@ -53,6 +56,7 @@ def fit(
     engine: EngineSpec | None = None,
     run: RunSpec | None = None,
     resume: bool | None = False,
+    group: Group | None = None,
     storage: str | None = None,
     world: World | None = None,
     about: Mapping[str, Any] | None = None,
@@ -65,6 +69,8 @@ def fit(
     one where it does not. `storage`, a URI of pyarrow's, is where checkpoints are kept that `run.dir` cannot hold,
     as its hosts share no folder. `world` is the ranks, where they are joined already. `about` is recorded in
     config.yaml beside the settings; `trackers` see the first rank's events, beside those that always do.
+    With a `group` it ends, its state saved, before the first stage that wants another number of ranks: whoever starts
+    the ranks has to start those.
     Collective: every rank must call. Raises ValueError (RunError where the run folder is at fault) for settings
     that cannot work, TrainingFailed where too many updates in a row are not finite.
     """
@@ -82,7 +88,7 @@ def fit(
     with stop.watched(), ranks as world:
         schedule: dict[str, Any] = {"growth": growth, "stages": stages, "lr": lr, "budget": budget, "seed": run.seed}
         most = most_rows(engine.max_micro, len(train))
-        controller = Controller(**schedule, epoch=len(train), world=world.size, max_micro=most)
+        controller = Controller(**schedule, epoch=len(train), world=world.size, group=group, max_micro=most)
         controller.check()
         store = build_store(folder, storage)
         with opened(folder, store, world, settings, resume=resume) as begun:
@@ -92,22 +98,6 @@ def fit(
                 job = Job(task, controller, machine, tracker, folder, run, world, stop, store)
                 measure = engine.max_micro == "auto"
                 return job.resume(measure=measure) if begun else job.begin(measure=measure)
-
-
-@contextmanager
-def opened(
-    folder: RunFolder, store: Store, world: World, settings: Mapping[str, Any], *, resume: bool | None
-) -> Iterator[bool]:
-    """The run's folder is locked for as long as the context lasts; whether it holds a run to go on with. Collective."""
-    world.once(lambda: folder.lock(wait_s=20 if resume is None else 0))  # a killed group may still be ending
-    try:
-        world.once(lambda: store.pull(folder))
-        begun = world.once(folder.begun) if resume is None else resume
-        world.once(lambda: folder.reopen(settings) if begun else folder.create(settings))
-        yield begun
-        world.once(lambda: store.push(folder))
-    finally:
-        folder.unlock()
 
 
 MORE_MEMORY = "use more workers, a smaller model, or engine.kind=deepspeed with zero=3 or offload"
@@ -155,12 +145,25 @@ class Job:
         progress = found.progress
         facts = {"checkpoint": found.name, "damaged": found.damaged, "restore_s": restore_s}
         self.event("resume", progress, **facts, sfo_replayed=progress.ledger.replayed)
+        self.take_over(progress)
         return self.train(self.measured(progress) if measure and progress.micro_limit is None else progress)
+
+    def take_over(self, progress: Progress) -> None:
+        """Say so where a group of another size has left the run to this one; the time between counts as the run's."""
+        group, request = self.controller.group, self.world.once(lambda: handover.to_answer(self.folder))
+        if group is None or request is None:
+            return
+        seconds = request.seconds
+        self.began = time.monotonic() - request.time_s - seconds
+        self.event("resize", progress, old=request.old, new=self.world.size, wanted=group.asked, seconds=seconds)
+        self.world.once(lambda: handover.answered(self.folder))
 
     def train(self, progress: Progress) -> Result:
         """The path of every global batch, until the budget is spent or somebody asks to stop."""
         while not self.controller.done(progress):
             progress = self.controller.advance(progress)
+            if self.controller.hands_over(progress.stage):
+                return self.hand_over(progress)
             plan = self.controller.plan(progress)
             self.announce(progress, plan)
             stop, asked = self.stop_requested(), self.stop_requested.checkpoint()
@@ -233,6 +236,15 @@ class Job:
                 f"{progress.skips} updates in a row were not finite (run.max_skips={self.run.max_skips}); lower "
                 f"lr.base or set optimizer.clip; the checkpoint of step {progress.step} holds the last good parameters"
             )
+        return Result(progress=progress, metrics={}, finished=False)
+
+    def hand_over(self, progress: Progress) -> Result:
+        """A checkpoint, then the end: a group of the size that the coming stage wants goes on."""
+        request = Handover(old=self.world.size, asked_at=time.time(), time_s=time.monotonic() - self.began)
+        if self.world.sum([self.stop_requested()])[0]:
+            return self.stop_early(progress)
+        self.saved(progress)
+        self.world.once(lambda: handover.ask(self.folder, request))
         return Result(progress=progress, metrics={}, finished=False)
 
     def saved(self, progress: Progress) -> Progress:

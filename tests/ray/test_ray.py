@@ -18,7 +18,7 @@ import pytest
 
 pytest.importorskip("ray", reason="needs the extra 'ray'")
 
-from conftest import ROOT, TINY, Commands, events, ledger, parameters
+from conftest import ROOT, TINY, Commands, Finished, events, ledger, parameters
 from hosts import RAY_COMMAND, answers
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
@@ -161,3 +161,47 @@ def test_sigterm_to_the_driver_is_a_checkpoint_and_exit_code_0(distgrow: Command
     assert process.returncode == 0
     assert events(distgrow.folder / "run", "end")[0]["reason"] == "stopped by SIGTERM"
     assert ledger(distgrow.folder / "run")["applied"] == events(distgrow.folder / "run", "end")[0]["samples"]
+
+
+GROWING = ("engine.precision=float64", "budget={samples: 900}", "launch.kind=ray")  # batches of 8, 16 and 32
+
+
+def growing(distgrow: Commands, *overrides: str) -> Finished:
+    """A run in several worker groups, each of which takes Ray half a minute to start."""
+    return distgrow("train", str(ROOT / "configs/digits.yaml"), *TINY, *GROWING, *overrides, timeout_s=240)
+
+
+def resizes(run: Path) -> list[tuple[int, int, int]]:
+    """(old, new, wanted) of every resize."""
+    return [(event["old"], event["new"], event["wanted"]) for event in events(run, "resize")]
+
+
+def same_but_for_rounding(one: Path, other: Path) -> bool:
+    """Whether two runs end with the same ledger, and the same parameters to float64's tolerance."""
+    apart = (parameters(one) - parameters(other)).norm()
+    return ledger(one) == ledger(other) and bool(apart <= 1e-10 * parameters(one).norm())
+
+
+def test_workers_grow_with_the_batch_in_fresh_worker_groups(distgrow: Commands) -> None:
+    assert distgrow.train("fixed", *GROWING[:2]).code == 0
+    grown = growing(distgrow, "run.dir=grown", "launch.workers=[1, 2]", "engine.max_micro=8")
+    assert grown.code == 0, grown.err
+    run = distgrow.folder / "grown"
+    assert same_but_for_rounding(distgrow.folder / "fixed", run)
+    assert resizes(run) == [(1, 2, 2)]
+    assert {(step["stage"], step["world"]) for step in events(run, "step")} == {(0, 1), (1, 2), (2, 2)}
+    assert [(event["reason"], event["samples"]) for event in events(run, "end")] == [("done", 900)]
+
+
+def test_where_the_cluster_has_no_room_in_time_the_run_goes_on_with_fewer_and_says_so(
+    distgrow: Commands, cluster: dict[str, str]
+) -> None:
+    assert distgrow.train("fixed", *GROWING[:2]).code == 0
+    distgrow.environment.update(cluster)  # it has two CPUs
+    finished = growing(distgrow, "run.dir=short", "launch.workers={0: 1, 1: 3}", "launch.resize_wait_s=2")
+    assert finished.code == 0, finished.err
+    run = distgrow.folder / "short"
+    assert same_but_for_rounding(distgrow.folder / "fixed", run)
+    assert resizes(run) == [(1, 2, 3)]
+    assert "no room for the 3 workers wanted within 2 s (launch.resize_wait_s); going on with 2" in finished.err
+    assert events(run, "resize")[0]["seconds"] > 2
