@@ -50,6 +50,7 @@ format: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/loader.py
+	$(BIN)/python benchmarks/recovery.py
 
 clean:
 	rm -rf .venv runs/demo

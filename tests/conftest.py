@@ -73,6 +73,18 @@ def torchrun(workers: int) -> tuple[str, ...]:
     return ("torch.distributed.run", "--standalone", "--nproc-per-node", str(workers), "-m", "distgrow")
 
 
+def wounded(commands: Commands) -> Commands:
+    """The same commands, which now find the task with faults."""
+    (commands.folder / "wounded.py").write_text((ROOT / "tests/dist/wounded.py").read_text())
+    return commands
+
+
+def deadly(fault: str, mark: Path, who: int = 1, after: int = 12) -> tuple[str, ...]:
+    """The digits, with a fault that happens once, which the file `mark` then says."""
+    args = f"{{fault: {fault}, mark: '{mark}', who: {who}, after: {after}}}"
+    return (f"task={{kind: target, target: 'wounded:deadly', args: {args}}}", "model=null")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest file first, so that two test processes (make test) end at about the same time."""
     items.sort(key=lambda item: "ray" not in item.keywords)

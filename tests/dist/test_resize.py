@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, TINY, Commands, events, ledger, parameters
+from conftest import ROOT, TINY, Commands, deadly, events, ledger, parameters, wounded
 from test_resume import kill_group, until_step
 from test_worlds import spied, spy_package
 
@@ -126,26 +126,19 @@ def test_a_request_that_is_damaged_costs_its_event_and_nothing_else(distgrow: Co
 
 
 def test_a_rank_that_dies_in_a_later_group_is_replaced_in_a_group_of_that_size(distgrow: Commands) -> None:
-    shutil.copy(Path(__file__).with_name("mortal.py"), distgrow.folder)
-    (distgrow.folder / "undisturbed").touch()
-
-    def mortal(mark: str) -> tuple[str, ...]:
-        task = f"task={{kind: target, target: 'mortal:make', args: {{mark: '{distgrow.folder / mark}', call: 5}}}}"
-        return (task, "model=null", *DOUBLE)
-
-    assert distgrow.train("whole", *mortal("undisturbed"), workers=2).code == 0
-    killed = distgrow.train("killed", *mortal("died"), "launch.workers={0: 1, 1: 2}", "launch.max_failures=1")
+    task = deadly("in forward", distgrow.folder / "died", after=5)
+    killed = wounded(distgrow).train("killed", *task, *DOUBLE, "launch.workers={0: 1, 1: 2}", "launch.max_failures=1")
     assert killed.code == 0, killed.err
     assert (distgrow.folder / "died").exists()  # only a group of two has the rank that dies
+    assert distgrow.train("whole", *task, *DOUBLE, workers=2).code == 0
     assert same_run(distgrow.folder / "whole", distgrow.folder / "killed")
     assert changes(distgrow.folder / "killed") == [(1, 2, 2)]
     assert len(events(distgrow.folder / "killed", "resume")) == 2
 
 
 def test_a_group_that_fails_for_good_ends_the_run_with_its_error(distgrow: Commands) -> None:
-    shutil.copy(Path(__file__).with_name("mortal.py"), distgrow.folder)
-    task = f"task={{kind: target, target: 'mortal:make', args: {{mark: '{distgrow.folder / 'died'}', call: 5}}}}"
-    assert distgrow.train("run", task, "model=null", "launch.workers={0: 1, 1: 2}").code == 1
+    task = deadly("in forward", distgrow.folder / "died", after=5)
+    assert wounded(distgrow).train("run", *task, "launch.workers={0: 1, 1: 2}").code == 1
     assert {step["world"] for step in events(distgrow.folder / "run", "step")} == {1, 2}
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Commands, events, ledger, parameters
+from conftest import Commands, deadly, events, ledger, parameters, wounded
 
 pytest.importorskip("pyarrow", reason="needs the extra 'ray'")
 pytest.importorskip("moto", reason="needs the extra 'dev'")
@@ -83,16 +83,15 @@ def test_a_run_whose_folder_is_lost_is_known_from_s3(distgrow: Commands, bucket:
     assert len(events(distgrow.folder / "run", "end")) == 2
 
 
+@pytest.mark.faults
 def test_killed_and_resumed_on_another_host_it_ends_bit_identical(distgrow: Commands, bucket: str) -> None:
     kept = (f"launch.storage_path={bucket}", "run.checkpoint={every_steps: 9, keep: 2}", "launch.workers=2")
-    (distgrow.folder / "wounded.py").write_text(Path(__file__).with_name("wounded.py").read_text())
-    mark = distgrow.folder / "mark"
-    task = f"task={{kind: target, target: 'wounded:deadly', args: {{fault: in forward, mark: '{mark}', after: 30}}}}"
-    assert distgrow.train("killed", task, "model=null", *kept).code == 1
+    task = deadly("in forward", distgrow.folder / "mark", after=30)
+    assert wounded(distgrow).train("killed", *task, *kept).code == 1
     shutil.rmtree(distgrow.folder / "killed")
-    resumed = distgrow.train("killed", task, "model=null", *kept, resume=True)
+    resumed = distgrow.train("killed", *task, *kept, resume=True)
     assert resumed.code == 0, resumed.err
-    assert distgrow.train("undisturbed", task, "model=null", "launch.workers=2").code == 0
+    assert distgrow.train("undisturbed", *task, "launch.workers=2").code == 0
     (distgrow.folder / "found").mkdir()
     found = stored(distgrow.folder / "found", bucket, "killed")
     assert (parameters(found) == parameters(distgrow.folder / "undisturbed")).all()

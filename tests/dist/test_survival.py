@@ -6,11 +6,10 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, TINY, Commands, events, ledger, parameters
+from conftest import ROOT, TINY, Commands, deadly, events, ledger, parameters, wounded
 
-WOUNDED = Path(__file__).with_name("wounded.py")
 OFTEN = "run.checkpoint={every_steps: 7, keep: 3}"
-GROUP = ("launch.workers=2", "launch.backoff_s=0", OFTEN, "model=null")
+GROUP = ("launch.workers=2", "launch.backoff_s=0", OFTEN)
 
 
 @pytest.fixture(scope="module")
@@ -19,17 +18,6 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     commands = wounded(Commands(tmp_path_factory.mktemp("undisturbed")))
     assert commands.train("run", *deadly("in forward", commands.folder / "never", who=9), *GROUP).code == 0
     return commands.folder / "run"
-
-
-def wounded(commands: Commands) -> Commands:
-    """Commands that find the task."""
-    (commands.folder / "wounded.py").write_text(WOUNDED.read_text())
-    return commands
-
-
-def deadly(fault: str, mark: Path, who: int = 1, after: int = 12) -> tuple[str, ...]:
-    args = f"{{fault: {fault}, mark: '{mark}', who: {who}, after: {after}}}"
-    return (f"task={{kind: target, target: 'wounded:deadly', args: {args}}}",)
 
 
 def assert_nothing_was_lost(run: Path, undisturbed: Path) -> None:
@@ -41,12 +29,12 @@ def assert_nothing_was_lost(run: Path, undisturbed: Path) -> None:
 @pytest.mark.parametrize(
     ("fault", "who", "after", "failures"),
     [
-        ("in forward", 1, 20, 1),
         ("in the all-reduce", 1, 20, 1),
-        ("in the all-reduce", 0, 20, 1),
-        ("at a growth transition", 1, 0, 1),
         ("during a checkpoint", 0, 12, 1),
-        ("during resume", 1, 20, 2),
+        pytest.param("in forward", 1, 20, 1, marks=pytest.mark.faults),
+        pytest.param("in the all-reduce", 0, 20, 1, marks=pytest.mark.faults),
+        pytest.param("at a growth transition", 1, 0, 1, marks=pytest.mark.faults),
+        pytest.param("during resume", 1, 20, 2, marks=pytest.mark.faults),
     ],
 )
 def test_a_worker_killed_anywhere_is_replaced_and_nothing_is_lost(

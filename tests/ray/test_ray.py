@@ -18,7 +18,7 @@ import pytest
 
 pytest.importorskip("ray", reason="needs the extra 'ray'")
 
-from conftest import ROOT, TINY, Commands, Finished, events, ledger, parameters
+from conftest import ROOT, TINY, Commands, Finished, deadly, events, ledger, parameters, wounded
 from hosts import RAY_COMMAND, answers
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
@@ -116,21 +116,27 @@ def make():
 
 def test_a_killed_worker_is_replaced_and_nothing_is_lost(distgrow: Commands, cluster: dict[str, str]) -> None:
     distgrow.environment.update(cluster)
-    shutil.copy(ROOT / "tests/dist/mortal.py", distgrow.folder)
-    (distgrow.folder / "undisturbed").touch()
-
-    def mortal(mark: str) -> tuple[str, ...]:
-        path = str(distgrow.folder / mark)
-        task = f"task={{kind: target, target: 'mortal:make', args: {{mark: '{path}'}}}}"
-        return (task, "model=null", "run.checkpoint={every_steps: 7, keep: 3}")
-
-    assert distgrow.train("whole", *mortal("undisturbed"), workers=2).code == 0
-    killed = distgrow.train("killed", *mortal("died"), *RAY, "launch.max_failures=1")
+    task = (*deadly("in forward", distgrow.folder / "died", after=20), "run.checkpoint={every_steps: 7, keep: 3}")
+    killed = wounded(distgrow).train("killed", *task, *RAY, "launch.max_failures=1")
     assert killed.code == 0, killed.err
     assert (distgrow.folder / "died").exists()
+    assert distgrow.train("whole", *task, workers=2).code == 0
     assert (parameters(distgrow.folder / "killed") == parameters(distgrow.folder / "whole")).all()
     assert {**ledger(distgrow.folder / "killed"), "replayed": 0} == ledger(distgrow.folder / "whole")
     assert len(events(distgrow.folder / "killed", "resume")) == 1
+
+
+@pytest.mark.faults
+def test_checkpoints_in_other_storage_outlive_the_runs_folder(distgrow: Commands, cluster: dict[str, str]) -> None:
+    distgrow.environment.update(cluster)
+    kept = (*RAY, f"launch.storage_path=file://{distgrow.folder}/storage", "run.checkpoint.every_steps=9")
+    assert distgrow.train("run", *kept).code == 0
+    assert not list((distgrow.folder / "run/checkpoints").iterdir())
+    assert distgrow.train("torchrun", workers=2).code == 0
+    assert (parameters(distgrow.folder / "storage/run") == parameters(distgrow.folder / "torchrun")).all()
+    shutil.rmtree(distgrow.folder / "run")
+    assert distgrow.train("run", *kept, resume=True).code == 0
+    assert len(events(distgrow.folder / "run", "resume")) == 1
 
 
 def test_an_address_where_nothing_listens_is_told_at_once(distgrow: Commands) -> None:
