@@ -198,10 +198,11 @@ class Job:
             self.event("probe", progress, micro=micro, fits=not outcome.out_of_memory)
             return not outcome.out_of_memory
 
-        found = largest(fits, self.controller.plan(progress).micro, self.controller.largest_share())
+        needed = self.controller.largest_share()
+        found = largest(fits, self.controller.plan(progress).micro, needed)
         if found == 0:
             raise TrainingFailed(f"engine.max_micro=auto: memory does not hold one row on a rank; {MORE_MEMORY}")
-        return replace(progress, micro_limit=found)
+        return replace(progress, micro_limit=found if found < needed else self.controller.max_micro)
 
     def shrink(self, before: Progress, progress: Progress, plan: Plan) -> None:
         """A rank ran out of memory: the same batch comes again, in micro-batches half as large, if there are such."""
