@@ -8,7 +8,7 @@ READY := .venv/.ready
 help:
 	@echo "make demo     set up, train the digits, write a report"
 	@echo "make test     set up, run the tests"
-	@echo "make test-faults  the tests of faults that take long: lost hosts, lost drivers"
+	@echo "make test-faults  the tests of faults that take long: lost hosts, hung ranks, lost drivers"
 	@echo "make check    lint, types, layers"
 	@echo "make format   format the code"
 	@echo "make bench    the benchmarks of benchmarks/README.md"
@@ -29,10 +29,10 @@ demo: $(READY)
 	$(BIN)/distgrow report runs/demo
 
 test: $(READY)
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not faults"
+	$(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder -m "not faults"
 
 test-faults: $(READY)
-	$(BIN)/pytest -m faults
+	$(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder -m faults
 
 test-gpu: $(READY)
 	$(BIN)/pytest -m gpu

@@ -41,7 +41,7 @@ class Writing:
         """
         self.progress, self.began = progress, time.monotonic()
         self._store, self._world = store, world
-        files = engine.snapshot()
+        files = world.all(engine.snapshot)
         if world.rank == 0:
             files[_PROGRESS] = json.dumps(progress.to_dict()).encode()
             files[_FACTS] = json.dumps(dict(facts or {})).encode()

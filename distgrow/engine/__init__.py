@@ -108,6 +108,15 @@ class DeepSpeed(Spec):
     """Size of a bucket of gradients that is reduced together, MiB."""
 
     @model_validator(mode="after")
+    def _memory_can_be_tried(self) -> "DeepSpeed":
+        if self.zero == 3 and self.max_micro == "auto":
+            raise ConfigError(
+                "max_micro=auto cannot be measured with zero=3, whose ranks cannot go on once one is out of memory; "
+                "give max_micro a number, or use zero=1 or 2"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _parameters_are_sharded(self) -> "DeepSpeed":
         if self.offload_parameters and self.zero != 3:
             raise ConfigError(f"offload_parameters needs zero=3, which shards them; zero={self.zero} does not")

@@ -1,6 +1,7 @@
 """The DeepSpeed engine: ZeRO 1–3 under distgrow's own accumulation; decides nothing about batch or learning rate."""
 
 import math
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -50,6 +51,7 @@ class DeepSpeedEngine:
         world: World,
     ) -> None:
         deepspeed.utils.logger.setLevel("ERROR")
+        warnings.filterwarnings("ignore", message="`torch.distributed", category=FutureWarning)  # DeepSpeed's own calls
         accelerator = get_accelerator()
         if spec.precision == "float16" and not (accelerator and accelerator.is_fp16_supported()):
             raise ConfigError(f"engine.precision=float16: DeepSpeed has none on {world.device.type}; use bfloat16")

@@ -129,6 +129,20 @@ def test_auto_finds_the_largest_micro_batch_that_every_rank_holds_and_leaves_no_
 
 
 @pytest.mark.faults
+def test_auto_leaves_no_trace_in_zeros_optimizer_either(wounded: Commands) -> None:
+    pytest.importorskip("deepspeed", reason="needs the extra 'deepspeed'")
+    given = ("optimizer={kind: adamw}", "lr.base=0.01")
+    for name, micro in (("auto", "auto"), ("set", "5")):
+        engine = f"engine={{kind: deepspeed, zero: 2, max_micro: {micro}}}"
+        assert wounded.train(name, *task(rows=5), *given, engine, workers=2).code == 0
+    losses = [[step["loss"] for step in events(wounded.folder / name, "step")] for name in ("auto", "set")]
+    assert losses[0] == losses[1]
+    refused = wounded.train("no", *task(rows=5), "engine={kind: deepspeed, zero: 3, max_micro: auto}")
+    assert refused.code == 2
+    assert "max_micro=auto cannot be measured with zero=3" in refused.err
+
+
+@pytest.mark.faults
 def test_auto_is_not_measured_again_on_resume(wounded: Commands) -> None:
     arguments = (*task(rows=5), "engine.max_micro=auto", "run.checkpoint.every_steps=5")
     assert wounded.train("run", *arguments, workers=2).code == 0
