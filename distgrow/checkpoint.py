@@ -9,7 +9,7 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from distgrow.engine import Engine
@@ -22,7 +22,7 @@ _PROGRESS, _FACTS = "progress.json", "facts.json"
 
 
 class Writing:
-    """A checkpoint whose files are being written by a thread of each rank."""
+    """A checkpoint under way: threads of all ranks write their files, then one of the first rank's the manifest."""
 
     def __init__(
         self,
@@ -30,61 +30,75 @@ class Writing:
         engine: Engine,
         progress: Progress,
         *,
+        keep: int,
         world: World,
         facts: Mapping[str, int] | None = None,
-        beside: Callable[[], None] | None = None,
+        beside: Callable[[], None] = lambda: None,
     ) -> None:
         """Copy the engine's state and begin to write it. Collective: every rank must call.
 
-        `facts` are what a run must have in common with the one that goes on from here; see `compare`. The first rank
-        also does `beside` in its thread.
+        Of older checkpoints the newest `keep` − 1 are kept. `facts` are what a run must have in common with the one
+        that goes on from here; see `compare`. The first rank also does `beside` in its thread.
         """
         self.progress, self.began = progress, time.monotonic()
-        self._store, self._world = store, world
+        self._store, self._world, self._keep = store, world, keep
         files = world.all(engine.snapshot)
         if world.rank == 0:
             files[_PROGRESS] = json.dumps(progress.to_dict()).encode()
             files[_FACTS] = json.dumps(dict(facts or {})).encode()
         self.name, self._place = world.once(self._begin)
         self._digests: dict[str, str] = {}
+        self._gathered = False
         self._failure: Exception | None = None
-        self._beside = beside if world.rank == 0 and beside else lambda: None
-        self._thread = threading.Thread(target=self._write, args=(files,), daemon=True, name="checkpoint")
-        self._thread.start()
+        self._start(lambda: self._write(files), beside if world.rank == 0 else lambda: None)
 
     def under_way(self) -> bool:
-        """Whether this rank's thread is still writing."""
+        """Whether this rank is still writing."""
         return self._thread.is_alive()
 
-    def commit(self, keep: int) -> str:
-        """Make it a checkpoint, and delete all older ones but the newest `keep` − 1: its name.
+    def settle(self) -> bool:
+        """Go on when no rank is writing, or else wait until none is; True once it is a checkpoint, False halfway.
 
-        Waits for the threads. RunError where a file could not be written. Collective: every rank must call.
+        RunError where a file could not be written. Collective: every rank must call.
         """
         self._thread.join()
         try:
             self._world.all(self._raise_failure)
+            if self._gathered:
+                return True
             digests = {file: digest for part in self._world.gather(self._digests) for file, digest in part.items()}
-            manifest = json.dumps(dict(sorted(digests.items())), indent=1).encode()
-            self._world.once(lambda: self._store.commit(self._place, self.name, manifest))
         except Exception:
-            self._world.once(lambda: self._store.delete(self._place))
+            if not self._gathered:  # else it may be a checkpoint already
+                self._world.once(lambda: self._store.delete(self._place))
             raise
-        self._world.once(lambda: clean(self._store, keep=keep, current=self.name))
-        return self.name
+        self._gathered = True
+        if self._world.rank == 0:
+            manifest = json.dumps(dict(sorted(digests.items())), indent=1).encode()
+            self._start(lambda: self._store.commit(self._place, self.name, manifest), self._clean)
+        return False
 
     def _begin(self) -> tuple[str, str]:
         name = free_name(self.progress.step, self._store.names())
         return name, self._store.begin(name)
 
-    def _write(self, files: dict[str, bytes]) -> None:
+    def _start(self, *tasks: Callable[[], None]) -> None:
+        self._thread = threading.Thread(target=self._work, args=(tasks,), daemon=True, name="checkpoint")
+        self._thread.start()
+
+    def _work(self, tasks: Sequence[Callable[[], None]]) -> None:
         try:
-            for file, data in files.items():
-                self._store.write(self._place, file, data)
-                self._digests[file] = hashlib.sha256(data).hexdigest()
-            self._beside()
-        except Exception as error:  # told by commit, on every rank
+            for task in tasks:
+                task()
+        except Exception as error:  # told by settle, on every rank
             self._failure = error
+
+    def _write(self, files: Mapping[str, bytes]) -> None:
+        for file, data in files.items():
+            self._store.write(self._place, file, data)
+            self._digests[file] = hashlib.sha256(data).hexdigest()
+
+    def _clean(self) -> None:
+        clean(self._store, keep=self._keep, current=self.name)
 
     def _raise_failure(self) -> None:
         if self._failure is not None:
@@ -95,7 +109,10 @@ def save(
     store: Store, engine: Engine, progress: Progress, *, keep: int, world: World, facts: Mapping[str, int] | None = None
 ) -> str:
     """Write a checkpoint and wait for it: its name. Collective: every rank must call."""
-    return Writing(store, engine, progress, world=world, facts=facts).commit(keep)
+    writing = Writing(store, engine, progress, keep=keep, world=world, facts=facts)
+    while not writing.settle():
+        continue
+    return writing.name
 
 
 def clean(store: Store, *, keep: int, current: str) -> None:

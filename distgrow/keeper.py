@@ -117,23 +117,25 @@ class Keeper:
                 f"{progress.ledger.total - self._charged}: does the data set or collate drop or add rows?"
             )
         self.current = Writing(
-            self._store, self._engine, progress, world=self._world, facts=self._facts,
+            self._store, self._engine, progress, keep=self._spec.keep, world=self._world, facts=self._facts,
             beside=lambda: self._store.push(self._folder),
         )  # fmt: skip
         self._saved_at, self._saved, self._written = began, progress, True
         self._stalled = time.monotonic() - began
 
-    def commit(self) -> Kept | None:
-        """Wait for the checkpoint under way, if there is one, and make it one."""
-        if self.current is None:
-            return None
+    def settle(self) -> Kept | None:
+        """Go on with the checkpoint under way once no rank is writing, for which it waits: it, when it is one."""
+        assert self.current is not None
         waited, writing = time.monotonic(), self.current
-        self.current = None
-        name = writing.commit(self._spec.keep)
+        self.current = None  # unless it goes on: after a failure it is over
+        whole = writing.settle()
         now = time.monotonic()
-        return Kept(
-            name=name, progress=writing.progress, seconds=now - writing.began, stall_s=self._stalled + now - waited
-        )
+        self._stalled += now - waited
+        if not whole:
+            self.current = writing
+            return None
+        seconds = now - writing.began
+        return Kept(name=writing.name, progress=writing.progress, seconds=seconds, stall_s=self._stalled)
 
     def saved(self, progress: Progress) -> bool:
         """Whether this very progress has been saved."""

@@ -181,7 +181,7 @@ class Job:
             if self.eval_is_due(before, progress):
                 self.evaluate(progress)
             if self.keeper.current and not writing:
-                self.commit()
+                self.settle()
             if save:
                 self.keeper.begin(progress)
         return self.finish(progress)
@@ -209,14 +209,12 @@ class Job:
         shape = {"batch": plan.batch, "micro": plan.micro, "accum": plan.accum, "world": plan.world}
         self.event("oom", progress, **shape, sfo_discarded=progress.ledger.discarded)
         try:
-            self.shown_stage = -1  # the stage's line shows the new split
-            self.controller.plan(progress)
+            self.announce(progress, self.controller.plan(progress), again=True)
         except ConfigError:
             self.saved(replace(progress, micro_limit=before.micro_limit))
             raise TrainingFailed(
-                f"a rank ran out of memory with micro-batches of {plan.micro} rows, and a batch of {plan.batch} on "
-                f"{plan.world} ranks cannot be cut smaller; {MORE_MEMORY}. "
-                f"The checkpoint of step {progress.step} stays good"
+                f"a rank ran out of memory with micro-batches of {plan.micro} rows, and batch {plan.batch} cannot be "
+                f"cut smaller; {MORE_MEMORY}. The checkpoint of step {progress.step} stays good"
             ) from None
 
     def finish(self, progress: Progress) -> Result:
@@ -250,15 +248,16 @@ class Job:
 
     def saved(self, progress: Progress) -> Progress:
         """The same progress, once a checkpoint holds it."""
-        self.commit()
+        while self.keeper.current:
+            self.settle()
         if not self.keeper.saved(progress):
             self.keeper.begin(progress)
-            self.commit()
+            return self.saved(progress)
         return progress
 
-    def commit(self) -> None:
-        """Wait for the checkpoint that is being written, if there is one."""
-        if kept := self.keeper.commit():
+    def settle(self) -> None:
+        """Go on with the checkpoint that is being written."""
+        if kept := self.keeper.settle():
             self.event("checkpoint", kept.progress, path=kept.name, seconds=kept.seconds, stall_s=kept.stall_s)
 
     def evaluate(self, progress: Progress) -> dict[str, float]:
@@ -279,9 +278,9 @@ class Job:
         every = self.run.eval.every_epochs * self.controller.epoch
         return before.samples // every != after.samples // every and not self.controller.done(after)
 
-    def announce(self, progress: Progress, plan: Plan) -> None:
-        """Say so when a stage begins."""
-        if plan.stage != self.shown_stage:
+    def announce(self, progress: Progress, plan: Plan, *, again: bool = False) -> None:
+        """Say so when a stage begins, or goes on `again` in other micro-batches."""
+        if again or plan.stage != self.shown_stage:
             self.shown_stage = plan.stage
             epoch = progress.samples / self.controller.epoch
             shape = {"batch": plan.batch, "micro": plan.micro, "accum": plan.accum, "world": plan.world, "lr": plan.lr}

@@ -75,7 +75,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(distgrow: Commands, undi
     behind = [k for k, line in enumerate(lines) if line["event"] == "checkpoint" and 12 < line["step"] < 80]
     for k in behind:
         assert lines[k]["seconds"] > 0.3  # three files
-        assert lines[k]["stall_s"] < lines[k]["seconds"] / 2 or k == behind[-1]  # the last may be waited for
+        assert lines[k]["stall_s"] < lines[k]["seconds"] - 0.3 or k == behind[-1]  # the last may be waited for
         assert max(line["step"] for line in lines[:k]) > lines[k]["step"]
     assert behind
 
