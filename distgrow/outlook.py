@@ -23,6 +23,8 @@ MOST_PROBLEMS = 10
 #: Columns that a table may take: a terminal that has fewer wraps its lines, but no number is cut short.
 WIDTH = 400
 
+AUTO = "engine.max_micro=auto: shown as if memory held every share; it is measured when the run begins"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
@@ -91,6 +93,7 @@ def show(run: Run, world: int | None, rows: int, pace: Pace | None = None) -> bo
     console.print(_table(controller, head, list(tail), count))
     for line in [
         _total(controller, [*head, *tail][-1], count),
+        *([AUTO] if run.engine.max_micro == "auto" else []),
         *([] if problems else communication(run.engine, controller)),
         *predictions(run.theory, controller),
         *(savings(controller, pace) if pace is not None else []),

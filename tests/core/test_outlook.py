@@ -110,6 +110,13 @@ def test_every_violated_constraint_is_told_but_not_a_million_times(capsys: pytes
     assert len(capsys.readouterr().err.splitlines()) == 10
 
 
+def test_a_micro_batch_that_is_not_measured_yet_is_said_to_be_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert outlook.show(run_of("engine.max_micro=auto"), 2, rows=40)
+    shown = capsys.readouterr().out
+    assert "engine.max_micro=auto: shown as if memory held every share" in shown
+    assert all(" × 1 " in line for line in shown.splitlines() if line.count("×") == 2 and "batch" not in line)
+
+
 @pytest.mark.parametrize(("zero", "max_micro", "told"), [(1, 4, False), (2, 256, False), (2, 4, True), (3, 4, True)])
 def test_what_accumulation_costs_under_zero_2_and_3_is_said(
     zero: int, max_micro: int, told: bool, capsys: pytest.CaptureFixture[str]
