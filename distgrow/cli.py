@@ -43,7 +43,7 @@ def train(
     if launched():
         _fit_in_group(run, resume=going_on, asked=asked)
     warn(run)
-    folder = run.folder()
+    folder = run.folder(resume=going_on)
     if run.launch.kind == "ray":
         from distgrow import cluster
 
@@ -104,6 +104,8 @@ def _run_here(run: Run, folder: RunFolder, words: list[str]) -> int:
         sized = ((workers, [*words, *[f"--asked={workers}"] * elastic]) for workers in groups(run, folder))
         code = run_groups(sized, restarts=run.launch.max_failures)
         saved = folder.endings() > endings or (elastic and handover.pending(folder))
+    if elastic and handover.pending(folder):
+        typer.echo("distgrow: stopped between two groups; everything is saved, --resume goes on", err=True)
     return 0 if code == 128 + signal.SIGTERM and saved else code
 
 

@@ -188,7 +188,7 @@ def _session(run: Run) -> Iterator[tuple[str | None, bool]]:
         try:
             knock(address)
             ray.init(address=address, runtime_env=everywhere)
-        except OSError as error:  # ConnectionError among them
+        except (OSError, ValueError) as error:  # ConnectionError among them; no address at all
             raise ConfigError(
                 f"launch.address={address}: no Ray cluster answers there; start one (ray start --head), "
                 f"correct the address, or leave it out for a local one ({error})"

@@ -85,6 +85,11 @@ class Run(Spec):
                 f"launch.workers={workers} follows engine.max_micro, which auto finds out later: "
                 "give engine.max_micro a number, or launch.workers stages, {0: 1, 3: 4}"
             )
+        if launch.elastic and self.engine.kind == "deepspeed" and self.optimizer.kind != "adamw":
+            raise ConfigError(
+                f"launch.workers={workers} changes with the stage, for which DeepSpeed's checkpoints need "
+                f"optimizer.kind=adamw; with {self.optimizer.kind} give launch.workers one number, or engine.kind=torch"
+            )
         if launch.elastic and launch.kind == "ray" and launch.storage_path is not None:
             raise ConfigError(
                 f"launch.workers={workers} changes with the stage, for which all hosts must see run.dir: "
@@ -108,10 +113,11 @@ class Run(Spec):
             seed=self.run.seed,
         )
 
-    def folder(self) -> RunFolder:
-        """The run's folder, with what launch.storage_path holds of the run brought back where the folder lacks it."""
+    def folder(self, *, resume: bool | None) -> RunFolder:
+        """The run's folder; one that is lost comes back with what launch.storage_path holds of the run."""
         folder = RunFolder(self.run.dir)
-        build_store(folder, self.launch.storage_path).pull(folder)
+        if not folder.begun():
+            build_store(folder, self.launch.storage_path).pull(folder, resume=resume)
         return folder
 
     def fit(
@@ -127,9 +133,9 @@ class Run(Spec):
         from distgrow.train import fit
         from distgrow.world import joined
 
+        if resume is None:
+            back_off(RunFolder(self.run.dir), self.launch.backoff_s)
         with joined(self.engine.device, self.launch.timeout_s, alone=self.engine.needs_group) as world:
-            if resume is None:
-                world.once(lambda: back_off(RunFolder(self.run.dir), self.launch.backoff_s))
             torch.manual_seed(self.run.seed)
             task = world.all(lambda: self.task.build(self.model))
             parts = self.model_dump(mode="json")

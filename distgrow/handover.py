@@ -48,18 +48,15 @@ def pending(folder: RunFolder) -> bool:
     return _asked(folder).exists() or _taken(folder).exists()
 
 
-def to_answer(folder: RunFolder) -> Handover | None:
-    """The request that the group at hand has to answer; None without one, or where it is damaged."""
+def answered(folder: RunFolder) -> Handover | None:
+    """The request that the group at hand answers by beginning; None without one, or where it is damaged."""
     try:
         values = json.loads(_taken(folder).read_text(encoding="utf-8"))
         return Handover(old=int(values["old"]), asked_at=float(values["asked_at"]), time_s=float(values["time_s"]))
     except (OSError, ValueError, TypeError, KeyError):
         return None
-
-
-def answered(folder: RunFolder) -> None:
-    """The group at hand has begun."""
-    _taken(folder).unlink(missing_ok=True)
+    finally:
+        _taken(folder).unlink(missing_ok=True)
 
 
 def forget(folder: RunFolder) -> None:

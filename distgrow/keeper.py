@@ -11,7 +11,7 @@ from distgrow import checkpoint, handover
 from distgrow.checkpoint import Writing
 from distgrow.engine import Engine
 from distgrow.progress import Progress
-from distgrow.run import Checkpointing, RunFolder
+from distgrow.run import Checkpointing, RunError, RunFolder
 from distgrow.store import Store
 from distgrow.track import Event, last_total, read_events
 from distgrow.world import World
@@ -24,7 +24,7 @@ def opened(
     """The run's folder is locked for as long as the context lasts; whether it holds a run to go on with. Collective."""
     world.once(lambda: folder.lock(wait_s=20 if resume is None else 0))  # a killed group may still be ending
     try:
-        world.once(lambda: store.pull(folder))
+        world.once(lambda: store.pull(folder, resume=resume))
         begun = world.once(folder.begun) if resume is None else resume
         world.once(lambda: folder.reopen(settings) if begun else folder.create(settings))
         yield begun
@@ -90,6 +90,7 @@ class Keeper:
         self._store, self._engine, self._folder, self._spec = store, engine, folder, spec
         self._world, self._facts = world, facts
         self._saved_at, self._saved = time.monotonic(), Progress()
+        self._asked = False  # somebody has, since the last one was begun
         self._written = False  # whether a checkpoint holds `_saved`
         self._charged = 0  # SFO total that these processes did not evaluate themselves
         self._stalled = 0.0
@@ -97,11 +98,12 @@ class Keeper:
 
     def due(self, progress: Progress, *, asked: bool = False) -> bool:
         """This rank's wish to checkpoint after the coming update, or somebody's; one rank's wish is enough."""
+        self._asked = self._asked or asked
         if self.current is not None:
             return False
         steps = self._spec.every_steps
         by_steps = steps is not None and progress.step + 1 - self._saved.step >= steps
-        return asked or by_steps or time.monotonic() - self._saved_at >= self._spec.every_s
+        return self._asked or by_steps or time.monotonic() - self._saved_at >= self._spec.every_s
 
     def writing(self) -> bool:
         """Whether this rank is still writing."""
@@ -120,7 +122,7 @@ class Keeper:
             self._store, self._engine, progress, keep=self._spec.keep, world=self._world, facts=self._facts,
             beside=lambda: self._store.push(self._folder),
         )  # fmt: skip
-        self._saved_at, self._saved, self._written = began, progress, True
+        self._saved_at, self._saved, self._written, self._asked = began, progress, True, False
         self._stalled = time.monotonic() - began
 
     def settle(self) -> Kept | None:
@@ -146,12 +148,19 @@ class Keeper:
         found = self._world.once(self._look)
         if found is None:
             return None
-        path = self._store.fetch(found.name)
+        path = self._world.all(lambda: self._fetched(found.name))
         self._engine.load(path)
         self._world.once(lambda: checkpoint.clean(self._store, keep=self._spec.keep, current=found.name))
         self._charged, self._saved = found.progress.ledger.total, found.progress
         self._written = not found.lost
         return found
+
+    def _fetched(self, name: str) -> Path:
+        """The checkpoint on this rank's host, where it must be intact too."""
+        path = self._store.fetch(name)
+        if self._world.rank > 0 and (damage := checkpoint.check(path)):
+            raise RunError(f"{path}, as rank {self._world.rank} sees it: {damage}; look at that host's disk or network")
+        return path
 
     def _look(self) -> Found | None:
         events = read_events(self._folder.metrics)

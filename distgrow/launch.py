@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from distgrow.pace import Pace, Seconds
-from distgrow.spec import PosFloat, Spec
+from distgrow.spec import Spec
 from distgrow.workforce import Workers
 
 
@@ -22,7 +22,7 @@ class Launch(Spec):
     """Failures of workers (several local ones, or Ray's) that a run survives: it goes on from its newest checkpoint."""
     backoff_s: Seconds = 1.0
     """Seconds before a run that failed goes on; twice as many after each further failure without a new checkpoint."""
-    timeout_s: PosFloat = 600.0
+    timeout_s: Annotated[float, Field(ge=1, le=10**7)] = 600.0
     """Seconds that a rank waits for the others before it gives up and says who stayed away."""
     storage_path: str | None = None
     """Where checkpoints, config and metrics are kept, below a folder of the run's name, by a URI of pyarrow's (s3://…,

@@ -72,7 +72,8 @@ class Remote:
         self._cache.mkdir(parents=True, exist_ok=True)
         here = self._cache / name
         with FileLock(self._cache / ".lock"):
-            if not (here / MANIFEST).is_file():
+            manifest = self._read(f"{self._root}/checkpoints/{name}/{MANIFEST}")
+            if not (here / MANIFEST).is_file() or (here / MANIFEST).read_bytes() != manifest:
                 for old in self._cache.iterdir():
                     if old.is_dir():
                         shutil.rmtree(old)
@@ -88,18 +89,28 @@ class Remote:
                 data = file.read_bytes()
                 self._storing(lambda file=file, data=data: self._upload(file.name, data))
 
-    def pull(self, folder: RunFolder) -> None:
+    def pull(self, folder: RunFolder, *, resume: bool | None) -> None:
         """See Store."""
         config, metrics = f"{self._root}/{folder.config.name}", f"{self._root}/{folder.metrics.name}"
         if not self._exists(config):
             return
+        if resume is False:
+            raise RunError(
+                f"launch.storage_path: {self.where} holds a run already and is never overwritten: "
+                "continue it with --resume, or choose another run.dir, whose name is the run's there"
+            )
+        settings = self._read(config)
+        if folder.begun() and folder.config.read_bytes() != settings:
+            raise RunError(
+                f"launch.storage_path: {self.where} holds another run than {folder.path}; "
+                "choose another storage_path, or a run.dir of another name"
+            )
         here = folder.metrics.stat().st_size if folder.metrics.is_file() else -1
         there = self._storing(lambda: self._files.get_file_info(metrics)).size or 0
-        if not folder.begun() or there > here:
-            folder.path.mkdir(parents=True, exist_ok=True)
-            for source, target in ((metrics, folder.metrics), (config, folder.config)):
-                if self._exists(source):
-                    target.write_bytes(self._read(source))
+        if there > here:
+            _put(folder.metrics, self._read(metrics))
+        if not folder.begun():
+            _put(folder.config, settings)
 
     def _upload(self, file: str, data: bytes) -> None:
         self._files.create_dir(self._root, recursive=True)
@@ -138,6 +149,14 @@ class Remote:
                 f"launch.storage_path: {self.where} cannot be used: {error}; look at its address, its access "
                 "rights and the network. Checkpoints written before stay good for --resume"
             ) from error
+
+
+def _put(file: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f".{file.name}.partial")
+    partial.write_bytes(content)
+    partial.replace(file)
 
 
 def build_store(folder: RunFolder, storage_path: str | None) -> Store:

@@ -1,8 +1,8 @@
 """Roll call: who stayed away where ranks wait for each other in vain, and what it does instead; knows no training.
 
 Ranks that wait cannot tell who is missing: a ring passes on only that a neighbour is silent. So on every rank a thread
-looks every few seconds whether somebody has called the roll, and then answers with the line of Python that its main
-thread is in. Who does not answer has ended; who answers from elsewhere than a collective stayed away.
+looks every few seconds whether somebody has called the roll, and then answers with the line of Python that the rank's
+own thread is in. Who does not answer has ended; who answers from elsewhere than a collective stayed away.
 """
 
 import sys
@@ -19,7 +19,7 @@ from distgrow.run import TrainingFailed
 
 #: Seconds between two looks, and in which a rank that lives has answered.
 LOOK_S, ANSWER_S = 2.0, 7.0
-#: Where a main thread is while it waits for other ranks: the ends of files' names, and what stands in their paths.
+#: Where a rank's thread is while it waits for other ranks: the ends of files' names, and what stands in their paths.
 _WAITING = ("torch/autograd/graph.py", "distgrow/world.py", "distgrow/rollcall.py")
 _WAITING_BELOW = ("torch/distributed/", "deepspeed/comm/")
 _CALL, _HERE = "distgrow/roll", "waits"
@@ -34,7 +34,8 @@ def calling_the_roll(rank: int, size: int) -> Iterator[None]:
     """LostPeer, with the name of who stayed away, where a collective fails or takes too long meanwhile."""
     store = dist.distributed_c10d._get_default_store()
     over = threading.Event()
-    watch = threading.Thread(target=_answer, args=(store, rank, over), daemon=True, name="roll call")
+    worker = threading.get_ident()  # not always the main thread: Ray Train has its own
+    watch = threading.Thread(target=_answer, args=(store, rank, worker, over), daemon=True, name="roll call")
     watch.start()
     try:
         yield
@@ -56,12 +57,12 @@ def failed_collective(error: BaseException) -> bool:
     return isinstance(error, dist.DistError) or any(word in str(error) for word in words)
 
 
-def _answer(store: Any, rank: int, over: threading.Event) -> None:
+def _answer(store: Any, rank: int, worker: int, over: threading.Event) -> None:
     """Answer once the roll is called."""
     try:
         while not over.wait(LOOK_S):
             if store.check([_CALL]):
-                store.set(f"{_CALL}/{rank}", whereabouts(threading.main_thread().ident or 0))
+                store.set(f"{_CALL}/{rank}", whereabouts(worker))
                 return
     except RuntimeError:  # the store has ended with its rank
         return

@@ -25,16 +25,16 @@ def measured(run: str, given: Pace | None = None) -> Pace:
     folder = RunFolder(run)
     if not folder.metrics.is_file():
         raise ConfigError(f"--like {run}: {folder.metrics} does not exist; name the run.dir of a run that has begun")
-    events = history(read_events(folder.metrics))
-    steps = [event for event in events if event["event"] == "step"]
     try:
+        events = history(read_events(folder.metrics))
+        steps = [event for event in events if event["event"] == "step"]
         updates = [(e["batch"], e["world"], e["batch"] / e["samples_per_s"]) for e in steps if e["samples_per_s"]]
         resizes = [event["seconds"] for event in events if event["event"] == "resize"]
         pace = fitted(updates, resizes)
-    except (KeyError, TypeError) as error:
-        raise ConfigError(f"--like {run}: a line of {folder.metrics} is damaged: {error!r}; remove it") from None
     except ConfigError as error:
         raise ConfigError(f"--like {run}: {error}") from None
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+        raise ConfigError(f"--like {run}: a line of {folder.metrics} is damaged ({error!r}); remove it") from None
     return pace if resizes or given is None else pace.model_copy(update={"resize_s": given.resize_s})
 
 

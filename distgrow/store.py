@@ -63,8 +63,8 @@ class Store(Protocol):
         """Keep a copy of the run's config and metrics beside the checkpoints, where they are elsewhere."""
         ...
 
-    def pull(self, folder: RunFolder) -> None:
-        """Bring the kept config and metrics back to a host that lacks them."""
+    def pull(self, folder: RunFolder, *, resume: bool | None) -> None:
+        """Bring the kept config and metrics back to a host that lacks them. RunError where another run is kept."""
         ...
 
 
@@ -155,7 +155,7 @@ class Folder:
     def push(self, folder: RunFolder) -> None:
         """They are there."""
 
-    def pull(self, folder: RunFolder) -> None:
+    def pull(self, folder: RunFolder, *, resume: bool | None) -> None:
         """They are there."""
 
 

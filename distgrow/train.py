@@ -13,11 +13,12 @@ from distgrow import handover
 from distgrow.controller import Controller
 from distgrow.data import DirectLoader, Positions, build_loader, evaluation_batches
 from distgrow.engine import SGD, Engine, EngineSpec, Optimizer, Torch, most_rows
-from distgrow.engine.batches import Loss, Metrics
+from distgrow.engine.batches import Loss, Metrics, memory_for
 from distgrow.handover import Handover
 from distgrow.keeper import Keeper, opened
 from distgrow.lr import LR
-from distgrow.plan import Plan, largest
+from distgrow.memory import check_split, measured
+from distgrow.plan import Plan
 from distgrow.progress import Outcome, Progress, finite
 from distgrow.remote import build_store
 from distgrow.run import RunFolder, RunSpec, StopRequests, TrainingFailed
@@ -100,9 +101,6 @@ def fit(
                 return job.resume(measure=measure) if begun else job.begin(measure=measure)
 
 
-MORE_MEMORY = "use more workers, a smaller model, or engine.kind=deepspeed with zero=3 or offload"
-
-
 class Job:
     """One run under way: the parts that the loop needs at hand."""
 
@@ -146,17 +144,17 @@ class Job:
         facts = {"checkpoint": found.name, "damaged": found.damaged, "restore_s": restore_s}
         self.event("resume", progress, **facts, sfo_replayed=progress.ledger.replayed)
         self.take_over(progress)
-        return self.train(self.measured(progress) if measure and progress.micro_limit is None else progress)
+        measure = measure and progress.micro_limit is None and not self.controller.done(progress)
+        return self.train(self.measured(self.controller.advance(progress)) if measure else progress)
 
     def take_over(self, progress: Progress) -> None:
         """Say so where a group of another size has left the run to this one; the time between counts as the run's."""
-        group, request = self.controller.group, self.world.once(lambda: handover.to_answer(self.folder))
+        group, request = self.controller.group, self.world.once(lambda: handover.answered(self.folder))
         if group is None or request is None:
             return
         seconds = request.seconds
         self.began = time.monotonic() - request.time_s - seconds
         self.event("resize", progress, old=request.old, new=self.world.size, wanted=group.asked, seconds=seconds)
-        self.world.once(lambda: handover.answered(self.folder))
 
     def train(self, progress: Progress) -> Result:
         """The path of every global batch, until the budget is spent or somebody asks to stop."""
@@ -187,35 +185,20 @@ class Job:
         return self.finish(progress)
 
     def measured(self, progress: Progress) -> Progress:
-        """max_micro=auto: knows the largest micro-batch that the run needs and every rank's memory holds, by probes."""
+        """max_micro=auto: the progress that knows how many rows memory holds."""
         rows = DirectLoader(self.positions, self.world.rank)
-
-        def fits(micro: int) -> bool:
-            nonlocal progress
-            plan = self.controller.trial(micro)
-            outcome = self.engine.update(plan, rows.draw(Progress(), plan))
-            progress = progress.after(plan, outcome)
-            self.event("probe", progress, micro=micro, fits=not outcome.out_of_memory)
-            return not outcome.out_of_memory
-
-        needed = self.controller.largest_share()
-        found = largest(fits, self.controller.plan(progress).micro, needed)
-        if found == 0:
-            raise TrainingFailed(f"engine.max_micro=auto: memory does not hold one row on a rank; {MORE_MEMORY}")
-        return replace(progress, micro_limit=found if found < needed else self.controller.max_micro)
+        return measured(self.controller, self.engine, rows, progress, self.event)
 
     def shrink(self, before: Progress, progress: Progress, plan: Plan) -> None:
         """A rank ran out of memory: the same batch comes again, in micro-batches half as large, if there are such."""
         shape = {"batch": plan.batch, "micro": plan.micro, "accum": plan.accum, "world": plan.world}
         self.event("oom", progress, **shape, sfo_discarded=progress.ledger.discarded)
         try:
-            self.announce(progress, self.controller.plan(progress), again=True)
-        except ConfigError:
+            check_split(self.controller, progress)
+        except TrainingFailed:
             self.saved(replace(progress, micro_limit=before.micro_limit))
-            raise TrainingFailed(
-                f"a rank ran out of memory with micro-batches of {plan.micro} rows, and batch {plan.batch} cannot be "
-                f"cut smaller; {MORE_MEMORY}. The checkpoint of step {progress.step} stays good"
-            ) from None
+            raise
+        self.announce(progress, self.controller.plan(progress), again=True)
 
     def finish(self, progress: Progress) -> Result:
         """The last checkpoint, the last evaluation."""
@@ -225,10 +208,10 @@ class Job:
         return Result(progress=progress, metrics=metrics, finished=True)
 
     def stop_early(self, progress: Progress) -> Result:
-        """A checkpoint, then the end: asked for by SIGTERM, or forced by updates that are not finite."""
+        """A checkpoint, then the end: asked for (SIGTERM, RUN/.stop), or forced by updates that are not finite."""
         self.saved(progress)
         failed = progress.skips >= self.run.max_skips
-        reason = "too many updates in a row were not finite" if failed else "stopped by SIGTERM"
+        reason = "too many updates in a row were not finite" if failed else "stopped on request"
         self.event("end", progress, reason=reason)
         if failed:
             raise TrainingFailed(
@@ -266,7 +249,8 @@ class Job:
             return {}
         rows = min(self.run.eval.rows, progress.micro_limit or self.run.eval.rows)
         batches = evaluation_batches(self.task.test, self.world, rows, self.task.collate)
-        metrics = self.engine.evaluate(batches)
+        with memory_for(f"evaluation batches of {rows} rows", "lower run.eval.rows and go on with --resume"):
+            metrics = self.engine.evaluate(batches)
         if clash := RESERVED & metrics.keys():
             raise ConfigError(f"task.metrics returns {', '.join(sorted(clash))}, which every event has; rename it")
         epoch = progress.samples / self.controller.epoch

@@ -3,12 +3,14 @@
 import copy
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from distgrow.plan import Plan
+from distgrow.run import TrainingFailed
 from distgrow.spec import ConfigError
 from distgrow.world import World
 
@@ -39,6 +41,20 @@ def checked_loss(loss: Any) -> Tensor:
     if not loss.requires_grad:
         raise ConfigError("the loss has no gradient: no trainable parameter takes part, or it was detached")
     return loss
+
+
+MORE_MEMORY = "use more workers, a smaller model, or engine.kind=deepspeed with zero=3 or offload"
+
+
+@contextmanager
+def memory_for(what: str, remedy: str = MORE_MEMORY) -> Iterator[None]:
+    """TrainingFailed with a way out where memory does not hold what is done here, and nothing smaller can be tried."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not ran_out_of_memory(error):
+            raise
+        raise TrainingFailed(f"memory does not hold {what}; {remedy}") from error
 
 
 def ran_out_of_memory(error: BaseException) -> bool:

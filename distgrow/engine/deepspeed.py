@@ -15,6 +15,7 @@ from torch import nn
 
 from distgrow.engine import DeepSpeed, Optimizer
 from distgrow.engine.batches import (
+    MORE_MEMORY,
     Buffers,
     Loss,
     Metrics,
@@ -118,7 +119,8 @@ class DeepSpeedEngine:
                 raise
             raise TrainingFailed(
                 f"rank {self.world.rank} ran out of memory with micro-batches of {micro} rows, within a step that ZeRO "
-                f"{self.spec.zero} cannot repeat; set engine.max_micro={max(1, micro // 2)} and go on with --resume"
+                f"{self.spec.zero} cannot repeat; "
+                + (f"set engine.max_micro={micro // 2} and go on with --resume" if micro > 1 else MORE_MEMORY)
             ) from error
 
     def evaluate(self, batches: Iterable[tuple[Any, int]]) -> dict[str, float]:

@@ -31,9 +31,15 @@ class Ranks:
             gradient_as_bucket_view=True,
             bucket_cap_mb=bucket_mb,  # pyright: ignore[reportArgumentType]
         )
+        self._forwards = 0  # of the update under way
         self.ddp(None, 0.0, ()).backward()
         for parameter in self._shared.parameters():
             parameter.grad = None
+
+    def loss(self, batch: Any, weight: float, votes: Sequence[bool]) -> Tensor:
+        """The weighted loss, which carries the votes."""
+        self._forwards += 1
+        return self.ddp(batch, weight, votes)
 
     def notes(self) -> Tensor:
         """The mean loss over ranks and how many of them cast each vote, after the last backward; all divided alike."""
@@ -41,12 +47,13 @@ class Ranks:
         return self._shared.tally.grad
 
     def forget(self) -> None:
-        """Drop the notes."""
-        self._shared.tally.grad = None
+        """Drop the notes: the update is over."""
+        self._shared.tally.grad, self._forwards = None, 0
 
     def spoil(self) -> None:
         """Take this rank's part in the average with NaN, instead of the last micro-batch: no rank then applies it."""
-        self.ddp.require_forward_param_sync = False  # the update's first forward has shared the buffers already
+        if self._forwards:  # the first of an update shares the buffers, once
+            self.ddp.require_forward_param_sync = False
         self.ddp(None, math.nan, ()).backward()
 
     def spoil_rest(self) -> bool:

@@ -10,10 +10,12 @@ from typing import Any
 
 import torch
 from deepspeed.checkpoint import ds_to_universal
+from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam
 from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
 from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
 from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils.tensor_fragment import fragment_address
+from filelock import FileLock
 
 from distgrow.engine.batches import serialised
 from distgrow.run import RunError, storing
@@ -43,13 +45,18 @@ class Shards:
         if ranks == self._world.size:
             self._engine.load_checkpoint(str(folder), tag=_TAG)
             return
+        if not isinstance(self._engine.basic_optimizer, torch.optim.AdamW | DeepSpeedCPUAdam | FusedAdam):
+            raise RunError(
+                f"{folder} was written by {ranks} ranks; DeepSpeed's universal format, which another number of ranks "
+                f"needs, knows Adam's state alone: go on with {ranks}, or use optimizer.kind=adamw from the start"
+            )
         universal = folder.with_name(f".partial-universal-{folder.name}")
-        self._world.once(lambda: convert(folder / _TAG, universal / _TAG))
+        self._world.all(lambda: convert_once(folder / _TAG, universal / _TAG))
         self._engine._config.load_universal_checkpoint = True  # DeepSpeed asks its config, which knew no checkpoint
         self._engine.load_checkpoint(str(universal), tag=_TAG)
         self._engine._config.load_universal_checkpoint = False
         self._world.sum([0.0])  # every rank has read it
-        self._world.once(lambda: shutil.rmtree(universal))
+        shutil.rmtree(universal, ignore_errors=True)  # each host has its own, or all have one
 
 
 class _Files(TorchCheckpointEngine):
@@ -85,6 +92,13 @@ def check(folder: Path) -> int:
                     f"{file} is not a checkpoint that can be loaded without executing code: {reason}"
                 ) from None
     return len(list(folder.glob("*optim_states.pt")))
+
+
+def convert_once(native: Path, universal: Path) -> None:
+    """Convert, unless another rank that sees the same folder has."""
+    with FileLock(universal.parent.with_suffix(".lock")):
+        if not universal.exists():
+            convert(native, universal)
 
 
 def convert(native: Path, universal: Path) -> None:

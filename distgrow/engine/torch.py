@@ -18,6 +18,7 @@ from distgrow.engine.batches import (
     checked_loss,
     checked_rows,
     means,
+    memory_for,
     place,
     ran_out_of_memory,
     seed,
@@ -74,7 +75,8 @@ class TorchEngine:
         del ballast
         if not math.isfinite(grad_norm):
             return self._dropped(outcome)
-        self.step(plan.lr)
+        with memory_for("the optimizer's state"):
+            self.step(plan.lr)
         self._forget()
         return outcome
 
@@ -139,7 +141,8 @@ class TorchEngine:
         """What the optimizer's state will take, where it is not there yet: a probe has to leave it room."""
         if self._optimizer.state:
             return []
-        return [torch.empty_like(p) for p in self._parameters for _ in range(self._state_copies)]
+        with memory_for("the optimizer's state"):
+            return [torch.empty_like(p) for p in self._parameters for _ in range(self._state_copies)]
 
     def _check_use(self) -> None:
         """ConfigError where the first update left parameters without a gradient: DDP would wait for them for ever."""
@@ -198,7 +201,7 @@ class TorchEngine:
         with self._autocast():
             batch = self._place(batch)
             if self._ranks is not None:
-                return self._ranks.ddp(batch, weight, votes)
+                return self._ranks.loss(batch, weight, votes)
             loss = checked_loss(self._loss(self.model, batch))
             return loss if weight == 1 else loss * weight
 

@@ -77,11 +77,10 @@ def test_a_group_follows_where_one_was_asked_for_and_only_then(folder: RunFolder
     ask(folder)
     assert next(following) == 4
     assert handover.pending(folder)
-    request = handover.to_answer(folder)
+    request = handover.answered(folder)
     assert request is not None
     assert (request.old, request.time_s) == (1, 60.0)
     assert 5 <= request.seconds < 10
-    handover.answered(folder)
     assert not handover.pending(folder)
     assert list(following) == []
 
@@ -94,7 +93,8 @@ def test_a_damaged_request_is_a_request_all_the_same(folder: RunFolder, damage: 
     ask(folder)
     (folder.path / ".resize-asked").write_text(damage)
     assert next(following) == 4
-    assert handover.to_answer(folder) is None
+    assert handover.answered(folder) is None
+    assert not handover.pending(folder)
 
 
 def test_a_request_that_was_never_answered_is_forgotten_by_the_next_command(folder: RunFolder) -> None:

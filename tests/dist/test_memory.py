@@ -91,12 +91,34 @@ def test_the_limit_survives_a_resume(wounded: Commands) -> None:
 def test_memory_that_holds_not_even_one_row_is_a_clear_failure_with_a_good_checkpoint(wounded: Commands) -> None:
     failed = wounded.train("run", *task(rows=0), "launch.workers=2")
     assert failed.code == 1
-    assert "ran out of memory with micro-batches of 1 rows" in failed.err
+    assert "distgrow: a rank's memory does not hold a micro-batch of one row" in failed.err
     assert "use more workers, a smaller model" in failed.err
     assert "Traceback" not in failed.err
     run = wounded.folder / "run"
     assert [oom["micro"] for oom in events(run, "oom")] == [4, 2, 1]
     assert ledger(run)["discarded"] == 3 * 8
+
+
+@pytest.mark.faults
+def test_a_run_whose_last_batch_is_odd_is_told_as_soon_as_memory_holds_one_row_alone(wounded: Commands) -> None:
+    for micro in ("64", "auto"):
+        odd = ("budget={samples: 1501}", "launch.workers=2", f"engine.max_micro={micro}")
+        failed = wounded.train(f"run{micro}", *task(rows=1), *odd)
+        assert failed.code == 1
+        assert "holds micro-batches of 1 rows, into which this run's batches on 2 ranks cannot be cut" in failed.err
+        assert not events(wounded.folder / f"run{micro}", "step")
+
+
+def test_memory_that_runs_out_in_an_evaluation_names_the_key(wounded: Commands) -> None:
+    failed = wounded.train("run", *task(rows=32, evaluating=True), "run.eval.rows=64")
+    assert failed.code == 1
+    assert "memory does not hold evaluation batches of 64 rows; lower run.eval.rows and go on with" in failed.err
+    assert wounded.train("run", *task(rows=32, evaluating=True), "run.eval.rows=32", resume=True).code == 0
+
+
+def test_memory_that_runs_out_before_the_forward_of_a_model_with_buffers_is_survived(wounded: Commands) -> None:
+    assert wounded.train("run", *task("unplaceable"), "launch.timeout_s=20", workers=2).code == 0
+    assert len(events(wounded.folder / "run", "oom")) == 1
 
 
 def test_real_memory_that_runs_out_on_one_rank_is_survived(wounded: Commands) -> None:

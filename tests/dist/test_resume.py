@@ -81,7 +81,7 @@ def test_sigterm_is_a_checkpoint_and_exit_code_0(distgrow: Commands, workers: in
     process.communicate(timeout=60)
     assert process.returncode == 0
     stopped = events(distgrow.folder / "stopped", "end")[0]
-    assert stopped["reason"] == "stopped by SIGTERM"
+    assert stopped["reason"] == "stopped on request"
     assert events(distgrow.folder / "stopped", "checkpoint")[-1]["step"] == stopped["step"]
     assert distgrow.train("stopped", resume=True, workers=workers).code == 0
     assert ledger(distgrow.folder / "stopped") == ledger(distgrow.folder / "whole")  # nothing was done twice

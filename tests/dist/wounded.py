@@ -21,12 +21,13 @@ def rank() -> int:
 class Memory(nn.Module):
     """A layer that runs out of memory where a micro-batch has more than `rows` rows, forward or backward."""
 
-    def __init__(self, rows: int, way: str, ranks: list[int]) -> None:
+    def __init__(self, rows: int, way: str, ranks: list[int], evaluating: bool) -> None:
         super().__init__()
-        self.rows, self.way, self.ranks = rows, way, ranks
+        self.rows, self.way, self.ranks, self.evaluating = rows, way, ranks, evaluating
 
     def forward(self, x: Tensor) -> Tensor:
-        return _Full.apply(x, self.way if len(x) > self.rows and self.training and rank() in self.ranks else "")
+        looked_at = rank() in self.ranks and self.training != self.evaluating
+        return _Full.apply(x, self.way if looked_at and len(x) > self.rows else "")
 
 
 class _Full(torch.autograd.Function):
@@ -44,12 +45,31 @@ class _Full(torch.autograd.Function):
         return grads[0], None
 
 
-def small(rows: int = 4, way: str = "forward", ranks: list[int] | None = None, norm: bool = False) -> Any:
-    """A model on ranks that cannot hold more than `rows` rows, with BatchNorm where `norm` asks for it."""
+def small(
+    rows: int = 4, way: str = "forward", ranks: list[int] | None = None, norm: bool = False, evaluating: bool = False
+) -> Any:
+    """A model on ranks that cannot hold more than `rows` rows, in training or evaluating; `norm`: with BatchNorm."""
     torch.manual_seed(0)
     layers = [nn.Flatten(), nn.Linear(64, 32), *([nn.BatchNorm1d(32)] if norm else [])]
-    model = nn.Sequential(*layers, nn.ReLU(), Memory(rows, way, ranks or [1]), nn.Linear(32, 10))
+    model = nn.Sequential(*layers, nn.ReLU(), Memory(rows, way, ranks or [0 if evaluating else 1], evaluating), nn.Linear(32, 10))
     return model, loss, *digits()
+
+
+def unplaceable() -> Any:
+    """A model with BatchNorm, one batch of which one rank cannot place on its device, before any forward."""
+    from distgrow.engine.torch import TorchEngine
+
+    place, calls = TorchEngine._place, 0
+
+    def fail(self: Any, batch: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 5 and rank() == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory (injected)")
+        return place(self, batch)
+
+    TorchEngine._place = fail
+    return small(rows=99, norm=True)
 
 
 def loss(model: nn.Module, batch: Any) -> Tensor:

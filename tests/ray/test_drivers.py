@@ -89,6 +89,6 @@ def test_a_submitted_job_outlives_its_client_is_seen_on_the_dashboard_and_stops_
     assert stopped.returncode == 0, stopped.stdout + stopped.stderr
     (folder / "gate").touch()
     until(lambda: bool(events(folder / "run", "end")), 60, "the end of the run")
-    assert events(folder / "run", "end")[0]["reason"] == "stopped by SIGTERM"
+    assert events(folder / "run", "end")[0]["reason"] == "stopped on request"
     assert 160 <= ledger(folder / "run")["applied"] < 1500
     until(lambda: trainers(cluster) == 0, 30, "the actor that kept the run ends")

@@ -165,7 +165,7 @@ def test_sigterm_to_the_driver_is_a_checkpoint_and_exit_code_0(distgrow: Command
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
     assert process.returncode == 0
-    assert events(distgrow.folder / "run", "end")[0]["reason"] == "stopped by SIGTERM"
+    assert events(distgrow.folder / "run", "end")[0]["reason"] == "stopped on request"
     assert ledger(distgrow.folder / "run")["applied"] == events(distgrow.folder / "run", "end")[0]["samples"]
 
 
