@@ -1,13 +1,39 @@
-"""Bounds, critical batch size and optimal stage lengths: plain numbers in, plain numbers out; knows no schedule.
+"""The bound of SGD, the critical batch size and SFO complexity: plain numbers in, plain numbers out; knows no schedule.
 
 Symbols (Umeda & Iiduka, arXiv 2508.05297): Δ = f(θ₀) − f*, loss units (`gap`); L, smoothness, loss / parameter²
 (`smoothness`); σ² = tr Σ of one sample's gradient noise (`variance`); ε, target of ‖∇f‖ (`epsilon`); η, learning
-rate (`lr`); b, batch, samples. SFO is the number of per-sample gradient evaluations.
+rate (`lr`); b, batch, samples. SFO is the number of per-sample gradient evaluations. Where a batch may be an array,
+so is the answer. [D]: derived for this project, and held against brute force by its tests.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+Number = TypeVar("Number", float, Array)
+
+
+def check_positive(**values: float | Array | Sequence[float]) -> None:
+    """ValueError that names the first of `values` that is not a number above 0, or has an element that is not."""
+    for key, value in values.items():
+        if not np.all(np.asarray(value) > 0):
+            raise ValueError(f"{key}={value} must be above 0")
+
+
+def plain(value: Any) -> Any:
+    """A numpy scalar as a Python float; an array as it is."""
+    return value if isinstance(value, np.ndarray) else float(value)
+
+
+def over(above: float | Array, below: Number) -> Number:
+    """above/below elementwise; inf where `below` is not positive."""
+    with np.errstate(divide="ignore"):
+        return plain(np.divide(above, np.maximum(below, 0.0)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,6 +43,9 @@ class Constants:
     smoothness: float
     variance: float
     gap: float
+
+    def __post_init__(self) -> None:
+        check_positive(smoothness=self.smoothness, variance=self.variance, gap=self.gap)
 
     def stable_lr(self) -> float:
         """2/L, the learning rate that no stage may reach."""
@@ -30,66 +59,192 @@ class Constants:
         """C₂ = Lησ² / (2 − Lη)."""
         return self.smoothness * lr * self.variance / (2 - self._checked(lr))
 
+    def tradeoff(self, lr: float) -> "Tradeoff":
+        """SGD's bound of min ‖∇f‖² at a constant (b, η): C₁/T + C₂/b."""
+        return Tradeoff(a=self.c1(lr), b=self.c2(lr))
+
     def _checked(self, lr: float) -> float:
         if not 0 < lr < self.stable_lr():
             raise ValueError(f"lr={lr} must lie between 0 and 2/L={self.stable_lr():.6g}")
         return self.smoothness * lr
 
 
-def bound(constants: Constants, steps: Iterable[tuple[int, float, int]]) -> float:
+# ── any optimizer whose bound is A/K + B/b + C ──────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tradeoff:
+    """A/K + B/b + C after K updates at batch b: the bound of SGD, momentum and Adam (Iiduka, arXiv 2208.09814).
+
+    `target` is in the units of what is bounded: ε² for SGD's ‖∇f‖², the regret-like ε of that paper for Adam and
+    momentum, whose C > 0 comes from their moments and is a floor that neither K nor b lowers.
+    """
+
+    a: float
+    b: float
+    c: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_positive(a=self.a, b=self.b)
+        if not self.c >= 0:
+            raise ValueError(f"c={self.c} must be at least 0")
+
+    def steps_to(self, batch: Number, target: float) -> Number:
+        """K(b) = Ab / ((ε − C)b − B), updates; inf for b ≤ B/(ε − C)."""
+        check_positive(batch=batch)
+        return over(self.a * batch, self._room(target) * batch - self.b)
+
+    def sfo_to(self, batch: Number, target: float) -> Number:
+        """N(b) = b·K(b), gradient evaluations; convex in b."""
+        return batch * self.steps_to(batch, target)
+
+    def critical_batch(self, target: float) -> float:
+        """b* = 2B/(ε − C), the batch at which N(b) is least, samples."""
+        return 2 * self.b / self._room(target)
+
+    def least_sfo(self, target: float) -> float:
+        """N* = N(b*) = 4AB/(ε − C)², gradient evaluations."""
+        return 4 * self.a * self.b / self._room(target) ** 2
+
+    def critical_steps(self, target: float) -> float:
+        """K* = K(b*) = 2A/(ε − C), updates."""
+        return 2 * self.a / self._room(target)
+
+    def _room(self, target: float) -> float:
+        if not target > self.c:
+            raise ValueError(f"target={target} must be above the bound's floor C={self.c}")
+        return target - self.c
+
+
+def measured_critical_batch(batches: Sequence[float], steps: Sequence[float]) -> float:
+    """b* from the updates that runs at several constant batches took to one target, samples; A, B, C may be unknown.
+
+    1/K = (ε − C)/A − (B/A)/b is a line in 1/b: b* = −2·slope/intercept of its least squares fit [D]. ValueError
+    where the updates do not fall as the batch grows: noise then is no part of what they took.
+    """
+    if len(batches) != len(steps) or len(set(batches)) < 2:
+        raise ValueError(f"batches={batches} and steps={steps} must be of one length, with two batches that differ")
+    check_positive(batches=batches, steps=steps)
+    slope, intercept = np.polyfit(1 / np.asarray(batches, float), 1 / np.asarray(steps, float), 1)
+    if not slope < 0:
+        raise ValueError(f"steps={steps} show no critical batch: they must fall as batches={batches} grow")
+    return float(-2 * slope / intercept)
+
+
+# ── SGD ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def bound(constants: Constants, steps: Iterable[tuple[float, float, float]]) -> float:
     """Upper bound of min_t E‖∇f(θ_t)‖² after (updates, lr, batch) runs in order.
 
     [2Δ + Lσ² Σ η²/b] / [(2 − L·η_max) Σ η]; inf while η_max ≥ 2/L or before the first update.
     """
-    lr_sum = noise = lr_max = 0.0
-    for count, lr, batch in steps:
-        lr_sum, noise, lr_max = lr_sum + count * lr, noise + count * lr * lr / batch, max(lr_max, lr)
-    margin = (2 - constants.smoothness * lr_max) * lr_sum
-    return (2 * constants.gap + constants.smoothness * constants.variance * noise) / margin if margin > 0 else math.inf
+    along = bounds(constants, steps)
+    return float(along[-1]) if len(along) else math.inf
 
 
-def steps_to(constants: Constants, lr: float, batch: float, epsilon: float) -> float:
-    """T(b) = C₁b / (ε²b − C₂), updates at constant batch until the bound is ε²; inf where it never is."""
-    margin = epsilon**2 * batch - constants.c2(lr)
-    return constants.c1(lr) * batch / margin if margin > 0 else math.inf
+def bounds(constants: Constants, steps: Iterable[tuple[float, float, float]]) -> Array:
+    """`bound` after each of the (updates, lr, batch) runs: what a schedule's curve is drawn from."""
+    count, lr, batch = np.array(list(steps), float).reshape(-1, 3).T
+    check_positive(batch=batch)
+    if not (np.all(count >= 0) and np.all(lr >= 0)):
+        raise ValueError(f"updates={count} and lr={lr} must be at least 0")
+    noise = constants.smoothness * constants.variance * np.cumsum(count * lr**2 / batch)
+    margin = (2 - constants.smoothness * np.maximum.accumulate(lr)) * np.cumsum(count * lr)
+    return over(2 * constants.gap + noise, margin)
 
 
-def sfo_to(constants: Constants, lr: float, batch: float, epsilon: float) -> float:
+def steps_to(constants: Constants, lr: float, batch: Number, epsilon: float) -> Number:
+    """T(b) = C₁b / (ε²b − C₂), updates at constant batch until the bound is ε²; inf where it never is (b ≤ C₂/ε²)."""
+    check_positive(epsilon=epsilon)
+    return constants.tradeoff(lr).steps_to(batch, epsilon**2)
+
+
+def sfo_to(constants: Constants, lr: float, batch: Number, epsilon: float) -> Number:
     """N(b) = b·T(b), gradient evaluations at constant batch until the bound is ε²; convex in b."""
     return batch * steps_to(constants, lr, batch, epsilon)
 
 
 def critical_batch(constants: Constants, lr: float, epsilon: float) -> float:
     """b* = 2C₂/ε², the batch at which N(b) is least, samples."""
-    return 2 * constants.c2(lr) / epsilon**2
+    check_positive(epsilon=epsilon)
+    return constants.tradeoff(lr).critical_batch(epsilon**2)
+
+
+def critical_steps(constants: Constants, lr: float, epsilon: float) -> float:
+    """T* = 2C₁/ε² = T(b*), updates."""
+    check_positive(epsilon=epsilon)
+    return constants.tradeoff(lr).critical_steps(epsilon**2)
 
 
 def least_sfo(constants: Constants, lr: float, epsilon: float) -> float:
-    """N* = 4C₁C₂/ε⁴ = N(b*), gradient evaluations."""
-    return 4 * constants.c1(lr) * constants.c2(lr) / epsilon**4
+    """N* = 4C₁C₂/ε⁴ = N(b*) = 8ΔLσ²/((2 − Lη)²ε⁴), gradient evaluations.
+
+    With η = η_max it is also the universal lower bound: no schedule of batches and learning rates up to η_max has a
+    bound of ε² after fewer; only b_t ∝ η_t reaches it [D].
+    """
+    check_positive(epsilon=epsilon)
+    return constants.tradeoff(lr).least_sfo(epsilon**2)
 
 
-def cost_of_wrong_batch(ratio: float) -> float:
-    """N(b)/N* = x²/(2x − 1) at x = b/b*; inf for x ≤ ½."""
-    return ratio**2 / (2 * ratio - 1) if ratio > 0.5 else math.inf
+def cost_of_wrong_batch(ratio: Number) -> Number:
+    """N(b)/N* = x²/(2x − 1) at x = b/b*, the same η; inf for x ≤ ½."""
+    check_positive(ratio=ratio)
+    return over(ratio * ratio, 2 * ratio - 1)
+
+
+def best_lr(constants: Constants, batch: Number, epsilon: float) -> Number:
+    """η(b) = ε²b / (L(ε²b + σ²)), the constant learning rate at which N is least for a given batch [D]; below 1/L."""
+    check_positive(batch=batch, epsilon=epsilon)
+    signal = epsilon**2 * batch
+    return signal / (constants.smoothness * (signal + constants.variance))
+
+
+def sfo_at_best_lr(constants: Constants, batch: Number, epsilon: float) -> Number:
+    """N(b) at `best_lr`: 2ΔL(σ²/ε⁴)·(1 + b/B) gradient evaluations, B = σ²/ε² the noise scale at the target [D].
+
+    Unlike N(b) at one η it has no best batch: it rises along b, gently up to B. Updates are N/b.
+    """
+    check_positive(batch=batch, epsilon=epsilon)
+    return 2 * constants.gap * constants.smoothness * (batch + constants.variance / epsilon**2) / epsilon**2
+
+
+def sfo_table(constants: Constants, lrs: Sequence[float], batches: Sequence[float], epsilon: float) -> Array:
+    """N(b) for every pair, gradient evaluations, (lrs, batches); inf where b never arrives. Its least entry is the
+    best constant (b, η), the baseline that stands beside every growth result."""
+    columns = np.asarray(batches, float)
+    return np.array([sfo_to(constants, lr, columns, epsilon) for lr in lrs]).reshape(len(lrs), len(columns))
+
+
+# ── staged growth: the exponents (growth_theory.py has the rest) ────────────────────────────────────────────────
+
+
+def check_growth(growth: float, lr_factor: float, steps_factor: float = 1.0) -> None:
+    """ValueError unless δ > 1, γ > 0 and τ > 0."""
+    check_positive(lr_factor=lr_factor, steps_factor=steps_factor)
+    if not growth > 1:
+        raise ValueError(f"growth={growth} must be above 1: the batch's factor from stage to stage")
 
 
 def exponent(growth: float, lr_factor: float, steps_factor: float) -> float:
-    """p of N ~ ε^(−p) when batch, learning rate and steps per stage grow by δ, γ and τ.
+    """p of N ~ ε^(−p) when batch, learning rate and steps per stage grow by δ, γ and τ [D].
 
     2 ln(τδ)/ln(τγ) if τγ² ≤ δ, else 2 ln(τδ)/ln(δ/γ); at least 4, with equality iff δ = τγ². inf where the bound
-    has a floor (the logarithm is not positive).
+    has a floor or falls only along the logarithm of N (the divisor is not positive).
     """
+    check_growth(growth, lr_factor, steps_factor)
     below = steps_factor * lr_factor**2 <= growth
     slowest = steps_factor * lr_factor if below else growth / lr_factor
     return 2 * math.log(steps_factor * growth) / math.log(slowest) if slowest > 1 else math.inf
 
 
 def optimal_steps_ratio(growth: float, lr_factor: float) -> float:
-    """τ = δ/γ²: steps of a stage over those of the one before, where `exponent` is least."""
+    """τ = δ/γ²: steps of a stage over those of the one before, where `exponent` is least [D]."""
+    check_growth(growth, lr_factor)
     return growth / lr_factor**2
 
 
 def optimal_sample_ratio(growth: float, lr_factor: float) -> float:
-    """τδ = (δ/γ)²: samples (and epochs) of a stage over those of the one before, where `exponent` is least."""
+    """τδ = (δ/γ)²: samples (and epochs) of a stage over those of the one before, where `exponent` is least [D]."""
+    check_growth(growth, lr_factor)
     return (growth / lr_factor) ** 2

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from distgrow.theory import (
     Constants,
     bound,
+    bounds,
     cost_of_wrong_batch,
     critical_batch,
     exponent,
@@ -81,7 +82,7 @@ def test_no_batch_of_a_fine_grid_costs_less_than_the_critical_one(problem: tuple
     constants, lr, epsilon = problem
     best, least = critical_batch(constants, lr, epsilon), least_sfo(constants, lr, epsilon)
     grid = best * np.geomspace(0.5001, 100, 4001)
-    costs = [sfo_to(constants, lr, batch, epsilon) for batch in grid]
+    costs = sfo_to(constants, lr, grid, epsilon)
     assert min(costs) >= least * (1 - 1e-9)
     assert grid[int(np.argmin(costs))] == pytest.approx(best, rel=2e-3)
     assert sfo_to(constants, lr, best, epsilon) == pytest.approx(least, rel=1e-9)
@@ -173,9 +174,25 @@ def test_the_bound_does_not_depend_on_how_runs_are_cut(runs: list[tuple[int, flo
     assert bound(constants, runs) == pytest.approx(bound(constants, one_by_one), rel=1e-9)
 
 
+@given(schedules)
+def test_the_curve_of_a_schedule_is_the_bound_after_each_run(runs: list[tuple[int, float, int]]) -> None:
+    constants, lr_sum, noise, curve = Constants(smoothness=1.0, variance=2.0, gap=3.0), 0.0, 0.0, []
+    for index, (count, lr, batch) in enumerate(runs):
+        lr_sum, noise = lr_sum + count * lr, noise + count * lr**2 / batch
+        curve.append((6 + 2 * noise) / ((2 - max(lr for _, lr, _ in runs[: index + 1])) * lr_sum))
+    assert bounds(constants, runs) == pytest.approx(curve, rel=1e-9)
+
+
+@pytest.mark.parametrize("run", [(1, 0.1, 0), (1, -0.1, 8), (-1, 0.1, 8)])
+def test_a_run_that_cannot_be_has_no_bound(run: tuple[int, float, int]) -> None:
+    with pytest.raises(ValueError, match="must be"):
+        bound(Constants(smoothness=1.0, variance=1.0, gap=1.0), [run])
+
+
 def test_the_bound_is_infinite_before_the_first_update_and_from_an_unstable_one_on() -> None:
     constants = Constants(smoothness=1.0, variance=1.0, gap=1.0)
-    assert bound(constants, []) == math.inf
+    assert bound(constants, []) == bound(constants, [(0, 0.1, 8)]) == math.inf
+    assert list(bounds(constants, [(100, 0.1, 8), (1, 2.0, 8), (1, 0.1, 8)]))[1:] == [math.inf, math.inf]
     assert bound(constants, [(100, 0.1, 8), (1, 2.0, 8)]) == math.inf
     assert bound(constants, [(100, 0.1, 8), (1, 1.99, 8)]) < math.inf
 
@@ -183,6 +200,12 @@ def test_the_bound_is_infinite_before_the_first_update_and_from_an_unstable_one_
 # ── staged growth ───────────────────────────────────────────────────────────────────────────────────────────────
 
 factors = st.floats(1.05, 4)
+
+
+@pytest.mark.parametrize(("growth", "lr_factor", "steps_factor"), [(1, 1, 1), (0.5, 1, 1), (2, 0, 1), (2, 1, -1)])
+def test_factors_without_growth_have_no_exponent(growth: float, lr_factor: float, steps_factor: float) -> None:
+    with pytest.raises(ValueError, match="must be above"):
+        exponent(growth, lr_factor, steps_factor)
 
 
 @given(factors, st.floats(1, 4), st.floats(0.5, 8))
