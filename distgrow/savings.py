@@ -34,7 +34,7 @@ def measured(run: str, given: Pace | None = None) -> Pace:
     except ConfigError as error:
         raise ConfigError(f"--like {run}: {error}") from None
     except (KeyError, TypeError, ValueError, ArithmeticError) as error:
-        raise ConfigError(f"--like {run}: a line of {folder.metrics} is damaged ({error!r}); remove it") from None
+        raise ConfigError(f"--like {run}: a line of {folder.metrics} is damaged: {error!r}; remove it") from None
     return pace if resizes or given is None else pace.model_copy(update={"resize_s": given.resize_s})
 
 

@@ -57,6 +57,7 @@ class Shards:
         self._engine._config.load_universal_checkpoint = False
         self._world.sum([0.0])  # every rank has read it
         shutil.rmtree(universal, ignore_errors=True)  # each host has its own, or all have one
+        _lock(universal).unlink(missing_ok=True)
 
 
 class _Files(TorchCheckpointEngine):
@@ -68,12 +69,23 @@ class _Files(TorchCheckpointEngine):
 
     def save(self, state_dict: Any, path: str) -> None:
         """Keep one file."""
-        self._kept[path] = serialised(state_dict)
+        self._kept[path] = serialised(_without_enums(state_dict))
 
     def taken(self, folder: Path) -> dict[str, bytes]:
         """What was kept, by names relative to `folder`."""
         kept, self._kept = self._kept, {}
         return {str(Path(path).relative_to(folder)): data for path, data in kept.items()}
+
+
+def _without_enums(state: Any) -> Any:
+    """The state with plain numbers for DeepSpeed's enums, which Python 3.11.0 to 3.11.3 pickle as calls of getattr."""
+    if isinstance(state, ZeroStageEnum):
+        return int(state)
+    if type(state) is dict:
+        return {key: _without_enums(value) for key, value in state.items()}
+    if type(state) in (list, tuple):
+        return type(state)(_without_enums(value) for value in state)
+    return state
 
 
 def check(folder: Path) -> int:
@@ -96,9 +108,13 @@ def check(folder: Path) -> int:
 
 def convert_once(native: Path, universal: Path) -> None:
     """Convert, unless another rank that sees the same folder has."""
-    with FileLock(universal.parent.with_suffix(".lock")):
+    with FileLock(_lock(universal.parent)):
         if not universal.exists():
             convert(native, universal)
+
+
+def _lock(universal: Path) -> Path:
+    return universal.with_suffix(".lock")
 
 
 def convert(native: Path, universal: Path) -> None:
