@@ -85,6 +85,7 @@ def deadly(fault: str, mark: Path, who: int = 1, after: int = 12) -> tuple[str, 
     return (f"task={{kind: target, target: 'wounded:deadly', args: {args}}}", "model=null")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files whole, all Ray clusters one after the other, and these first: two test processes end at about one time."""
     items.sort(key=lambda item: "ray" not in item.keywords)
