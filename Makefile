@@ -29,10 +29,10 @@ demo: $(READY)
 	$(BIN)/distgrow report runs/demo
 
 test: $(READY)
-	$(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder -m "not faults"
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not faults"
 
 test-faults: $(READY)
-	$(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder -m faults
+	$(BIN)/pytest -m "faults and not ray" & others=$$!; $(BIN)/pytest -m "faults and ray" && wait $$others
 
 test-gpu: $(READY)
 	$(BIN)/pytest -m gpu

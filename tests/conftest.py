@@ -85,12 +85,9 @@ def deadly(fault: str, mark: Path, who: int = 1, after: int = 12) -> tuple[str, 
     return (f"task={{kind: target, target: 'wounded:deadly', args: {args}}}", "model=null")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files whole, all Ray clusters one after the other, and these first: two test processes end at about one time."""
+    """The longest files first, so that two test processes (make test) end at about the same time."""
     items.sort(key=lambda item: "ray" not in item.keywords)
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("ray" if "ray" in item.keywords else item.path.name))
 
 
 @pytest.fixture
