@@ -8,7 +8,7 @@ READY := .venv/.ready
 help:
 	@echo "make demo     set up, train the digits, write a report"
 	@echo "make test     set up, run the tests"
-	@echo "make test-faults  the tests of faults that take long: lost hosts, hung ranks, lost drivers"
+	@echo "make test-faults  all tests that inject faults, and whatever else takes long"
 	@echo "make check    lint, types, layers"
 	@echo "make format   format the code"
 	@echo "make bench    the benchmarks of benchmarks/README.md"
@@ -29,10 +29,10 @@ demo: $(READY)
 	$(BIN)/distgrow report runs/demo
 
 test: $(READY)
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not faults"
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 test-faults: $(READY)
-	$(BIN)/pytest -m "faults and not ray" & others=$$!; $(BIN)/pytest -m "faults and ray" && wait $$others
+	$(BIN)/pytest -m "(fault or slow) and not ray" & others=$$!; $(BIN)/pytest -m "(fault or slow) and ray" && wait $$others
 
 test-gpu: $(READY)
 	$(BIN)/pytest -m gpu

@@ -79,7 +79,7 @@ def test_a_killed_run_resumes_bit_identical(distgrow: Commands) -> None:
     assert {**ledger(distgrow.folder / "killed"), "replayed": 0} == ledger(distgrow.folder / "whole")
 
 
-@pytest.mark.faults
+@pytest.mark.slow
 @pytest.mark.parametrize("zero", [1, 3])
 def test_a_run_goes_on_with_another_number_of_ranks_by_the_universal_format(distgrow: Commands, zero: int) -> None:
     assert distgrow.train("whole", engine(zero), *OFTEN, workers=2).code == 0

@@ -6,6 +6,8 @@ import pytest
 from conftest import Commands, events, ledger, parameters
 from conftest import wounded as with_faults
 
+pytestmark = pytest.mark.fault
+
 DOUBLE = "engine.precision=float64"
 
 
@@ -25,8 +27,8 @@ def task(function: str = "small", **args: Any) -> tuple[str, ...]:
     [
         ("forward", 2),
         ("backward", 2),
-        pytest.param("forward", 1, marks=pytest.mark.faults),
-        pytest.param("backward", 1, marks=pytest.mark.faults),
+        pytest.param("forward", 1, marks=pytest.mark.slow),
+        pytest.param("backward", 1, marks=pytest.mark.slow),
     ],
 )
 def test_one_rank_without_memory_makes_all_halve_the_micro_batch_and_the_result_stays_the_same(
@@ -47,7 +49,7 @@ def test_one_rank_without_memory_makes_all_halve_the_micro_batch_and_the_result_
     assert "out of memory with micro-batches of 8 rows" in short.err
 
 
-@pytest.mark.parametrize("zero", [1, pytest.param(2, marks=pytest.mark.faults)])
+@pytest.mark.parametrize("zero", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_zero_agrees_on_it_too(wounded: Commands, zero: int) -> None:
     pytest.importorskip("deepspeed", reason="needs the extra 'deepspeed'")
     engine = f"engine={{kind: deepspeed, zero: {zero}}}"
@@ -61,7 +63,7 @@ def test_zero_agrees_on_it_too(wounded: Commands, zero: int) -> None:
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
-@pytest.mark.faults
+@pytest.mark.slow
 def test_statistics_of_batchnorm_do_not_see_what_was_thrown_away(wounded: Commands) -> None:
     limit = ("engine.max_micro=4", DOUBLE)
     assert wounded.train("four", *task(rows=99, norm=True), *limit, workers=2).code == 0
@@ -73,7 +75,7 @@ def test_statistics_of_batchnorm_do_not_see_what_was_thrown_away(wounded: Comman
     assert len(events(wounded.folder / "halved", "oom")) == 1
 
 
-@pytest.mark.faults
+@pytest.mark.slow
 def test_the_limit_survives_a_resume(wounded: Commands) -> None:
     short = task(rows=5)
     assert wounded.train("run", *short, "budget={samples: 800}", workers=2).code == 0
@@ -87,7 +89,7 @@ def test_the_limit_survives_a_resume(wounded: Commands) -> None:
     assert (parameters(wounded.folder / "run") == parameters(wounded.folder / "whole")).all()
 
 
-@pytest.mark.faults
+@pytest.mark.slow
 def test_memory_that_holds_not_even_one_row_is_a_clear_failure_with_a_good_checkpoint(wounded: Commands) -> None:
     failed = wounded.train("run", *task(rows=0), "launch.workers=2")
     assert failed.code == 1
@@ -99,7 +101,7 @@ def test_memory_that_holds_not_even_one_row_is_a_clear_failure_with_a_good_check
     assert ledger(run)["discarded"] == 3 * 8
 
 
-@pytest.mark.faults
+@pytest.mark.slow
 def test_a_run_whose_last_batch_is_odd_is_told_as_soon_as_memory_holds_one_row_alone(wounded: Commands) -> None:
     for micro in ("64", "auto"):
         odd = ("budget={samples: 1501}", "launch.workers=2", f"engine.max_micro={micro}")
@@ -133,7 +135,7 @@ def test_real_memory_that_runs_out_on_one_rank_is_survived(wounded: Commands) ->
 
 
 @pytest.mark.parametrize(
-    ("rows", "found"), [(5, 5), *(pytest.param(rows, min(rows, 16), marks=pytest.mark.faults) for rows in (11, 99))]
+    ("rows", "found"), [(5, 5), *(pytest.param(rows, min(rows, 16), marks=pytest.mark.slow) for rows in (11, 99))]
 )
 def test_auto_finds_the_largest_micro_batch_that_every_rank_holds_and_leaves_no_trace(
     wounded: Commands, rows: int, found: int
@@ -150,7 +152,7 @@ def test_auto_finds_the_largest_micro_batch_that_every_rank_holds_and_leaves_no_
     assert (parameters(auto) == parameters(fixed)).all()  # the statistics of BatchNorm among them
 
 
-@pytest.mark.faults
+@pytest.mark.slow
 def test_auto_leaves_no_trace_in_zeros_optimizer_either(wounded: Commands) -> None:
     pytest.importorskip("deepspeed", reason="needs the extra 'deepspeed'")
     given = ("optimizer={kind: adamw}", "lr.base=0.01")
@@ -164,7 +166,7 @@ def test_auto_leaves_no_trace_in_zeros_optimizer_either(wounded: Commands) -> No
     assert "max_micro=auto cannot be measured with zero=3" in refused.err
 
 
-@pytest.mark.faults
+@pytest.mark.slow
 def test_auto_is_not_measured_again_on_resume(wounded: Commands) -> None:
     arguments = (*task(rows=5), "engine.max_micro=auto", "run.checkpoint.every_steps=5")
     assert wounded.train("run", *arguments, workers=2).code == 0

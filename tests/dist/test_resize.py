@@ -13,6 +13,8 @@ from conftest import ROOT, TINY, Commands, deadly, events, ledger, parameters, w
 from test_resume import kill_group, until_step
 from test_worlds import spied, spy_package
 
+pytestmark = pytest.mark.fault
+
 RANGE = ("launch.workers=[1, 4]", "engine.max_micro=8")  # batches of 8, 16 and 32
 DOUBLE = ("engine.precision=float64", "run.checkpoint={every_steps: 7, keep: 3}")
 
@@ -78,7 +80,7 @@ def test_the_seconds_of_a_resize_are_those_between_two_updates_and_the_runs_own(
     assert times == sorted(times)
 
 
-@pytest.mark.faults
+@pytest.mark.slow
 def test_killed_in_the_second_group_and_in_a_hand_over_it_is_resumed_with_the_size_that_its_stage_wants(
     distgrow: Commands, whole: Path
 ) -> None:
@@ -100,7 +102,7 @@ def test_killed_in_the_second_group_and_in_a_hand_over_it_is_resumed_with_the_si
     assert changes(run) == [(1, 2, 2)]  # the other hand-over was never answered
 
 
-@pytest.mark.faults
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [".resize-asked", ".resize-taken"])
 def test_sigterm_in_a_hand_over_is_exit_code_0_and_nothing_is_lost(distgrow: Commands, whole: Path, at: str) -> None:
     run = distgrow.folder / "run"
@@ -114,7 +116,7 @@ def test_sigterm_in_a_hand_over_is_exit_code_0_and_nothing_is_lost(distgrow: Com
     assert ledger(run) == ledger(whole)
 
 
-@pytest.mark.faults
+@pytest.mark.slow
 def test_a_request_that_is_damaged_costs_its_event_and_nothing_else(distgrow: Commands, whole: Path) -> None:
     run = distgrow.folder / "run"
     process = start(distgrow, *RANGE)
@@ -128,7 +130,7 @@ def test_a_request_that_is_damaged_costs_its_event_and_nothing_else(distgrow: Co
     assert same_run(whole, run)
 
 
-@pytest.mark.faults
+@pytest.mark.slow
 def test_a_rank_that_dies_in_a_later_group_is_replaced_in_a_group_of_that_size(distgrow: Commands) -> None:
     task = deadly("in forward", distgrow.folder / "died", after=5)
     killed = wounded(distgrow).train("killed", *task, *DOUBLE, "launch.workers={0: 1, 1: 2}", "launch.max_failures=1")
@@ -140,14 +142,14 @@ def test_a_rank_that_dies_in_a_later_group_is_replaced_in_a_group_of_that_size(d
     assert len(events(distgrow.folder / "killed", "resume")) == 2
 
 
-@pytest.mark.faults
+@pytest.mark.slow
 def test_a_group_that_fails_for_good_ends_the_run_with_its_error(distgrow: Commands) -> None:
     task = deadly("in forward", distgrow.folder / "died", after=5)
     assert wounded(distgrow).train("run", *task, "launch.workers={0: 1, 1: 2}").code == 1
     assert {step["world"] for step in events(distgrow.folder / "run", "step")} == {1, 2}
 
 
-@pytest.mark.faults
+@pytest.mark.slow
 def test_a_second_command_on_the_run_is_refused_also_between_two_groups(distgrow: Commands) -> None:
     process = start(distgrow, *RANGE)
     until(lambda: any((distgrow.folder / "run").glob(".resize-*ed")), process)
@@ -158,7 +160,7 @@ def test_a_second_command_on_the_run_is_refused_also_between_two_groups(distgrow
     assert changes(distgrow.folder / "run") == [(1, 2, 2), (2, 4, 4)]
 
 
-@pytest.mark.faults
+@pytest.mark.slow
 def test_a_damaged_checkpoint_at_a_boundary_costs_its_stage_and_no_more(distgrow: Commands, whole: Path) -> None:
     run = distgrow.folder / "run"
     process = start(distgrow, *RANGE)

@@ -21,6 +21,8 @@ from distgrow.remote import Remote
 from distgrow.run import RunError, RunFolder
 from distgrow.spec import ConfigError
 
+pytestmark = pytest.mark.fault
+
 KEYS = {"AWS_ACCESS_KEY_ID": "tester", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_EC2_METADATA_DISABLED": "true"}
 
 
@@ -83,7 +85,7 @@ def test_a_run_whose_folder_is_lost_is_known_from_s3(distgrow: Commands, bucket:
     assert len(events(distgrow.folder / "run", "end")) == 2
 
 
-@pytest.mark.faults
+@pytest.mark.slow
 def test_killed_and_resumed_on_another_host_it_ends_bit_identical(distgrow: Commands, bucket: str) -> None:
     kept = (f"launch.storage_path={bucket}", "run.checkpoint={every_steps: 9, keep: 2}", "launch.workers=2")
     task = deadly("in forward", distgrow.folder / "mark", after=30)

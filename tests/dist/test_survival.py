@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, TINY, Commands, deadly, events, ledger, parameters, wounded
 
+pytestmark = pytest.mark.fault
+
 OFTEN = "run.checkpoint={every_steps: 7, keep: 3}"
 GROUP = ("launch.workers=2", "launch.backoff_s=0", OFTEN)
 
@@ -31,10 +33,10 @@ def assert_nothing_was_lost(run: Path, undisturbed: Path) -> None:
     [
         ("in the all-reduce", 1, 20, 1),
         ("during a checkpoint", 0, 12, 1),
-        pytest.param("in forward", 1, 20, 1, marks=pytest.mark.faults),
-        pytest.param("in the all-reduce", 0, 20, 1, marks=pytest.mark.faults),
-        pytest.param("at a growth transition", 1, 0, 1, marks=pytest.mark.faults),
-        pytest.param("during resume", 1, 20, 2, marks=pytest.mark.faults),
+        pytest.param("in forward", 1, 20, 1, marks=pytest.mark.slow),
+        pytest.param("in the all-reduce", 0, 20, 1, marks=pytest.mark.slow),
+        pytest.param("at a growth transition", 1, 0, 1, marks=pytest.mark.slow),
+        pytest.param("during resume", 1, 20, 2, marks=pytest.mark.slow),
     ],
 )
 def test_a_worker_killed_anywhere_is_replaced_and_nothing_is_lost(
@@ -80,7 +82,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(distgrow: Commands, undi
     assert behind
 
 
-@pytest.mark.faults
+@pytest.mark.slow
 def test_a_rank_that_hangs_is_named_and_replaced(distgrow: Commands, undisturbed: Path) -> None:
     mark = distgrow.folder / "happened"
     task = deadly("hangs", mark, after=20)

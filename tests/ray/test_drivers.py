@@ -18,7 +18,8 @@ from hosts import RAY_COMMAND, Hosts, hosts, unable
 REASON = unable()
 pytestmark = [
     pytest.mark.ray,
-    pytest.mark.faults,
+    pytest.mark.fault,
+    pytest.mark.slow,
     pytest.mark.timeout(300),
     pytest.mark.skipif(REASON is not None, reason=REASON or ""),
 ]

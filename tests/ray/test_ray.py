@@ -126,7 +126,7 @@ def test_a_killed_worker_is_replaced_and_nothing_is_lost(distgrow: Commands, clu
     assert len(events(distgrow.folder / "killed", "resume")) == 1
 
 
-@pytest.mark.faults
+@pytest.mark.slow
 def test_checkpoints_in_other_storage_outlive_the_runs_folder(distgrow: Commands, cluster: dict[str, str]) -> None:
     distgrow.environment.update(cluster)
     kept = (*RAY, f"launch.storage_path=file://{distgrow.folder}/storage", "run.checkpoint.every_steps=9")
@@ -188,7 +188,7 @@ def same_but_for_rounding(one: Path, other: Path) -> bool:
     return ledger(one) == ledger(other) and bool(apart <= 1e-10 * parameters(one).norm())
 
 
-@pytest.mark.faults
+@pytest.mark.slow
 def test_workers_grow_with_the_batch_in_fresh_worker_groups(distgrow: Commands) -> None:
     assert distgrow.train("fixed", *GROWING[:2]).code == 0
     grown = growing(distgrow, "run.dir=grown", "launch.workers=[1, 2]", "engine.max_micro=8")
@@ -200,7 +200,7 @@ def test_workers_grow_with_the_batch_in_fresh_worker_groups(distgrow: Commands) 
     assert [(event["reason"], event["samples"]) for event in events(run, "end")] == [("done", 900)]
 
 
-@pytest.mark.faults
+@pytest.mark.slow
 def test_where_the_cluster_has_no_room_in_time_the_run_goes_on_with_fewer_and_says_so(
     distgrow: Commands, cluster: dict[str, str]
 ) -> None:
