@@ -142,6 +142,7 @@ def _fit(job: Job) -> Exception | None:
 
     After a group that asked for another size the next one begins, from the checkpoint.
     """
+    _find_modules(job.path)  # how a stage is cut may ask the user's task for its size
     run = parse(job.run)
     folder, elastic = RunFolder(run.run.dir), run.launch.elastic
     try:
@@ -156,12 +157,17 @@ def _fit(job: Job) -> Exception | None:
     return None
 
 
+def _find_modules(path: list[str]) -> None:
+    """Find the user's own modules where the driver does."""
+    sys.path.extend(entry for entry in path if entry not in sys.path)
+
+
 def _worker(job: dict[str, Any]) -> None:
     """One rank, in a process of Ray's, in the process group that Ray Train made.
 
     The driver has looked at the folder; after a failure Ray calls this again, and the run there goes on.
     """
-    sys.path.extend(entry for entry in job["path"] if entry not in sys.path)
+    _find_modules(job["path"])
     run = parse(job["run"])
     folder = RunFolder(run.run.dir)
     watch(folder)
