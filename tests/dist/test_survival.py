@@ -69,12 +69,12 @@ def test_storage_that_fails_once_is_asked_again(distgrow: Commands, undisturbed:
 
 
 def test_training_goes_on_while_a_checkpoint_is_written(distgrow: Commands, undisturbed: Path) -> None:
-    task = deadly("slow storage", distgrow.folder / "never")
+    task = deadly("slow storage", distgrow.folder / "never", after=1)
     assert wounded(distgrow).train("run", *task, *GROUP).code == 0
     run = distgrow.folder / "run"
     assert (parameters(run) == parameters(undisturbed)).all()
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    behind = [k for k, line in enumerate(lines) if line["event"] == "checkpoint" and 12 < line["step"] < 80]
+    behind = [k for k, line in enumerate(lines) if line["event"] == "checkpoint" and 0 < line["step"] < 80]
     for k in behind:
         assert lines[k]["seconds"] > 0.3  # three files
         assert lines[k]["stall_s"] < lines[k]["seconds"] - 0.3 or k == behind[-1]  # the last may be waited for
