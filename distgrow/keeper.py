@@ -99,8 +99,6 @@ class Keeper:
     def due(self, progress: Progress, *, asked: bool = False) -> bool:
         """This rank's wish to checkpoint after the coming update, or somebody's; one rank's wish is enough."""
         self._asked = self._asked or asked
-        if self.current is not None:
-            return False
         steps = self._spec.every_steps
         by_steps = steps is not None and progress.step + 1 - self._saved.step >= steps
         return self._asked or by_steps or time.monotonic() - self._saved_at >= self._spec.every_s

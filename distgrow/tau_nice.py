@@ -15,7 +15,7 @@ from distgrow.theory import Number, check_positive, plain
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FiniteSum:
-    """What the complexity needs to know of a problem; L ≤ L_max ≤ nL, as it is for convex f_i."""
+    """What the complexity needs to know of a problem; L ≤ L_max ≤ nL, as it is for convex f_i (but for rounding)."""
 
     samples: int
     smoothness: float
@@ -28,7 +28,7 @@ class FiniteSum:
         if self.samples < 2:
             raise ValueError(f"samples={self.samples} must be at least 2 for a batch to choose")
         most = self.samples * self.smoothness
-        if not self.smoothness <= self.largest_smoothness <= most:
+        if not self.smoothness * (1 - 1e-9) <= self.largest_smoothness <= most * (1 + 1e-9):
             raise ValueError(
                 f"largest_smoothness={self.largest_smoothness} must lie between smoothness={self.smoothness} and "
                 f"samples · smoothness={most}"

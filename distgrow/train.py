@@ -181,6 +181,7 @@ class Job:
             if self.keeper.current and not writing:
                 self.settle()
             if save:
+                self.written()  # one before it that takes longer than an interval is waited for: no more can be lost
                 self.keeper.begin(progress)
         return self.finish(progress)
 
@@ -231,12 +232,16 @@ class Job:
 
     def saved(self, progress: Progress) -> Progress:
         """The same progress, once a checkpoint holds it."""
-        while self.keeper.current:
-            self.settle()
+        self.written()
         if not self.keeper.saved(progress):
             self.keeper.begin(progress)
-            return self.saved(progress)
+            self.written()
         return progress
+
+    def written(self) -> None:
+        """Wait until no checkpoint is being written."""
+        while self.keeper.current:
+            self.settle()
 
     def settle(self) -> None:
         """Go on with the checkpoint that is being written."""

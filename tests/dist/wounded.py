@@ -192,11 +192,12 @@ def storage_fails_once(wound: Wound, model: nn.Module, after: int) -> None:
 
 
 def slow_storage(wound: Wound, model: nn.Module, after: int) -> None:
-    """A disk that takes its time."""
+    """A disk that takes a tenth of a second for a file, in a run that takes `after` milliseconds for an update."""
     fsync = os.fsync
+    wound.look = lambda: time.sleep(after / 1000)
 
     def wait(descriptor: int) -> None:
-        if wound.calls >= after:
+        if wound.calls:
             time.sleep(0.1)
         fsync(descriptor)
 
