@@ -68,6 +68,7 @@ def test_twenty_updates_over_three_stages_agree_between_torch_and_every_stage_of
             assert accuracies[1]["loss"] == pytest.approx(accuracies[0]["loss"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_bit_identical(distgrow: Commands) -> None:
     assert distgrow.train("whole", engine(2), *OFTEN, workers=2).code == 0
     words = ["train", str(ROOT / "configs/digits.yaml"), *TINY, "run.dir=killed", engine(2), *OFTEN]

@@ -173,6 +173,7 @@ def test_a_mapping_of_any_kind_is_a_batch(odd: Commands) -> None:
     assert (parameters(odd.folder / "mapping") == parameters(odd.folder / "plain")).all()
 
 
+@pytest.mark.slow
 def test_what_only_another_rank_meets_is_told_first(odd: Commands) -> None:
     refused = odd.train("refused", *target("refused_on_rank_one"), "launch.workers=2")
     assert refused.code == 2

@@ -68,6 +68,7 @@ def test_a_run_that_grows_its_workers_takes_the_samples_and_ends_with_the_parame
     assert not list(grown.glob(".resize*"))
 
 
+@pytest.mark.slow
 def test_the_seconds_of_a_resize_are_those_between_two_updates_and_the_runs_own(distgrow: Commands) -> None:
     assert distgrow.train("run", "launch.workers={0: 2, 1: 1, 2: 3}", "run.loader.workers=1").code == 0
     run = distgrow.folder / "run"

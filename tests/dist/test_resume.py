@@ -36,7 +36,11 @@ def until_step(run: Path, step: int, process: "subprocess.Popen[str]") -> None:
     ("workers", "task"),
     [
         (1, ("optimizer={kind: sgd, momentum: 0.9, nesterov: true, clip: 1.0}",)),
-        (1, ("model={kind: resnet8, norm: batch}", "budget={samples: 600}", "optimizer={kind: adamw}", "lr.base=0.01")),
+        pytest.param(
+            1,
+            ("model={kind: resnet8, norm: batch}", "budget={samples: 600}", "optimizer={kind: adamw}", "lr.base=0.01"),
+            marks=pytest.mark.slow,
+        ),
         (3, ("model={kind: resnet8, norm: batch}", "budget={samples: 600}", "growth.start=9")),
     ],
 )
