@@ -110,6 +110,7 @@ class Run(Spec):
             world=first if world is None else world,
             group=Group(workforce=wants, asked=first) if world is None else None,
             max_micro=most,
+            measuring=self.run.noise,
             seed=self.run.seed,
         )
 

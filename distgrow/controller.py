@@ -5,10 +5,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from distgrow.lr import LR, NoDecay, Span
+from distgrow.noise import Measuring
 from distgrow.order import mix_int
 from distgrow.plan import Plan, split
 from distgrow.progress import Progress
-from distgrow.schedule import Growth
+from distgrow.schedule import Growth, Moment
 from distgrow.spec import ConfigError
 from distgrow.stages import Budget, Stages, Trigger, climb
 from distgrow.workforce import Group
@@ -40,6 +41,7 @@ class Controller:
     world: int = 1  #: ranks of the group at hand
     group: Group | None = None  #: where groups of other sizes may follow it; none: these ranks throughout
     max_micro: int = 64  #: rows of a micro-batch, at most; fewer where memory has proved to hold fewer
+    measuring: Measuring = field(default_factory=Measuring)
     seed: int = 0
     _span: Span = field(init=False)
     _trigger: Trigger = field(init=False)
@@ -59,14 +61,25 @@ class Controller:
 
     def advance(self, progress: Progress) -> Progress:
         """The progress with its stage moved up as far as the trigger says; mostly unchanged."""
+        if self.growth.adaptive:
+            batch = self.batch(progress)
+            now = Moment(lr=self.rate(progress, batch), batch=batch, epoch=self.epoch)
+            return progress.climb(self.growth.moves(progress, now))
         here = progress.step if self._trigger.axis == "steps" else progress.ledger.applied
         return progress.climb(climb(self._trigger, progress.stage, here, self.growth.top) - progress.stage)
 
+    def probe_due(self, progress: Progress) -> bool:
+        """Whether ‖∇f‖ has to be measured exactly before the stage is decided."""
+        return self.growth.probe_due(progress)
+
+    def batch(self, progress: Progress) -> int:
+        """Samples of the next update."""
+        return shorten(self.growth(progress.stage), self.budget.left(progress, self.epoch), self.growth.start)
+
     def plan(self, progress: Progress) -> Plan:
         """The next update, whole. ValueError where the batch cannot be split over the world."""
-        batch = shorten(self.growth(progress.stage), self.budget.left(progress, self.epoch), self.growth.start)
-        limit = self.max_micro if progress.micro_limit is None else min(self.max_micro, progress.micro_limit)
-        micro, accum = split(batch, self.world, limit)
+        batch = self.batch(progress)
+        micro, accum, window = self.cut(progress, batch)
         return Plan(
             batch=batch,
             world=self.world,
@@ -75,7 +88,21 @@ class Controller:
             lr=self.rate(progress, batch),
             stage=progress.stage,
             seed=mix_int(self.seed, progress.samples),
+            window=window,
+            product=self.growth.tests_progress,
         )
+
+    def cut(self, progress: Progress, batch: int) -> tuple[int, int, int]:
+        """The micro-batch, the accumulation and the window of the next update, if it has `batch` samples."""
+        limit = self.max_micro if progress.micro_limit is None else min(self.max_micro, progress.micro_limit)
+        micro, accum = split(batch, self.world, limit)
+        whole, asked = self.world * accum == 1, self.measuring.every is not None
+        every = self.measuring.every or (1 if self.growth.measures and not whole else 16)
+        if progress.step % every or (whole and (batch == 1 or not (asked or self.growth.measures))):
+            return micro, accum, 0
+        if whole:
+            micro, accum = split(batch, 1, -(-batch // 2))
+        return micro, accum, self.measuring.window
 
     def ranks(self, stage: int) -> int:
         """Ranks that a stage wants."""

@@ -8,6 +8,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import chain
 from typing import Any, Protocol, runtime_checkable
 
@@ -172,7 +173,8 @@ def _forecast(controller: Controller, rank: int, progress: Progress) -> Iterator
     for stride in controller.forecast(progress):
         batch, start = stride.plan.batch, stride.begin.samples
         for k in range(stride.updates):
-            yield from stride.plan.rows(start + k * batch, rank)
+            micro, accum, _ = controller.cut(replace(stride.begin, step=stride.begin.step + k), batch)
+            yield from replace(stride.plan, micro=micro, accum=accum).rows(start + k * batch, rank)
 
 
 class _Sampler:

@@ -19,6 +19,13 @@ class Plan:
     stage: int  #: rung of the growth ladder
     seed: int = 0  #: of the update's own random numbers (dropout); rank is mixed in by the engine
     probe: bool = False  #: the gradient is computed as for an update, but nothing is applied
+    window: int = 0  #: measured updates that the noise's means remember; 0: this one is not measured
+    product: bool = False  #: the progress test's product with the update before is wanted
+
+    @property
+    def parts(self) -> int:
+        """Micro-batches of all ranks: as many independent gradients."""
+        return self.world * self.accum
 
     def rows(self, start: int, rank: int) -> list[range]:
         """Stream positions of `rank`'s micro-batches when the global batch begins at position `start`.

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol, Self
 
+from distgrow.noise import Measured, Noise
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ledger:
@@ -35,6 +37,7 @@ class Outcome:
     out_of_memory: bool = False  #: some rank ran out of memory: the same batch can be tried in smaller micro-batches
     loss: float = math.nan  #: mean loss over the B samples of the global batch
     grad_norm: float = math.nan  #: Euclidean norm of the mean gradient, before clipping
+    measured: Measured = field(default_factory=Measured)  #: of the gradient's noise
     votes: tuple[bool, ...] = ()  #: which of the ranks' votes anyone has cast
 
 
@@ -45,6 +48,10 @@ class Batched(Protocol):
     def batch(self) -> int: ...
     @property
     def micro(self) -> int: ...
+    @property
+    def parts(self) -> int: ...
+    @property
+    def window(self) -> int: ...
     @property
     def probe(self) -> bool: ...
 
@@ -64,6 +71,9 @@ class Progress:
     stage_step: int = 0  #: updates applied since the stage began
     skips: int = 0  #: updates skipped in a row, up to now
     micro_limit: int | None = None  #: rows of a micro-batch that memory holds, where that has been found out
+    noise: Noise = field(default_factory=Noise)
+    probe_norm: float | None = None  #: ‖∇f‖ at the last exact probe
+    probe_step: int | None = None  #: applied updates when it was made
     ledger: Ledger = field(default_factory=Ledger)
 
     def after(self, plan: Batched, outcome: Outcome) -> "Progress":
@@ -84,6 +94,9 @@ class Progress:
             stage_samples=self.stage_samples + batch,
             stage_step=self.stage_step + 1,
             micro_limit=self.micro_limit,
+            noise=self.noise.after(batch, plan.parts, plan.window, outcome.measured),
+            probe_norm=self.probe_norm,
+            probe_step=self.probe_step,
             ledger=replace(ledger, applied=ledger.applied + batch),
         )
 
@@ -91,7 +104,8 @@ class Progress:
         """The progress `rungs` stages further up; `rungs` may be 0."""
         if rungs == 0:
             return self
-        return replace(self, stage=self.stage + rungs, stage_samples=0, stage_step=0)
+        noise = self.noise.on_new_stage()
+        return replace(self, stage=self.stage + rungs, stage_samples=0, stage_step=0, noise=noise)
 
     def repeat(self, batch: int, updates: int) -> "Progress":
         """The progress after `updates` applied updates of `batch` samples each, in one stride."""
@@ -106,6 +120,11 @@ class Progress:
             ledger=replace(self.ledger, applied=self.ledger.applied + done),
         )
 
+    def probed(self, norm: float, evaluations: int) -> "Progress":
+        """The progress that knows ‖∇f‖ exactly, charged with what that took."""
+        ledger = replace(self.ledger, probe=self.ledger.probe + evaluations)
+        return replace(self, probe_norm=norm, probe_step=self.step, ledger=ledger)
+
     def replaying(self, lost: int) -> "Progress":
         """The progress charged with `lost` evaluations that a crash threw away and that will be spent again."""
         return replace(self, ledger=replace(self.ledger, replayed=self.ledger.replayed + lost))
@@ -117,7 +136,8 @@ class Progress:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """The inverse of to_dict."""
-        return cls(**{**values, "ledger": Ledger(**values["ledger"])})
+        parts = {"ledger": Ledger(**values["ledger"]), "noise": Noise.from_dict(values["noise"])}
+        return cls(**{**values, **parts})
 
 
 def finite(value: float) -> float | None:

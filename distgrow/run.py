@@ -14,6 +14,7 @@ import yaml
 from filelock import FileLock, Timeout
 from pydantic import Field
 
+from distgrow.noise import Measuring
 from distgrow.spec import ConfigError, PosFloat, PosInt, Spec
 
 
@@ -67,6 +68,8 @@ class RunSpec(Spec):
     """When the test set is evaluated."""
     loader: Loading = Loading()
     """How samples are loaded."""
+    noise: Measuring = Measuring()
+    """How gradient noise is measured."""
     log_every: PosInt = 1
     """Updates between two step lines of metrics.jsonl."""
     max_skips: PosInt = 20

@@ -2,6 +2,7 @@
 
 import math
 import sys
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -14,8 +15,21 @@ from distgrow.stages import Following, Geometric, Listed, Stages, Trigger
 from distgrow.theory import optimal_sample_ratio
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moment:
+    """What an adaptive ladder may know of the coming update beside the progress, were it made without a move."""
+
+    lr: float
+    batch: int
+    epoch: int  #: samples of one pass over the training set
+
+
 class Ladder(Spec):
     """What all ladders share; subclasses give `__call__`, `top` and `height`."""
+
+    adaptive: ClassVar[bool] = False  #: whether measurements move it, through `moves`
+    measures: ClassVar[bool] = False  #: whether it goes by measured gradient noise
+    tests_progress: ClassVar[bool] = False  #: whether it goes by the product of gradients and updates
 
     start: PosInt = 16
     """b₀, samples in the first stage's global batch."""
@@ -38,6 +52,14 @@ class Ladder(Spec):
         if stages.power:
             raise ConfigError(f"stages.power={stages.power} needs a growth factor; use growth.kind: exponential")
         return stages.trigger(1.0, span.epoch)
+
+    def moves(self, progress: Progress, now: Moment) -> int:
+        """Rungs that an adaptive ladder climbs before the coming update; mostly 0."""
+        return 0
+
+    def probe_due(self, progress: Progress) -> bool:
+        """Whether ‖∇f‖ has to be measured exactly before the coming update."""
+        return False
 
     def multiplier(self, lr: LR, progress: Progress, batch: int, span: Span) -> float:
         """η/η₀ of an update of `batch` samples: the rule's, times the decay's."""

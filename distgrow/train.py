@@ -87,9 +87,18 @@ def fit(
     stop = StopRequests(folder)
     ranks = joined(engine.device, alone=engine.needs_group) if world is None else nullcontext(world)
     with stop.watched(), ranks as world:
-        schedule: dict[str, Any] = {"growth": growth, "stages": stages, "lr": lr, "budget": budget, "seed": run.seed}
-        most = most_rows(engine.max_micro, len(train))
-        controller = Controller(**schedule, epoch=len(train), world=world.size, group=group, max_micro=most)
+        controller = Controller(
+            growth=growth,
+            stages=stages,
+            lr=lr,
+            budget=budget,
+            epoch=len(train),
+            world=world.size,
+            group=group,
+            max_micro=most_rows(engine.max_micro, len(train)),
+            measuring=run.noise,
+            seed=run.seed,
+        )
         controller.check()
         store = build_store(folder, storage)
         with opened(folder, store, world, settings, resume=resume) as begun:

@@ -33,6 +33,8 @@ class Batch:
 
     batch: int
     micro: int = 4
+    parts: int = 1
+    window: int = 0
     probe: bool = False
 
 
