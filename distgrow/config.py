@@ -1,15 +1,15 @@
 """Run: the whole YAML as one typed value, `a.b=c` overrides, and errors that say what to write instead."""
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import yaml
-from pydantic import BaseModel, ValidationError, model_validator
+from pydantic import ValidationError, model_validator
 
 from distgrow.architectures import Model
+from distgrow.complaints import explain
 from distgrow.controller import Controller
 from distgrow.engine import SGD, EngineSpec, Optimizer, Torch, most_rows
 from distgrow.launch import Launch
@@ -197,7 +197,7 @@ def parse(values: Mapping[str, Any]) -> Run:
     try:
         return Run.model_validate(values)
     except ValidationError as error:
-        raise ConfigError("\n".join(explain(error))) from None
+        raise ConfigError("\n".join(explain(error, Run))) from None
 
 
 def apply(values: dict[str, Any], override: str) -> dict[str, Any]:
@@ -223,79 +223,3 @@ def _placed(values: Mapping[str, Any], path: list[str], value: Any, key: str) ->
     if inner is not None and not isinstance(inner, Mapping):
         raise ConfigError(f"override {key}: {head} is the value {inner!r} in the config, not a mapping")
     return {**values, head: _placed(inner or {}, rest, value, key)}
-
-
-# ── errors ──────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def explain(error: ValidationError) -> list[str]:
-    """One line per mistake: key, value, what is allowed, the way out."""
-    lines: dict[str, str] = {}
-    for item in error.errors():
-        location, owner = _locate(item["loc"], unknown_key=item["type"] == "extra_forbidden")
-        key = ".".join(location) or "config"
-        lines.setdefault(key, f"{key}{_complaint(item, location, owner)}")
-    return list(lines.values())
-
-
-def _complaint(item: Any, location: list[str], owner: type[BaseModel] | None) -> str:
-    known = owner.model_fields if owner else {}
-    match item["type"]:
-        case "extra_forbidden":
-            close = difflib.get_close_matches(location[-1], known, n=1)
-            hint = f"did you mean {close[0]!r}? " if close else ""
-            return f": unknown key; {hint}allowed here: {', '.join(known)}"
-        case "missing":
-            return f": is missing; add it: {known[location[-1]].description}"
-        case "union_tag_invalid":
-            given, allowed = item["ctx"]["tag"], item["ctx"]["expected_tags"]
-            close = difflib.get_close_matches(given, re.findall(r"\w+", allowed), n=1)
-            hint = f"did you mean {close[0]!r}? " if close else ""
-            return f".kind={given!r}: unknown; {hint}allowed: {allowed}"
-        case "union_tag_not_found":
-            return f": needs a kind; write {location[-1]}: {{kind: …}}"
-        case "string_type":
-            return f"={item['input']!r}: must be a text; quote it: {location[-1]}: '{item['input']}'"
-        case "model_attributes_type" | "model_type" | "dict_type":
-            kind = f"kind: {item['input']}" if isinstance(item["input"], str) else "…"
-            return f"={item['input']!r}: must be a mapping; write {location[-1]}: {{{kind}}}"
-        case "value_error":
-            return f": {item['ctx']['error']}"
-        case _:
-            message = item["msg"].removeprefix("Input ").replace("should", "must")
-            return f"={item['input']!r}: {message}"
-
-
-def _locate(path: Sequence[Any], *, unknown_key: bool) -> tuple[list[str], type[BaseModel] | None]:
-    """A pydantic location as config keys, and the spec that the last of them belongs to.
-
-    The tags of unions and the names of their branches, which pydantic mixes in, are left out.
-    """
-    location: list[str] = []
-    spec: type[BaseModel] | None = Run
-    owner: type[BaseModel] | None = Run
-    options: list[type[BaseModel]] = []
-    for at, part in enumerate(path):
-        chosen = next((option for option in options if part in _tags(option)), None)
-        if spec is not None and part in spec.model_fields:
-            location.append(part)
-            owner, options = spec, _models(spec.model_fields[part].annotation)
-            spec = options[0] if len(options) == 1 else None
-        elif chosen is not None:
-            spec, options = chosen, []
-        elif isinstance(part, int) or (unknown_key and at == len(path) - 1):
-            location.append(str(part))
-            owner = spec
-    return location, owner
-
-
-def _models(annotation: Any) -> list[type[BaseModel]]:
-    """The specs that a field's annotation names."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for argument in get_args(annotation) for model in _models(argument)]
-
-
-def _tags(spec: type[BaseModel]) -> tuple[Any, ...]:
-    """The kinds that a spec stands for."""
-    return get_args(spec.model_fields["kind"].annotation) if "kind" in spec.model_fields else ()

@@ -222,13 +222,13 @@ class StopRequests:
 
 #: Keys that may change on resume: they decide where and how fast a run goes on, not what it computes.
 FREE = ("launch", "theory", "engine.max_micro", "engine.device", "engine.compile", "engine.bucket_mb", "run")
-BOUND = ("run.seed",)
+BOUND = ("run.seed", "run.noise")
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     """Keys (dotted) with other values, among those that decide what is computed."""
     old, new = flatten(before), flatten(after)
-    keys = [key for key in {**old, **new} if key in BOUND or not _under(key, FREE)]
+    keys = [key for key in {**old, **new} if _under(key, BOUND) or not _under(key, FREE)]
     return [(key, old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)]
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from distgrow.plan import Plan
 from distgrow.progress import Outcome
@@ -48,7 +48,13 @@ class Engine(Protocol):
         ...
 
 
-Micro = PosInt | Literal["auto"]
+def _rows_or_auto(given: Any) -> Any:
+    if isinstance(given, str) and given != "auto":
+        raise ConfigError(f"{given!r} must be a number of rows, or auto")
+    return given
+
+
+Micro = Annotated[PosInt | Literal["auto"], BeforeValidator(_rows_or_auto)]
 
 
 def most_rows(max_micro: int | str, epoch: int) -> int:

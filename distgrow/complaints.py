@@ -1,0 +1,84 @@
+"""Complaints: what pydantic finds wrong with a config, told as a user of the config would say it."""
+
+import difflib
+import re
+from collections.abc import Sequence
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+
+def explain(error: ValidationError, whole: type[BaseModel]) -> list[str]:
+    """One line per mistake in a `whole`: key, value, what is allowed, the way out."""
+    lines: dict[str, str] = {}
+    for item in error.errors():
+        location, owner = _locate(item["loc"], whole, unknown_key=item["type"] == "extra_forbidden")
+        key = ".".join(location)
+        complaint = _complaint(item, location, owner)
+        lines.setdefault(key, f"{key or 'config'}{complaint}" if key or complaint[0] != ":" else complaint[2:])
+    return list(lines.values())
+
+
+def _complaint(item: Any, location: list[str], owner: type[BaseModel] | None) -> str:
+    known = owner.model_fields if owner else {}
+    match item["type"]:
+        case "extra_forbidden":
+            close = difflib.get_close_matches(location[-1], known, n=1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            return f": unknown key; {hint}allowed here: {', '.join(known)}"
+        case "missing":
+            return f": is missing; add it: {known[location[-1]].description}"
+        case "union_tag_invalid":
+            given, allowed = item["ctx"]["tag"], item["ctx"]["expected_tags"]
+            close = difflib.get_close_matches(given, re.findall(r"\w+", allowed), n=1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            return f".kind={given!r}: unknown; {hint}allowed: {allowed}"
+        case "union_tag_not_found":
+            return f": needs a kind; write {location[-1]}: {{kind: …}}"
+        case "string_type":
+            return f"={item['input']!r}: must be a text; quote it: {location[-1]}: '{item['input']}'"
+        case "model_attributes_type" | "model_type" | "dict_type":
+            kind = f"kind: {item['input']}" if isinstance(item["input"], str) else "…"
+            return f"={item['input']!r}: must be a mapping; write {location[-1]}: {{{kind}}}"
+        case "value_error":
+            return f": {item['ctx']['error']}"
+        case _:
+            message = item["msg"].removeprefix("Input ").replace("should", "must")
+            return f"={item['input']!r}: {message}"
+
+
+def _locate(
+    path: Sequence[Any], whole: type[BaseModel], *, unknown_key: bool
+) -> tuple[list[str], type[BaseModel] | None]:
+    """A pydantic location as config keys, and the spec that the last of them belongs to.
+
+    The tags of unions and the names of their branches, which pydantic mixes in, are left out.
+    """
+    location: list[str] = []
+    spec: type[BaseModel] | None = whole
+    owner: type[BaseModel] | None = whole
+    options: list[type[BaseModel]] = []
+    for at, part in enumerate(path):
+        chosen = next((option for option in options if part in _tags(option)), None)
+        if spec is not None and part in spec.model_fields:
+            location.append(part)
+            owner, options = spec, _models(spec.model_fields[part].annotation)
+            spec = options[0] if len(options) == 1 else None
+        elif chosen is not None:
+            spec, options = chosen, []
+        elif isinstance(part, int) or (unknown_key and at == len(path) - 1):
+            location.append(str(part))
+            owner = spec
+    return location, owner
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """The specs that a field's annotation names."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for argument in get_args(annotation) for model in _models(argument)]
+
+
+def _tags(spec: type[BaseModel]) -> tuple[Any, ...]:
+    """The kinds that a spec stands for."""
+    return get_args(spec.model_fields["kind"].annotation) if "kind" in spec.model_fields else ()
