@@ -49,7 +49,8 @@ def test_one_rank_without_memory_makes_all_halve_the_micro_batch_and_the_result_
     assert "out of memory with micro-batches of 8 rows" in short.err
 
 
-@pytest.mark.parametrize("zero", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("zero", [1, 2])
 def test_zero_agrees_on_it_too(wounded: Commands, zero: int) -> None:
     pytest.importorskip("deepspeed", reason="needs the extra 'deepspeed'")
     engine = f"engine={{kind: deepspeed, zero: {zero}}}"

@@ -53,6 +53,7 @@ def test_a_worker_killed_anywhere_is_replaced_and_nothing_is_lost(
     assert len(events(run, "resume")) == 1  # of two deaths, the second is before the run goes on
 
 
+@pytest.mark.slow
 def test_without_a_failure_allowed_the_run_ends_and_can_be_resumed(distgrow: Commands, undisturbed: Path) -> None:
     task = deadly("in forward", distgrow.folder / "happened")
     assert wounded(distgrow).train("run", *task, *GROUP).code == 1

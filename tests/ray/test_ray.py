@@ -146,6 +146,7 @@ def test_an_address_where_nothing_listens_is_told_at_once(distgrow: Commands) ->
     assert not (distgrow.folder / "run").exists()
 
 
+@pytest.mark.slow
 def test_bad_input_that_only_workers_meet_is_a_message_and_code_2(distgrow: Commands, cluster: dict[str, str]) -> None:
     distgrow.environment.update(cluster)
     assert distgrow.train("run", *RAY).code == 0
@@ -154,6 +155,7 @@ def test_bad_input_that_only_workers_meet_is_a_message_and_code_2(distgrow: Comm
     assert finished.err.rstrip().splitlines()[-1].strip() == "lr.base: 0.05 in the folder, 0.3 now"
 
 
+@pytest.mark.slow
 def test_sigterm_to_the_driver_is_a_checkpoint_and_exit_code_0(distgrow: Commands, cluster: dict[str, str]) -> None:
     distgrow.environment.update(cluster)
     config = str(ROOT / "configs/digits.yaml")
