@@ -32,7 +32,8 @@ test: $(READY)
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 test-faults: $(READY)
-	$(BIN)/pytest -m "(fault or slow) and not ray" & others=$$!; $(BIN)/pytest -m "(fault or slow) and ray" && wait $$others
+	$(BIN)/pytest -m "(fault or slow) and not ray" & others=$$!; \
+	$(BIN)/pytest -m "(fault or slow) and ray"; ray=$$?; wait $$others && exit $$ray
 
 test-gpu: $(READY)
 	$(BIN)/pytest -m gpu
