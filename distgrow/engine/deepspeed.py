@@ -26,8 +26,10 @@ from distgrow.engine.batches import (
     ran_out_of_memory,
     seed,
 )
+from distgrow.engine.measuring import Direction, Parts
 from distgrow.engine.shards import Shards
 from distgrow.engine.torch import build_optimizer
+from distgrow.noise import Measured
 from distgrow.order import mix_int
 from distgrow.plan import Plan
 from distgrow.progress import Outcome
@@ -67,11 +69,16 @@ class DeepSpeedEngine:
         )
         self._buffers = Buffers(model)
         self._shards = Shards(self._engine, world)
+        self._parts, self._direction = Parts(model.parameters(), world.size), Direction(optimizer)
+        self._engine.basic_optimizer.register_step_pre_hook(self._direction.look)
+        self._clear_padding()
 
     def update(self, plan: Plan, micro_batches: Iterable[Any], votes: Sequence[bool] = ()) -> Outcome:
         """See Engine. Raises ValueError where a micro-batch does not have the rows that the plan gave it."""
         seed(mix_int(plan.seed, self.world.rank), self.world.device)
         self._buffers.keep()
+        self._parts.begin(plan)
+        self._direction.begin(plan)
         losses: list[torch.Tensor] = []
         short = False
         for batch in micro_batches:
@@ -82,22 +89,36 @@ class DeepSpeedEngine:
             loss = self._engine(None, math.nan) if loss is None else loss  # NaN: no rank applies the update then
             with self._no_way_back(plan.micro):
                 self._engine.backward(loss, scale_wrt_gas=False)
+            self._parts.end(plan.weight(rows), self._loss_scale())
             losses.append(loss.detach().float())
-        known = self.world.summing([sum(losses[1:], start=losses[0]).item() / self.world.size, short, *votes])
+        loss = sum(losses[1:], start=losses[0]).item() / self.world.size
+        known = self.world.summing([loss, short, self._parts.share(), *votes])
         for group in self._engine.optimizer.param_groups:
             group["lr"] = plan.lr * group.get("lr_scale", 1.0)
         self._engine.step()
-        mean, lacking, *ballot = known()
-        applied = not self._engine.optimizer.overflow
+        mean, lacking, parts_sq, *ballot = known()
+        applied, grad_norm = not self._engine.optimizer.overflow, float(self._engine.get_global_grad_norm())
         if not applied:
             self._buffers.restore()
         return Outcome(
             applied=applied,
             out_of_memory=lacking > 0,
             loss=mean,
-            grad_norm=float(self._engine.get_global_grad_norm()),
+            grad_norm=grad_norm,
+            measured=self._measured(plan, parts_sq, grad_norm) if applied else Measured(),
             votes=tuple(count > 0 for count in ballot),
         )
+
+    def _measured(self, plan: Plan, parts_sq: float, grad_norm: float) -> Measured:
+        """What an applied update has shown of noise; `parts_sq` without the penalty. Collective."""
+        penalty, product = 0.0, math.nan
+        if self._direction.wanted:
+            penalty, product = self.world.sum(self._direction.found(grad_norm))
+        batch_sq = grad_norm * grad_norm + penalty if plan.window else math.nan
+        return Measured(parts_sq=parts_sq + penalty, batch_sq=batch_sq, product=product)
+
+    def _loss_scale(self) -> float:
+        return self._engine.optimizer.loss_scale if self.spec.precision == "float16" else 1.0
 
     def _forward(self, batch: Any, plan: Plan, rows: int) -> torch.Tensor | None:
         """The weighted loss; None where memory did not hold it."""
@@ -141,6 +162,17 @@ class DeepSpeedEngine:
     def load(self, folder: Path) -> None:
         """See Engine."""
         self._shards.load(folder)
+        self._clear_padding()
+
+    def _clear_padding(self) -> None:
+        """Zero what pads ZeRO 3's float32 shards to equal lengths: memory as it was found, which norms would count."""
+        if self.spec.zero < 3:
+            return
+        optimizer = self._engine.optimizer
+        for shard, group in zip(optimizer.fp32_partitioned_groups_flat, optimizer.fp16_groups, strict=True):
+            pieces = shard.data.split([parameter.partition_numel() for parameter in group])
+            for piece, parameter in zip(pieces, group, strict=True):
+                piece[max(0, parameter.ds_numel - self.world.rank * len(piece)) :].zero_()
 
     def _place(self, batch: Any) -> Any:
         return place(batch, self.world.device, _DTYPES[self.spec.precision])

@@ -1,7 +1,7 @@
 """The torch engine: one process, or DistributedDataParallel over many; decides nothing about batch or learning rate."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +24,9 @@ from distgrow.engine.batches import (
     seed,
     serialised,
 )
+from distgrow.engine.measuring import Direction, Parts
 from distgrow.engine.ranks import Ranks
+from distgrow.noise import Measured
 from distgrow.order import mix_int
 from distgrow.plan import Plan
 from distgrow.progress import Outcome
@@ -58,13 +60,16 @@ class TorchEngine:
         self._clip, self._used = settings.clip, False
         self._state_copies = state_copies(settings)
         self._loss, self._buffers = loss, Buffers(self.model)
+        self._parts, self._direction = Parts(self._parameters, self.world.size), Direction(settings)
         self._ranks = Ranks(self.model, loss, self.world, self.spec.bucket_mb) if self.world.size > 1 else None
 
     def update(self, plan: Plan, micro_batches: Iterable[Any], votes: Sequence[bool] = ()) -> Outcome:
         """See Engine. Raises ValueError where a micro-batch does not have the rows that the plan gave it."""
         seed(mix_int(plan.seed, self.world.rank), self.world.device)
         self._buffers.keep()
-        ballast = self._ballast() if plan.probe else ()
+        self._parts.begin(plan)
+        self._direction.begin(plan)
+        ballast = self._ballast(plan) if plan.probe else ()
         notes = self.accumulate(plan, micro_batches, votes)
         if notes is None:
             return self._dropped()
@@ -76,9 +81,26 @@ class TorchEngine:
         if not math.isfinite(grad_norm):
             return self._dropped(outcome)
         with memory_for("the optimizer's state"):
+            measured = self._measure(plan, grad_norm)
             self.step(plan.lr)
         self._forget()
-        return outcome
+        return outcome if measured is None else replace(outcome, measured=measured())
+
+    def _measure(self, plan: Plan, grad_norm: float) -> Callable[[], Measured] | None:
+        """Before the step of an update that will be applied: what it shows of noise, to be had later. Collective."""
+        if not (plan.window or plan.product):
+            return None
+        self._direction.look(self._optimizer)
+        penalty, product = self._direction.found(grad_norm)
+        batch_sq = grad_norm * grad_norm + penalty if plan.window else math.nan
+        alike = [penalty, batch_sq, product]  # on all ranks, but for last bits on unlike machines: their mean is taken
+        known = self.world.summing([self._parts.share(), *(value / self.world.size for value in alike)])
+
+        def measured() -> Measured:
+            parts_sq, penalty, batch_sq, product = known()
+            return Measured(parts_sq=parts_sq + penalty, batch_sq=batch_sq, product=product)
+
+        return measured
 
     def _dropped(self, outcome: Outcome | None = None) -> Outcome:
         """The outcome of an update that is not applied; None from the ranks that ran out of memory. Collective.
@@ -125,6 +147,7 @@ class TorchEngine:
             with nullcontext() if self._ranks is None or last else self._ranks.ddp.no_sync():
                 loss = self._weighted(batch, weight, votes if last else ())
                 loss.backward()
+                self._parts.end(weight)
                 return loss.detach()
         except (RuntimeError, MemoryError) as error:
             if not ran_out_of_memory(error):
@@ -137,12 +160,13 @@ class TorchEngine:
             return loss.detach()  # every gradient had arrived before
         return None
 
-    def _ballast(self) -> list[Tensor]:
+    def _ballast(self, plan: Plan) -> list[Tensor]:
         """What the optimizer's state will take, where it is not there yet: a probe has to leave it room."""
         if self._optimizer.state:
             return []
         with memory_for("the optimizer's state"):
-            return [torch.empty_like(p) for p in self._parameters for _ in range(self._state_copies)]
+            copies = self._state_copies + self._direction.copies(plan)
+            return [torch.empty_like(p) for p in self._parameters for _ in range(copies)]
 
     def _check_use(self) -> None:
         """ConfigError where the first update left parameters without a gradient: DDP would wait for them for ever."""
