@@ -11,12 +11,12 @@ from pydantic import ValidationError, model_validator
 from distgrow.architectures import Model
 from distgrow.complaints import explain
 from distgrow.controller import Controller
-from distgrow.engine import SGD, EngineSpec, Optimizer, Torch, most_rows
+from distgrow.engine import SGD, EngineSpec, Optimizer, Torch, check_suits, most_rows
 from distgrow.launch import Launch
 from distgrow.lr import LR
 from distgrow.remote import build_store
 from distgrow.run import RunFolder, RunSpec
-from distgrow.schedule import Growth, Optimal, Replacing
+from distgrow.schedule import Growth
 from distgrow.spec import ConfigError, PosFloat, Spec
 from distgrow.stages import Budget, Stages
 from distgrow.tasks import Digits, TaskSpec
@@ -72,9 +72,8 @@ class Run(Spec):
     """Constants of the problem, if known."""
 
     @model_validator(mode="after")
-    def _one_source_of_stage_lengths(self) -> "Run":
-        if isinstance(self.growth, Optimal | Replacing) and self.stages != Stages():
-            raise ConfigError(f"growth.kind={self.growth.kind} sets its own stage lengths: remove stages")
+    def _growth_suits_what_computes(self) -> "Run":
+        check_suits(self.growth, self.optimizer, self.engine)
         return self
 
     @model_validator(mode="after")

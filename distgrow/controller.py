@@ -4,12 +4,13 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from distgrow.ladders import Moment
 from distgrow.lr import LR, NoDecay, Span
 from distgrow.noise import Measuring
 from distgrow.order import mix_int
 from distgrow.plan import Plan, split
 from distgrow.progress import Progress
-from distgrow.schedule import Growth, Moment
+from distgrow.schedule import Growth
 from distgrow.spec import ConfigError
 from distgrow.stages import Budget, Stages, Trigger, climb
 from distgrow.workforce import Group
@@ -44,7 +45,8 @@ class Controller:
     measuring: Measuring = field(default_factory=Measuring)
     seed: int = 0
     _span: Span = field(init=False)
-    _trigger: Trigger = field(init=False)
+    _trigger: Trigger = field(init=False)  #: of adaptive growth: no stage ends by itself
+    _earliest: Trigger = field(init=False)  #: the soonest that stages end, whatever is measured
 
     def __post_init__(self) -> None:
         if self.epoch < 1:
@@ -52,6 +54,8 @@ class Controller:
         span = Span(samples=self.budget.total(self.epoch) or 0, epoch=self.epoch)
         object.__setattr__(self, "_span", span)
         object.__setattr__(self, "_trigger", self.growth.trigger(self.stages, self.lr, span))
+        soonest = self.growth.earliest(self.lr, span) if self.growth.adaptive else self._trigger
+        object.__setattr__(self, "_earliest", soonest)
         if not span.samples and not isinstance(self.lr.decay, NoDecay):
             object.__setattr__(self, "_span", Span(samples=self.samples(), epoch=self.epoch))
 
@@ -60,10 +64,15 @@ class Controller:
         return self.budget.left(progress, self.epoch) <= 0
 
     def advance(self, progress: Progress) -> Progress:
-        """The progress with its stage moved up as far as the trigger says; mostly unchanged."""
+        """The progress with its stage moved up as far as trigger or measurements say; mostly unchanged.
+
+        Another call changes nothing more, so that a run may stop between this and the update.
+        """
         if self.growth.adaptive:
             batch = self.batch(progress)
-            now = Moment(lr=self.rate(progress, batch), batch=batch, epoch=self.epoch)
+            rate = self.rate(progress, batch)
+            now = Moment(lr=rate, batch=batch, epoch=self.epoch, settings=self.lr, span=self._span)
+            progress = progress.cool(self.growth.cools(progress, now))
             return progress.climb(self.growth.moves(progress, now))
         here = progress.step if self._trigger.axis == "steps" else progress.ledger.applied
         return progress.climb(climb(self._trigger, progress.stage, here, self.growth.top) - progress.stage)
@@ -90,6 +99,7 @@ class Controller:
             seed=mix_int(self.seed, progress.samples),
             window=window,
             product=self.growth.tests_progress,
+            worth=self.growth.worth(progress, batch, self._span),
         )
 
     def cut(self, progress: Progress, batch: int) -> tuple[int, int, int]:
@@ -121,7 +131,7 @@ class Controller:
 
     def largest_share(self) -> int:
         """Rows of the largest share of a rank in the run to come: no micro-batch needs more."""
-        return max(-(-batch // self.ranks(stage)) for stage, batch, _ in self.outline(Progress()))
+        return max(-(-batch // self.ranks(stage)) for stage, batch in self.reach())
 
     def rate(self, progress: Progress, batch: int) -> float:
         """Learning rate of the next update if it has `batch` samples. ValueError where it is not finite."""
@@ -152,20 +162,31 @@ class Controller:
         """Samples that the whole run applies if no update is skipped."""
         return sum(batch * updates for _, batch, updates in self.outline(Progress()))
 
+    def reach(self) -> Iterator[tuple[int, int]]:
+        """(stage, batch) of all that the run may come to; of adaptive growth the largest batches of each stage."""
+        if not self.growth.adaptive:
+            yield from ((stage, batch) for stage, batch, _ in self.outline(Progress()))
+            return
+        *_, (last, _, _) = self.outline(Progress(), soonest=True)
+        left, start = self.budget.left(Progress(), self.epoch), self.growth.start
+        for stage in range(last + 1):
+            batch = self.growth(stage)
+            yield stage, min(batch, self.batch(Progress(stage=stage)))
+            yield stage, int(min(left, batch + min(start, batch) - 1))  # with what the budget may leave over
+
     def check(self) -> None:
         """ValueError with what the first stage that cannot be carried out would violate, one constraint a line."""
         stage = batch = 0
-        for stage, batch, _ in self.outline(Progress()):
+        for stage, batch in self.reach():
             if found := self.problems(stage, batch):
                 raise ConfigError("\n".join(found))
         self.rate(Progress(stage=stage), batch)
 
     def problems(self, stage: int, batch: int) -> list[str]:
-        """What keeps a batch of a stage from being drawn or split."""
-        world = self.ranks(stage)
+        """What keeps a batch of a stage from being drawn, split or measured."""
+        world, found = self.ranks(stage), self.unknowns(stage)
         if world <= batch <= self.epoch and self.max_micro > 1:
-            return []
-        found: list[str] = []
+            return found
         if min(batch, self.growth(stage)) > self.epoch:
             found.append(
                 f"batch={batch} of stage {stage} exceeds the {self.epoch} samples of the training set; "
@@ -183,17 +204,43 @@ class Controller:
             found.append(f"stage {stage}: {error}")
         return found
 
-    def outline(self, progress: Progress) -> Iterator[tuple[int, int, int]]:
-        """(stage, batch, updates) of the run to come: forecast's arithmetic alone, unchecked."""
+    def unknowns(self, stage: int) -> list[str]:
+        """What adaptive growth cannot know beforehand and could fail by at a stage."""
+        growth, world = self.growth, self.ranks(stage)
+        if not growth.adaptive:
+            return []
+        found: list[str] = []
+        if growth.measures and growth(stage) == world == 1:
+            found.append(
+                f"growth.kind={growth.name} goes by gradient noise, which a batch of one sample on one rank does not "
+                "show; raise growth.start to at least 2"
+            )
+        if growth.start < world <= growth(stage):
+            found.append(
+                f"stage {stage} wants {world} ranks, but the budget may end with a batch of growth.start="
+                f"{growth.start}; raise growth.start to at least {world} or lower launch.workers"
+            )
+        if self.max_micro == 1 and world > 1:
+            found.append(
+                f"max_micro=1 cannot split every batch that the budget may end with over {world} ranks; "
+                "raise engine.max_micro to 2"
+            )
+        return found
+
+    def outline(self, progress: Progress, *, soonest: bool = False) -> Iterator[tuple[int, int, int]]:
+        """(stage, batch, updates) of the run to come: forecast's arithmetic alone, unchecked.
+
+        Adaptive growth is taken to make no move or, `soonest`, each as soon as it may from the run's beginning on.
+        """
+        trigger = self._earliest if soonest else self._trigger
         left, start, top = self.budget.left(progress, self.epoch), self.growth.start, self.growth.top
         stage, step, applied = progress.stage, progress.step, progress.ledger.applied
-        by_steps, last_step = self._trigger.axis == "steps", self.budget.steps or math.inf
+        by_steps, last_step = trigger.axis == "steps", self.budget.steps or math.inf
         while left > 0 and step < last_step:
-            stage = climb(self._trigger, stage, step if by_steps else applied, top)
+            stage = climb(trigger, stage, step if by_steps else applied, top)
             batch = shorten(self.growth(stage), left, start)
             updates = last_step - step if math.isinf(left) else max(1, (left - min(start, batch)) // batch)
-            if stage < top:
-                end = self._trigger.end(stage)
+            if stage < top and (end := trigger.end(stage)) < math.inf:
                 updates = min(updates, end - step if by_steps else -((applied - end) // batch))
             yield stage, batch, int(updates)
             step, applied, left = step + int(updates), applied + batch * int(updates), left - batch * updates

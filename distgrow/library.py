@@ -1,10 +1,16 @@
 """Short names for the specs, for those who write Python instead of YAML; decides nothing."""
 
+from typing import Literal
+
+from distgrow.adaptive import NormThreshold, ProgressTest
+from distgrow.ladders import Constant as ConstantBatch
+from distgrow.ladders import Exponential, Plain, Steps
+from distgrow.ladders import Linear as LinearBatch
 from distgrow.lr import LR, Constant, Decay, Factor, Linear, NoDecay, Power, Rule, Sqrt
-from distgrow.schedule import Constant as ConstantBatch
-from distgrow.schedule import Exponential, Increase, Optimal, Seesaw, Steps
-from distgrow.schedule import Linear as LinearBatch
-from distgrow.stages import Budget, Every, Stages
+from distgrow.schedule import Increase, Late, Optimal, Seesaw, TauNice
+from distgrow.stages import Budget, Dwell, Every, Stages
+from distgrow.temperature import AdaScale, Plateau, Temperature
+from distgrow.tracking import CABS, NoiseScale, Tracking
 
 
 def constant(batch: int) -> ConstantBatch:
@@ -40,6 +46,104 @@ def seesaw(start: int, factor: float = 2.0, cap: int | None = None) -> Seesaw:
 def increase(start: int, factor: float = 2.0, cap: int | None = None) -> Increase:
     """Where the decay would divide η by δ: b·δ instead."""
     return Increase(start=start, factor=factor, cap=cap)
+
+
+def late(start: int, cap: int, factor: float = 2.0, hold: float = 0.75) -> Late:
+    """b₀ for the fraction `hold` of the budget, then growth to the cap in equal stages."""
+    return Late(start=start, cap=cap, factor=factor, hold=hold)
+
+
+def norm_threshold(
+    start: int = 8,
+    cap: int = 4096,
+    factor: float = 2.0,
+    *,
+    epsilon: float = 0.5,
+    every: int = 1000,
+    norm: Literal["exact", "estimated"] = "exact",
+    threshold: Literal["published", "critical"] = "published",
+) -> NormThreshold:
+    """One rung more where, every so many updates, ‖∇f‖ is at most the stage's threshold."""
+    return NormThreshold(
+        start=start, cap=cap, factor=factor, epsilon=epsilon, every=every, norm=norm, threshold=threshold
+    )
+
+
+def progress_test(start: int, cap: int, factor: float = 2.0, *, dwell: Dwell | None = None) -> ProgressTest:
+    """One rung more where updates undo each other; at the cap η/δ."""
+    return ProgressTest(start=start, cap=cap, factor=factor, dwell=dwell or Dwell(epochs=1.0))
+
+
+def critical_batch_tracking(
+    start: int,
+    cap: int,
+    factor: float = 2.0,
+    *,
+    kappa: float | None = None,
+    smoothness: float | None = None,
+    dwell: Dwell | None = None,
+) -> Tracking:
+    """b follows κ·tr Σ/|∇f|², κ given or from L and the learning rate; at the cap η falls instead."""
+    dwell = dwell or Dwell(epochs=0.1, updates=10)
+    return Tracking(start=start, cap=cap, factor=factor, kappa=kappa, smoothness=smoothness, dwell=dwell)
+
+
+def noise_scale_tracking(start: int, cap: int, factor: float = 2.0, *, share: float = 1.0) -> NoiseScale:
+    """b follows `share` of the noise scale tr Σ/|∇f|²."""
+    return NoiseScale(start=start, cap=cap, factor=factor, share=share)
+
+
+def cabs(start: int, cap: int, factor: float = 2.0) -> CABS:
+    """b follows η·tr Σ/f."""
+    return CABS(start=start, cap=cap, factor=factor)
+
+
+def at_temperature(
+    start: int,
+    cap: int,
+    factor: float = 2.0,
+    *,
+    power: float = 1.0,
+    lr_max: float | None = None,
+    share: float | None = None,
+    gain: bool = False,
+    plateau: Plateau | None = None,
+) -> Temperature:
+    """η/b^p falls along the decay or at plateaus; the batch is as large as `lr_max`, `share` and the cap allow."""
+    return Temperature(
+        start=start, cap=cap, factor=factor, power=power, lr_max=lr_max, share=share, gain=gain, plateau=plateau
+    )
+
+
+def adascale(start: int, *, scale: int | None = None, ladder: Plain | None = None, power: float = 1.0) -> AdaScale:
+    """A batch of scale·b₀ or of a plain ladder, whose learning rate is AdaScale's gain times that of b₀."""
+    return AdaScale(start=start, scale=scale, ladder=ladder, power=power)
+
+
+def tau_nice_batch(
+    samples: int, *, smoothness: float, largest_smoothness: float, mu: float, optimum_sq: float, epsilon: float
+) -> TauNice:
+    """The best constant batch of SGD on a strongly convex finite sum of known constants."""
+    return TauNice(
+        samples=samples,
+        smoothness=smoothness,
+        largest_smoothness=largest_smoothness,
+        mu=mu,
+        optimum_sq=optimum_sq,
+        epsilon=epsilon,
+    )
+
+
+def dwell(*, epochs: float | None = None, samples: int | None = None, updates: int = 20) -> Dwell:
+    """How long adaptive growth stays on a rung at least."""
+    return Dwell(epochs=epochs, samples=samples, updates=updates)
+
+
+def plateau(
+    *, epochs: float | None = None, samples: int | None = None, fall: float = 0.01, updates: int = 20
+) -> Plateau:
+    """Where the training loss falls by less than the share `fall` over so many epochs or samples."""
+    return Plateau(epochs=epochs, samples=samples, fall=fall, updates=updates)
 
 
 def every(

@@ -1,4 +1,4 @@
-"""Noise: smoothed |∇f|², tr Σ and the progress test, from gradients already computed; pure, and knows no engine.
+"""Noise: smoothed |∇f|², tr Σ, loss and the progress test, from gradients already computed; pure, and knows no engine.
 
 The B samples of an update come in parts: the micro-batches of all ranks. Part i, n_i samples with mean gradient g_i,
 has E|g_i|² = |G|² + tr Σ/n_i, so Σ n_i|g_i|²/B over K parts has the expectation of |g|² at B/K samples, whatever
@@ -58,6 +58,49 @@ class Mean:
         spread = max(0.0, self.square / self.weight - self.value**2) / (1 - share)
         return math.sqrt(spread * share)
 
+    def end(self, errors: float) -> float:
+        """The mean and so many standard errors: an end of its confidence interval."""
+        return self.value + errors * self.error if errors else self.value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trend:
+    """The least squares line through a loss along the samples axis; update i of k counts i/k, so that it forgets."""
+
+    count: int = 0  #: updates
+    samples: int = 0  #: of these updates
+    weight: float = 0.0  #: Σ w
+    x: float = 0.0  #: Σ w·x, x in samples
+    y: float = 0.0  #: Σ w·y, y the loss
+    xx: float = 0.0  #: Σ w·x²
+    xy: float = 0.0  #: Σ w·x·y
+
+    def add(self, batch: int, loss: float) -> "Trend":
+        """With one more update of `batch` samples."""
+        x, keep = self.samples + batch / 2, self.count / (self.count + 1)
+        return Trend(
+            count=self.count + 1,
+            samples=self.samples + batch,
+            weight=keep * self.weight + 1,
+            x=keep * self.x + x,
+            y=keep * self.y + loss,
+            xx=keep * self.xx + x * x,
+            xy=keep * self.xy + x * loss,
+        )
+
+    @property
+    def value(self) -> float:
+        """The mean loss; NaN before the first."""
+        return self.y / self.weight if self.weight else math.nan
+
+    @property
+    def slope(self) -> float:
+        """Loss per sample; NaN before the second update."""
+        if self.count < 2:
+            return math.nan
+        spread = self.xx * self.weight - self.x**2
+        return (self.xy * self.weight - self.x * self.y) / spread if spread > 0 else math.nan
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
@@ -74,16 +117,22 @@ class Noise:
 
     grad_sq: Mean = field(default_factory=Mean)  #: |∇f|², as if samples were drawn endlessly; see `gradient_sq`
     variance: Mean = field(default_factory=Mean)  #: tr Σ
+    loss: Mean = field(default_factory=Mean)  #: of the same updates as these two
+    fresh: int = 0  #: updates that have shown these since the stage began
     product: Mean = field(default_factory=Mean)  #: the progress test, since the stage began
+    trend: Trend = field(default_factory=Trend)  #: the loss, since the stage began
 
-    def after(self, batch: int, parts: int, window: int, found: Measured) -> "Noise":
+    def after(self, batch: int, parts: int, window: int, found: Measured, loss: float = math.nan) -> "Noise":
         """With what one applied update of `batch` samples in `parts` parts has shown; `window` as in Measuring."""
         noise = self
         if window and parts > 1 and math.isfinite(found.parts_sq) and math.isfinite(found.batch_sq):
             pair, sizes, keep = (found.parts_sq, found.batch_sq), (batch / parts, batch), 1 - 1 / window
             grad_sq = self.grad_sq.add(grad_sq_estimate(*pair, *sizes), keep)
             variance = self.variance.add(variance_estimate(*pair, *sizes), keep)
-            noise = replace(self, grad_sq=grad_sq, variance=variance)
+            losses = self.loss.add(loss, keep) if math.isfinite(loss) else self.loss
+            noise = replace(self, grad_sq=grad_sq, variance=variance, loss=losses, fresh=self.fresh + 1)
+        if math.isfinite(loss):
+            noise = replace(noise, trend=noise.trend.add(batch, loss))
         if math.isfinite(found.product):
             age = self.product.count  # value i of k counts i/k: what came right after the change is forgotten
             noise = replace(noise, product=self.product.add(found.product, age / (age + 1)))
@@ -91,7 +140,7 @@ class Noise:
 
     def on_new_stage(self) -> "Noise":
         """Without what depends on batch and learning rate."""
-        return replace(self, product=Mean())
+        return replace(self, fresh=0, product=Mean(), trend=Trend())
 
     def gradient_sq(self, population: float = math.inf) -> float:
         """|∇f|², where the samples of an epoch are drawn without replacement from `population` [D]; NaN until known."""
@@ -105,4 +154,5 @@ class Noise:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """From plain numbers."""
-        return cls(**{name: Mean(**mean) for name, mean in values.items()})
+        parts = {name: Mean(**part) for name, part in values.items() if name not in ("fresh", "trend")}
+        return cls(**parts, fresh=values["fresh"], trend=Trend(**values["trend"]))

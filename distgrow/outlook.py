@@ -4,6 +4,7 @@ import math
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import chain, islice
 
 from rich.console import Console
 from rich.table import Table
@@ -43,10 +44,14 @@ class Stage:
         return replace(before, step=self.first_step).repeat(self.batch, step)
 
 
-def stages(controller: Controller) -> Iterator[Stage]:
-    """Every stage of the run to come; the budget's shortened last update counts to the last stage."""
+#: Titles of the tables of adaptive growth, and whether each of its moves is made as soon as it may.
+BOUNDS = (("at slowest: no move is ever made", False), ("at fastest: each move as soon as it may be", True))
+
+
+def stages(controller: Controller, *, soonest: bool = False) -> Iterator[Stage]:
+    """Every stage of the run to come, `soonest` as in Controller.outline; the shortened last update is the last's."""
     sample = step = 0
-    outline = controller.outline(Progress())
+    outline = controller.outline(Progress(), soonest=soonest)
     ahead = next(outline, None)
     while ahead is not None:
         stage, batch, steps = ahead
@@ -64,7 +69,7 @@ def warn(run: Run, world: int | None = None) -> None:
     controller = run.controller(world)
     controller.check()
     if run.theory is not None:
-        for stage in stages(controller):
+        for stage in stages(controller, soonest=True):
             for problem in unstable(run.theory, controller, stage):
                 Console(stderr=True, highlight=False, soft_wrap=True).print(f"warning: {problem}", markup=False)
                 return
@@ -75,34 +80,48 @@ def show(run: Run, world: int | None, rows: int, pace: Pace | None = None) -> bo
 
     It is for `world` ranks, or for those that each stage wants; with a `pace` it tells what that takes.
     Only the first and last stages are shown where there are more than `rows`; all are computed and checked.
+    Of adaptive growth there are two tables, the bounds of what may come.
     """
-    controller = run.controller(world)
+    controller, console = run.controller(world), Console(width=WIDTH, highlight=False)
+    problems = told(run.theory, controller)
+    for title, soonest in BOUNDS if controller.growth.adaptive else (("", False),):
+        if title:
+            console.print(f"{controller.growth.name} growth {title}")
+        for line in [
+            *_bound(controller, soonest, rows),
+            *([] if problems else communication(run.engine, controller, soonest=soonest)),
+            *predictions(run.theory, controller, soonest=soonest),
+            *(savings(controller, pace, soonest=soonest) if pace is not None else []),
+        ]:
+            console.print(line)
+    for line in [*controller.growth.remarks(), *([AUTO] if run.engine.max_micro == "auto" else [])]:
+        console.print(line)
+    errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    for problem in problems:
+        errors.print(f"distgrow: {problem}", markup=False)
+    return not problems
+
+
+def told(given: Theory | None, controller: Controller) -> list[str]:
+    """The first problems of the run to come."""
+    found = (problem for at in controller.reach() for problem in controller.problems(*at))
+    rates = (problem for stage in stages(controller, soonest=True) for problem in unstable(given, controller, stage))
+    return list(dict.fromkeys(islice(chain(found, rates), MOST_PROBLEMS)))
+
+
+def _bound(controller: Controller, soonest: bool, rows: int) -> list[Table | str]:
+    """The table of the run to come, and its sums."""
     head: list[Stage] = []
     tail: deque[Stage] = deque(maxlen=max(1, rows // 4))
-    problems: list[str] = []
     count = 0
-    for stage in stages(controller):
+    for stage in stages(controller, soonest=soonest):
         count += 1
-        if len(problems) < MOST_PROBLEMS:
-            problems += controller.problems(stage.stage, stage.batch) + unstable(run.theory, controller, stage)
         if len(head) < rows - rows // 4:
             head.append(stage)
         else:
             tail.append(stage)
-    console = Console(width=WIDTH, highlight=False)
-    console.print(_table(controller, head, list(tail), count))
-    for line in [
-        _total(controller, [*head, *tail][-1], count),
-        *([AUTO] if run.engine.max_micro == "auto" else []),
-        *([] if problems else communication(run.engine, controller)),
-        *predictions(run.theory, controller),
-        *(savings(controller, pace) if pace is not None else []),
-    ]:
-        console.print(line)
-    errors = Console(stderr=True, highlight=False, soft_wrap=True)
-    for problem in problems[:MOST_PROBLEMS]:
-        errors.print(f"distgrow: {problem}", markup=False)
-    return not problems
+    last = [*head, *tail][-1]
+    return [_table(controller, head, list(tail), count), _total(controller, last, count), *_probes(controller, last)]
 
 
 def _table(controller: Controller, head: list[Stage], tail: list[Stage], count: int) -> Table:
@@ -148,11 +167,19 @@ def _total(controller: Controller, last: Stage, count: int) -> str:
     )
 
 
-def communication(engine: EngineSpec, controller: Controller) -> list[str]:
+def _probes(controller: Controller, last: Stage) -> list[str]:
+    """What exact measurements of ‖∇f‖ add, where growth goes by them."""
+    count = controller.growth.probes(last.first_step + last.steps, last.stage)
+    if count == 0:
+        return []
+    return [f"and {count:,} probes of ‖∇f‖: {count * controller.epoch:,} gradient evaluations more"]
+
+
+def communication(engine: EngineSpec, controller: Controller, *, soonest: bool) -> list[str]:
     """What accumulation costs where ZeRO has to reduce every micro-batch."""
     if not isinstance(engine, DeepSpeed) or engine.zero == 1:
         return []
-    shares = {(batch, controller.ranks(stage)) for stage, batch, _ in controller.outline(Progress())}
+    shares = {(batch, controller.ranks(stage)) for stage, batch, _ in controller.outline(Progress(), soonest=soonest)}
     most = max(split(batch, ranks, controller.max_micro)[1] for batch, ranks in shares)
     if most == 1:
         return []
@@ -172,7 +199,7 @@ def unstable(given: Theory | None, controller: Controller, stage: Stage) -> list
     return [f"lr={lr:.4g} of stage {stage.stage} reaches 2/L={limit:.4g}; lower lr.base or growth.cap"]
 
 
-def predictions(given: Theory | None, controller: Controller) -> list[str]:
+def predictions(given: Theory | None, controller: Controller, *, soonest: bool) -> list[str]:
     """Predicted SFO to ‖∇f‖ ≤ ε against the best constant batch at the base learning rate (theory.py)."""
     if given is None:
         return []
@@ -180,7 +207,7 @@ def predictions(given: Theory | None, controller: Controller) -> list[str]:
     if lr >= constants.stable_lr():
         return []
     best, at = theory.least_sfo(constants, lr, epsilon), theory.critical_batch(constants, lr, epsilon)
-    reached = sfo_to_target(constants, controller, epsilon)
+    reached = sfo_to_target(constants, controller, epsilon, soonest=soonest)
     ours = "not within the budget" if reached is None else f"{reached:,} ({reached / best:.2f} × the best constant)"
     return [
         f"predicted SFO to ‖∇f‖ ≤ {epsilon:g}: {ours}",
@@ -188,10 +215,12 @@ def predictions(given: Theory | None, controller: Controller) -> list[str]:
     ]
 
 
-def sfo_to_target(constants: theory.Constants, controller: Controller, epsilon: float) -> int | None:
+def sfo_to_target(
+    constants: theory.Constants, controller: Controller, epsilon: float, *, soonest: bool = False
+) -> int | None:
     """SFO after the first stage at whose end the bound is at most ε², refined to the update within the stage."""
     before: list[tuple[int, float, int]] = []
-    for stage in stages(controller):
+    for stage in stages(controller, soonest=soonest):
         lr = controller.rate(stage.progress(0), stage.batch)
         if theory.bound(constants, [*before, (stage.steps, lr, stage.batch)]) <= epsilon**2:
             low, high = 0, stage.steps

@@ -21,6 +21,7 @@ class Plan:
     probe: bool = False  #: the gradient is computed as for an update, but nothing is applied
     window: int = 0  #: measured updates that the noise's means remember; 0: this one is not measured
     product: bool = False  #: the progress test's product with the update before is wanted
+    worth: float = 0.0  #: samples at b₀ that it is worth, where AdaScale counts them
 
     @property
     def parts(self) -> int:

@@ -53,6 +53,8 @@ class Batched(Protocol):
     @property
     def window(self) -> int: ...
     @property
+    def worth(self) -> float: ...
+    @property
     def probe(self) -> bool: ...
 
 
@@ -71,6 +73,8 @@ class Progress:
     stage_step: int = 0  #: updates applied since the stage began
     skips: int = 0  #: updates skipped in a row, up to now
     micro_limit: int | None = None  #: rows of a micro-batch that memory holds, where that has been found out
+    cooling: int = 0  #: steps that the temperature has fallen by, where plateaus decide that
+    worth: float = 0.0  #: samples at b₀ that the applied ones were worth, where AdaScale counts them
     noise: Noise = field(default_factory=Noise)
     probe_norm: float | None = None  #: ‖∇f‖ at the last exact probe
     probe_step: int | None = None  #: applied updates when it was made
@@ -94,7 +98,9 @@ class Progress:
             stage_samples=self.stage_samples + batch,
             stage_step=self.stage_step + 1,
             micro_limit=self.micro_limit,
-            noise=self.noise.after(batch, plan.parts, plan.window, outcome.measured),
+            cooling=self.cooling,
+            worth=self.worth + plan.worth,
+            noise=self.noise.after(batch, plan.parts, plan.window, outcome.measured, outcome.loss),
             probe_norm=self.probe_norm,
             probe_step=self.probe_step,
             ledger=replace(ledger, applied=ledger.applied + batch),
@@ -106,6 +112,10 @@ class Progress:
             return self
         noise = self.noise.on_new_stage()
         return replace(self, stage=self.stage + rungs, stage_samples=0, stage_step=0, noise=noise)
+
+    def cool(self, steps: int) -> "Progress":
+        """The progress at a temperature `steps` lower; `steps` may be 0."""
+        return replace(self, cooling=self.cooling + steps, noise=self.noise.on_new_stage()) if steps else self
 
     def repeat(self, batch: int, updates: int) -> "Progress":
         """The progress after `updates` applied updates of `batch` samples each, in one stride."""

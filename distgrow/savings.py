@@ -11,9 +11,9 @@ from distgrow.spec import ConfigError
 from distgrow.track import history, read_events
 
 
-def stretches(controller: Controller) -> Iterator[Stretch]:
-    """The run to come, each stage on the ranks that it wants."""
-    for stage, batch, updates in controller.outline(Progress()):
+def stretches(controller: Controller, *, soonest: bool = False) -> Iterator[Stretch]:
+    """The run to come, `soonest` as in Controller.outline, each stage on the ranks that it wants."""
+    for stage, batch, updates in controller.outline(Progress(), soonest=soonest):
         yield Stretch(batch=batch, updates=updates, world=controller.ranks(stage))
 
 
@@ -38,11 +38,11 @@ def measured(run: str, given: Pace | None = None) -> Pace:
     return pace if resizes or given is None else pace.model_copy(update={"resize_s": given.resize_s})
 
 
-def savings(controller: Controller, pace: Pace) -> list[str]:
+def savings(controller: Controller, pace: Pace, *, soonest: bool = False) -> list[str]:
     """What the run takes as planned and, where it is resized, on its largest number of workers throughout."""
-    largest = max(stretch.world for stretch in stretches(controller))
-    planned = cost(pace, stretches(controller))
-    held = cost(pace, (replace(stretch, world=largest) for stretch in stretches(controller)))
+    largest = max(stretch.world for stretch in stretches(controller, soonest=soonest))
+    planned = cost(pace, stretches(controller, soonest=soonest))
+    held = cost(pace, (replace(stretch, world=largest) for stretch in stretches(controller, soonest=soonest)))
     rates = f"{pace.samples_per_s:,.4g} samples/s per worker, {pace.latency_s:.3g} s latency"
     lines = [
         f"at {rates}, {pace.resize_s:.3g} s a resize: {planned.seconds:,.1f} s, "

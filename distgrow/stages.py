@@ -5,6 +5,7 @@ batch never adds up.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, Protocol
 
@@ -67,15 +68,15 @@ class Listed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Following:
-    """Stage m ends where the decay has fallen to factor^−(m+1), never where that is at the end of the run."""
+    """Stage m ends where the decay has fallen to level(m), never where that is at the end of the run."""
 
     decay: Decay
-    factor: float
     span: Span
+    level: Callable[[int], float]
     axis: Axis = field(default="samples", init=False)
 
     def end(self, stage: int) -> float:
-        level = self.factor ** -(stage + 1) * (1 + 1e-9)
+        level = self.level(stage) * (1 + 1e-9)
         below, above = -1, self.span.samples
         if level == 0 or self.decay.fall(above, self.span) > level:
             return math.inf
@@ -83,6 +84,21 @@ class Following:
             middle = (below + above) // 2
             below, above = (below, middle) if self.decay.fall(middle, self.span) <= level else (middle, above)
         return above if above < self.span.samples else math.inf
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Later:
+    """Stage m ends where it has by both of two triggers on the samples axis."""
+
+    one: Trigger
+    other: Trigger
+    axis: Axis = field(default="samples", init=False)
+
+    def __post_init__(self) -> None:
+        assert self.one.axis == self.other.axis == self.axis
+
+    def end(self, stage: int) -> float:
+        return max(self.one.end(stage), self.other.end(stage))
 
 
 # ── stage lengths and budgets ───────────────────────────────────────────────────────────────────────────────────
@@ -133,6 +149,35 @@ class Stages(Spec):
         if ratio != 1.0:
             raise ConfigError(f"stages.power={self.power} and a list of lengths in stages.every: give one of them")
         return Listed(axis=axis, ends=tuple(at_least(math.fsum(lengths[: k + 1])) for k in range(len(lengths))))
+
+
+class Dwell(Spec):
+    """How long adaptive growth stays on a rung at least, for what it measures to settle."""
+
+    epochs: PosFloat | None = None
+    """Passes over the training set."""
+    samples: PosInt | None = None
+    """Samples. Give at most one of the two; of neither, `updates` alone counts."""
+    updates: PosInt = 20
+    """Updates that have shown what the growth goes by."""
+
+    @model_validator(mode="after")
+    def _one_unit(self) -> "Dwell":
+        if self.epochs is not None and self.samples is not None:
+            raise ConfigError(f"epochs={self.epochs} and samples={self.samples}: give at most one of them")
+        return self
+
+    def length(self, epoch: int) -> int:
+        """Samples."""
+        return self.samples or at_least(min((self.epochs or 0.0) * epoch, LONGEST))
+
+    def over(self, samples: int, updates: int, epoch: int) -> bool:
+        """Whether so many samples, and updates that have shown something, are enough."""
+        return samples >= self.length(epoch) and updates >= self.updates
+
+    def least(self, batch: int, epoch: int) -> int:
+        """Samples after which it can be over, in whole updates of `batch`, each of which shows something."""
+        return batch * max(self.updates, -(-self.length(epoch) // batch))
 
 
 class Budget(Spec):

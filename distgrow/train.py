@@ -12,14 +12,15 @@ from torch import nn
 from distgrow import handover
 from distgrow.controller import Controller
 from distgrow.data import DirectLoader, Positions, build_loader, evaluation_batches
-from distgrow.engine import SGD, Engine, EngineSpec, Optimizer, Torch, most_rows
+from distgrow.engine import SGD, Engine, EngineSpec, Optimizer, Torch, check_suits, most_rows
 from distgrow.engine.batches import Loss, Metrics, memory_for
 from distgrow.handover import Handover
 from distgrow.keeper import Keeper, opened
 from distgrow.lr import LR
 from distgrow.memory import check_split, measured
+from distgrow.objective import tried
 from distgrow.plan import Plan
-from distgrow.progress import Outcome, Progress, finite
+from distgrow.progress import Ledger, Outcome, Progress, finite
 from distgrow.remote import build_store
 from distgrow.run import RunFolder, RunSpec, StopRequests, TrainingFailed
 from distgrow.schedule import Growth
@@ -80,6 +81,7 @@ def fit(
         raise ConfigError("the test set is empty; leave it out, or give it samples")
     stages, lr, optimizer = stages or Stages(), lr or LR(), optimizer or SGD()
     engine, run = engine or Torch(), run or RunSpec()
+    check_suits(growth, optimizer, engine)
     specs: dict[str, Spec] = {"growth": growth, "stages": stages, "lr": lr, "optimizer": optimizer}
     specs |= {"engine": engine, "budget": budget, "run": run}
     settings = {**(about or {}), **{name: spec.model_dump(mode="json") for name, spec in specs.items()}}
@@ -100,6 +102,7 @@ def fit(
             seed=run.seed,
         )
         controller.check()
+        spent = 0 if resume else tried(task, growth, run.seed, folder, world)
         store = build_store(folder, storage)
         with opened(folder, store, world, settings, resume=resume) as begun:
             torch.manual_seed(run.seed)
@@ -107,7 +110,7 @@ def fit(
             with tracking(folder, world.rank, controller.samples(), trackers) as tracker:
                 job = Job(task, controller, machine, tracker, folder, run, world, stop, store)
                 measure = engine.max_micro == "auto"
-                return job.resume(measure=measure) if begun else job.begin(measure=measure)
+                return job.resume(measure=measure) if begun else job.begin(measure=measure, spent=spent)
 
 
 class Job:
@@ -135,9 +138,10 @@ class Job:
         self.began = time.monotonic()  # a resumed run's `began` counts what came before it
         self.shown_stage = -1
 
-    def begin(self, *, measure: bool) -> Result:
-        """A new run, from its first sample; `measure` what micro-batch memory holds."""
-        progress, samples = Progress(), self.controller.samples()
+    def begin(self, *, measure: bool, spent: int = 0) -> Result:
+        """A new run, from its first sample; `measure` what micro-batch memory holds; its loss was tried on `spent`."""
+        progress, samples = Progress(ledger=Ledger(probe=spent)), self.controller.samples()
+        self.engine.evaluations += spent if self.world.rank == 0 else 0
         self.event("start", progress, dir=str(self.folder.path), world=self.world.size, budget_samples=samples)
         return self.train(self.saved(self.measured(progress) if measure else progress))
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from distgrow.ladders import Ladder
 from distgrow.plan import Plan
 from distgrow.progress import Outcome
 from distgrow.spec import ConfigError, PosFloat, PosInt, Spec, default_kind
@@ -66,6 +67,7 @@ class Torch(Spec):
     """Plain torch in one process, DistributedDataParallel in several."""
 
     needs_group: ClassVar[bool] = False  #: whether one process alone must be a process group too
+    tests_progress: ClassVar[bool] = True  #: whether it can hold gradients against the update before
     kind: Literal["torch"] = "torch"
     max_micro: Micro = 64
     """Rows of a micro-batch, at most; a batch that needs more is accumulated. auto: what memory proves to hold."""
@@ -91,6 +93,7 @@ class DeepSpeed(Spec):
     """DeepSpeed's engine: ZeRO shards optimizer state (1), also gradients (2), also parameters (3)."""
 
     needs_group: ClassVar[bool] = True
+    tests_progress: ClassVar[bool] = True
     kind: Literal["deepspeed"] = "deepspeed"
     zero: Literal[1, 2, 3] = 1
     """ZeRO's stage. 2 and 3 reduce every micro-batch, so accumulation multiplies communication there."""
@@ -181,3 +184,18 @@ class AdamW(Spec):
 
 
 Optimizer = Annotated[SGD | AdamW, Field(discriminator="kind"), default_kind("sgd")]
+
+
+def check_suits(growth: Ladder, optimizer: SGD | AdamW, engine: Torch | DeepSpeed) -> None:
+    """ConfigError where growth goes by what this optimizer's or engine's updates do not show."""
+    if growth.plain_sgd and not (isinstance(optimizer, SGD) and optimizer.momentum == 0):
+        given = "adamw" if isinstance(optimizer, AdamW) else f"sgd with momentum={optimizer.momentum:g}"
+        raise ConfigError(
+            f"growth.kind={growth.name} holds for SGD without momentum, optimizer.kind={given} is none: set "
+            "optimizer.momentum=0, or use growth.kind gns or tracking"
+        )
+    if growth.tests_progress and not engine.tests_progress:
+        raise ConfigError(
+            f"growth.kind={growth.name} holds each gradient against the update before, which engine.kind="
+            f"{engine.kind} cannot: use engine.kind=torch, or growth.kind tracking"
+        )

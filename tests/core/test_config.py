@@ -87,6 +87,15 @@ def test_every_shipped_config_survives_being_written_out(path: Path, tmp_path: P
         "{kind: linear, start: 8, increment: 3}",
         "{kind: list, batches: [4, 8, 30]}",
         "{kind: exponential, factor: 1.1}",
+        "{kind: late, cap: 64}",
+        "{kind: adaptive, norm: estimated}",
+        "{kind: progress, cap: 64, dwell: {samples: 500}, early: 2.0}",
+        "{kind: tracking, cap: 64, smoothness: 2.0}",
+        "{kind: gns, cap: 64}",
+        "{kind: cabs, cap: 64}",
+        "{kind: temperature, cap: 64, plateau: {epochs: 1.0}}",
+        "{kind: adascale, ladder: {kind: list, batches: [16, 32]}}",
+        "{kind: tau_nice, samples: 99, smoothness: 1, largest_smoothness: 5, mu: 0.1, optimum_sq: 1, epsilon: 0.1}",
     ],
 )
 def test_every_growth_survives_being_written_out(growth: str) -> None:
@@ -205,6 +214,18 @@ def test_a_letter_left_out_is_put_back_by_did_you_mean(path: Path) -> None:
         ("lr.rule=sqrt", ["lr.rule='sqrt'", "write rule: {kind: sqrt}"]),
         ("run.dir=5", ["run.dir=5", "quote it"]),
         ("budget=null", ["budget=None"]),
+        ("growth={kind: adaptive, epsilon: 0}", ["growth.epsilon=0", "greater than 0"]),
+        ("growth={kind: adaptive, epsilon: -0.5}", ["growth.epsilon=-0.5", "greater than 0"]),
+        ("growth={kind: adaptive, every: 0}", ["growth.every=0", "greater than or equal to 1"]),
+        ("growth={kind: adaptive, norm: guessed}", ["growth.norm='guessed'", "exact", "estimated"]),
+        ("growth={kind: tracking, cap: 64}", ["growth", "exactly one of kappa, smoothness", "none"]),
+        ("growth={kind: tracking, kappa: 0, cap: 64}", ["growth.kappa=0", "greater than 0"]),
+        ("growth={kind: gns, cap: 64, dwell: {epoch: 1}}", ["growth.dwell.epoch", "did you mean 'epochs'"]),
+        ("growth={kind: progress, cap: 64, dwell: {updates: 0}}", ["growth.dwell.updates=0", "equal to 1"]),
+        ("growth={kind: late, cap: 64, hold: 1.0}", ["growth.hold=1.0", "less than 1"]),
+        ("growth={kind: adascale, ladder: {kind: expo}}", ["growth.ladder.kind='expo'", "'exponential'"]),
+        ("growth={kind: temperature, plateau: {fall: 0.1}}", ["growth.plateau", "exactly one of epochs, samples"]),
+        ("growth={kind: tau_nice, samples: 1437}", ["growth.smoothness: is missing"]),
     ],
 )
 def test_a_wrong_value_is_told_by_key_and_value_with_what_is_allowed(override: str, words: list[str]) -> None:
@@ -230,6 +251,27 @@ def test_a_schedule_that_cannot_be_says_what_to_change(overrides: list[str], wor
 def test_growth_with_stage_lengths_of_its_own_refuses_others(override: str) -> None:
     kind = override.partition("=")[2]
     assert f"growth.kind={kind} sets its own stage lengths: remove stages" in refusal("stages.power=1.0", override)
+
+
+def test_every_example_of_the_manual_of_policies_can_be_run() -> None:
+    manual = (Path(__file__).parents[2] / "docs/policies.md").read_text()
+    lines = [line for block in re.findall(r"```yaml\n(.*?)```", manual, re.S) for line in block.splitlines()]
+    examples = [line for line in lines if line.startswith("growth: ")]
+    assert len(examples) >= 9
+    for example in examples:
+        decay = "{kind: cosine}" if "lr_max" in example else "{kind: none}"
+        growth = example.partition("#")[0].replace("growth: ", "growth=")
+        overridden("stages={}", f"lr={{base: 0.1, decay: {decay}}}", growth).controller().check()
+
+
+@pytest.mark.parametrize(
+    "optimizer", ["optimizer={kind: sgd, momentum: 0.9}", "optimizer={kind: adamw}"]
+)  # fmt: skip
+def test_cabs_refuses_an_optimizer_that_its_rule_does_not_hold_for(optimizer: str) -> None:
+    told = refusal("growth={kind: cabs, cap: 64}", "stages={}", optimizer)
+    assert "growth.kind=cabs holds for SGD without momentum" in told
+    assert "use growth.kind gns or tracking" in told
+    overridden("growth={kind: cabs, cap: 64}", "stages={}", "optimizer.momentum=0")
 
 
 def test_a_batch_below_the_world_names_both() -> None:

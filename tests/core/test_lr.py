@@ -28,6 +28,7 @@ from distgrow.library import (
 from distgrow.lr import LR, WSD, Cosine, Decay, DecayEvery, NoDecay, Span, StepDecay
 from distgrow.progress import Ledger, Progress
 from distgrow.schedule import Growth
+from distgrow.stages import Stages
 
 SPAN = Span(samples=10_000, epoch=500)
 RULES: dict[str, tuple[Callable[[float], LR], Callable[[float], float]]] = {
@@ -54,9 +55,8 @@ def at(samples: int, stage: int = 0, step: int = 0) -> Progress:
 
 def rates(growth: Growth, lr: LR, samples: int = 10_000) -> list[tuple[int, int, int, float]]:
     """(samples before, stage, batch, learning rate) of every update."""
-    control = Controller(
-        growth=growth, stages=every(samples=1500), lr=lr, budget=budget(samples=samples), epoch=500, max_micro=4096
-    )
+    stages = Stages() if growth.sets_stages else every(samples=1500)
+    control = Controller(growth=growth, stages=stages, lr=lr, budget=budget(samples=samples), epoch=500, max_micro=4096)
     progress, found = Progress(), []
     while not control.done(progress):
         progress = control.advance(progress)

@@ -126,6 +126,52 @@ def test_what_accumulation_costs_under_zero_2_and_3_is_said(
     assert (line in capsys.readouterr().out) == told
 
 
+# ── adaptive growth ─────────────────────────────────────────────────────────────────────────────────────────────
+
+TRACKING = ("growth={kind: tracking, kappa: 0.5, start: 8, cap: 64, dwell: {epochs: 2}}", "stages={}", "lr={}")
+
+
+def bounds(out: str) -> dict[str, str]:
+    """What is printed below each title."""
+    parts = re.split(r"(?m)^\w+ growth (at \w+).*\n", out)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def test_adaptive_growth_is_shown_as_the_run_that_never_moves_and_the_one_that_moves_at_once(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert outlook.show(run_of(*TRACKING), 1, rows=20)
+    shown = bounds(capsys.readouterr().out)
+    assert list(shown) == ["at slowest", "at fastest"]
+    slowest, _ = printed(shown["at slowest"])
+    assert [[row[0], number(row[4])] for row in slowest] == [["0", 8]]
+    fastest, (total,) = printed(shown["at fastest"])
+    assert [(row[0], number(row[4]), number(row[2])) for row in fastest[:-1]] == [("0", 8, 2880), ("2", 32, 2880)]
+    assert (fastest[-1][0], number(fastest[-1][4])) == ("3", 64)
+    assert "57,480 gradient evaluations" in total
+
+
+def test_exact_probes_are_added_to_the_bounds(capsys: pytest.CaptureFixture[str]) -> None:
+    overrides = ("growth={kind: adaptive, start: 8, cap: 64, every: 100}", "stages={}", "budget={samples: 8000}")
+    assert outlook.show(run_of(*overrides), 1, rows=20)
+    shown = bounds(capsys.readouterr().out)
+    assert f"and 9 probes of ‖∇f‖: {9 * 1437:,} gradient evaluations more" in shown["at slowest"]
+    assert f"and 3 probes of ‖∇f‖: {3 * 1437:,} gradient evaluations more" in shown["at fastest"]
+
+
+def test_a_rung_that_adaptive_growth_may_come_to_is_checked(capsys: pytest.CaptureFixture[str]) -> None:
+    run = run_of("growth={kind: gns, start: 8, cap: 2048}", "stages={}")
+    assert not outlook.show(run, 1, rows=20)
+    assert "of stage 8 exceeds the 1437 samples" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="of stage 8 exceeds the 1437 samples"):
+        outlook.warn(run, 1)
+
+
+def test_adascales_learning_rates_are_said_to_be_without_its_gain(capsys: pytest.CaptureFixture[str]) -> None:
+    assert outlook.show(run_of("growth={kind: adascale, scale: 4}", "stages={}", "lr={base: 0.1}"), 1, rows=20)
+    assert "as if AdaScale's gain were 1" in capsys.readouterr().out
+
+
 def theory(smoothness: float, epsilon: float) -> str:
     return f"theory={{smoothness: {smoothness}, variance: 3.0, gap: 2.0, epsilon: {epsilon}}}"
 

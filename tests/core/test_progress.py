@@ -23,6 +23,8 @@ progresses = st.builds(
     stage_step=counts,
     skips=counts,
     micro_limit=st.none() | batches,
+    cooling=counts,
+    worth=st.floats(0, 1e12),
     ledger=ledgers,
 )
 
@@ -36,11 +38,13 @@ class Batch:
     parts: int = 1
     window: int = 0
     probe: bool = False
+    worth: float = 0.0
 
 
 @given(progresses, batches)
 def test_an_applied_update_moves_everything_but_the_stage(before: Progress, batch: int) -> None:
-    after = before.after(Batch(batch), APPLIED)
+    after = before.after(Batch(batch, worth=0.5), APPLIED)
+    assert (after.cooling, after.worth) == (before.cooling, before.worth + 0.5)
     assert (after.step, after.stage_step) == (before.step + 1, before.stage_step + 1)
     assert (after.samples, after.stage_samples) == (before.samples + batch, before.stage_samples + batch)
     assert (after.stage, after.skips) == (before.stage, 0)
@@ -51,7 +55,7 @@ def test_an_applied_update_moves_everything_but_the_stage(before: Progress, batc
 def test_a_skipped_update_moves_only_the_cursor_and_its_cost(before: Progress, batch: int) -> None:
     ledger = replace(before.ledger, skipped=before.ledger.skipped + batch)
     wanted = replace(before, samples=before.samples + batch, skips=before.skips + 1, ledger=ledger)
-    assert before.after(Batch(batch), SKIPPED) == wanted
+    assert before.after(Batch(batch, worth=0.5), SKIPPED) == wanted
 
 
 @given(progresses, batches)

@@ -147,6 +147,12 @@ def test_every_difference_is_listed_with_both_values(folder: RunFolder) -> None:
     ]
 
 
+def test_how_noise_is_measured_belongs_to_what_is_computed() -> None:
+    before = {"run": {"dir": "a", "noise": {"every": None, "window": 100}, "log_every": 1}}
+    after = {"run": {"dir": "b", "noise": {"every": 4, "window": 50}, "log_every": 9}}
+    assert [key for key, *_ in differences(before, after)] == ["run.noise.every", "run.noise.window"]
+
+
 @given(trees)
 def test_settings_do_not_differ_from_themselves(tree: dict[str, Any]) -> None:
     assert differences(tree, tree) == []

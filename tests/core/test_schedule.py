@@ -9,12 +9,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from distgrow.library import batches, budget, constant, every, exponential, increase, linear, optimal, seesaw
+from distgrow.library import (
+    batches,
+    budget,
+    constant,
+    every,
+    exponential,
+    increase,
+    late,
+    linear,
+    optimal,
+    seesaw,
+    tau_nice_batch,
+)
 from distgrow.lr import LR, Constant, Factor, Power, Span, StepDecay
 from distgrow.progress import Progress
-from distgrow.schedule import Growth
+from distgrow.schedule import Growth, TauNice
 from distgrow.spec import ConfigError
 from distgrow.stages import Budget, Every, Geometric, Listed, Stages, Trigger, climb
+from distgrow.tau_nice import FiniteSum
 
 starts = st.integers(1, 500)
 rungs = st.integers(0, 12)
@@ -231,6 +244,87 @@ def test_growth_in_place_of_decay_climbs_where_the_decay_would_have_fallen_by_it
         ladder.trigger(Stages(), LR(), SPAN)
     with pytest.raises(ConfigError, match=r"remove lr\.rule"):
         ladder.trigger(Stages(), LR(decay=decay, rule=Constant()), SPAN)
+
+
+# ── late, τ-nice ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@given(
+    st.integers(1, 6),
+    st.sampled_from([2.0, 3.0]),
+    st.fractions(Fraction(1, 20), Fraction(19, 20)),
+    st.integers(9, 10**6),
+)
+def test_late_growth_holds_its_first_batch_and_cuts_the_rest_into_equal_stages(
+    top: int, factor: float, hold: Fraction, total: int
+) -> None:
+    ladder = late(8, int(8 * factor**top), factor, float(hold))
+    span = Span(samples=total, epoch=100)
+    rest = (1 - Fraction(float(hold))) * total
+    if rest < top:
+        with pytest.raises(ConfigError, match=f"{top} stages in the last"):
+            ladder.trigger(Stages(), LR(), span)
+        return
+    exact = [total - rest + rest * m / top for m in range(top)]
+    found = ends(ladder.trigger(Stages(), LR(), span), top + 1)
+    assert found[top] == math.inf
+    for end, wanted in zip(found, exact, strict=False):
+        assert -1e-6 <= end - wanted < 1
+
+
+def test_late_growth_keeps_the_learning_rate_unless_a_rule_says_else() -> None:
+    ladder = late(8, 64)
+    at_cap = Progress(stage=3)
+    assert ladder.multiplier(LR(), at_cap, 64, SPAN) == 1
+    assert ladder.multiplier(LR(rule=Power(power=0.5)), at_cap, 64, SPAN) == pytest.approx(8**0.5)
+
+
+def test_late_growth_from_its_cap_on_is_constant() -> None:
+    assert ends(late(8, 8).trigger(Stages(), LR(), SPAN), 2) == [math.inf] * 2
+
+
+def test_late_growth_needs_a_cap_and_a_budget_in_samples() -> None:
+    with pytest.raises(ConfigError, match=r"set growth\.cap"):
+        late(8, 64).model_copy(update={"cap": None}).trigger(Stages(), LR(), SPAN)
+    with pytest.raises(ConfigError, match=r"growth\.kind=late .* give budget\.epochs"):
+        late(8, 64).trigger(Stages(), LR(), Span(samples=0, epoch=100))
+    with pytest.raises(ConfigError, match="sets its own stage lengths"):
+        late(8, 64).trigger(every(samples=100), LR(), SPAN)
+
+
+CONSTANTS = {"smoothness": 1.0, "largest_smoothness": 5.0, "mu": 0.1, "optimum_sq": 2.0}
+
+
+@given(st.floats(1e-4, 100))
+def test_the_tau_nice_batch_costs_no_more_than_any_other(epsilon: float) -> None:
+    ladder = tau_nice_batch(100, epsilon=epsilon, **CONSTANTS)
+    constants = FiniteSum(samples=100, **CONSTANTS)
+    least = min(constants.complexity(float(batch), epsilon) for batch in range(1, 101))
+    assert constants.complexity(float(ladder(0)), epsilon) == pytest.approx(least)
+    assert ladder(0) == ladder(7) == ladder.start
+    assert ladder.top == 0
+
+
+def test_constants_of_another_data_set_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"growth.samples=100, but the training set has 90; give that number"):
+        tau_nice_batch(100, epsilon=0.1, **CONSTANTS).trigger(Stages(), LR(), Span(samples=1000, epoch=90))
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"epsilon": 0.0}, "epsilon"),
+        ({"mu": -1.0}, "mu=-1.0 must be above 0"),
+        ({"samples": 1}, "samples"),
+        ({"largest_smoothness": 0.5}, "largest_smoothness=0.5 must lie between"),
+        ({"smoothness": "1"}, "smoothness"),
+        ({"start": 8}, "start follows from the constants; remove it"),
+    ],
+)
+def test_constants_of_no_finite_sum_are_refused(changes: dict[str, object], told: str) -> None:
+    with pytest.raises(ValidationError) as refused:
+        TauNice.model_validate({"samples": 100, "epsilon": 0.1, **CONSTANTS, **changes})
+    assert told in str(refused.value)
 
 
 # ── budgets ─────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -13,14 +13,20 @@ import pytest
 import torch
 
 from distgrow import datasets, files
+from distgrow.adaptive import ProgressTest
 from distgrow.architectures import GPT, MLP, Images, ResNet, Softmax, Tokens
 from distgrow.controller import Controller
 from distgrow.data import DirectLoader, Loader, Positions, PrefetchingLoader, evaluation_batches
 from distgrow.library import budget, every, exponential
+from distgrow.noise import Measured
 from distgrow.order import seeds
+from distgrow.plan import Plan
 from distgrow.progress import Outcome, Progress
+from distgrow.schedule import Growth
 from distgrow.spec import ConfigError
+from distgrow.stages import Dwell
 from distgrow.tasks import Cifar10, Digits, Text
+from distgrow.tracking import NoiseScale
 from distgrow.world import World
 
 
@@ -44,8 +50,10 @@ def controller(world: int = 1, max_micro: int = 4) -> Controller:
     )  # fmt: skip
 
 
-def drawn(loader_of: Any, control: Controller, skip: tuple[int, ...] = ()) -> list[torch.Tensor]:
-    """Every row that all ranks draw, in stream order; the updates numbered in `skip` are not applied."""
+def drawn(
+    loader_of: Any, control: Controller, skip: tuple[int, ...] = (), shows: Measured | None = None
+) -> list[torch.Tensor]:
+    """Every row that all ranks draw, in stream order; the updates numbered in `skip` are not applied, all show that."""
     loaders: list[Loader] = [loader_of(rank) for rank in range(control.world)]
     progress, rows, update = Progress(), [], 0
     while not control.done(progress):
@@ -53,7 +61,7 @@ def drawn(loader_of: Any, control: Controller, skip: tuple[int, ...] = ()) -> li
         plan = control.plan(progress)
         for loader in loaders:
             rows += [row for batch in loader.draw(progress, plan) for row in batch]
-        progress = progress.after(plan, Outcome(applied=update not in skip))
+        progress = progress.after(plan, Outcome(applied=update not in skip, measured=shows or Measured()))
         update += 1
     return rows
 
@@ -76,6 +84,41 @@ def test_prefetching_draws_what_direct_loading_draws(skip: tuple[int, ...]) -> N
         lambda rank: PrefetchingLoader(positions, rank, control, workers=2, prefetch=3, pin=False), control, skip
     )
     assert torch.equal(torch.stack(direct), torch.stack(ahead))
+
+
+@pytest.mark.parametrize("skip", [(), (2, 3)])
+@pytest.mark.parametrize(
+    ("growth", "world", "max_micro"),
+    [
+        (ProgressTest(start=4, cap=16, dwell=Dwell(updates=3)), 2, 4),
+        (NoiseScale(start=4, cap=16, dwell=Dwell(updates=2), rungs=1), 2, 4),
+        (NoiseScale(start=4, cap=16, dwell=Dwell(updates=1), rungs=1), 1, 16),
+    ],
+)
+def test_moves_that_nobody_foresaw_lose_and_repeat_no_row(
+    growth: Growth, world: int, max_micro: int, skip: tuple[int, ...]
+) -> None:
+    control = Controller(growth=growth, budget=budget(samples=170), epoch=50, world=world, max_micro=max_micro)
+    positions, shows = Positions(Noisy(), seed=3), Measured(parts_sq=100.0, batch_sq=1.0, product=-1.0)
+    direct = drawn(lambda rank: DirectLoader(positions, rank), control, skip, shows)
+    ahead = drawn(
+        lambda rank: PrefetchingLoader(positions, rank, control, workers=2, prefetch=3, pin=False),
+        control, skip, shows,
+    )  # fmt: skip
+    assert torch.equal(torch.stack(direct), torch.stack(ahead))
+    spent = 170 + sum(plan.batch for k, plan in enumerate(plans(control, skip, shows)) if k in skip)
+    assert len(direct) == spent
+    assert {plan.stage for plan in plans(control, skip, shows)} >= {0, 1}
+
+
+def plans(control: Controller, skip: tuple[int, ...], shows: Measured) -> list[Plan]:
+    """The updates of the run that `drawn` draws."""
+    progress, found = Progress(), []
+    while not control.done(progress):
+        progress = control.advance(progress)
+        found.append(control.plan(progress))
+        progress = progress.after(found[-1], Outcome(applied=len(found) - 1 not in skip, measured=shows))
+    return found
 
 
 def test_workers_survive_growth() -> None:

@@ -1,0 +1,275 @@
+"""Temperature growth takes the largest batch that its three limits allow at every update; AdaScale, the gain."""
+
+import math
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from measurements import shown, walk
+from pydantic import ValidationError
+
+from distgrow.controller import Controller
+from distgrow.ladders import Constant, Exponential, Steps
+from distgrow.library import budget, constant_lr, every
+from distgrow.lr import LR, WSD, Cosine, Decay, DecayEvery, Span, StepDecay
+from distgrow.noise import Noise, Trend
+from distgrow.noise_theory import adascale_gain
+from distgrow.plan import Plan
+from distgrow.progress import Ledger, Outcome, Progress
+from distgrow.schedule import Growth
+from distgrow.spec import ConfigError
+from distgrow.stages import Dwell, Stages
+from distgrow.temperature import AdaScale, Plateau, Temperature
+
+EPOCH = 10**12
+DECAYS: list[Decay] = [
+    Cosine(), Cosine(warmup=0.2, final=0.02), WSD(decay=0.7), StepDecay(every=DecayEvery(samples=700), factor=0.4)
+]  # fmt: skip
+
+
+def controller(growth: Growth, lr: LR, total: int = 6000, stages: Stages | None = None) -> Controller:
+    return Controller(
+        growth=growth, lr=lr, budget=budget(samples=total), epoch=EPOCH, max_micro=2, stages=stages or Stages()
+    )
+
+
+def steady(grad_sq: float, variance: float) -> Noise:
+    """Means without spread, after a hundred updates of a stage."""
+    noise = Noise(fresh=100)
+    for _ in range(100):
+        noise = replace(noise, grad_sq=noise.grad_sq.add(grad_sq, 1), variance=noise.variance.add(variance, 1))
+    return noise
+
+
+# ── a temperature set beforehand ────────────────────────────────────────────────────────────────────────────────
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.sampled_from(DECAYS), st.sampled_from([1.0, 0.5, 0.7]), st.sampled_from([None, 0.25, 3.0]),
+    st.sampled_from([(8, 2.0, 512), (3, 1.5, 100), (10, 3.0, 10)]),
+)  # fmt: skip
+def test_every_batch_is_the_largest_rung_that_is_stable_and_the_learning_rate_is_the_temperatures(
+    decay: Decay, power: float, lr_max: float | None, sizes: tuple[int, float, int]
+) -> None:
+    start, factor, cap = sizes
+    growth = Temperature(start=start, factor=factor, cap=cap, power=power, lr_max=lr_max)
+    control = controller(growth, LR(base=0.2, decay=decay), 3000)
+    span, limit = Span(samples=3000, epoch=EPOCH), lr_max or 0.2
+    for progress, plan in walk(control, lambda *_: Outcome()):
+        samples = progress.ledger.applied
+        temperature = 0.2 / start**power * decay.fall(samples, span)
+        stable = [b for b in (growth(m) for m in range(40)) if temperature * b**power <= limit * (1 + 1e-9)]
+        batch = growth(plan.stage)
+        assert batch == max([start, *stable]) or samples == 3000 - plan.batch
+        assert plan.lr == pytest.approx(
+            decay.warm(samples, plan.batch, span) * temperature * min(plan.batch, batch) ** power
+        )
+        assert plan.lr <= limit * (1 + 1e-9)
+
+
+def test_what_follows_from_the_budget_is_planned_exactly() -> None:
+    growth = Temperature(start=8, cap=128, lr_max=1.0)
+    control = controller(growth, LR(base=0.2, decay=Cosine()))
+    assert not growth.adaptive
+    planned = [(stage, batch) for stage, batch, updates in control.outline(Progress()) for _ in range(updates)]
+    assert planned == [(plan.stage, plan.batch) for _, plan in walk(control, lambda *_: Outcome())]
+
+
+# ── limits that are measured ────────────────────────────────────────────────────────────────────────────────────
+
+
+@given(st.floats(1, 500), st.sampled_from([0.5, 1.0, 2.0]), st.floats(0.05, 1.0), st.integers(0, 5))
+def test_the_batch_stays_within_its_share_of_the_noise_scale(
+    scale: float, share: float, fallen: float, stage: int
+) -> None:
+    growth = Temperature(start=4, cap=256, share=share, lr_max=0.8, confidence=0.0)
+    decay = WSD(decay=1.0)
+    control = controller(growth, LR(base=0.2, decay=decay), 10**6)
+    samples = int((1 - fallen) * 10**6)
+    begin = Progress(stage=stage, stage_samples=10**12, stage_step=99, noise=steady(1.0, scale))
+    found = control.advance(replace(begin, ledger=Ledger(applied=samples))).stage
+    temperature = 0.2 / 4 * decay.fall(samples, Span(samples=10**6, epoch=EPOCH))
+    wanted = stage
+    for rung in range(stage + 1, 7):
+        if growth(rung) <= share * scale and temperature * growth(rung) <= 0.8 and wanted == rung - 1:
+            wanted = rung
+    assert found == wanted
+
+
+def test_a_gradient_lost_in_noise_lets_the_batch_grow_rung_by_rung() -> None:
+    growth = Temperature(start=4, cap=256, share=1.0, lr_max=100.0)
+    begin = Progress(stage_samples=10**12, stage_step=99, noise=steady(-1.0, 5.0))
+    assert controller(growth, LR(base=0.2)).advance(begin).stage == 1
+
+
+def test_with_the_gain_the_learning_rate_is_the_gains_and_never_above_its_limit() -> None:
+    growth = Temperature(start=4, cap=64, gain=True, lr_max=0.5, dwell=Dwell(updates=5))
+    control = controller(growth, LR(base=0.2, decay=Cosine()), 4000)
+    span = Span(samples=4000, epoch=EPOCH)
+    for progress, plan in walk(control, lambda progress, plan: shown(plan, 1.0, 40.0)):
+        fall = Cosine().fall(progress.ledger.applied, span)
+        ratio = min(plan.batch, growth(plan.stage)) / 4
+        gain = 1.0 if progress.step == 0 else adascale_gain(ratio, 10.0, 1.0)
+        assert plan.lr == pytest.approx(min(0.5, 0.2 * fall * gain))
+        assert plan.stage == 4 or progress.ledger.applied < 3900
+
+
+# ── plateaus ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@given(st.lists(st.tuples(st.integers(1, 60), st.floats(-3, 3)), min_size=3, max_size=40))
+def test_the_trend_is_the_weighted_least_squares_line(updates: list[tuple[int, float]]) -> None:
+    trend, edges = Trend(), np.cumsum([0, *(batch for batch, _ in updates)])
+    for batch, loss in updates:
+        trend = trend.add(batch, loss)
+    middles, losses = (edges[1:] + edges[:-1]) / 2, [loss for _, loss in updates]
+    weights = np.arange(1, len(updates) + 1) / len(updates)
+    slope, _ = np.polyfit(middles, losses, 1, w=np.sqrt(weights))
+    assert trend.slope == pytest.approx(slope, rel=1e-6, abs=1e-9)
+    assert trend.value == pytest.approx(np.average(losses, weights=weights), abs=1e-9)
+    assert (trend.count, trend.samples) == (len(updates), edges[-1])
+
+
+@pytest.mark.parametrize(("fall", "cools"), [(0.0099, True), (0.0101, False), (-0.5, True)])
+def test_a_loss_that_falls_by_less_than_its_share_over_the_length_is_a_plateau(fall: float, cools: bool) -> None:
+    middles = np.arange(5.0, 1000, 10)
+    losses = 1 - fall / 1000 * (middles - np.average(middles, weights=np.arange(1, 101)))  # a line of mean 1
+    trend = Trend()
+    for loss in losses.tolist():
+        trend = trend.add(10, loss)
+    assert Plateau(samples=1000).reached(Noise(trend=trend), EPOCH) == cools
+
+
+def test_before_its_length_and_its_updates_nothing_is_a_plateau() -> None:
+    plateau = Plateau(samples=1000, updates=30)
+    trend = Trend()
+    for k in range(60):
+        trend = trend.add(20, 1.0)
+        assert plateau.reached(Noise(trend=trend), EPOCH) == (k >= 49)
+    assert not Plateau(samples=1, updates=30).reached(Noise(trend=Trend().add(5, 1.0).add(5, 1.0)), EPOCH)
+
+
+def test_at_plateaus_the_batch_grows_while_it_can_and_then_the_learning_rate_falls() -> None:
+    growth = Temperature(start=8, cap=24, plateau=Plateau(samples=200, updates=3), dwell=Dwell(updates=1))
+    control = controller(growth, constant_lr(0.3).model_copy(update={"rule": None}), 4000)
+    run = list(walk(control, lambda progress, plan: shown(plan, loss=1.0)))
+    cooled = [progress for (before, _), (progress, _) in pairwise(run) if progress.cooling > before.cooling]
+    assert [progress.cooling for progress in cooled] == list(range(1, len(cooled) + 1))
+    assert len(cooled) > 8
+    for progress, plan in run:
+        assert plan.stage == min(progress.cooling, 2)
+        assert plan.lr == pytest.approx(0.3 / 2**progress.cooling * min(plan.batch, growth(plan.stage)) / 8)
+    for before, after in pairwise([Progress(), *cooled]):
+        assert after.ledger.applied - before.ledger.applied >= 200
+
+
+def test_while_the_loss_falls_nothing_changes() -> None:
+    growth = Temperature(start=8, cap=64, plateau=Plateau(samples=200))
+    control = controller(growth, LR(base=0.3), 4000)
+    shows = lambda progress, plan: shown(plan, loss=math.exp(-progress.samples / 5000))  # noqa: E731
+    assert {(plan.batch, plan.lr) for _, plan in list(walk(control, shows))[:-1]} == {(8, 0.3)}
+
+
+def test_where_the_noise_scale_keeps_the_batch_small_a_plateau_lowers_the_learning_rate() -> None:
+    growth = Temperature(
+        start=8, cap=64, share=1.0, plateau=Plateau(samples=200, updates=3), dwell=Dwell(updates=2), confidence=0.0
+    )
+    control = controller(growth, LR(base=0.3), 3000)
+    run = list(walk(control, lambda progress, plan: shown(plan, 1.0, 20.0, loss=1.0)))
+    assert max(plan.stage for _, plan in run) == 1  # 16 of a noise scale of 20
+    last, plan = run[-2]
+    assert last.cooling > 3
+    assert plan.lr == pytest.approx(0.3 / 2**last.cooling * 2)
+
+
+@pytest.mark.parametrize(
+    ("growth", "lr", "told"),
+    [
+        (Temperature(cap=64), LR(), "the temperature never falls"),
+        (Temperature(cap=64, gain=True), LR(), "the temperature never falls"),
+        (Temperature(cap=64, lr_max=0.05), LR(base=0.1, decay=Cosine()), "lr_max=0.05 is below lr.base=0.1"),
+        (Temperature(cap=64, plateau=Plateau(samples=9)), LR(decay=Cosine()), "give one of them"),
+        (Temperature(), LR(decay=Cosine()), "set growth.cap"),
+        (Temperature(cap=64), constant_lr(0.1, Cosine()), "brings its own LR rule: remove lr.rule"),
+        (AdaScale(scale=4), constant_lr(0.1), "brings its own LR rule: remove lr.rule"),
+        (AdaScale(scale=4), LR(decay=Cosine()), "lr.decay.kind=cosine has to be step or none"),
+    ],
+)
+def test_what_contradicts_a_temperature_or_a_gain_is_refused(growth: Growth, lr: LR, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        controller(growth, lr)
+
+
+def test_a_temperature_over_the_budget_needs_one_in_samples() -> None:
+    for lr in (LR(decay=Cosine()), LR()):
+        with pytest.raises(ConfigError, match=r"give budget\.epochs"):
+            Controller(growth=Temperature(cap=64, lr_max=1.0), lr=lr, budget=budget(steps=100), epoch=1000)
+
+
+@pytest.mark.parametrize("length", [{}, {"epochs": 1.0, "samples": 5}, {"epochs": -1.0}])
+def test_a_plateau_needs_one_length(length: dict[str, float]) -> None:
+    with pytest.raises(ValidationError):
+        Plateau.model_validate(length)
+
+
+# ── AdaScale ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.floats(-0.5, 5), st.floats(0.1, 500), st.sampled_from([1.0, 0.5]))
+def test_the_learning_rate_is_the_gains_and_updates_count_what_they_are_worth(
+    grad_sq: float, variance: float, power: float
+) -> None:
+    ladder = Exponential(start=16, factor=2, cap=128)
+    growth = AdaScale(start=8, ladder=ladder, power=power)
+    decay = StepDecay(every=DecayEvery(samples=300), factor=0.5)
+    control = controller(growth, LR(base=0.2, decay=decay), 3000, every(samples=500))
+    worth = 0.0
+    for progress, plan in walk(control, lambda progress, plan: shown(plan, grad_sq, variance)):
+        assert progress.worth == pytest.approx(worth)
+        ratio = min(plan.batch, ladder(plan.stage)) / 8
+        gain = 1.0 if progress.step == 0 else adascale_gain(ratio, variance / 8, max(0.0, grad_sq + variance / EPOCH))
+        if abs(worth % 300 - 300) > 1 and worth % 300 > 1:  # not where a decay is but for round-off
+            assert plan.lr == pytest.approx(0.2 * gain**power * 0.5 ** (worth // 300))
+        assert 0.2 * 0.5 ** (worth // 300 + 1) <= plan.lr * (1 + 1e-9) <= 0.2 * ratio * (1 + 1e-6)
+        worth += 8 * gain
+    assert worth <= 3000 * (1 + 1e-9)
+
+
+def test_its_batches_are_those_of_the_plain_ladder() -> None:
+    plain = Exponential(start=16, factor=2, cap=128)
+    stages = every(samples=500)
+    runs = [
+        [(plan.stage, plan.batch) for _, plan in walk(controller(growth, LR(), 3000, stages), lambda *_: Outcome())]
+        for growth in (plain, AdaScale(start=16, ladder=plain))
+    ]
+    assert runs[0] == runs[1]
+
+
+def test_a_scale_is_a_batch_so_many_times_the_base() -> None:
+    control = controller(AdaScale(start=8, scale=4), LR(base=0.2), 1000)
+    run = list(walk(control, lambda progress, plan: shown(plan, 1e-9, 100.0)))
+    assert {plan.batch for _, plan in run[:-1]} == {32}
+    assert run[5][1].lr == pytest.approx(0.8)  # all noise: the gain is s
+
+
+@pytest.mark.parametrize(
+    "given", [{}, {"scale": 2, "ladder": Constant(start=32)}, {"ladder": Constant(start=8)},
+              {"ladder": Steps(batches=[32, 8])}, {"scale": 0}]
+)  # fmt: skip
+def test_a_batch_below_the_base_or_no_batch_is_refused(given: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        AdaScale(start=16, **given)  # pyright: ignore[reportArgumentType]
+
+
+def test_the_plan_of_an_update_carries_its_worth() -> None:
+    control = controller(AdaScale(start=8, scale=4), LR(base=0.2))
+    progress = replace(Progress(), noise=steady(1.0, 8.0))
+    plan: Plan = control.plan(progress)
+    assert plan.worth == pytest.approx(8 * 2 / 1.25)
+    assert progress.after(plan, Outcome()).worth == plan.worth
+    assert progress.after(plan, Outcome(applied=False)).worth == 0
