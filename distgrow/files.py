@@ -37,7 +37,7 @@ def parquet_rows(files: list[Path]) -> int:
     return rows
 
 
-def parquet_images(files: list[Path], *, limit: int | None) -> tuple[Bytes, Int64s]:
+def parquet_images(files: list[Path], *, limit: int | None, label: str = "label") -> tuple[Bytes, Int64s]:
     """Images (n, 3, height, width) and labels (n,), from a struct of encoded `bytes` and an integer (Hugging Face)."""
     pixels: list[Bytes] = []
     labels: list[int] = []
@@ -45,12 +45,12 @@ def parquet_images(files: list[Path], *, limit: int | None) -> tuple[Bytes, Int6
         with _reading(file):
             table = _parquet().read_table(file)
         image_column = next((c for c in ("img", "image") if c in table.column_names), None)
-        if image_column is None or "label" not in table.column_names:
-            raise ConfigError(f"{file}: needs the columns img (or image) and label; it has {table.column_names}")
+        if image_column is None or label not in table.column_names:
+            raise ConfigError(f"{file}: needs the columns img (or image) and {label}; it has {table.column_names}")
         cells = table.column(image_column).to_pylist()[: None if limit is None else limit - len(pixels)]
         with _reading(file):
             pixels += [_pixels(cell["bytes"]) for cell in cells]
-        labels += table.column("label").to_pylist()
+        labels += table.column(label).to_pylist()
     if not pixels:
         raise ConfigError(f"{', '.join(map(str, files))}: no rows")
     if len(shapes := {image.shape[1:] for image in pixels}) > 1:

@@ -1,0 +1,171 @@
+"""Seconds to a target on 1 … 4096 workers, simulated from the batches that the runs of the SFO benchmark really took.
+
+    python benchmarks/scale_time.py [--task digits …] [--results FOLDER] [--measured] [--samples-per-s …] [--readme]
+
+An update of b samples on W workers takes latency + ⌈b/w⌉ / samples_per_s + all-reduce(w) seconds on the w = min(W, b)
+workers that have a sample; all-reduce(w) = 2·log₂(w)·hop + 2·(w − 1)/w·bytes/bandwidth, and nothing on one. The
+constants are given, or with --measured those of the updates on the machine that made the results.
+"""
+
+import argparse
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from paired import Report, show
+from sfo_plots import times
+from sfo_problems import Problem
+from sfo_readme import section, write
+from sfo_results import Result, Setting, Store, quartiles, settings
+from sfo_sizes import add_options, folder_of, problems
+from sfo_tables import MEASURES, family, number
+
+from distgrow.pace import Pace, fitted
+from distgrow.spec import ConfigError
+
+README = Path(__file__).parent / "README.md"
+MODEL = (
+    "an update of b samples takes latency + ⌈b/w⌉ ÷ samples/s + all-reduce(w) on the w = min(W, b) of W workers that "
+    "have a sample; all-reduce(w) = 2·log₂(w)·message + 2·(w − 1)/w·gradients ÷ link; each policy with the setting "
+    "that is fastest on so many workers"
+)
+WORKERS = (1, 8, 64, 512, 4096)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cluster:
+    """What updates cost; by default about a ResNet-18 in float32 with one accelerator a worker."""
+
+    samples_per_s: float = 2500.0  #: of one worker
+    latency_s: float = 0.004  #: of an update, whatever its size
+    megabytes: float = 45.0  #: of gradients
+    gigabytes_per_s: float = 10.0  #: of a worker's link
+    hop_us: float = 20.0  #: of a message
+
+    def all_reduce_s(self, workers: int) -> float:
+        """Seconds of averaging the gradients."""
+        if workers == 1:
+            return 0.0
+        moved = 2 * (workers - 1) / workers * self.megabytes / 1e3 / self.gigabytes_per_s
+        return 2 * math.log2(workers) * self.hop_us / 1e6 + moved
+
+    def pace(self, workers: int) -> Pace:
+        """How fast so many workers go that all have samples."""
+        return Pace(samples_per_s=self.samples_per_s, latency_s=self.latency_s + self.all_reduce_s(workers))
+
+    def seconds(self, stretches: Iterable[tuple[int, int]], workers: int) -> float:
+        """Of (batch, updates) runs in order."""
+        total = 0.0
+        for batch, updates in stretches:
+            busy = min(batch, workers)
+            total += updates * self.pace(busy).update_s(batch, busy)
+        return total
+
+    def __str__(self) -> str:
+        return (
+            f"{self.samples_per_s:,.0f} samples/s a worker, {self.latency_s * 1e3:.3g} ms latency an update, "
+            f"{self.megabytes:g} MB of gradients over {self.gigabytes_per_s:g} GB/s links, {self.hop_us:g} µs a message"
+        )
+
+
+def measured(results: Iterable[Result], given: Cluster) -> Cluster:
+    """The cluster with samples/s and latency of the results' own updates; ConfigError where they do not tell."""
+    timed = [(batch, 1, seconds) for result in results for batch, count, seconds in result.timings if count > 2]
+    pace = fitted(timed)
+    network = {name: getattr(given, name) for name in ("megabytes", "gigabytes_per_s", "hop_us")}
+    return Cluster(samples_per_s=pace.samples_per_s, latency_s=pace.latency_s, **network)
+
+
+def time_to(setting: Setting, cluster: Cluster, workers: int, measure: str, target: float) -> float:
+    """Median seconds of a setting's runs to a target; inf where the median run never came there."""
+    return quartiles(seconds_to(run, cluster, workers, measure, target) for run in setting.runs).median
+
+
+def seconds_to(run: Result, cluster: Cluster, workers: int, measure: str, target: float) -> float:
+    """Seconds of a run until the update with which it came to a target."""
+    step = run.crossing(measure, target)[1]
+    return cluster.seconds(run.stretches_to(step), workers) if math.isfinite(step) else math.inf
+
+
+def fastest(among: Sequence[Setting], cluster: Cluster, workers: int, measure: str, target: float) -> tuple[float, str]:
+    """Seconds and name of the setting that is there first on so many workers."""
+    timed = [(time_to(setting, cluster, workers, measure, target), setting.name) for setting in among]
+    return min(timed, default=(math.inf, ""))
+
+
+def table(
+    problem: Problem, among: Sequence[Setting], cluster: Cluster, measure: str, target: float
+) -> tuple[Report, dict[str, dict[int, float]]]:
+    """Each policy's seconds on each number of workers, over the best LR decay's there; and the seconds alone."""
+    decays = [setting for setting in among if setting.policy in family(problem, "decay")]
+    reference = {workers: fastest(decays, cluster, workers, measure, target)[0] for workers in WORKERS}
+    rows: list[list[str]] = []
+    seconds: dict[str, dict[int, float]] = {}
+    for policy in problem.policies:
+        own = [setting for setting in among if setting.policy == policy.name]
+        best = {workers: fastest(own, cluster, workers, measure, target) for workers in WORKERS}
+        if not math.isfinite(best[1][0]):
+            continue
+        seconds[policy.name] = {workers: best[workers][0] for workers in WORKERS}
+        cells = [f"{value:,.3g} ({number(value / reference[workers], '.2f')})" for workers, (value, _) in best.items()]
+        rows.append([policy.name, *cells, best[WORKERS[0]][1], best[WORKERS[-1]][1]])
+    title = f"{problem.title}: seconds to {MEASURES[measure]} ≤ {target:g} by number of workers (÷ best LR decay)"
+    columns = ["policy", *(f"{workers:,}" for workers in WORKERS), "setting on 1", f"setting on {WORKERS[-1]:,}"]
+    return Report(title=title, columns=columns, rows=rows), seconds
+
+
+def last_target(problem: Problem, among: Sequence[Setting]) -> tuple[str, float] | None:
+    """The lowest target that a decaying and a growing policy reach; of the held-out loss where runs have budgets."""
+    names = {name: family(problem, name) for name in ("decay", "growth")}
+    ladders: Mapping[str, Sequence[float]] = {"grad_norm": problem.grad_norms, "held_loss": problem.held_losses}
+    for measure in ("grad_norm", "held_loss") if problem.arrives else ("held_loss", "grad_norm"):
+        for target in reversed(ladders[measure]):
+            reached = {s.policy for s in among if math.isfinite(s.rank(measure, target)[0])}
+            if all(reached & members for members in names.values()):
+                return measure, target
+    return None
+
+
+def simulate(problem: Problem, store: Store, given: Cluster, *, measure_pace: bool, readme: bool) -> None:
+    """The table of one task, printed, and put into the README where that is asked for."""
+    results = problem.own(store.results)
+    among = settings(results)
+    if (aim := last_target(problem, among)) is None:
+        print(f"{problem.name}: no target that a decaying learning rate and a growing batch both reach")
+        return
+    cluster = measured(results, given) if measure_pace else given
+    report, seconds = table(problem, among, cluster, *aim)
+    print(f"{problem.name}: {cluster}")
+    show([report], markdown=True)
+    if not readme:
+        return
+    plots = README.parent / "plots"
+    plots.mkdir(exist_ok=True)
+    file = plots / f"scale-{problem.name}.png"
+    times(problem, seconds, f"{MEASURES[aim[0]]} ≤ {aim[1]:g}").savefig(file)
+    lead = f"`python benchmarks/scale_time.py --task {problem.name}` · simulated · {cluster} · {MODEL}"
+    name, image = f"scale-{problem.name}", (report.title, str(file.relative_to(README.parent)))
+    write(README, name, section(f"Time to target at scale: {problem.title}", lead, [report], [image]))
+
+
+def main() -> None:
+    """Simulate, tabulate, plot."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_options(parser)
+    parser.add_argument("--measured", action="store_true", help="samples/s and latency of the results' own updates")
+    constants = Cluster.__dataclass_fields__
+    for field in constants.values():
+        parser.add_argument(f"--{field.name.replace('_', '-')}", type=float, default=field.default)
+    options = parser.parse_args()
+    given = Cluster(**{name: getattr(options, name) for name in constants})
+    try:
+        for problem in problems(options):
+            store = Store(folder_of(options) / f"{problem.name}.jsonl")
+            simulate(problem, store, given, measure_pace=options.measured, readme=options.readme)
+    except ConfigError as error:
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    main()

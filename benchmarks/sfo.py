@@ -1,0 +1,151 @@
+"""Gradient evaluations (SFO) and serial steps that policies of batch size and learning rate need to reach targets.
+
+    python benchmarks/sfo.py [--task quadratic digits cifar10 text] [--quick | --full] [--data FOLDER] [--readme]
+
+Every policy and baseline has a grid of settings. All of a grid run with one seed; the settings with the fewest
+evaluations or steps to a target then run with more. Each run is a line of FOLDER/TASK.jsonl, and what is there is not
+run again. Tables and plots are made of those lines; --readme puts them into benchmarks/README.md.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from paired import Report, hardware, show
+from sfo_contestants import Contestant, Unavailable
+from sfo_plots import pareto
+from sfo_problems import Problem
+from sfo_readme import section, write
+from sfo_results import Setting, Store, finalists, result_of, settings
+from sfo_sizes import SEEDS, add_options, folder_of, problems, size_of
+from sfo_tables import MEASURES, tables
+
+from distgrow.spec import ConfigError
+
+README = Path(__file__).parent / "README.md"
+LEGEND = (
+    "Cells are epochs of gradient evaluations / serial steps to a target, of the setting that is best for that target: "
+    "medians over the seeds, with quartiles where there are several. ‖∇f‖ is exact, over the whole training set; what "
+    "measuring it took is charged to a policy only where it asks for it. ÷: the same two, over those of the best tuned "
+    "baseline."
+)
+
+
+def run_all(problem: Problem, store: Store, seeds: int, policies: Sequence[str]) -> None:
+    """All settings with the first seed, the best of each policy with the others."""
+    contestants = [c for c in problem.contestants() if not policies or c.policy in policies]
+    for contestant in contestants:
+        run_one(problem, contestant, 0, store)
+    worth_it = {(setting.policy, setting.name) for setting in best(problem, store)}
+    for contestant in contestants if problem.random else ():
+        for seed in range(1, seeds):
+            if (contestant.policy, contestant.setting) in worth_it:
+                run_one(problem, contestant, seed, store)
+
+
+def best(problem: Problem, store: Store) -> list[Setting]:
+    """The settings of each policy that are worth more seeds, by their runs with the first."""
+    tuned = settings(result for result in problem.own(store.results) if result.seed == 0)
+    ladders = (("grad_norm", problem.grad_norms), ("held_loss", problem.held_losses))
+    return [
+        setting
+        for policy in problem.policies
+        for measure, targets in ladders
+        for setting in finalists([s for s in tuned if s.policy == policy.name], measure, targets)
+    ]
+
+
+def run_one(problem: Problem, contestant: Contestant, seed: int, store: Store) -> None:
+    """One run, unless its result is there or it cannot take part."""
+    key = problem.run_key(contestant, seed)
+    if key in store:
+        return
+    course, began = problem.course(), time.monotonic()
+    try:
+        epoch, ending = problem.play(contestant.run(problem.base), seed, course, problem.stop_at)
+    except (Unavailable, ConfigError) as reason:
+        tell(f"{problem.name}: {contestant.policy}, {contestant.setting}: {reason}")
+        return
+    seconds = time.monotonic() - began
+    result = result_of(
+        course,
+        hardware=hardware(),
+        problem=problem.key,
+        policy=contestant.policy,
+        setting=contestant.setting,
+        seed=seed,
+        key=key,
+        config={**problem.base, **contestant.values},
+        epoch=epoch,
+        ending=ending,
+        seconds=seconds,
+    )
+    store.add(result)
+    tell(
+        f"{problem.name}: {contestant.policy}, {contestant.setting}, seed {seed}: {ending}, {result.sfo / epoch:.1f} "
+        f"epochs, {result.steps:,} steps, ‖∇f‖ {course.grad_norm.lowest:.4g}, {seconds:.1f} s"
+    )
+
+
+def tell(line: str) -> None:
+    """Progress, for who watches."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def report(problem: Problem, store: Store, plots: Path) -> tuple[list[Report], list[tuple[str, Path]]]:
+    """The tables of a task, and its plots (caption, file), drawn into a folder."""
+    among = settings(problem.own(store.results))
+    if not among:
+        return [], []
+    images: list[tuple[str, Path]] = []
+    for measure, targets in (("grad_norm", problem.grad_norms), ("held_loss", problem.held_losses)):
+        if (figure := pareto(problem, among, measure, targets)) is not None:
+            plots.mkdir(parents=True, exist_ok=True)
+            file = plots / f"sfo-{problem.name}-{measure.replace('_', '-')}.png"
+            figure.savefig(file)
+            images.append((f"{problem.title}: gradient evaluations against serial steps to {MEASURES[measure]}", file))
+    return tables(problem, among), images
+
+
+def publish(problem: Problem, store: Store, command: str) -> None:
+    """Put a task's tables and plots into benchmarks/README.md."""
+    reports, images = report(problem, store, README.parent / "plots")
+    if not reports:
+        return
+    machines = sorted({result.hardware for result in problem.own(store.results)})
+    lead = f"`{command}` · {'; '.join(machines)} · {problem.about}\n\n{LEGEND}"
+    pictures = [(caption, str(file.relative_to(README.parent))) for caption, file in images]
+    write(README, f"sfo-{problem.name}", section(f"SFO: {problem.title}", lead, reports, pictures))
+
+
+def main() -> None:
+    """Run, tabulate, plot."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_options(parser)
+    parser.add_argument("--policy", nargs="+", default=[], help="which policies, by name; default: all")
+    parser.add_argument("--seeds", type=int, help="seeds of the settings that are worth it; default: 5")
+    parser.add_argument("--report", action="store_true", help="run nothing: tables and plots of what is there")
+    options = parser.parse_args()
+    size, folder = size_of(options), folder_of(options)
+    torch.set_num_threads(1)
+    try:
+        tasks = problems(options)
+    except ConfigError as error:
+        parser.error(str(error))
+    for problem in tasks:
+        store = Store(folder / f"{problem.name}.jsonl")
+        if not options.report:
+            run_all(problem, store, options.seeds or SEEDS[size], options.policy)
+        show(report(problem, store, folder)[0], markdown=True)
+        if options.readme:
+            flags = ("" if size == "standard" else f" --{size}") + (
+                f" --seeds {options.seeds}" if options.seeds else ""
+            )
+            publish(problem, store, f"python benchmarks/sfo.py --task {problem.name}{flags}")
+
+
+if __name__ == "__main__":
+    main()
