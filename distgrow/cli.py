@@ -6,11 +6,13 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
+from distgrow.branching import Scaling
 from distgrow.config import Run, load
 from distgrow.launcher import launched, place, run_groups
 from distgrow.run import RunFolder, TrainingFailed
@@ -41,7 +43,7 @@ def train(
     run = load(config, overrides or ())
     going_on = None if auto_resume else resume
     if launched():
-        _fit_in_group(run, resume=going_on, asked=asked)
+        _in_group(run.fit, resume=going_on, asked=asked)
     warn(run)
     folder = run.folder(resume=going_on)
     if run.launch.kind == "ray":
@@ -83,6 +85,25 @@ def verify(config: Config, overrides: Overrides = None) -> None:
         raise typer.Exit(1)
 
 
+@app.command("probe-batch")
+def probe_batch(
+    checkpoint: Annotated[str, typer.Argument(help="RUN/checkpoints/step-…, or RUN for its newest.")],
+    samples: Annotated[int | None, typer.Option(help="Samples of each branch; default: 500 batches.", min=1)] = None,
+    up_to: Annotated[int | None, typer.Option(help="Largest k of 1, 2, 4 …; default: 16, or what fits.", min=2)] = None,
+    rule: Annotated[Scaling, typer.Option(help="LR against k; auto: linear for SGD, else sqrt.")] = "auto",
+    tolerance: Annotated[float, typer.Option(help="Loss that counts as no worse.", min=0.0)] = 0.01,
+    out: Annotated[str | None, typer.Option(help="Folder for the results; default: the run's.")] = None,
+) -> None:
+    """Branch a checkpoint with k times the batch; print the largest that is no worse. The run is not touched."""
+    from distgrow.branching import Question
+    from distgrow.probe_batch import probe_batch as measure
+
+    question = Question(samples=samples, up_to=up_to, rule=rule, tolerance=tolerance, out=out)
+    if launched():
+        _in_group(measure, checkpoint, question)
+    measure(checkpoint, question)
+
+
 @app.command()
 def report(
     runs: Annotated[list[str], typer.Argument(help="Run folders.")],
@@ -109,11 +130,11 @@ def _run_here(run: Run, folder: RunFolder, words: list[str]) -> int:
     return 0 if code == 128 + signal.SIGTERM and saved else code
 
 
-def _fit_in_group(run: Run, *, resume: bool | None, asked: int | None) -> NoReturn:
+def _in_group(action: Callable[..., Any], *words: Any, **settings: Any) -> NoReturn:
     """One rank of a group, to the end of its process; torchrun is told why a rank failed."""
     from torch.distributed.elastic.multiprocessing.errors import record
 
-    record(run.fit)(resume=resume, asked=asked)
+    record(action)(*words, **settings)
     atexit._run_exitfuncs()
     _end(0, "")  # gloo's threads may still be dropping tensors, which aborts an interpreter that is shutting down
 

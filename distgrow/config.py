@@ -144,6 +144,7 @@ class Run(Spec):
                 task.loss,
                 task.train,
                 test=task.test,
+                probe=task.probe,
                 metrics=task.metrics,
                 collate=task.collate,
                 growth=self.growth,

@@ -232,6 +232,19 @@ def evaluation_batches(
         yield _collated(dataset, indices, collate or default_collate), end - begin
 
 
+def random_parts(
+    dataset: Any, world: World, parts: int, seed: int, collate: Callable[[list[Any]], Any] | None = None
+) -> Iterator[tuple[Any, int]]:
+    """This rank's share of a data set's random partition in `parts` parts, as (collated rows, how many).
+
+    Parts differ by at most one row; part k is on the same rank whatever the seed.
+    """
+    n, order = len(dataset), Order(n=len(dataset), seed=seed)
+    for part in range(cut(parts, world.size, world.rank), cut(parts, world.size, world.rank + 1)):
+        _, indices = order(np.arange(cut(n, parts, part), cut(n, parts, part + 1)))
+        yield _collated(dataset, indices, collate or default_collate), len(indices)
+
+
 def _collated(dataset: Any, indices: Int64s, collate: Callable[[list[Any]], Any]) -> Any:
     if isinstance(dataset, Batched):
         return dataset.batch(indices, seeds(0, indices))

@@ -56,6 +56,13 @@ class Images:
         self._scale = 1 / (255 * torch.tensor(self.std).view(3, 1, 1))
         self._shift = -torch.tensor(self.mean).view(3, 1, 1) / torch.tensor(self.std).view(3, 1, 1)
 
+    def plain(self) -> "Images":
+        """The same images as they are, none of them augmented; in the same memory."""
+        if not self.augment:
+            return self
+        inside = slice(self.pad, -self.pad)
+        return Images(self.pixels[:, :, inside, inside], self.labels, augment=False)
+
     def __len__(self) -> int:
         return len(self.labels)
 

@@ -76,8 +76,9 @@ class Progress:
     cooling: int = 0  #: steps that the temperature has fallen by, where plateaus decide that
     worth: float = 0.0  #: samples at b₀ that the applied ones were worth, where AdaScale counts them
     noise: Noise = field(default_factory=Noise)
-    probe_norm: float | None = None  #: ‖∇f‖ at the last exact probe
+    probe_norm: float | None = None  #: ‖∇f‖ at the last exact probe that growth asked for
     probe_step: int | None = None  #: applied updates when it was made
+    probe_samples: int = -1  #: positions consumed at the last exact probe, for whatever it was made; -1: none was
     ledger: Ledger = field(default_factory=Ledger)
 
     def after(self, plan: Batched, outcome: Outcome) -> "Progress":
@@ -103,6 +104,7 @@ class Progress:
             noise=self.noise.after(batch, plan.parts, plan.window, outcome.measured, outcome.loss),
             probe_norm=self.probe_norm,
             probe_step=self.probe_step,
+            probe_samples=self.probe_samples,
             ledger=replace(ledger, applied=ledger.applied + batch),
         )
 
@@ -132,8 +134,12 @@ class Progress:
 
     def probed(self, norm: float, evaluations: int) -> "Progress":
         """The progress that knows ‖∇f‖ exactly, charged with what that took."""
+        return replace(self.surveyed(evaluations), probe_norm=norm, probe_step=self.step)
+
+    def surveyed(self, evaluations: int) -> "Progress":
+        """The progress charged with a probe that no decision goes by."""
         ledger = replace(self.ledger, probe=self.ledger.probe + evaluations)
-        return replace(self, probe_norm=norm, probe_step=self.step, ledger=ledger)
+        return replace(self, probe_samples=self.samples, ledger=ledger)
 
     def replaying(self, lost: int) -> "Progress":
         """The progress charged with `lost` evaluations that a crash threw away and that will be spent again."""

@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 from pydantic import Field
 
 from distgrow.noise import Measuring
+from distgrow.probing import Probing
 from distgrow.spec import ConfigError, PosFloat, PosInt, Spec
 
 
@@ -24,6 +25,10 @@ class RunError(ConfigError):
 
 class TrainingFailed(Exception):
     """The training itself cannot go on; the last checkpoint is good."""
+
+
+class Diverged(TrainingFailed):
+    """Too many updates in a row were not finite, on every rank."""
 
 
 class Checkpointing(Spec):
@@ -66,6 +71,8 @@ class RunSpec(Spec):
     """When checkpoints are written."""
     eval: Evaluation = Evaluation()
     """When the test set is evaluated."""
+    probe: Probing = Probing()
+    """When the full gradient is measured exactly."""
     loader: Loading = Loading()
     """How samples are loaded."""
     noise: Measuring = Measuring()

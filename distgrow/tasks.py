@@ -25,6 +25,7 @@ class Task:
     loss: "Callable[[nn.Module, Any], Tensor]"  #: (model, collated batch) → mean over its rows
     train: Any  #: map-style data set
     test: Any = None  #: map-style data set, or none
+    probe: Any = None  #: map-style data set of exact probes, where `train` augments; default: train
     metrics: "Callable[[nn.Module, Any], dict[str, Tensor]] | None" = None  #: means over rows; default: the loss
     collate: Callable[[list[Any]], Any] | None = None  #: rows → batch; default: torch's
 
@@ -73,7 +74,7 @@ class Cifar10(Spec):
         train = datasets.Images(*files.parquet_images(parts[0], limit=self.subset), augment=self.augment)
         test = datasets.Images(*files.parquet_images(parts[1], limit=None), augment=False)
         images = Images(channels=3, height=train.height, width=train.width, classes=10)
-        return _classification((model or ResNet()).build(images), train, test)
+        return _classification((model or ResNet()).build(images), train, test, probe=train.plain())
 
 
 class Text(Spec):
@@ -174,7 +175,7 @@ def _checked(task: Any, target: str) -> Task:
         raise ConfigError(f"{made}: model is a {type(task.model).__name__}, not a torch module; {wanted}")
     if not callable(task.loss):
         raise ConfigError(f"{made}: loss is a {type(task.loss).__name__}, not loss(model, batch); {wanted}")
-    for name, data in (("train", task.train), ("test", task.test)):
+    for name, data in (("train", task.train), ("test", task.test), ("probe", task.probe)):
         if data is not None and not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
             raise ConfigError(f"{made}: {name} is no map-style data set (no length or no items); {wanted}")
     if not len(task.train):
@@ -184,7 +185,7 @@ def _checked(task: Any, target: str) -> Task:
     return task
 
 
-def _classification(model: "nn.Module", train: Any, test: Any) -> Task:
+def _classification(model: "nn.Module", train: Any, test: Any, probe: Any = None) -> Task:
     """Cross-entropy over the last dimension of the logits, and the share of right answers."""
     import torch.nn.functional as F
 
@@ -198,4 +199,4 @@ def _classification(model: "nn.Module", train: Any, test: Any) -> Task:
         inputs, labels = batch
         return F.cross_entropy(model(inputs).flatten(0, -2), labels.flatten())
 
-    return Task(model=model, loss=loss, train=train, test=test, metrics=metrics)
+    return Task(model=model, loss=loss, train=train, test=test, probe=probe, metrics=metrics)

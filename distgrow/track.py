@@ -220,7 +220,7 @@ _PLACES = ("step", "samples", "sfo", "time_s")
 
 
 class TensorBoard:
-    """Scalars of evaluations, and of steps ten times a second, against SFO."""
+    """Scalars of evaluations and probes, and of steps ten times a second, against SFO."""
 
     def __init__(self, folder: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -233,7 +233,7 @@ class TensorBoard:
         kind, now = event["event"], time.monotonic()
         if kind == "step" and now < self._next:
             return
-        if kind in ("step", "eval"):
+        if kind in ("step", "eval", "probe"):
             self._next = now + 0.1
             for key, value in event.items():
                 if isinstance(value, int | float) and key not in _PLACES:

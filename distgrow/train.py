@@ -11,24 +11,25 @@ from torch import nn
 
 from distgrow import handover
 from distgrow.controller import Controller
-from distgrow.data import DirectLoader, Positions, build_loader, evaluation_batches
+from distgrow.data import DirectLoader, Positions, build_loader
 from distgrow.engine import SGD, Engine, EngineSpec, Optimizer, Torch, check_suits, most_rows
-from distgrow.engine.batches import Loss, Metrics, memory_for
+from distgrow.engine.batches import Loss, Metrics
 from distgrow.handover import Handover
 from distgrow.keeper import Keeper, opened
 from distgrow.lr import LR
 from distgrow.memory import check_split, measured
 from distgrow.objective import tried
 from distgrow.plan import Plan
-from distgrow.progress import Ledger, Outcome, Progress, finite
+from distgrow.progress import Ledger, Outcome, Progress
 from distgrow.remote import build_store
-from distgrow.run import RunFolder, RunSpec, StopRequests, TrainingFailed
+from distgrow.run import Diverged, RunFolder, RunSpec, StopRequests, TrainingFailed
 from distgrow.schedule import Growth
 from distgrow.spec import ConfigError, Spec
 from distgrow.stages import Budget, Stages
 from distgrow.store import Folder, Store
+from distgrow.survey import Survey
 from distgrow.tasks import Task
-from distgrow.track import RESERVED, Tracker, step_event, tracking
+from distgrow.track import Tracker, step_event, tracking
 from distgrow.workforce import Group
 from distgrow.world import World, joined
 
@@ -50,6 +51,7 @@ def fit(
     growth: Growth,
     budget: Budget,
     test: Any = None,
+    probe: Any = None,
     metrics: Metrics | None = None,
     collate: Callable[[list[Any]], Any] | None = None,
     stages: Stages | None = None,
@@ -67,16 +69,17 @@ def fit(
     """Train `model` in place by a growth schedule; the same in one process, under torchrun and in a Ray worker.
 
     `loss(model, batch)` is the mean over the batch's rows; `metrics(model, batch)` are means over rows, for `test`;
-    `train` and `test` are map-style data sets. `resume` None goes on where the run's folder holds a run and begins
-    one where it does not. `storage`, a URI of pyarrow's, is where checkpoints are kept that `run.dir` cannot hold,
-    as its hosts share no folder. `world` is the ranks, where they are joined already. `about` is recorded in
-    config.yaml beside the settings; `trackers` see the first rank's events, beside those that always do.
+    `train`, `test` and `probe` (for exact gradients, where `train` augments) are map-style data sets. `resume` None
+    goes on where the run's folder holds a run and begins one where it does not. `storage`, a URI of pyarrow's, is where
+    checkpoints are kept that `run.dir` cannot hold, as its hosts share no folder. `world` is the ranks, where they are
+    joined already. `about` is recorded in config.yaml beside the settings; `trackers` see the first rank's events,
+    beside those that always do.
     With a `group` it ends, its state saved, before the first stage that wants another number of ranks: whoever starts
     the ranks has to start those.
     Collective: every rank must call. Raises ValueError (RunError where the run folder is at fault) for settings
     that cannot work, TrainingFailed where too many updates in a row are not finite.
     """
-    task = Task(model=model, loss=loss, train=train, test=test, metrics=metrics, collate=collate)
+    task = Task(model=model, loss=loss, train=train, test=test, probe=probe, metrics=metrics, collate=collate)
     if test is not None and len(test) == 0:
         raise ConfigError("the test set is empty; leave it out, or give it samples")
     stages, lr, optimizer = stages or Stages(), lr or LR(), optimizer or SGD()
@@ -135,6 +138,7 @@ class Job:
         self.keeper = Keeper(store, engine, folder, run.checkpoint, world, facts)
         self.positions = Positions(task.train, seed=run.seed, collate=task.collate)
         self.loader = build_loader(self.positions, controller, world, run.loader)
+        self.survey = Survey(task, controller, engine, run, world, self.event)
         self.began = time.monotonic()  # a resumed run's `began` counts what came before it
         self.shown_stage = -1
 
@@ -172,6 +176,9 @@ class Job:
     def train(self, progress: Progress) -> Result:
         """The path of every global batch, until the budget is spent or somebody asks to stop."""
         while not self.controller.done(progress):
+            if self.survey.probe_due(progress):
+                progress = self.survey.probe(progress)
+                continue  # its evaluations may have used up the budget
             progress = self.controller.advance(progress)
             if self.controller.hands_over(progress.stage):
                 return self.hand_over(progress)
@@ -189,8 +196,8 @@ class Job:
             stop, save, writing = outcome.votes
             if stop or progress.skips >= self.run.max_skips:
                 return self.stop_early(progress)
-            if self.eval_is_due(before, progress):
-                self.evaluate(progress)
+            if self.survey.evaluation_due(before, progress):
+                self.survey.evaluate(progress)
             if self.keeper.current and not writing:
                 self.settle()
             if save:
@@ -215,9 +222,10 @@ class Job:
         self.announce(progress, self.controller.plan(progress), again=True)
 
     def finish(self, progress: Progress) -> Result:
-        """The last checkpoint, the last evaluation."""
+        """The last probe, the last checkpoint, the last evaluation."""
+        progress = self.survey.last(progress)
         self.saved(progress)
-        metrics = self.evaluate(progress)
+        metrics = self.survey.evaluate(progress)
         self.event("end", progress, reason="done")
         return Result(progress=progress, metrics=metrics, finished=True)
 
@@ -228,7 +236,7 @@ class Job:
         reason = "too many updates in a row were not finite" if failed else "stopped on request"
         self.event("end", progress, reason=reason)
         if failed:
-            raise TrainingFailed(
+            raise Diverged(
                 f"{progress.skips} updates in a row were not finite (run.max_skips={self.run.max_skips}); lower "
                 f"lr.base or set optimizer.clip; the checkpoint of step {progress.step} holds the last good parameters"
             )
@@ -260,25 +268,6 @@ class Job:
         """Go on with the checkpoint that is being written."""
         if kept := self.keeper.settle():
             self.event("checkpoint", kept.progress, path=kept.name, seconds=kept.seconds, stall_s=kept.stall_s)
-
-    def evaluate(self, progress: Progress) -> dict[str, float]:
-        """Evaluate the test set, where there is one."""
-        if self.task.test is None:
-            return {}
-        rows = min(self.run.eval.rows, progress.micro_limit or self.run.eval.rows)
-        batches = evaluation_batches(self.task.test, self.world, rows, self.task.collate)
-        with memory_for(f"evaluation batches of {rows} rows", "lower run.eval.rows and go on with --resume"):
-            metrics = self.engine.evaluate(batches)
-        if clash := RESERVED & metrics.keys():
-            raise ConfigError(f"task.metrics returns {', '.join(sorted(clash))}, which every event has; rename it")
-        epoch = progress.samples / self.controller.epoch
-        self.event("eval", progress, epoch=epoch, **{name: finite(value) for name, value in metrics.items()})
-        return metrics
-
-    def eval_is_due(self, before: Progress, after: Progress) -> bool:
-        """Whether this update crossed an evaluation's place on the samples axis."""
-        every = self.run.eval.every_epochs * self.controller.epoch
-        return before.samples // every != after.samples // every and not self.controller.done(after)
 
     def announce(self, progress: Progress, plan: Plan, *, again: bool = False) -> None:
         """Say so when a stage begins, or goes on `again` in other micro-batches."""

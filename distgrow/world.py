@@ -83,6 +83,12 @@ class World:
         dist.all_gather_object(values, value)
         return values
 
+    def add(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Overwrite `tensors` with their sums over all ranks. Collective: every rank must call."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.all_reduce(tensor)
+
     def share(self, tensors: Sequence[torch.Tensor]) -> None:
         """Overwrite `tensors` with those of the first rank. Collective: every rank must call."""
         if self.size > 1:

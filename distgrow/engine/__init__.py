@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from distgrow.engine.batches import Loss, Metrics
+    from distgrow.engine.still import Still
     from distgrow.world import World
 
 
@@ -38,6 +39,10 @@ class Engine(Protocol):
 
         Every rank has as many batches.
         """
+        ...
+
+    def still(self) -> "Still":
+        """The objective at the present parameters, in eval mode; nothing done with it moves the engine. Collective."""
         ...
 
     def snapshot(self) -> dict[str, bytes]:
@@ -166,6 +171,11 @@ class SGD(Spec):
             raise ConfigError("nesterov=true needs momentum above 0")
         return self
 
+    @property
+    def penalty(self) -> float:
+        """λ of the L2 penalty (λ/2)|θ|², which is part of the objective."""
+        return self.weight_decay
+
 
 class AdamW(Spec):
     """torch.optim.AdamW."""
@@ -181,6 +191,11 @@ class AdamW(Spec):
     """Decoupled weight decay."""
     clip: PosFloat | None = None
     """Largest norm of the mean gradient; none: no clipping."""
+
+    @property
+    def penalty(self) -> float:
+        """Decoupled decay is no part of the objective."""
+        return 0.0
 
 
 Optimizer = Annotated[SGD | AdamW, Field(discriminator="kind"), default_kind("sgd")]

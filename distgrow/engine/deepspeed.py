@@ -28,6 +28,7 @@ from distgrow.engine.batches import (
 )
 from distgrow.engine.measuring import Direction, Parts
 from distgrow.engine.shards import Shards
+from distgrow.engine.still import Still, hollow
 from distgrow.engine.torch import build_optimizer
 from distgrow.noise import Measured
 from distgrow.order import mix_int
@@ -60,6 +61,7 @@ class DeepSpeedEngine:
             raise ConfigError(f"engine.precision=float16: DeepSpeed has none on {world.device.type}; use bfloat16")
         self.spec, self.world, self.evaluations = spec, world, 0
         self._metrics = metrics or (lambda model, batch: {"loss": loss(model, batch)})
+        self._loss, self._penalty, self._hollow = loss, optimizer.penalty, hollow(model)
         shared = WeightedLoss(model, loss).to(world.device).train()
         self._engine: Any
         self._engine, *_ = deepspeed.initialize(
@@ -154,6 +156,25 @@ class DeepSpeedEngine:
             found = means(lambda batch: self._metrics(model, self._place(batch)), batches, self.world)
         self._engine.train(was_training)
         return found
+
+    def still(self) -> Still:
+        """See Engine; from the parameters that the forward pass uses, rounded where it is in half precision."""
+        model = self._engine.module.model
+        return Still(
+            self._hollow,
+            self._loss,
+            parameters={name: self._whole(parameter) for name, parameter in model.named_parameters()},
+            buffers=dict(model.named_buffers()),
+            penalty=self._penalty,
+            world=self.world,
+        )
+
+    def _whole(self, parameter: nn.Parameter) -> torch.Tensor:
+        """A parameter, of which ZeRO 3 leaves each rank a part. Collective."""
+        if self.spec.zero < 3:
+            return parameter
+        with deepspeed.zero.GatheredParameters([parameter]):
+            return parameter.detach().to(self.world.device, copy=True)
 
     def snapshot(self) -> dict[str, bytes]:
         """See Engine; every rank holds its shards."""

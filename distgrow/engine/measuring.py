@@ -77,7 +77,7 @@ class Direction:
 
     def __init__(self, spec: Optimizer) -> None:
         self._spec, self._clip = spec, spec.clip
-        self._penalty = spec.weight_decay if isinstance(spec, SGD) else 0.0
+        self._penalty = spec.penalty
         self._keeps = isinstance(spec, SGD) and spec.momentum == 0
         self._penalised = self._product = False
         self._terms: dict[str, list[Tensor]] = {}  # of inner products of g, p = θ and u

@@ -26,6 +26,7 @@ from distgrow.engine.batches import (
 )
 from distgrow.engine.measuring import Direction, Parts
 from distgrow.engine.ranks import Ranks
+from distgrow.engine.still import Still, hollow
 from distgrow.noise import Measured
 from distgrow.order import mix_int
 from distgrow.plan import Plan
@@ -59,7 +60,7 @@ class TorchEngine:
         self._optimizer = build_optimizer(self._parameters, settings)
         self._clip, self._used = settings.clip, False
         self._state_copies = state_copies(settings)
-        self._loss, self._buffers = loss, Buffers(self.model)
+        self._loss, self._penalty, self._buffers = loss, settings.penalty, Buffers(self.model)
         self._parts, self._direction = Parts(self._parameters, self.world.size), Direction(settings)
         self._ranks = Ranks(self.model, loss, self.world, self.spec.bucket_mb) if self.world.size > 1 else None
 
@@ -197,6 +198,17 @@ class TorchEngine:
             found = means(lambda batch: self._metrics(self.model, self._place(batch)), batches, self.world)
         self.model.train(was_training)
         return found
+
+    def still(self) -> Still:
+        """See Engine."""
+        return Still(
+            hollow(self.model),
+            self._loss,
+            parameters=dict(self.model.named_parameters()),
+            buffers=dict(self.model.named_buffers()),
+            penalty=self._penalty,
+            world=self.world,
+        )
 
     def snapshot(self) -> dict[str, bytes]:
         """See Engine; the first rank holds all."""

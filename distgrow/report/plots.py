@@ -68,9 +68,15 @@ def panels(records: Sequence[Record]) -> list[Panel]:
         Panel(label="training loss", kind="step", key="loss"),
         *(Panel(label=f"test {name}", kind="eval", key=name) for name in metrics(records)),
         Panel(label="gradient norm", kind="step", key="grad_norm"),
+        *[Panel(label="full gradient norm", kind="probe", key="norm")] * _probed(records),
         Panel(label="batch (samples)", kind="step", key="batch"),
         Panel(label="learning rate", kind="step", key="lr"),
     ]
+
+
+def _probed(records: Sequence[Record]) -> bool:
+    """Whether any run has measured ‖∇f‖ exactly."""
+    return any("norm" in event for record in records for event in record.events if event["event"] == "probe")
 
 
 def draw(records: Sequence[Record], axis: str) -> Figure:
@@ -108,7 +114,7 @@ def _draw(place: Axes, panel: Panel, record: Record, axis: str, look: dict[str, 
         return points.values
     chosen = thin(points.values, points.batch)
     x, y = points.places[axis][chosen], points.values[chosen]
-    if panel.kind == "eval":
+    if panel.kind != "step":
         place.plot(x, y, marker=".", markersize=5, **look)
     elif panel.key in ("batch", "lr"):  # a line tells of the update that ends there, so its value holds before it
         place.plot([0, *x], [y[0], *y], drawstyle="steps-pre", **look)
@@ -131,7 +137,7 @@ def _scale(place: Axes, panel: Panel, values: Array) -> None:
         place.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     elif panel.key == "lr":
         place.set_ylim(0, 1.1 * values.max() or 1.0)
-    elif panel.key in ("loss", "grad_norm") and spread > 10:
+    elif panel.key in ("loss", "grad_norm", "norm") and spread > 10:
         place.set_yscale("log")
         place.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0) if spread < 100 else (1.0,), numticks=7))
         place.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))

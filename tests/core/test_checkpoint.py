@@ -29,6 +29,9 @@ class Files:
     def evaluate(self, batches: Any) -> dict[str, float]:
         raise AssertionError("not used")
 
+    def still(self) -> Any:
+        raise AssertionError("not used")
+
     def snapshot(self) -> dict[str, bytes]:
         return {"engine.pt": self.content}
 

@@ -31,6 +31,9 @@ class NoState:
     def evaluate(self, batches: Any) -> dict[str, float]:
         raise AssertionError("not used")
 
+    def still(self) -> Any:
+        raise AssertionError("not used")
+
     def snapshot(self) -> dict[str, bytes]:
         return {"engine.pt": b"state"}
 

@@ -59,6 +59,15 @@ def test_each_panel_shows_what_its_label_says(tmp_path: Path) -> None:
     assert "SFO" in figure.axes[-1].get_xlabel()
 
 
+def test_the_full_gradient_norm_has_a_panel_where_it_was_measured(tmp_path: Path) -> None:
+    measured = short().event("probe", norm=0.5, sfo=99).save(tmp_path / "measured")
+    tried = short().event("probe", micro=8, fits=True, sfo=99).save(tmp_path / "tried")
+    figure = draw(read([measured]), "sfo")
+    shown = {panel.get_ylabel(): panel for panel in figure.axes}
+    assert ys(shown["full gradient norm"].lines[0]) == [0.5]
+    assert "full gradient norm" not in {panel.get_ylabel() for panel in draw(read([tried]), "sfo").axes}
+
+
 def test_several_runs_are_in_one_legend_and_look_different(tmp_path: Path) -> None:
     runs = [short().save(tmp_path / f"run{index}") for index in range(21)]
     figure = draw(read(runs), "sfo")

@@ -208,6 +208,7 @@ def test_parquet_folders_read_in_the_hugging_face_layout(tmp_path: Path) -> None
     task = spec.build(None)
     assert spec.train_size() == len(task.train) == 17
     assert len(task.test) == 6
+    assert len(task.probe) == 17
     image, label = task.train[3]
     mean, std = torch.tensor(datasets.Images.mean), torch.tensor(datasets.Images.std)
     assert torch.allclose(image.mean((1, 2)) * std + mean, torch.tensor([3, 6, 252]) / 255, atol=1e-5)
@@ -243,6 +244,16 @@ def test_augmentation_is_a_shifted_and_mirrored_copy_uniform_over_its_choices() 
     centre = np.stack([row for row in cut if index[row.tobytes()] == 40])
     mirrored = (centre == pixels[0][:, :, ::-1]).all((1, 2, 3)).mean()
     assert 0.4 < mirrored < 0.6
+
+
+def test_plain_images_are_those_that_were_never_augmented() -> None:
+    pixels = np.random.RandomState(0).randint(0, 256, (5, 3, 8, 6)).astype(np.uint8)
+    labels, rows = np.arange(5), np.array([4, 0, 3])
+    wanted = datasets.Images(pixels, labels, augment=False)
+    for images in (datasets.Images(pixels, labels, augment=True).plain(), wanted.plain()):
+        assert len(images) == 5
+        for one, other in zip(images.batch(rows, seeds(1, rows)), wanted.batch(rows, seeds(2, rows)), strict=True):
+            assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize(("level", "vocabulary"), [("byte", 256), ("character", 5)])

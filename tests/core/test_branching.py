@@ -1,0 +1,125 @@
+"""What branches of a checkpoint are allowed to be, and how their losses are compared."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distgrow import budget, constant, exponential, sqrt_lr
+from distgrow.branching import Branch, Question, Trunk, gain, largest, left, settled
+from distgrow.config import parse
+from distgrow.controller import Controller
+from distgrow.engine import SGD, AdamW
+from distgrow.lr import LR, Cosine
+from distgrow.progress import Progress
+from distgrow.report.branches import Branched, figure, last_loss, smoothed
+from distgrow.run import RunFolder
+from distgrow.spec import ConfigError
+
+losses = st.floats(0, 10) | st.sampled_from([math.inf, math.nan])
+
+
+@given(st.lists(losses, min_size=1, max_size=8), st.floats(0, 1))
+def test_the_largest_batch_is_no_worse_than_any_smaller_one_and_none_above_it_is(
+    found: list[float], tolerance: float
+) -> None:
+    by_k = {2**power: loss for power, loss in enumerate(found)}
+
+    def no_worse(k: int) -> bool:
+        return math.isfinite(by_k[k]) and all(
+            by_k[k] <= by_k[j] + tolerance for j in by_k if j < k and math.isfinite(by_k[j])
+        )
+
+    assert largest(by_k, tolerance) == max([1, *(k for k in by_k if no_worse(k))])
+
+
+@pytest.mark.parametrize("k", [1, 4, 16])
+def test_the_learning_rate_follows_by_the_papers_rule_of_the_optimizer(k: int) -> None:
+    assert gain("auto", SGD(momentum=0.9), k) == gain("linear", AdamW(), k) == k
+    assert gain("auto", AdamW(), k) == gain("sqrt", SGD(), k) == math.sqrt(k)
+    assert gain("constant", SGD(), k) == 1
+
+
+@given(st.integers(0, 4), st.integers(0, 900), st.sampled_from([1, 2, 4]))
+def test_a_branchs_learning_rate_is_the_runs_at_as_many_samples_times_the_gain(stage: int, at: int, k: int) -> None:
+    growth = exponential(4, cap=32)
+    trunk = Controller(growth=growth, lr=sqrt_lr(0.3, Cosine()), budget=budget(samples=1000), epoch=100)
+    start = replace(Progress().repeat(1, at), stage=stage)
+    branch = replace(
+        trunk, growth=Branch(start=k * growth(stage), trunk=trunk, gain=0.7), budget=budget(samples=at + 5000)
+    )
+    assert branch.advance(start) == start
+    assert branch.batch(start) == k * growth(stage)
+    assert branch.plan(start).lr == pytest.approx(0.7 * trunk.rate(start, growth(stage)), rel=1e-12)
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=30), st.integers(1, 60), st.integers(0, 2**31))
+def test_smoothing_is_the_mean_over_the_samples_of_the_window(batches: list[int], window: int, seed: int) -> None:
+    found = np.random.RandomState(seed).rand(len(batches))
+    curve = list(zip(np.cumsum(batches).tolist(), found.tolist(), strict=True))
+    single = np.repeat(found, batches)
+    places = np.arange(1, len(single) + 1)
+    wanted = [single[max(0, place - window) : place].mean() for place in places]
+    np.testing.assert_allclose(smoothed(curve, places.astype(float), window), wanted, rtol=1e-9)
+
+
+def test_a_branch_with_an_update_that_was_not_finite_has_an_infinite_loss() -> None:
+    assert last_loss([(4, 1.0), (8, 2.0), (12, 4.0), (16, 3.0)]) == 3.0
+    assert last_loss([(4, 1.0), (8, math.inf)]) == last_loss([]) == math.inf
+
+
+def trunk(tmp_path: Path, at: int = 0, **settings: Any) -> Trunk:
+    config = {"growth": {"kind": "constant", "start": 16}, "budget": {"samples": 4000}, **settings}
+    place, progress = tmp_path / "step-00000007", Progress().repeat(16, at)
+    return Trunk(folder=RunFolder(tmp_path), run=parse(config), checkpoint=place, progress=progress)
+
+
+def test_branches_default_to_five_hundred_batches_and_sixteenfold_or_what_fits(tmp_path: Path) -> None:
+    assert settled(Question(), trunk(tmp_path), 1437, math.inf) == (8000, [1, 2, 4, 8, 16])
+    assert settled(Question(), trunk(tmp_path), 100, math.inf) == (8000, [1, 2, 4])
+    assert settled(Question(samples=600), trunk(tmp_path), 1437, math.inf) == (600, [1, 2, 4])
+    assert settled(Question(samples=8192, up_to=70), trunk(tmp_path), 1437, math.inf) == (
+        8192,
+        [1, 2, 4, 8, 16, 32, 64],
+    )
+
+
+@pytest.mark.parametrize(
+    ("question", "epoch", "left", "told"),
+    [
+        (Question(up_to=32), 400, math.inf, "--up-to 32: batch 512 exceeds the 400 samples"),
+        (Question(samples=100, up_to=2), 400, math.inf, "make 3 updates, fewer than 8; give at least 256"),
+        (Question(samples=100), 400, math.inf, "nothing to compare: twice the batch of 16"),
+        (Question(), 31, math.inf, "nothing to compare"),
+        (Question(samples=600), 1437, 599, "decay ends 599 samples after step-00000007; take fewer, or an earlier"),
+    ],
+)
+def test_branches_that_cannot_be_are_refused(
+    question: Question, epoch: int, left: float, told: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=told):
+        settled(question, trunk(tmp_path), epoch, left)
+
+
+def test_a_run_without_a_decay_can_be_branched_beyond_its_end(tmp_path: Path) -> None:
+    plain, decaying = trunk(tmp_path, at=249), trunk(tmp_path, at=249, lr={"decay": {"kind": "cosine"}})
+    assert left(plain, plain.run.controller(1)) == math.inf
+    assert left(decaying, decaying.run.controller(1)) == 16
+    assert plain.batch == constant(16)(0)
+    assert LR().decay == plain.run.lr.decay
+
+
+def test_the_figure_is_drawn_whatever_the_branches_came_to(tmp_path: Path) -> None:
+    common: dict[str, Any] = {"lr": 0.1, "updates": 3, "evaluations": 9, "seconds": 1.0}
+    curve = ((4, 2.0), (8, 1.0), (12, 0.5))
+    whole = Branched(k=1, batch=4, loss=0.5, test_loss=0.7, curve=curve, **common)
+    lost = Branched(k=2, batch=8, loss=math.inf, test_loss=math.inf, curve=((8, math.inf),), **common)
+    for branches in ([whole, lost], [whole, replace(whole, k=2, batch=8, loss=50.0, test_loss=0.0)], [lost, lost]):
+        answers = {"training": 1, "test": 2} if branches[0] is whole else {"training": 2}
+        figure(branches, "a_$b", answers, 0.01).savefig(tmp_path / "figure.png")
+        assert (tmp_path / "figure.png").stat().st_size > 10_000
