@@ -28,12 +28,15 @@ class Adaptive(Geometrical):
         return super().boundaries(stages, lr, span)
 
     def soonest(self, dwell: Dwell, span: Span, rungs: int = 1) -> Trigger:
-        """Where stages end if every move climbs `rungs` as soon as `dwell` is over."""
-        ends: list[int] = []
-        while len(ends) < self.cap_stage:
-            end = (ends[-1] if ends else 0) + dwell.least(self(len(ends)), span.epoch)
-            ends += [end] * rungs
-        return Listed(axis="samples", ends=tuple(ends[: int(self.cap_stage)]))
+        """Where stages can end at the soonest if every move climbs up to `rungs` and waits for `dwell`.
+
+        A move of fewer rungs may get to a stage sooner, as `dwell` lasts fewer samples where batches are small.
+        """
+        begins = [0]
+        for stage in range(1, int(self.cap_stage) + 1):
+            below = range(stage - rungs, stage) if stage > rungs else (0,)  # none is left before stage 0 is
+            begins.append(min(begins[m] + dwell.least(self(m), span.epoch) for m in below))
+        return Listed(axis="samples", ends=tuple(begins[1:]))
 
 
 class Endless(Adaptive):

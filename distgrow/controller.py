@@ -169,6 +169,8 @@ class Controller:
             return
         *_, (last, _, _) = self.outline(Progress(), soonest=True)
         left, start = self.budget.left(Progress(), self.epoch), self.growth.start
+        if self._earliest.axis == "samples" and left < math.inf:
+            last = climb(self._earliest, last, int(left) - 1, self.growth.top)
         for stage in range(last + 1):
             batch = self.growth(stage)
             yield stage, min(batch, self.batch(Progress(stage=stage)))
@@ -230,7 +232,7 @@ class Controller:
     def outline(self, progress: Progress, *, soonest: bool = False) -> Iterator[tuple[int, int, int]]:
         """(stage, batch, updates) of the run to come: forecast's arithmetic alone, unchecked.
 
-        Adaptive growth is taken to make no move or, `soonest`, each as soon as it may from the run's beginning on.
+        Adaptive growth is taken to make no move or, `soonest`, to be at every stage as soon as a new run may.
         """
         trigger = self._earliest if soonest else self._trigger
         left, start, top = self.budget.left(progress, self.epoch), self.growth.start, self.growth.top

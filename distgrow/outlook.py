@@ -44,8 +44,8 @@ class Stage:
         return replace(before, step=self.first_step).repeat(self.batch, step)
 
 
-#: Titles of the tables of adaptive growth, and whether each of its moves is made as soon as it may.
-BOUNDS = (("at slowest: no move is ever made", False), ("at fastest: each move as soon as it may be", True))
+#: Titles of the tables of adaptive growth, and whether its stages begin as soon as they may.
+BOUNDS = (("at slowest: no move is ever made", False), ("at fastest: every stage as soon as it may begin", True))
 
 
 def stages(controller: Controller, *, soonest: bool = False) -> Iterator[Stage]:

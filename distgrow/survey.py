@@ -21,17 +21,20 @@ from distgrow.track import RESERVED
 from distgrow.world import World
 
 Batches = Iterable[tuple[Any, int]]
+Tell = Callable[..., None]
 
 
 class Survey:
-    """The measurements of one run. `tell` takes an event's kind, its progress and its values."""
+    """The measurements of one run; `tell` takes an event's kind, its progress and its values.
 
-    def __init__(
-        self, task: Task, controller: Controller, engine: Engine, run: RunSpec, world: World, tell: Callable[..., None]
-    ) -> None:
+    It does not keep `tell`, the run's own: a cycle of references would leave the loader's workers to the garbage
+    collector.
+    """
+
+    def __init__(self, task: Task, controller: Controller, engine: Engine, run: RunSpec, world: World) -> None:
         """ConfigError where the data set of probes is too small."""
         self._task, self._controller, self._engine = task, controller, engine
-        self._run, self._world, self._tell = run, world, tell
+        self._run, self._world = run, world
         self._probed = task.train if task.probe is None else task.probe
         run.probe.check(len(self._probed), world.size, controller.epoch)
 
@@ -40,7 +43,7 @@ class Survey:
         every = self._run.eval.every_epochs * self._controller.epoch
         return before.samples // every != after.samples // every and not self._controller.done(after)
 
-    def evaluate(self, progress: Progress) -> dict[str, float]:
+    def evaluate(self, progress: Progress, tell: Tell) -> dict[str, float]:
         """Evaluate the test set, where there is one. Collective: every rank must call."""
         if self._task.test is None:
             return {}
@@ -50,7 +53,7 @@ class Survey:
         if clash := RESERVED & metrics.keys():
             raise ConfigError(f"task.metrics returns {', '.join(sorted(clash))}, which every event has; rename it")
         epoch = progress.samples / self._controller.epoch
-        self._tell("eval", progress, epoch=epoch, **{name: finite(value) for name, value in metrics.items()})
+        tell("eval", progress, epoch=epoch, **{name: finite(value) for name, value in metrics.items()})
         return metrics
 
     def probe_due(self, progress: Progress) -> bool:
@@ -60,11 +63,11 @@ class Survey:
     def _wished(self, progress: Progress) -> bool:
         return self._run.probe.due(progress, self._controller.epoch)
 
-    def last(self, progress: Progress) -> Progress:
+    def last(self, progress: Progress, tell: Tell) -> Progress:
         """The progress at the run's end, where run.probe wants to know ‖∇f‖ too. Collective: every rank must call."""
-        return self.probe(progress) if self._run.probe.due_at_the_end(progress) else progress
+        return self.probe(progress, tell) if self._run.probe.due_at_the_end(progress) else progress
 
-    def probe(self, progress: Progress) -> Progress:
+    def probe(self, progress: Progress, tell: Tell) -> Progress:
         """The progress that knows what was due, charged with its evaluations. Collective: every rank must call."""
         began, asked = time.monotonic(), self._controller.probe_due(progress)
         rows = min(self._run.probe.rows, progress.micro_limit or self._run.probe.rows)
@@ -82,7 +85,7 @@ class Survey:
         epoch = progress.samples / self._controller.epoch
         facts = {"epoch": epoch, "evaluations": evaluations, "sfo_probe": after.ledger.probe}
         found = {name: finite(value) for name, value in values.items()}
-        self._tell("probe", after, **facts, **found, seconds=time.monotonic() - began)
+        tell("probe", after, **facts, **found, seconds=time.monotonic() - began)
         return after
 
     def _curvature(self, probe: Probe, progress: Progress, gradient: Vector, norm: float) -> dict[str, float]:

@@ -138,7 +138,7 @@ class Job:
         self.keeper = Keeper(store, engine, folder, run.checkpoint, world, facts)
         self.positions = Positions(task.train, seed=run.seed, collate=task.collate)
         self.loader = build_loader(self.positions, controller, world, run.loader)
-        self.survey = Survey(task, controller, engine, run, world, self.event)
+        self.survey = Survey(task, controller, engine, run, world)
         self.began = time.monotonic()  # a resumed run's `began` counts what came before it
         self.shown_stage = -1
 
@@ -177,7 +177,7 @@ class Job:
         """The path of every global batch, until the budget is spent or somebody asks to stop."""
         while not self.controller.done(progress):
             if self.survey.probe_due(progress):
-                progress = self.survey.probe(progress)
+                progress = self.survey.probe(progress, self.event)
                 continue  # its evaluations may have used up the budget
             progress = self.controller.advance(progress)
             if self.controller.hands_over(progress.stage):
@@ -197,7 +197,7 @@ class Job:
             if stop or progress.skips >= self.run.max_skips:
                 return self.stop_early(progress)
             if self.survey.evaluation_due(before, progress):
-                self.survey.evaluate(progress)
+                self.survey.evaluate(progress, self.event)
             if self.keeper.current and not writing:
                 self.settle()
             if save:
@@ -223,9 +223,9 @@ class Job:
 
     def finish(self, progress: Progress) -> Result:
         """The last probe, the last checkpoint, the last evaluation."""
-        progress = self.survey.last(progress)
+        progress = self.survey.last(progress, self.event)
         self.saved(progress)
-        metrics = self.survey.evaluate(progress)
+        metrics = self.survey.evaluate(progress, self.event)
         self.event("end", progress, reason="done")
         return Result(progress=progress, metrics=metrics, finished=True)
 

@@ -57,6 +57,13 @@ def test_it_compares_every_so_many_updates_and_asks_for_a_probe_then_alone() -> 
     assert run[-1][0].ledger.probe == 3  # none at the cap
 
 
+def test_once_the_norm_is_known_it_is_not_asked_for_again() -> None:
+    control = norm_run(NormThreshold(start=8, cap=64, every=7))
+    progress = Progress(step=7, stage_step=7)
+    assert control.probe_due(progress)
+    assert not control.probe_due(progress.probed(9.0, 1000))
+
+
 def test_an_update_that_is_skipped_does_not_climb_a_second_rung() -> None:
     growth = NormThreshold(start=8, cap=64, every=7)
     control = norm_run(growth)
@@ -96,11 +103,12 @@ def test_with_the_estimated_norm_the_run_is_that_of_a_notebook(squares: list[flo
     assert run == found
 
 
-def test_of_a_run_the_plan_tells_how_many_probes_there_are() -> None:
-    growth = NormThreshold(start=8, cap=64, every=7)
+@pytest.mark.parametrize(("every", "count"), [(7, 17), (5, 24)])  # the 125th update is the last
+def test_of_a_run_the_plan_tells_how_many_probes_there_are(every: int, count: int) -> None:
+    growth = NormThreshold(start=8, cap=64, every=every)
     control = norm_run(growth, total=1000)
     never, always = list(probed_walk(control, lambda _: 9.0)), list(probed_walk(control, lambda _: 0.0))
-    assert growth.probes(len(never), 0) == never[-1][0].ledger.probe == 17
+    assert growth.probes(len(never), 0) == never[-1][0].ledger.probe == count
     assert growth.probes(len(always), 3) == always[-1][0].ledger.probe
     assert growth.model_copy(update={"norm": "estimated"}).probes(1000, 0) == 0
 

@@ -13,13 +13,13 @@ from measurements import shown, walk
 from distgrow.adaptive import NormThreshold, ProgressTest
 from distgrow.controller import Controller
 from distgrow.library import budget, every
-from distgrow.lr import LR, WSD, Cosine
+from distgrow.lr import LR, WSD, Cosine, Span
 from distgrow.noise import Measuring
 from distgrow.plan import Plan
 from distgrow.progress import Outcome, Progress
 from distgrow.schedule import Growth
 from distgrow.spec import ConfigError
-from distgrow.stages import Budget, Dwell
+from distgrow.stages import Budget, Dwell, climb
 from distgrow.temperature import Plateau, Temperature
 from distgrow.tracking import CABS, NoiseScale, Tracking
 from distgrow.workforce import Group, workforce
@@ -93,18 +93,32 @@ def test_no_script_climbs_sooner_than_the_plan_says_at_fastest_or_further_than_i
     reach: dict[int, int] = {}
     for stage, batch in control.reach():
         reach[stage] = max(batch, reach.get(stage, 0))
-    begins, step, samples = [], 0, 0
-    for stage, batch, updates in control.outline(Progress(), soonest=True):
-        begins.append((stage, step, samples))
-        step, samples = step + updates, samples + batch * updates
-    by_steps, share = isinstance(growth, NormThreshold), control.largest_share()
+    earliest, share = growth.earliest(control.lr, Span(samples=1200, epoch=300)), control.largest_share()
     for progress, plan in played(script, control):
         stage = min(plan.stage, int(growth.cap_stage))
-        position = progress.step if by_steps else progress.ledger.applied
-        soonest = max(s for s, at_step, at_sample in begins if (at_step if by_steps else at_sample) <= position)
-        assert stage <= soonest
-        assert plan.batch <= reach[stage]
+        position = progress.step if earliest.axis == "steps" else progress.ledger.applied
+        assert stage <= climb(earliest, 0, position, growth.cap_stage)
+        assert plan.batch <= reach[stage]  # every stage that comes is one of them
         assert -(-plan.batch // control.world) <= share
+
+
+@given(st.builds(Dwell, samples=st.integers(1, 300), updates=st.integers(1, 5)), st.integers(1, 3))
+def test_the_soonest_is_that_of_the_best_of_all_ways_up(dwell: Dwell, rungs: int) -> None:
+    growth = NoiseScale(start=3, factor=1.7, cap=100, dwell=dwell, rungs=rungs)
+    top, first = int(growth.cap_stage), {}
+
+    def climb_from(stage: int, samples: int) -> None:
+        for reached in range(stage + 1):
+            first[reached] = min(samples, first.get(reached, samples))
+        for above in range(stage + 1, min(stage + rungs, top) + 1):
+            batch = growth(stage)
+            updates = next(k for k in range(1, 10**4) if dwell.over(k * batch, k, 300))
+            climb_from(above, samples + updates * batch)
+
+    climb_from(0, 0)
+    earliest = growth.earliest(LR(), Span(samples=1200, epoch=300))
+    assert [earliest.end(stage) for stage in range(top)] == [first[stage + 1] for stage in range(top)]
+    assert earliest.end(top) == math.inf
 
 
 @settings(max_examples=50, deadline=None)
@@ -199,6 +213,9 @@ def test_a_batch_that_never_shows_noise_is_refused(growth: Adaptive) -> None:
     with pytest.raises(ConfigError, match=r"one sample on one rank does not show; raise growth\.start to at least 2"):
         controller(growth).check()
     controller(growth.model_copy(update={"start": 2}), world=2).check()
+    with pytest.raises(ConfigError, match="smaller than world=2") as refused:
+        controller(growth, world=2).check()
+    assert "noise" not in str(refused.value)
     controller(growth.model_copy(update={"start": 2}), max_micro=64).check()
 
 

@@ -118,6 +118,23 @@ def test_with_the_gain_the_learning_rate_is_the_gains_and_never_above_its_limit(
         assert plan.stage == 4 or progress.ledger.applied < 3900
 
 
+def test_a_gain_that_rises_later_takes_the_learning_rate_to_its_limit_and_not_beyond() -> None:
+    growth = Temperature(start=4, cap=64, gain=True, lr_max=0.5)
+    control = controller(growth, LR(base=0.2))
+    before, after = (Progress(stage=4, noise=steady(*shows)) for shows in ((1.0, 0.4), (0.0, 40.0)))
+    assert control.rate(before, 64) == pytest.approx(0.2 * adascale_gain(16, 0.1, 1.0))
+    assert control.rate(after, 64) == pytest.approx(0.5)
+
+
+def test_what_is_measured_must_have_been_measured_in_this_stage() -> None:
+    growth = Temperature(start=4, cap=256, share=1.0, lr_max=100.0)
+    begin = Progress(stage_samples=10**12, stage_step=99, noise=steady(1.0, 500.0))
+    control = controller(growth, LR(base=0.2))
+    assert control.advance(begin).stage == 6
+    for fresh in range(10):
+        assert control.advance(replace(begin, noise=replace(begin.noise, fresh=fresh))).stage == 0
+
+
 # ── plateaus ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -255,6 +272,11 @@ def test_a_scale_is_a_batch_so_many_times_the_base() -> None:
     run = list(walk(control, lambda progress, plan: shown(plan, 1e-9, 100.0)))
     assert {plan.batch for _, plan in run[:-1]} == {32}
     assert run[5][1].lr == pytest.approx(0.8)  # all noise: the gain is s
+
+
+def test_a_budget_smaller_than_the_base_batch_has_no_gain() -> None:
+    control = controller(AdaScale(start=8, scale=4), LR(base=0.2), 5)
+    assert control.plan(replace(Progress(), noise=steady(1.0, 8.0))).lr == 0.2
 
 
 @pytest.mark.parametrize(

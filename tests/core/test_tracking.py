@@ -78,15 +78,15 @@ def test_between_two_rungs_no_batch_costs_an_eighth_more_than_the_critical_one()
     assert min(ratios) == pytest.approx(2**-0.5, rel=0.05)
 
 
-@given(st.floats(0.01, 10), st.floats(0.1, 1000), st.floats(0.0, 3.0))
+@given(st.floats(0.01, 10), st.floats(0.1, 1000), st.floats(0.0, 3.0), st.sampled_from([50, EPOCH]))
 def test_confidence_takes_the_end_of_both_intervals_that_makes_the_batch_small(
-    grad_sq: float, variance: float, confidence: float
+    grad_sq: float, variance: float, confidence: float, epoch: int
 ) -> None:
     growth = NoiseScale(start=1, cap=2**20, confidence=confidence)
     noise = known(grad_sq, variance, errors=0.05)
-    lower, upper = growth.ends(noise, EPOCH)
+    lower, upper = growth.ends(noise, epoch)
     assert lower == pytest.approx(variance * (1 - confidence * 0.0503), rel=1e-3)
-    assert upper == pytest.approx(grad_sq * (1 + confidence * 0.0503) + variance / EPOCH, rel=1e-3)
+    assert upper == pytest.approx(grad_sq * (1 + confidence * 0.0503) + variance / epoch, rel=1e-3)
 
 
 def test_a_gradient_lost_in_noise_climbs_one_rung_at_a_time() -> None:
@@ -239,6 +239,19 @@ def test_cabs_is_learning_rate_times_variance_over_loss(lr: float, variance: flo
     assume(abs(exact % 1 - 0.5) > 1e-6)
     progress = settled(known(1.0, variance, loss))
     assert controller(growth, constant_lr(lr)).advance(progress).stage == max(0, math.floor(exact + 0.5))
+
+
+def test_cabs_takes_the_upper_end_of_the_loss() -> None:
+    noise = known(1.0, 640.0)
+    for loss in (0.5, 1.5) * 50:  # a mean of 1 with a standard error of 0.035
+        noise = replace(noise, loss=noise.loss.add(loss, 1.0))
+    edge = 0.1 * 640 / (1 + noise.loss.error)
+    for factor, stage in [(0.999, 1), (1.001, 0)]:
+        start = edge * factor / math.sqrt(2)
+        growth = CABS(start=1000, cap=4000, hysteresis=1.0, confidence=1.0)
+        scaled = replace(noise, variance=noise.variance.add(0, 1.0))
+        progress = settled(replace(scaled, variance=known(1.0, 640.0 * 1000 / start).variance))
+        assert controller(growth).advance(progress).stage == stage
 
 
 def test_cabs_follows_the_learning_rate_as_it_decays() -> None:

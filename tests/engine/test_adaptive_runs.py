@@ -28,6 +28,7 @@ GROWTHS: dict[str, Growth] = {
     "gns": NoiseScale(start=8, cap=64, dwell=DWELL),
     "progress": ProgressTest(start=8, cap=64, dwell=Dwell(samples=300)),
     "adaptive": NormThreshold(start=8, cap=64, every=9, epsilon=1.5, norm="estimated"),
+    "adaptive, exact": NormThreshold(start=8, cap=64, every=9, epsilon=1.5),
     "temperature": Temperature(start=8, cap=64, share=0.5, lr_max=1.0, dwell=DWELL),
     "plateau": Temperature(start=8, cap=16, plateau=Plateau(samples=200, fall=0.5), dwell=DWELL),
     "adascale": AdaScale(start=8, scale=4),
