@@ -52,6 +52,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/loader.py
 	$(BIN)/python benchmarks/recovery.py
+	$(BIN)/python benchmarks/sfo.py --quick
 
 clean:
 	rm -rf .venv runs/demo

@@ -146,7 +146,7 @@ def simulate(problem: Problem, store: Store, given: Cluster, *, measure_pace: bo
     times(problem, seconds, f"{MEASURES[aim[0]]} ≤ {aim[1]:g}").savefig(file)
     lead = f"`python benchmarks/scale_time.py --task {problem.name}` · simulated · {cluster} · {MODEL}"
     name, image = f"scale-{problem.name}", (report.title, str(file.relative_to(README.parent)))
-    write(README, name, section(f"Time to target at scale: {problem.title}", lead, [report], [image]))
+    write(README, name, section(f"{problem.title}: time to target at scale", lead, [report], [image]))
 
 
 def main() -> None:

@@ -21,24 +21,27 @@ from sfo_problems import Problem
 from sfo_readme import section, write
 from sfo_results import Setting, Store, finalists, result_of, settings
 from sfo_sizes import SEEDS, add_options, folder_of, problems, size_of
-from sfo_tables import MEASURES, tables
+from sfo_tables import MEASURES, final_loss, tables
 
 from distgrow.spec import ConfigError
 
 README = Path(__file__).parent / "README.md"
 LEGEND = (
-    "Cells are epochs of gradient evaluations / serial steps to a target, of the setting that is best for that target: "
-    "medians over the seeds, with quartiles where there are several. ‖∇f‖ is exact, over the whole training set; what "
-    "measuring it took is charged to a policy only where it asks for it. ÷: the same two, over those of the best tuned "
-    "baseline."
+    "Epochs of gradient evaluations / serial steps to each target, with the setting that is best for that target: "
+    "medians over seeds, with quartiles. ÷: both, of the setting named, over those of the best tuned baseline, at the "
+    "last target."
 )
 
 
 def run_all(problem: Problem, store: Store, seeds: int, policies: Sequence[str]) -> None:
     """All settings with the first seed, the best of each policy with the others."""
     contestants = [c for c in problem.contestants() if not policies or c.policy in policies]
+    absent: dict[tuple[str, str], list[str]] = {}
     for contestant in contestants:
-        run_one(problem, contestant, 0, store)
+        if (reason := run_one(problem, contestant, 0, store)) is not None:
+            absent.setdefault((contestant.policy, reason), []).append(contestant.setting)
+    for (policy, reason), names in absent.items():
+        tell(f"{problem.name}: {policy}, {len(names)} settings: {reason}")
     worth_it = {(setting.policy, setting.name) for setting in best(problem, store)}
     for contestant in contestants if problem.random else ():
         for seed in range(1, seeds):
@@ -49,26 +52,26 @@ def run_all(problem: Problem, store: Store, seeds: int, policies: Sequence[str])
 def best(problem: Problem, store: Store) -> list[Setting]:
     """The settings of each policy that are worth more seeds, by their runs with the first."""
     tuned = settings(result for result in problem.own(store.results) if result.seed == 0)
-    ladders = (("grad_norm", problem.grad_norms), ("held_loss", problem.held_losses))
-    return [
-        setting
-        for policy in problem.policies
-        for measure, targets in ladders
-        for setting in finalists([s for s in tuned if s.policy == policy.name], measure, targets)
-    ]
+    chosen: list[Setting] = []
+    for policy in problem.policies:
+        own = [setting for setting in tuned if setting.policy == policy.name]
+        chosen += finalists(own, "grad_norm", problem.grad_norms) + finalists(own, "held_loss", problem.held_losses)
+        chosen += [] if problem.arrives or not own else [min(own, key=final_loss)]
+    return chosen
 
 
-def run_one(problem: Problem, contestant: Contestant, seed: int, store: Store) -> None:
-    """One run, unless its result is there or it cannot take part."""
+def run_one(problem: Problem, contestant: Contestant, seed: int, store: Store) -> str | None:
+    """One run, unless its result is there; why it cannot take part, if it cannot."""
     key = problem.run_key(contestant, seed)
     if key in store:
-        return
+        return None
     course, began = problem.course(), time.monotonic()
     try:
         epoch, ending = problem.play(contestant.run(problem.base), seed, course, problem.stop_at)
-    except (Unavailable, ConfigError) as reason:
-        tell(f"{problem.name}: {contestant.policy}, {contestant.setting}: {reason}")
-        return
+    except Unavailable as reason:
+        return str(reason)
+    except ConfigError as error:
+        return f"refused: {str(error).splitlines()[0]}"
     seconds = time.monotonic() - began
     result = result_of(
         course,
@@ -88,6 +91,7 @@ def run_one(problem: Problem, contestant: Contestant, seed: int, store: Store) -
         f"{problem.name}: {contestant.policy}, {contestant.setting}, seed {seed}: {ending}, {result.sfo / epoch:.1f} "
         f"epochs, {result.steps:,} steps, ‖∇f‖ {course.grad_norm.lowest:.4g}, {seconds:.1f} s"
     )
+    return None
 
 
 def tell(line: str) -> None:
@@ -118,7 +122,7 @@ def publish(problem: Problem, store: Store, command: str) -> None:
     machines = sorted({result.hardware for result in problem.own(store.results)})
     lead = f"`{command}` · {'; '.join(machines)} · {problem.about}\n\n{LEGEND}"
     pictures = [(caption, str(file.relative_to(README.parent))) for caption, file in images]
-    write(README, f"sfo-{problem.name}", section(f"SFO: {problem.title}", lead, reports, pictures))
+    write(README, f"sfo-{problem.name}", section(problem.title, lead, reports, pictures))
 
 
 def main() -> None:
@@ -137,6 +141,9 @@ def main() -> None:
         parser.error(str(error))
     for problem in tasks:
         store = Store(folder / f"{problem.name}.jsonl")
+        if (reason := problem.not_ready()) is not None:
+            tell(f"{problem.name}: left out: {reason}")
+            continue
         if not options.report:
             run_all(problem, store, options.seeds or SEEDS[size], options.policy)
         show(report(problem, store, folder)[0], markdown=True)

@@ -41,7 +41,7 @@ class Contestant:
     def run(self, base: Mapping[str, Any]) -> Run:
         """On a task, whose parts of the config `base` holds. Unavailable where this version cannot run it."""
         try:
-            return parse({**base, **self.values})
+            return parse({**base, **self.values, "run": {**base.get("run", {}), **self.values.get("run", {})}})
         except ConfigError as error:
             raise Unavailable(self.reason(str(error))) from None
 
@@ -183,15 +183,22 @@ def budgeted(kind: str) -> Callable[[Scale], Iterator[tuple[str, Values]]]:
     return grid
 
 
-def measuring(kind: str, **choices: Sequence[Any]) -> Callable[[Scale], Iterator[tuple[str, Values]]]:
-    """A kind that needs no end; its own settings are the n-th of each of the `choices` together."""
+def measuring(
+    kind: str, windows: Sequence[int] = (100,), **choices: Sequence[Any]
+) -> Callable[[Scale], Iterator[tuple[str, Values]]]:
+    """A kind that needs no end, and measures at every update, with a memory of each of the `windows`.
+
+    Its own settings are the n-th of each of the `choices` together.
+    """
 
     def grid(scale: Scale) -> Iterator[tuple[str, Values]]:
-        for values in zip(*choices.values(), strict=True) if choices else [()]:
+        for window, values in product(windows, zip(*choices.values(), strict=True) if choices else [()]):
             own = dict(zip(choices, values, strict=True))
-            shown = "".join(f", {key}={value}" for key, value in own.items())
+            noted = {**own, "window": window} if len(windows) > 1 else own
+            shown = "".join(f", {key}={value}" for key, value in noted.items())
+            run = {"run": {"noise": {"every": 1, "window": window}}}
             for name, growth, lr in _growing(kind, scale, **own):
-                yield name + shown, _parts(growth, lr, scale.open, None)
+                yield name + shown, _parts(growth, lr, scale.open, None) | run
 
     return grid
 
@@ -243,10 +250,10 @@ POLICIES = (
             every=(1000, 100, 100, 100),
         ),
     ),
-    Policy(name="tracking", grid=measuring("tracking", kappa=(0.05, 0.2, 0.5))),
+    Policy(name="tracking", grid=measuring("tracking", (100, 1000), kappa=(0.05, 0.2, 0.5))),
     Policy(name="progress", grid=measuring("progress")),
-    Policy(name="GNS", grid=measuring("gns")),
-    Policy(name="CABS", grid=measuring("cabs")),
+    Policy(name="GNS", grid=measuring("gns", (100, 1000))),
+    Policy(name="CABS", grid=measuring("cabs", (100, 1000))),
     Policy(name="AdaScale", grid=adascale),
     Policy(name="τ-nice", grid=tau_nice),
     Policy(name="auto", grid=budgeted("auto")),

@@ -10,7 +10,8 @@ from sfo_quadratic import play_standard
 from sfo_results import Course, Minima, Result, key_of
 from sfo_runs import Places, play
 
-from distgrow.config import Run
+from distgrow.config import Run, parse
+from distgrow.spec import ConfigError
 
 Play = Callable[[Run, int, Course, float | None], tuple[int, str]]
 """(run, seed, course, ‖∇f‖ to stop at) → samples of an epoch, how the run ended."""
@@ -40,6 +41,17 @@ class Problem:
     def key(self) -> str:
         """Of what all its runs share."""
         return key_of(self.name, self.base)
+
+    def not_ready(self) -> str | None:
+        """Why its data cannot be had, if it cannot."""
+        if "task" not in self.base:
+            return None
+        run = parse({**self.base, "growth": {"kind": "constant"}, "budget": {"steps": 1}})
+        try:
+            run.task.build(None)
+        except ConfigError as error:
+            return str(error)
+        return None
 
     def run_key(self, contestant: Contestant, seed: int) -> str:
         """Of all that decides what a run computes."""
@@ -105,8 +117,8 @@ def digits() -> Problem:
             lrs=(0.03, 0.05, 0.1, 0.2, 0.3),
             decay_batches=(8, 16, 32),
             decay_lrs=(0.25, 0.5, 1.0),
-            starts=((8, 0.5), (16, 1.0), (32, 1.0)),
-            cap=256,
+            starts=((8, 0.5), (8, 1.0), (32, 1.0)),
+            cap=128,
             long=400,
             open=60,
             budgets=(10, 20, 40),

@@ -90,7 +90,7 @@ def play(problem: Quadratic, run: Run, epoch: int, course: Course, stop_at: floa
         budget=run.budget,
         epoch=epoch,
         max_micro=epoch,
-        measuring=Measuring(every=1 if run.growth.adaptive else NEVER),
+        measuring=Measuring(every=1 if run.growth.measures else NEVER, window=run.run.noise.window),
     )
     if run.growth.adaptive or run.lr.decay.kind != "none":
         return _step_by_step(problem, controller, course, stop_at)
@@ -107,8 +107,8 @@ def _step_by_step(problem: Quadratic, controller: Controller, course: Course, st
         norm = math.sqrt(problem.grad_sq + problem.variance / plan.batch)
         found = problem.measured(plan, controller.epoch, product) if plan.window or plan.product else Measured()
         product = problem.next_product(plan.lr, plan.batch) if plan.product else math.nan
-        problem = problem.after(plan.lr, plan.batch)
         progress = progress.after(plan, Outcome(loss=problem.loss, grad_norm=norm, measured=found))
+        problem = problem.after(plan.lr, plan.batch)
         course.updated(plan.batch)
         course.read(progress.ledger.total, reading(problem))
         if course.reached(stop_at):

@@ -1,5 +1,6 @@
 """What the SFO benchmark writes into a Markdown file: sections between markers; all else is left as it is."""
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -39,6 +40,7 @@ def markdown(report: Report) -> str:
 
 
 def section(title: str, lead: str, reports: Sequence[Report], images: Sequence[tuple[str, str]]) -> str:
-    """A heading, a paragraph, tables and (caption, file) images."""
-    parts = [f"## {title}", lead, *map(markdown, reports), *(f"![{caption}]({file})" for caption, file in images)]
+    """A heading, paragraphs, tables and (caption, file) images."""
+    words = [textwrap.fill(paragraph, 120, break_on_hyphens=False) for paragraph in lead.split("\n\n")]
+    parts = [f"### {title}", *words, *map(markdown, reports), *(f"![{caption}]({file})" for caption, file in images)]
     return "\n\n".join(parts)

@@ -16,7 +16,6 @@ import torch
 from sfo_results import Course, Reading
 from torch import Tensor, nn
 
-from distgrow import datasets
 from distgrow.config import Run
 from distgrow.data import evaluation_batches
 from distgrow.engine.batches import place
@@ -105,6 +104,7 @@ def play(run: Run, seed: int, course: Course, stop_at: float | None, *, places: 
                 task.model,
                 task.loss,
                 task.train,
+                probe=task.probe,
                 collate=task.collate,
                 growth=run.growth,
                 stages=run.stages,
@@ -129,10 +129,9 @@ def play(run: Run, seed: int, course: Course, stop_at: float | None, *, places: 
 
 def looking(task: Task, penalty: float, rows: int) -> Callable[[], Reading]:
     """Looks at a task's model: over all training samples as they are, unaugmented, and over those held out."""
-    train = unaugmented(task.train)
 
     def look() -> Reading:
-        gradient, loss = full_gradient(task, train, penalty, rows)
+        gradient, loss = full_gradient(task, penalty, rows)
         norm = math.sqrt(sum(float(part.double().square().sum()) for part in gradient))
         held = held_out(task, rows) if task.test is not None else {}
         return Reading(
@@ -145,15 +144,16 @@ def looking(task: Task, penalty: float, rows: int) -> Callable[[], Reading]:
     return look
 
 
-def full_gradient(task: Task, train: Any, penalty: float, rows: int) -> tuple[list[Tensor], float]:
+def full_gradient(task: Task, penalty: float, rows: int) -> tuple[list[Tensor], float]:
     """∇f of the mean loss plus penalty/2·‖θ‖², and the mean loss; in eval mode, leaving no trace."""
+    data = task.train if task.probe is None else task.probe
     parameters = [parameter for parameter in task.model.parameters() if parameter.requires_grad]
     total = [penalty * parameter.detach() for parameter in parameters]
     mean = 0.0
     with evaluating(task.model) as placed:
-        for batch, count in evaluation_batches(train, World(), rows, task.collate):
+        for batch, count in evaluation_batches(data, World(), rows, task.collate):
             loss = task.loss(task.model, placed(batch))
-            share = count / len(train)
+            share = count / len(data)
             mean += share * loss.item()
             for whole, part in zip(total, torch.autograd.grad(loss, parameters), strict=True):
                 whole.add_(part, alpha=share)
@@ -182,11 +182,3 @@ def evaluating(model: nn.Module) -> Iterator[Callable[[Any], Any]]:
         yield lambda batch: place(batch, first.device, double)
     finally:
         model.train(was_training)
-
-
-def unaugmented(train: Any) -> Any:
-    """The same samples without random shifts and mirroring."""
-    if not isinstance(train, datasets.Images) or not train.augment:
-        return train
-    inner = slice(train.pad, -train.pad)
-    return datasets.Images(train.pixels[:, :, inner, inner], train.labels, augment=False)

@@ -47,14 +47,14 @@ def to_targets(problem: Problem, among: Sequence[Setting], measure: str, targets
 def at_the_end(problem: Problem, among: Sequence[Setting]) -> Report:
     """Each policy's setting with the lowest held-out loss at the end of its budget."""
     decays = [s for s in among if s.policy in family(problem, "decay")]
-    reference, reported = min(decays, key=final_loss, default=None), any(p.published for p in problem.policies)
+    reference, reported = best_at_the_end(decays) if decays else None, any(p.published for p in problem.policies)
     rows: list[Row] = []
     for policy in problem.policies:
         own = [setting for setting in among if setting.policy == policy.name]
         if not own:
             rows.append([policy.name, why_not(problem, policy)])
             continue
-        chosen = min(own, key=final_loss)
+        chosen = best_at_the_end(own)
         epochs, steps = total(chosen, lambda run: run.sfo / run.epoch), total(chosen, lambda run: run.steps)
         over = steps / total(reference, lambda run: run.steps) if reference else math.nan
         spent = [f"{epochs:.1f}", f"{steps:,.0f}", number(over, ".2f")]
@@ -86,6 +86,12 @@ def named_setting(own: Sequence[Setting], measure: str, targets: Sequence[float]
     """The best for the lowest target that the policy reaches at all."""
     found = (best_setting(own, measure, target) for target in reversed(targets))
     return next((setting for setting in found if setting is not None), own[0])
+
+
+def best_at_the_end(own: Sequence[Setting]) -> Setting:
+    """The lowest held-out loss at the end, of the settings run with the most seeds."""
+    seeds = max(len(setting.runs) for setting in own)
+    return min((setting for setting in own if len(setting.runs) == seeds), key=final_loss)
 
 
 def final_loss(setting: Setting) -> float:

@@ -85,10 +85,12 @@ def cifar(
     label = "fine_label" if classes == 100 else "label"
     train, test = (_images(path, part, rows, label) for part, rows in (("train", subset), ("test", held_out)))
     shape = Images(channels=3, height=train[0].shape[2], width=train[0].shape[3], classes=classes)
+    images = datasets.Images(*train, augment=True)
     return Task(
         model=ResNet.model_validate({"kind": kind, "norm": norm}).build(shape),
         loss=cross_entropy,
-        train=datasets.Images(*train, augment=True),
+        train=images,
+        probe=images.plain(),
         test=datasets.Images(*test, augment=False),
         metrics=scores,
     )

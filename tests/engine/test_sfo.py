@@ -18,11 +18,13 @@ import torch
 from conftest import ROOT
 from sfo_paper import paper
 from sfo_results import Course, Reading, Store
-from sfo_runs import Ended, Places, Watch, looking, play, unaugmented
+from sfo_runs import Ended, Places, Watch, looking, play
 from sfo_tasks import cross_entropy, noisy_digits
 
 from distgrow import datasets
 from distgrow.config import parse
+from distgrow.track import Event
+from distgrow.train import fit
 
 BASE = sfo_problems.digits().base
 SHORT = {
@@ -113,13 +115,28 @@ def test_a_constant_run_ends_at_its_floor_and_no_other(still: bool) -> None:
     assert (ended, epochs) == (("at its floor", 31) if still else ("", 49))
 
 
-def test_images_are_measured_as_they_are() -> None:
-    pixels = torch.randint(256, (5, 3, 8, 8), dtype=torch.uint8).numpy()
-    augmented = datasets.Images(pixels, torch.arange(5).numpy(), augment=True)
-    plain = datasets.Images(pixels, torch.arange(5).numpy(), augment=False)
-    for index in range(5):
-        assert torch.equal(unaugmented(augmented)[index][0], plain[index][0])
-    assert unaugmented(plain) is plain
+class Probes:
+    """A tracker that keeps ‖∇f‖ as distgrow itself has measured it."""
+
+    def __init__(self) -> None:
+        self.norms: list[float] = []
+
+    def log(self, event: Event) -> None:
+        if event["event"] == "probe":
+            self.norms.append(event["norm"])
+
+    def close(self) -> None: ...
+
+
+def test_what_is_measured_is_what_exact_probes_find(tmp_path: Path) -> None:
+    run = parse({**BASE, **SHORT, "run": {"dir": str(tmp_path / "run"), "probe": {"every_epochs": 10.0}}})
+    torch.manual_seed(0)
+    task, course, probes = run.task.build(None), Course(), Probes()
+    watch = Watch(looking(task, 1e-3, 500), course, Places(first=100.0), 1437, None, still=False)
+    parts = {"growth": run.growth, "stages": run.stages, "lr": run.lr, "budget": run.budget, "engine": run.engine}
+    fit(task.model, task.loss, task.train, **parts, optimizer=run.optimizer, run=run.run, trackers=[watch, probes])
+    assert course.last is not None and len(probes.norms) == 2
+    assert course.last.grad_norm == pytest.approx(probes.norms[-1], rel=1e-5)
 
 
 def test_a_policy_that_does_not_exist_is_told_of_and_not_a_crash(
@@ -129,7 +146,7 @@ def test_a_policy_that_does_not_exist_is_told_of_and_not_a_crash(
     problem = replace(sfo_sizes.smoke()[0], policies=(missing, *sfo_contestants.POLICIES[:2]))
     store = Store(tmp_path / "quadratic.jsonl")
     sfo.run_all(problem, store, 1, [])
-    assert "missing, b₀=4 η₀=0.3: not available" in capsys.readouterr().err
+    assert "quadratic: missing, 1 settings: not available" in capsys.readouterr().err
     assert {result.policy for result in store.results} == {"constant", "step decay"}
     rows = {row[0]: row[1] for row in sfo.report(problem, store, tmp_path)[0][0].rows}
     assert rows["missing"] == "not available" and rows["constant"].startswith("b=")
