@@ -3,12 +3,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup demo test test-faults test-gpu check format bench clean
+.PHONY: help setup demo test test-faults test-slow test-gpu check format bench clean
 
 help:
 	@echo "make demo     set up, train the digits, write a report"
 	@echo "make test     set up, run the tests"
-	@echo "make test-faults  all tests that inject faults, and whatever else takes long"
+	@echo "make test-faults  all tests that inject faults"
+	@echo "make test-slow    the other tests that take long"
 	@echo "make check    lint, types, layers"
 	@echo "make format   format the code"
 	@echo "make bench    the benchmarks of benchmarks/README.md"
@@ -31,9 +32,14 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
+# Tests of Ray clusters need a process of their own, beside which the others run.
 test-faults: $(READY)
-	$(BIN)/pytest -m "(fault or slow) and not ray" & others=$$!; \
-	$(BIN)/pytest -m "(fault or slow) and ray"; ray=$$?; wait $$others && exit $$ray
+	$(BIN)/pytest -m "fault and not ray" & others=$$!; \
+	$(BIN)/pytest -m "fault and ray"; ray=$$?; wait $$others && exit $$ray
+
+test-slow: $(READY)
+	$(BIN)/pytest -m "slow and not fault and not ray" & others=$$!; \
+	$(BIN)/pytest -m "slow and not fault and ray"; ray=$$?; wait $$others && exit $$ray
 
 test-gpu: $(READY)
 	$(BIN)/pytest -m gpu

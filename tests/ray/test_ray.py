@@ -114,6 +114,7 @@ def make():
     assert not events(distgrow.folder / "run", "end")
 
 
+@pytest.mark.fault
 def test_a_killed_worker_is_replaced_and_nothing_is_lost(distgrow: Commands, cluster: dict[str, str]) -> None:
     distgrow.environment.update(cluster)
     task = (*deadly("in forward", distgrow.folder / "died", after=20), "run.checkpoint={every_steps: 7, keep: 3}")
@@ -156,6 +157,7 @@ def test_bad_input_that_only_workers_meet_is_a_message_and_code_2(distgrow: Comm
 
 
 @pytest.mark.slow
+@pytest.mark.fault
 def test_sigterm_to_the_driver_is_a_checkpoint_and_exit_code_0(distgrow: Commands, cluster: dict[str, str]) -> None:
     distgrow.environment.update(cluster)
     config = str(ROOT / "configs/digits.yaml")
