@@ -34,7 +34,7 @@ test: $(READY)
 
 # Tests of Ray clusters need a process of their own, beside which the others run.
 test-faults: $(READY)
-	$(BIN)/pytest -m "fault and not ray" & others=$$!; \
+	$(BIN)/pytest -n 2 --dist loadfile -m "fault and not ray" & others=$$!; \
 	$(BIN)/pytest -m "fault and ray"; ray=$$?; wait $$others && exit $$ray
 
 test-slow: $(READY)
