@@ -14,6 +14,7 @@ from distgrow import datasets, models
 from distgrow.controller import Controller
 from distgrow.engine import SGD, DeepSpeed, EngineSpec, most_rows
 from distgrow.lr import LR
+from distgrow.noise import Measuring
 from distgrow.progress import Progress
 from distgrow.run import Checkpointing, RunFolder, RunSpec, StopRequests
 from distgrow.schedule import Growth
@@ -183,9 +184,17 @@ class Endless(Job):
 
 
 def build_job(
-    task: Task, world: World, growth: Growth, *, engine: EngineSpec, folder: Path, stages: Stages | None = None
+    task: Task,
+    world: World,
+    growth: Growth,
+    *,
+    engine: EngineSpec,
+    folder: Path,
+    stages: Stages | None = None,
+    measuring: Measuring | None = None,
 ) -> Endless:
     """All that fit() puts together, with metrics.jsonl in `folder` as the only tracker."""
+    folder.mkdir(exist_ok=True)
     run = RunSpec(dir=str(folder), checkpoint=Checkpointing(every_s=1e9))
     controller = Controller(
         growth=growth,
@@ -195,6 +204,7 @@ def build_job(
         epoch=len(task.train),
         world=world.size,
         max_micro=most_rows(engine.max_micro, len(task.train)),
+        measuring=measuring or Measuring(),
     )
     machine = engine.build(task.model, task.loss, metrics=None, optimizer=SGD(), world=world)
     tracker = JSONL(folder / "metrics.jsonl") if world.rank == 0 else NullTracker()

@@ -25,6 +25,7 @@ class Scale:
     open: float  #: budget of schedules that know no end
     budgets: Sequence[float]  #: of schedules that are cut to their budget
     periods: Sequence[float]  #: from one decay, or stage, to the next
+    auto_budgets: Sequence[float]  #: budgets of the default policy
     halvings: int = 16  #: periods after which a learning rate has decayed to nothing
     power: float = 1.0  #: p of the temperature η/b^p that the optimizer feels
     constants: Mapping[str, Any] = field(default_factory=dict)  #: of a strongly convex sum, where they are known
@@ -183,24 +184,25 @@ def budgeted(kind: str) -> Callable[[Scale], Iterator[tuple[str, Values]]]:
     return grid
 
 
-def measuring(
-    kind: str, windows: Sequence[int] = (100,), **choices: Sequence[Any]
-) -> Callable[[Scale], Iterator[tuple[str, Values]]]:
-    """A kind that needs no end, and measures at every update, with a memory of each of the `windows`.
-
-    Its own settings are the n-th of each of the `choices` together.
-    """
+def measuring(kind: str, **choices: Sequence[Any]) -> Callable[[Scale], Iterator[tuple[str, Values]]]:
+    """A kind that needs no end, and measures at every update; its settings are the n-th of each of the `choices`."""
 
     def grid(scale: Scale) -> Iterator[tuple[str, Values]]:
-        for window, values in product(windows, zip(*choices.values(), strict=True) if choices else [()]):
+        for values in zip(*choices.values(), strict=True) if choices else [()]:
             own = dict(zip(choices, values, strict=True))
-            noted = {**own, "window": window} if len(windows) > 1 else own
-            shown = "".join(f", {key}={value}" for key, value in noted.items())
-            run = {"run": {"noise": {"every": 1, "window": window}}}
+            shown = "".join(f", {key}={value}" for key, value in own.items())
+            run = {"run": {"noise": {"every": 1}}}
             for name, growth, lr in _growing(kind, scale, **own):
                 yield name + shown, _parts(growth, lr, scale.open, None) | run
 
     return grid
+
+
+def auto(scale: Scale) -> Iterator[tuple[str, Values]]:
+    """The default policy with nothing tuned but the budget; η₀ is the largest that growth begins with here."""
+    lr = max(lr for _, lr in scale.starts)
+    for budget in scale.auto_budgets:
+        yield f"η₀={lr:g}, {budget:g} epochs", _parts({"kind": "auto"}, lr, budget, None)
 
 
 def temperature(scale: Scale) -> Iterator[tuple[str, Values]]:
@@ -250,11 +252,11 @@ POLICIES = (
             every=(1000, 100, 100, 100),
         ),
     ),
-    Policy(name="tracking", grid=measuring("tracking", (100, 1000), kappa=(0.05, 0.2, 0.5))),
+    Policy(name="tracking", grid=measuring("tracking", kappa=(0.05, 0.2, 0.5))),
     Policy(name="progress", grid=measuring("progress")),
-    Policy(name="GNS", grid=measuring("gns", (100, 1000))),
-    Policy(name="CABS", grid=measuring("cabs", (100, 1000))),
+    Policy(name="GNS", grid=measuring("gns")),
+    Policy(name="CABS", grid=measuring("cabs")),
     Policy(name="AdaScale", grid=adascale),
     Policy(name="τ-nice", grid=tau_nice),
-    Policy(name="auto", grid=budgeted("auto")),
+    Policy(name="auto", grid=auto),
 )

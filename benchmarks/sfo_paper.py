@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from sfo_contestants import Policy, Scale, Values, budgeted, cosine_decay
+from sfo_contestants import Policy, Scale, Values, auto, budgeted, cosine_decay
 from sfo_problems import Problem
 from sfo_runs import Places, play
 
@@ -67,6 +67,7 @@ def _scale(epochs: float) -> Scale:
         open=epochs,
         budgets=(epochs,),
         periods=(epochs / 8,),
+        auto_budgets=(epochs,),
     )
 
 
@@ -108,7 +109,7 @@ def _sgd() -> list[Policy]:
         _row("b 32 → 256, γ=1.4", ".00262 / 74.16; ‖∇f‖ .02 at 75 epochs", 32, 256, _factor(1.4), 0.1),
         Policy(name="cosine decay", grid=cosine_decay, family="decay"),
         Policy(name="late", grid=budgeted("late")),
-        Policy(name="auto", grid=budgeted("auto")),
+        Policy(name="auto", grid=auto),
     ]
 
 

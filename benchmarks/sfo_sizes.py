@@ -66,6 +66,7 @@ def quick(data: str, subset: int, epochs: float) -> list[Problem]:
         long=100,
         budgets=(20,),
         periods=(2, 3),
+        auto_budgets=(4, 16),
     )
     words = text(samples=256, epochs=2.0, length=32, layers=2, width=64, looks=4)
     nets = [cifar10(data, subset, epochs, looks=4), words]
@@ -91,6 +92,7 @@ def smallest(scale: Scale, longest: float = math.inf) -> Scale:
         open=min(scale.open, longest),
         budgets=[min(scale.budgets[0], longest)],
         periods=[min(scale.periods[0], longest / 4)],
+        auto_budgets=[min(scale.auto_budgets[-1], longest)],
     )
 
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from distgrow.library import (
         adascale,
         at_temperature,
+        auto,
         batches,
         budget,
         cabs,
@@ -50,7 +51,7 @@ _HOMES = {
     "controller": ("Controller",),
     "engine": ("SGD", "AdamW", "Torch"),
     "library": (
-        "adascale", "at_temperature", "batches", "budget", "cabs", "constant", "constant_lr",
+        "adascale", "at_temperature", "auto", "batches", "budget", "cabs", "constant", "constant_lr",
         "critical_batch_tracking", "dwell", "every", "exponential", "factor_lr", "increase", "late", "linear",
         "linear_lr", "noise_scale_tracking", "norm_threshold", "optimal", "plateau", "power_lr",
         "progress_test", "seesaw", "sqrt_lr", "tau_nice_batch",
@@ -87,6 +88,7 @@ __all__ = [
     "Torch",
     "adascale",
     "at_temperature",
+    "auto",
     "batches",
     "budget",
     "cabs",

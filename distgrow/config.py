@@ -16,7 +16,7 @@ from distgrow.launch import Launch
 from distgrow.lr import LR
 from distgrow.remote import build_store
 from distgrow.run import RunFolder, RunSpec
-from distgrow.schedule import Growth
+from distgrow.schedule import Auto, Growth
 from distgrow.spec import ConfigError, PosFloat, Spec
 from distgrow.stages import Budget, Stages
 from distgrow.tasks import Digits, TaskSpec
@@ -52,8 +52,8 @@ class Run(Spec):
     """What is trained, on what data."""
     model: Model | None = None
     """The model; default: mlp for digits, resnet8 for cifar10, gpt for text."""
-    growth: Growth
-    """How the batch grows."""
+    growth: Growth = Auto()
+    """How the batch grows; default: auto."""
     stages: Stages = Stages()
     """How long stages are."""
     lr: LR = LR()

@@ -45,7 +45,7 @@ class Controller:
     measuring: Measuring = field(default_factory=Measuring)
     seed: int = 0
     _span: Span = field(init=False)
-    _trigger: Trigger = field(init=False)  #: of adaptive growth: no stage ends by itself
+    _trigger: Trigger = field(init=False)  #: of adaptive growth: the latest that stages end, mostly never
     _earliest: Trigger = field(init=False)  #: the soonest that stages end, whatever is measured
 
     def __post_init__(self) -> None:
@@ -53,6 +53,7 @@ class Controller:
             raise ConfigError(f"the training set has {self.epoch} samples; it needs at least 1")
         span = Span(samples=self.budget.total(self.epoch) or 0, epoch=self.epoch)
         object.__setattr__(self, "_span", span)
+        object.__setattr__(self, "growth", self.growth.on(self.epoch))
         object.__setattr__(self, "_trigger", self.growth.trigger(self.stages, self.lr, span))
         soonest = self.growth.earliest(self.lr, span) if self.growth.adaptive else self._trigger
         object.__setattr__(self, "_earliest", soonest)
@@ -112,7 +113,7 @@ class Controller:
             return micro, accum, 0
         if whole:
             micro, accum = split(batch, 1, -(-batch // 2))
-        return micro, accum, self.measuring.window
+        return micro, accum, self.measuring.memory(every * batch, self.epoch)
 
     def ranks(self, stage: int) -> int:
         """Ranks that a stage wants."""
@@ -232,7 +233,7 @@ class Controller:
     def outline(self, progress: Progress, *, soonest: bool = False) -> Iterator[tuple[int, int, int]]:
         """(stage, batch, updates) of the run to come: forecast's arithmetic alone, unchecked.
 
-        Adaptive growth is taken to make no move or, `soonest`, to be at every stage as soon as a new run may.
+        Adaptive growth is taken to be at every stage as late as it may (mostly never) or, `soonest`, as early.
         """
         trigger = self._earliest if soonest else self._trigger
         left, start, top = self.budget.left(progress, self.epoch), self.growth.start, self.growth.top

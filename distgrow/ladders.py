@@ -74,6 +74,10 @@ class Ladder(Spec):
         """Its `growth.kind`."""
         return type(self).model_fields["kind"].default
 
+    def on(self, epoch: int) -> "Ladder":
+        """The same, with what depends on the number of samples in the training set."""
+        return self
+
     # ── when it moves ───────────────────────────────────────────────────────────────────────────────────────────
 
     def trigger(self, stages: Stages, lr: LR, span: Span) -> Trigger:

@@ -3,6 +3,7 @@
 from typing import Literal
 
 from distgrow.adaptive import NormThreshold, ProgressTest
+from distgrow.annealing import Auto
 from distgrow.ladders import Constant as ConstantBatch
 from distgrow.ladders import Exponential, Plain, Steps
 from distgrow.ladders import Linear as LinearBatch
@@ -46,6 +47,11 @@ def seesaw(start: int, factor: float = 2.0, cap: int | None = None) -> Seesaw:
 def increase(start: int, factor: float = 2.0, cap: int | None = None) -> Increase:
     """Where the decay would divide η by δ: b·δ instead."""
     return Increase(start=start, factor=factor, cap=cap)
+
+
+def auto(start: int = 16, cap: int | None = None) -> Auto:
+    """The default: b₀ for as long as that pays, then an anneal until the budget is spent."""
+    return Auto(start=start, cap=cap)
 
 
 def late(start: int, cap: int, factor: float = 2.0, hold: float = 0.75) -> Late:

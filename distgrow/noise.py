@@ -20,8 +20,12 @@ class Measuring(Spec):
     every: PosInt | None = None
     """Updates from one measured one to the next. None: 1 for growth that measures, 16 for any other; where one rank
     takes a batch in one micro-batch, 16 and never, since it has to be cut in two for it."""
-    window: PosInt = 100
-    """Measured updates that the means of |∇f|² and tr Σ remember."""
+    window: PosInt | None = None
+    """Measured updates that the means of |∇f|² and tr Σ remember. None: about an epoch, but 20 to 100 of them."""
+
+    def memory(self, samples: int, epoch: int) -> int:
+        """The window where measured updates are `samples` apart: what is older tells of another |∇f|²."""
+        return self.window or min(100, max(20, epoch // samples))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

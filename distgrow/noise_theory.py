@@ -133,6 +133,16 @@ def progress_critical_batch(batch: float, grad_sq: float, product: float, excess
     return batch * (1 - product / grad_sq - excess) / (1 - excess)
 
 
+def removable_loss(lr: float, variance: float, batch: float) -> float:
+    """η·tr Σ/(4b), the loss that SGD's noise keeps up and that annealing η/b to 0 removes [D].
+
+    On a quadratic whose directions have settled it is Σ η·c/(2b(2 − ηh)) over curvatures h with noise c each. This is
+    that for ηh → 0, low by a factor of at most 2/(2 − ηL); directions that have not settled hold less.
+    """
+    check_positive(lr=lr, batch=batch)
+    return lr * variance / (4 * batch)
+
+
 # ── rules of policies ───────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -45,7 +45,10 @@ class Stage:
 
 
 #: Titles of the tables of adaptive growth, and whether its stages begin as soon as they may.
-BOUNDS = (("at slowest: no move is ever made", False), ("at fastest: every stage as soon as it may begin", True))
+BOUNDS = (
+    ("at slowest: every stage as late as it may begin", False),
+    ("at fastest: every stage as soon as it may begin", True),
+)
 
 
 def stages(controller: Controller, *, soonest: bool = False) -> Iterator[Stage]:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from distgrow.adaptive import NormThreshold, ProgressTest
+from distgrow.annealing import Auto
 from distgrow.ladders import Constant, Exponential, Geometrical, Ladder, Linear, Steps, needs_samples
 from distgrow.lr import LR, NoDecay, Rule, Span
 from distgrow.lr import Constant as ConstantRule
@@ -145,7 +146,8 @@ class TauNice(Ladder):
 
 
 Growth = Annotated[
-    Constant
+    Auto
+    | Constant
     | Linear
     | Exponential
     | Steps

@@ -11,6 +11,7 @@ import yaml
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from distgrow.annealing import Auto
 from distgrow.config import Run, apply, load, parse
 from distgrow.engine import SGD
 from distgrow.spec import ConfigError
@@ -293,10 +294,13 @@ def test_an_override_that_gives_two_units_is_told_how_to_replace_one() -> None:
     assert "an override that reads {samples: …} replaces the others" in refusal("budget.samples=9")
 
 
-@pytest.mark.parametrize("missing", ["growth", "budget"])
-def test_what_has_no_default_is_asked_for(missing: str) -> None:
-    with pytest.raises(ConfigError, match=f"{missing}: is missing; add it"):
-        parse({key: value for key, value in BASE.items() if key != missing})
+def test_what_has_no_default_is_asked_for() -> None:
+    with pytest.raises(ConfigError, match="budget: is missing; add it"):
+        parse({key: value for key, value in BASE.items() if key != "budget"})
+
+
+def test_growth_that_is_not_said_is_auto() -> None:
+    assert parse({"budget": {"epochs": 4.0}}).growth == Auto()
 
 
 def test_every_mistake_is_told_at_once() -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from measurements import shown, walk
 
 from distgrow.adaptive import NormThreshold, ProgressTest
+from distgrow.annealing import Auto
 from distgrow.controller import Controller
 from distgrow.library import budget, every
 from distgrow.lr import LR, WSD, Cosine, Span
@@ -24,12 +25,12 @@ from distgrow.temperature import Plateau, Temperature
 from distgrow.tracking import CABS, NoiseScale, Tracking
 from distgrow.workforce import Group, workforce
 
-Adaptive = NormThreshold | ProgressTest | Tracking | NoiseScale | CABS | Temperature
+Adaptive = NormThreshold | ProgressTest | Tracking | NoiseScale | CABS | Temperature | Auto
 
 sizes = {"start": st.integers(2, 12), "factor": st.sampled_from([1.5, 2.0, 3.0]), "cap": st.integers(12, 200)}
 dwells = st.builds(Dwell, samples=st.integers(1, 200), updates=st.integers(1, 9))
 tracked = {**sizes, "dwell": dwells, "rungs": st.integers(1, 3), "confidence": st.sampled_from([0.0, 1.0])}
-growths: st.SearchStrategy[Adaptive] = st.one_of(
+waiting: st.SearchStrategy[Adaptive] = st.one_of(  # for measurements alone
     st.builds(Tracking, kappa=st.sampled_from([0.1, 1.0]), **tracked),
     st.builds(NoiseScale, **tracked),
     st.builds(CABS, **tracked),
@@ -40,6 +41,10 @@ growths: st.SearchStrategy[Adaptive] = st.one_of(
     st.builds(Temperature, share=st.just(1.0), gain=st.just(True), lr_max=st.just(1.0), dwell=dwells, **sizes),
 )
 shows = st.tuples(st.floats(-2, 2), st.floats(0, 300), st.floats(-1, 1), st.floats(0.5, 2))
+autos = st.builds(
+    Auto, early=st.sampled_from([0.01, 0.3]), hold=st.sampled_from([0.3, 0.9]), depth=st.integers(1, 12), **sizes
+)
+growths = st.one_of(waiting, autos)
 scripts = st.lists(st.none() | shows, min_size=1, max_size=40)
 
 
@@ -143,7 +148,7 @@ def test_asked_again_without_news_nothing_moves(growth: Adaptive, script: list) 
 
 
 @settings(max_examples=30, deadline=None)
-@given(growths, some)
+@given(waiting, some)
 def test_a_forecast_makes_no_move(growth: Adaptive, script: list) -> None:
     control = controller(growth, 1500)
     outcome = lambda progress, plan: shown(plan, *script[progress.step % len(script)])  # noqa: E731
@@ -155,7 +160,7 @@ def test_a_forecast_makes_no_move(growth: Adaptive, script: list) -> None:
 
 
 @settings(max_examples=50, deadline=None)
-@given(growths, some)
+@given(waiting, some)
 def test_stages_are_as_long_as_the_dwell(growth: Adaptive, script: list) -> None:
     if isinstance(growth, NormThreshold) or getattr(growth, "early", None) is not None:
         return
@@ -167,7 +172,7 @@ def test_stages_are_as_long_as_the_dwell(growth: Adaptive, script: list) -> None
         assert after.step - before.step >= dwell.updates
 
 
-@given(growths)
+@given(waiting)
 def test_without_a_cap_they_are_refused(growth: Adaptive) -> None:
     with pytest.raises(ConfigError, match=r"set growth\.cap"):
         controller(growth.model_copy(update={"cap": None}))
@@ -187,7 +192,7 @@ def test_a_budget_in_steps_has_no_end_for_a_decay(growth: Growth) -> None:
 
 
 @settings(max_examples=30, deadline=None)
-@given(growths, some, st.integers(1, 60))
+@given(waiting, some, st.integers(1, 60))
 def test_a_budget_in_steps_or_sfo_is_kept_too(growth: Adaptive, script: list, amount: int) -> None:
     outcome = lambda progress, plan: shown(plan, *script[progress.step % len(script)])  # noqa: E731
     run = list(walk(controller(growth, budget=Budget(steps=amount)), outcome))
@@ -222,7 +227,7 @@ def test_a_batch_that_never_shows_noise_is_refused(growth: Adaptive) -> None:
 @pytest.mark.parametrize("growth", MEASURING)
 def test_where_one_rank_takes_a_batch_at_once_it_is_cut_in_two_to_be_measured(growth: Adaptive) -> None:
     control = controller(growth.model_copy(update={"start": 2}), max_micro=64)
-    assert (control.plan(Progress()).accum, control.plan(Progress()).window) == (2, 100)
+    assert (control.plan(Progress()).accum, control.plan(Progress()).window) == (2, 20)
     often = replace(control, measuring=Measuring(every=1, window=7))
     assert [often.plan(Progress(step=step)).window for step in range(3)] == [7, 7, 7]
 

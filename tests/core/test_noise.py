@@ -133,3 +133,9 @@ def test_before_anything_is_known_nothing_is_claimed() -> None:
     assert math.isnan(Noise().gradient_sq(100))
     assert math.isnan(Noise().scale(100))
     assert Measuring().every is None
+
+
+@pytest.mark.parametrize(("samples", "memory"), [(1, 100), (14, 100), (20, 71), (100, 20), (10**6, 20)])
+def test_without_a_window_about_an_epoch_is_remembered(samples: int, memory: int) -> None:
+    assert Measuring().memory(samples, 1437) == memory
+    assert Measuring(window=7).memory(samples, 1437) == 7

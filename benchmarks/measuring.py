@@ -1,0 +1,139 @@
+"""What measuring gradient noise costs per update, against the same loop that does not measure.
+
+`python benchmarks/measuring.py` measures one process here and two under torchrun; every rank uses one thread. All
+contestants are distgrow's own loop on the CNN of overhead.py: "noise" measures as growth that follows the noise scale
+does, "product" holds every gradient against the update before, as the progress test does.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from loops import build, build_job
+from overhead import distgrow_block
+from paired import Report, Spread, interleave, keep, ratio, show
+
+from distgrow.engine import Torch
+from distgrow.launcher import launched
+from distgrow.noise import Measuring
+from distgrow.schedule import Constant, Growth, NoiseScale, ProgressTest
+from distgrow.world import World, joined
+
+LIMIT = 1.02  #: largest ratio that is good enough, where a batch comes in one micro-batch a rank
+MICRO, UPDATES = 16, 8  #: rows of a micro-batch; updates of a block with one of them a rank
+NEVER = Measuring(every=2**62)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """Seconds per update with measuring over those without; gradient evaluations beyond the samples trained on."""
+
+    world: int
+    accum: int
+    plain_us: float
+    noise: Spread
+    product: Spread
+    evaluations: int
+
+
+def measure_cost(accum: int, world: World, rounds: int, folder: Path) -> Cost:
+    """Blocks of the three loops, taking turns; none of them ever grows."""
+    batch, updates = MICRO * accum * world.size, max(2, UPDATES // accum)
+    contestants: dict[str, tuple[Growth, Measuring]] = {
+        "plain": (Constant(start=batch), NEVER),
+        "noise": (NoiseScale(start=batch, cap=batch), Measuring()),
+        "product": (ProgressTest(start=batch, cap=batch, confidence=1e9), NEVER),
+    }
+    jobs = {
+        name: build_job(
+            build("cnn"),
+            world,
+            growth,
+            engine=Torch(device="cpu", max_micro=MICRO),
+            folder=folder / name,
+            measuring=measuring,
+        )
+        for name, (growth, measuring) in contestants.items()
+    }
+    seconds = interleave({name: distgrow_block(job, updates, world) for name, job in jobs.items()}, rounds)
+    for job in jobs.values():
+        job.track.close()
+    made = {name: job.controller.budget.steps or 0 for name, job in jobs.items()}
+    extra = [job.engine.evaluations - made[name] * batch // world.size for name, job in jobs.items()]
+    return Cost(
+        world=world.size,
+        accum=accum,
+        plain_us=sorted(seconds["plain"])[rounds // 2] / updates * 1e6,
+        noise=ratio(seconds["noise"], seconds["plain"]),
+        product=ratio(seconds["product"], seconds["plain"]),
+        evaluations=max(extra),
+    )
+
+
+def measure(*, quick: bool) -> Iterator[Cost]:
+    """Every row, in the world that the environment describes. Collective: every rank must call."""
+    torch.set_num_threads(1)
+    with joined("cpu", alone=True) as world, tempfile.TemporaryDirectory() as folder:
+        for accum in (1, 4):
+            yield measure_cost(accum, world, 4 if quick else 100, Path(folder))
+
+
+def measure_two(*, quick: bool) -> list[Cost]:
+    """The same in two processes."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "rows.jsonl"
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        command = [*launcher, __file__, "--jsonl", str(path), *(["--quick"] if quick else [])]
+        subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        return [_row(json.loads(line)) for line in path.read_text().splitlines()]
+
+
+def _row(values: dict[str, object]) -> Cost:
+    fields = {key: Spread(**value) if isinstance(value, dict) else value for key, value in values.items()}
+    return Cost(**{key: value for key, value in fields.items() if key not in ("benchmark", "hardware")})  # pyright: ignore[reportArgumentType]
+
+
+def report(rows: list[Cost]) -> Report:
+    """The table."""
+    return Report(
+        title="Time per update with measuring over that without: median of paired ratios (quartiles)",
+        columns=["world × micro × accum", "plain µs", "noise", "product", "target", "gradient evaluations"],
+        rows=[cells(row) for row in rows],
+    )
+
+
+def cells(row: Cost) -> list[str]:
+    """A row of the table."""
+    met = max(row.noise.median, row.product.median) <= LIMIT
+    target = f"≤ {LIMIT:.2f} {'met' if met else 'missed'}" if row.accum == 1 else ""
+    shape = f"{row.world} × {MICRO} × {row.accum}"
+    return [shape, f"{row.plain_us:,.0f}", str(row.noise), str(row.product), target, f"{row.evaluations}"]
+
+
+def main() -> None:
+    """Measure, keep, show."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a smoke run: seconds, with numbers that mean nothing")
+    parser.add_argument("--jsonl", type=Path, help="append the rows to this file")
+    parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
+    options = parser.parse_args()
+    rows = list(measure(quick=options.quick))
+    if launched():
+        if os.environ["RANK"] == "0":
+            keep(options.jsonl, rows)
+        return
+    rows += measure_two(quick=options.quick)
+    if options.jsonl:
+        keep(options.jsonl, rows)
+    show([report(rows)], markdown=options.markdown)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""The default growth anneals where that is worth more than going on, and to the end of the budget; by closed forms."""
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from measurements import shown, walk
+from sfo_quadratic import EPOCH, Quadratic, play, standard
+from sfo_results import Course
+
+from distgrow.annealing import Auto
+from distgrow.config import parse
+from distgrow.controller import Controller
+from distgrow.library import auto, budget
+from distgrow.lr import LR
+from distgrow.noise_theory import removable_loss
+from distgrow.plan import Plan
+from distgrow.progress import Outcome, Progress
+from distgrow.spec import ConfigError
+
+TOTAL = 10_000
+
+
+def controller(growth: Auto, epoch: int = 5000, **settings: object) -> Controller:
+    given = {"growth": growth, "lr": LR(base=0.5), "budget": budget(samples=TOTAL), "epoch": epoch, "max_micro": 8}
+    return Controller(**{**given, **settings})  # pyright: ignore[reportArgumentType]
+
+
+def turn(growth: Auto, variance: float, slope: float) -> int:
+    """Applied samples when the anneal begins, where the loss falls along a line and tr Σ is known."""
+
+    def outcome(progress: Progress, plan: Plan) -> Outcome:
+        middle = progress.ledger.applied + plan.batch / 2
+        return shown(plan, 1.0, variance, loss=3.0 - slope * middle)
+
+    return next(progress.ledger.applied for progress, plan in walk(controller(growth), outcome) if plan.stage > 0)
+
+
+# ── when it begins ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@given(st.floats(0.5, 50.0), st.floats(1e-5, 1e-3), st.sampled_from([0.1, 0.25, 1.0]))
+def test_it_begins_where_the_removable_loss_first_outweighs_the_fall_to_come(
+    variance: float, slope: float, margin: float
+) -> None:
+    growth = Auto(start=10, cap=100, margin=margin, early=0.05, hold=0.9)
+    began, removable = turn(growth, variance, slope), 0.5 * variance / 40
+    exact = TOTAL - removable / (margin * slope)  # there margin · slope · (samples left) is what can be removed
+    assert began == pytest.approx(min(0.9 * TOTAL, max(0.05 * TOTAL, exact)), abs=20)
+
+
+def test_it_begins_at_hold_where_nothing_is_measured_and_not_before_early_where_all_is_noise() -> None:
+    growth = Auto(start=10, cap=100, early=0.2, hold=0.6)
+    run = list(walk(controller(growth), lambda progress, plan: Outcome()))
+    assert next(progress.ledger.applied for progress, plan in run if plan.stage > 0) == 0.6 * TOTAL
+    assert turn(growth, variance=1e6, slope=1e-9) == 0.2 * TOTAL
+
+
+@given(
+    st.lists(st.tuples(st.floats(0.05, 1.0), st.floats(0.01, 5.0)), min_size=1, max_size=6),
+    st.floats(0.05, 1.9),
+    st.integers(1, 64),
+)
+def test_on_a_quadratic_that_has_settled_annealing_removes_what_it_says(
+    directions: list[tuple[float, float]], lr: float, batch: int
+) -> None:
+    h, c = np.array(directions).T
+    settled = Quadratic(curvature=h, noise=c, moments=lr * c / (batch * h * (2 - lr * h)))
+    assert np.allclose(settled.after(lr, batch).moments, settled.moments)  # so they are a fixed point
+    said = removable_loss(lr, settled.variance, batch)
+    assert said <= settled.loss * (1 + 1e-9)
+    assert settled.loss <= said * 2 / (2 - lr * h.max()) * (1 + 1e-9)
+
+
+# ── the anneal ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@given(st.integers(1, 12), st.sampled_from([1.5, 2.0, 4.0]), st.integers(8, 200))
+def test_every_stage_is_as_long_as_the_next_and_colder_by_the_factor(depth: int, factor: float, cap: int) -> None:
+    growth = Auto(start=8, cap=cap, factor=factor, depth=depth, hold=0.5)
+    run = list(walk(controller(growth), lambda progress, plan: Outcome()))
+    begins = [0, *(after.ledger.applied for (_, a), (after, b) in pairwise(run) if b.stage > a.stage), TOTAL]
+    lengths = [after - before for before, after in pairwise(begins)]
+    assert len(lengths) == depth + 1
+    assert all(length == pytest.approx(TOTAL / 2 / depth, abs=2 * cap) for length in lengths[1:])
+    for _, plan in run[:-1]:
+        colder = factor**-plan.stage
+        assert plan.lr / plan.batch == pytest.approx(0.5 / 8 * colder, rel=1 / plan.batch)  # batches are rounded up
+        assert plan.lr <= 0.5 * (1 + 1e-12)
+        assert plan.lr == pytest.approx(0.5) or plan.batch == cap
+
+
+def test_without_a_cap_a_quarter_of_the_training_set_is_the_largest_batch() -> None:
+    batches = [plan.batch for _, plan in walk(controller(auto(), epoch=1000), lambda progress, plan: Outcome())]
+    assert max(batches[:-1]) == 250
+    assert max(plan.batch for _, plan in walk(controller(auto(start=400), epoch=1000), lambda *_: Outcome())) < 800
+
+
+@pytest.mark.parametrize("epochs", [4, 8, 16, 32])
+def test_at_equal_gradient_evaluations_it_ends_below_every_constant_batch(epochs: int) -> None:
+    def norm(growth: dict, lr: float) -> float:
+        values = {"growth": growth, "lr": {"base": lr}, "budget": {"epochs": float(epochs)}}
+        course = Course()
+        play(standard(), parse({"task": {"kind": "digits"}, **values}), EPOCH, course, None)
+        assert course.last is not None
+        return course.last.grad_norm
+
+    constant = [norm({"kind": "constant", "start": b}, lr) for b in (4, 16, 64, 256) for lr in (0.03, 0.1, 0.3, 1.0)]
+    assert norm({"kind": "auto"}, 1.0) < 0.8 * min(constant)
+
+
+# ── what is refused ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("build", "told"),
+    [
+        (lambda: Auto(early=0.8, hold=0.5), r"early=0\.8 is after hold=0\.5"),
+        (lambda: controller(auto(), budget=budget(steps=100)), r"growth\.kind=auto goes by the samples axis"),
+        (
+            lambda: controller(auto(start=1), budget=budget(samples=20)),
+            r"10 stages in the last 5 samples of the budget",
+        ),
+        (lambda: controller(auto(start=1), max_micro=2).check(), "does not show; raise growth.start to at least 2"),
+    ],
+)
+def test_what_cannot_be_is_refused(build: object, told: str) -> None:
+    with pytest.raises((ConfigError, ValueError, TypeError), match=told):
+        build()  # pyright: ignore[reportCallIssue]
+
+
+def test_its_bounds_are_told_before_a_run() -> None:
+    control = controller(Auto(start=10, cap=80, early=0.1, hold=0.5))
+    slow, fast = ({stage for stage, _, _ in control.outline(Progress(), soonest=soon)} for soon in (False, True))
+    assert slow == fast == set(range(11))
+    first = [next(iter(control.outline(Progress(), soonest=soon))) for soon in (False, True)]
+    assert [batch * updates for _, batch, updates in first] == [5000, 1000]
+    assert math.isinf(control.growth.earliest(control.lr, control._span).end(11))
