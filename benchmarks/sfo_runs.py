@@ -95,7 +95,7 @@ def play(run: Run, seed: int, course: Course, stop_at: float | None, *, places: 
     torch.manual_seed(seed)
     task = run.task.build(run.model)
     penalty = run.optimizer.weight_decay if run.optimizer.kind == "sgd" else 0.0  # AdamW's is no part of f
-    still = run.growth.kind == "constant" and run.lr.decay.kind == "none"
+    still = stop_at is not None and run.growth.kind == "constant" and run.lr.decay.kind == "none"
     watch = Watch(looking(task, penalty, run.run.eval.rows), course, places, len(task.train), stop_at, still)
     with tempfile.TemporaryDirectory(prefix="sfo-") as folder, redirect_stderr(io.StringIO()):
         own = {"dir": str(Path(folder) / "run"), "seed": seed, "checkpoint": Checkpointing(every_s=1e9)}
