@@ -58,9 +58,8 @@ class Pairs:
             self._last = event
         elif event["event"] == "probe" and self._last.get("noise_scale"):
             variance = exact_variance(self._task)
-            self.found.append(
-                (self._last, {**event, "noise_trace": variance, "noise_scale": variance / event["norm"] ** 2})
-            )
+            exact = {"noise_trace": variance, "noise_scale": variance / event["norm"] ** 2}
+            self.found.append((self._last, {**event, **exact}))
 
     def close(self) -> None:
         """Nothing is open."""
