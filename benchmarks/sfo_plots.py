@@ -16,6 +16,7 @@ from distgrow.report.plots import COLOURS
 
 DASHES = {"constant": ":", "decay": "--", "growth": "-"}  #: of the families' fronts
 MARKERS = {"constant": ("s",), "decay": ("^",), "growth": ("o", "D", "P")}
+DEFAULT = {"color": "#d62728", "marker": "*", "markersize": 11, "zorder": 3}  #: the policy that nothing is tuned of
 
 
 def pareto(problem: Problem, among: Sequence[Setting], measure: str, targets: Sequence[float]) -> Figure | None:
@@ -33,7 +34,7 @@ def pareto(problem: Problem, among: Sequence[Setting], measure: str, targets: Se
         place.set_visible(False)
     for place, (target, points) in zip(axes, panels, strict=False):
         for policy, steps, epochs in points:
-            place.plot(steps, epochs, linestyle="", markersize=5, alpha=0.8, **looks[policy])
+            place.plot(steps, epochs, linestyle="", alpha=0.8, **looks[policy])
         for family, dashes in DASHES.items():
             members = {policy.name for policy in problem.policies if policy.family == family}
             if front := pareto_front([(steps, epochs) for policy, steps, epochs in points if policy in members]):
@@ -70,7 +71,7 @@ def times(problem: Problem, seconds: Mapping[str, Mapping[int, float]], title: s
     looks = styles(problem, set(seconds))
     for policy, look in looks.items():
         workers, values = zip(*seconds[policy].items(), strict=True)
-        place.plot(workers, values, linewidth=1.3, markersize=5, **look)
+        place.plot(workers, values, linewidth=1.3, **look)
     place.set_title(title, fontsize=10)
     log_axes(place, "workers", "seconds to the target")
     ticks = sorted({workers for each in seconds.values() for workers in each})
@@ -87,7 +88,8 @@ def styles(problem: Problem, present: set[str]) -> dict[str, dict[str, Any]]:
         at = counts[policy.family]
         counts[policy.family] += 1
         markers = MARKERS[policy.family]
-        look = {"color": COLOURS[at % len(COLOURS)], "marker": markers[at // len(COLOURS) % len(markers)]}
+        colour, marker = COLOURS[at % len(COLOURS)], markers[at // len(COLOURS) % len(markers)]
+        look = {"color": colour, "marker": marker, "markersize": 5} if policy.name != "auto" else DEFAULT
         if policy.name in present:
             looks[policy.name] = {**look, "fillstyle": "none" if policy.family != "growth" else "full"}
     return looks
