@@ -81,7 +81,7 @@ def run_one(problem: Problem, contestant: Contestant, seed: int, store: Store) -
         setting=contestant.setting,
         seed=seed,
         key=key,
-        config={**problem.base, **contestant.values},
+        config=contestant.config(problem.base),
         epoch=epoch,
         ending=ending,
         seconds=seconds,

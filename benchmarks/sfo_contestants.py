@@ -9,6 +9,7 @@ from distgrow.config import Run, parse
 from distgrow.spec import ConfigError
 
 Values = dict[str, Any]
+OFTEN: Values = {"run": {"noise": {"every": 1}}}  #: of policies that measure, as every update shows something here
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,10 +40,14 @@ class Contestant:
     setting: str
     values: Mapping[str, Any]  #: growth, stages, lr and budget of a config
 
+    def config(self, base: Mapping[str, Any]) -> Values:
+        """Whole, on a task whose parts of it `base` holds."""
+        return {**base, **self.values, "run": {**base.get("run", {}), **self.values.get("run", {})}}
+
     def run(self, base: Mapping[str, Any]) -> Run:
-        """On a task, whose parts of the config `base` holds. Unavailable where this version cannot run it."""
+        """On such a task. Unavailable where this version cannot run it."""
         try:
-            return parse({**base, **self.values, "run": {**base.get("run", {}), **self.values.get("run", {})}})
+            return parse(self.config(base))
         except ConfigError as error:
             raise Unavailable(self.reason(str(error))) from None
 
@@ -191,15 +196,14 @@ def measuring(kind: str, **choices: Sequence[Any]) -> Callable[[Scale], Iterator
         for values in zip(*choices.values(), strict=True) if choices else [()]:
             own = dict(zip(choices, values, strict=True))
             shown = "".join(f", {key}={value}" for key, value in own.items())
-            run = {"run": {"noise": {"every": 1}}}
             for name, growth, lr in _growing(kind, scale, **own):
-                yield name + shown, _parts(growth, lr, scale.open, None) | run
+                yield name + shown, _parts(growth, lr, scale.open, None) | OFTEN
 
     return grid
 
 
 def auto(scale: Scale) -> Iterator[tuple[str, Values]]:
-    """The default policy with nothing tuned but the budget; η₀ is the largest that growth begins with here."""
+    """The default policy as it is, at several budgets; η₀ is the largest that growth begins with here."""
     lr = max(lr for _, lr in scale.starts)
     for budget in scale.auto_budgets:
         yield f"η₀={lr:g}, {budget:g} epochs", _parts({"kind": "auto"}, lr, budget, None)
@@ -222,7 +226,7 @@ def adascale(scale: Scale) -> Iterator[tuple[str, Values]]:
     for (start, lr), times, period in product(scale.starts, (4, 16), scale.periods):
         growth = {"kind": "adascale", "start": start, "scale": times, "power": scale.power}
         name = f"{_start(start, lr)}, s={times}, η/2 every {period:g}"
-        yield name, _parts(growth, lr, scale.open, None, decay=_halved(period))
+        yield name, _parts(growth, lr, scale.open, None, decay=_halved(period)) | OFTEN
 
 
 def tau_nice(scale: Scale) -> Iterator[tuple[str, Values]]:

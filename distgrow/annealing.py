@@ -29,15 +29,17 @@ class Auto(Endless):
     default_rule: ClassVar[Rule] = ConstantRule()
     decay_power: ClassVar[float] = 1.0
     cap: PosInt | None = None
-    """Largest global batch; none: a quarter of the training set."""
+    """Largest global batch; none: a quarter of the training set, or less where stages from `hold` on are shorter."""
     early: Part = 0.1
     """Part of the budget before which the anneal does not begin."""
     hold: Part = 0.75
     """Part of the budget at which it begins whatever is measured."""
     margin: PosFloat = 0.25
     """How much removable loss has to outweigh the fall to come by."""
-    depth: PosInt = 10
+    depth: Annotated[int, Field(ge=1, le=100)] = 10
     """Stages of the anneal."""
+    confidence: Annotated[float, Field(ge=0)] = 1.0
+    """Standard errors that tr Σ is taken to be lower, and the fall of the loss to be steeper; 0: as measured."""
     updates: PosInt = 20
     """Updates whose loss the pace is judged by, at least."""
 
@@ -55,11 +57,12 @@ class Auto(Endless):
     def top(self) -> float:
         return self.depth
 
-    def on(self, epoch: int) -> "Auto":
-        """With the cap that suits a training set of so many samples, where none is given."""
+    def on(self, span: Span) -> "Auto":
+        """With the cap that suits a run, where none is given: the shortest stages are still an update long."""
         if self.cap is not None:
             return self
-        return Auto.model_validate({**self.model_dump(), "cap": max(self.start, epoch // 4)})
+        stage = int((1 - self.hold) * span.samples / self.depth)
+        return Auto.model_validate({**self.model_dump(), "cap": max(self.start, min(span.epoch // 4, stage))})
 
     def boundaries(self, stages: Stages, lr: LR, span: Span) -> Trigger:
         super().boundaries(stages, lr, span)
@@ -77,20 +80,21 @@ class Auto(Endless):
         return self._anneal(min(first, self.hold * span.samples), span)
 
     def moves(self, progress: Progress, now: Moment) -> int:
-        stage, applied = progress.stage, progress.ledger.applied
-        if stage >= self.depth:
-            return 0
-        if stage == 0:
-            return int(applied >= self.hold * now.span.samples or self._pays(progress, now))
-        began = applied - progress.stage_samples
-        return int(progress.stage_samples >= (now.span.samples - began) / (self.depth + 1 - stage))
+        rest, applied = self.depth - progress.stage, progress.ledger.applied
+        if progress.stage == 0:
+            return int(applied >= self.hold * (applied + now.left) or self._pays(progress, now))
+        each = (progress.stage_samples + now.left) / (rest + 1)  # what is left for this stage and each after it
+        return min(rest, int(progress.stage_samples / each)) if rest else 0
 
     def _pays(self, progress: Progress, now: Moment) -> bool:
-        """Whether an anneal gains more than going on as before would."""
-        applied, trend, variance = progress.ledger.applied, progress.noise.trend, progress.noise.variance.value
-        if applied < self.early * now.span.samples or trend.count < self.updates or not variance > 0:
+        """Whether an anneal gains more than going on as before would, by the ends of what is measured against it."""
+        applied, trend = progress.ledger.applied, progress.noise.trend
+        variance = progress.noise.variance.end(-self.confidence)
+        if applied < self.early * (applied + now.left) or trend.count < self.updates:
             return False
-        fall = -trend.slope * (now.span.samples - applied)
+        if not (variance > 0 and now.lr > 0):
+            return False
+        fall = (self.confidence * trend.slope_error - trend.slope) * now.left
         return removable_loss(now.lr, variance, now.batch) >= self.margin * fall
 
     def _anneal(self, first: float, span: Span) -> Trigger:

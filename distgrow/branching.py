@@ -113,7 +113,10 @@ def _config(folder: RunFolder) -> Run:
             f"{folder.config} has no task: the run was started by fit(), and only its own program can build it again; "
             "start it with 'distgrow train' and task.kind=target to branch it"
         )
-    return load(folder.config)
+    run = load(folder.config)
+    epoch = run.task.train_size()
+    span = Span(samples=run.budget.total(epoch) or 0, epoch=epoch)
+    return run.model_copy(update={"growth": run.growth.on(span)})
 
 
 # ── what is asked ───────────────────────────────────────────────────────────────────────────────────────────────

@@ -53,7 +53,7 @@ class Controller:
             raise ConfigError(f"the training set has {self.epoch} samples; it needs at least 1")
         span = Span(samples=self.budget.total(self.epoch) or 0, epoch=self.epoch)
         object.__setattr__(self, "_span", span)
-        object.__setattr__(self, "growth", self.growth.on(self.epoch))
+        object.__setattr__(self, "growth", self.growth.on(span))
         object.__setattr__(self, "_trigger", self.growth.trigger(self.stages, self.lr, span))
         soonest = self.growth.earliest(self.lr, span) if self.growth.adaptive else self._trigger
         object.__setattr__(self, "_earliest", soonest)
@@ -72,7 +72,8 @@ class Controller:
         if self.growth.adaptive:
             batch = self.batch(progress)
             rate = self.rate(progress, batch)
-            now = Moment(lr=rate, batch=batch, epoch=self.epoch, settings=self.lr, span=self._span)
+            left = self.budget.left(progress, self.epoch)
+            now = Moment(lr=rate, batch=batch, epoch=self.epoch, left=left, settings=self.lr, span=self._span)
             progress = progress.cool(self.growth.cools(progress, now))
             return progress.climb(self.growth.moves(progress, now))
         here = progress.step if self._trigger.axis == "steps" else progress.ledger.applied
@@ -190,6 +191,8 @@ class Controller:
         world, found = self.ranks(stage), self.unknowns(stage)
         if world <= batch <= self.epoch and self.max_micro > 1:
             return found
+        if self.growth.start > self.epoch:
+            return [f"growth.start={self.growth.start} exceeds the {self.epoch} samples of the training set; lower it"]
         if min(batch, self.growth(stage)) > self.epoch:
             found.append(
                 f"batch={batch} of stage {stage} exceeds the {self.epoch} samples of the training set; "

@@ -21,6 +21,7 @@ class Moment:
     lr: float
     batch: int
     epoch: int  #: samples of one pass over the training set
+    left: float  #: samples that the budget still allows; inf where it is in steps
     settings: LR
     span: Span
 
@@ -74,8 +75,8 @@ class Ladder(Spec):
         """Its `growth.kind`."""
         return type(self).model_fields["kind"].default
 
-    def on(self, epoch: int) -> "Ladder":
-        """The same, with what depends on the number of samples in the training set."""
+    def on(self, span: Span) -> "Ladder":
+        """The same, with what depends on the training set and the budget."""
         return self
 
     # ── when it moves ───────────────────────────────────────────────────────────────────────────────────────────
@@ -278,5 +279,5 @@ def needs_samples(what: str, span: Span) -> None:
     if not span.samples:
         raise ConfigError(
             f"{what} goes by the samples axis, where budget.steps has no end: "
-            "give budget.epochs, budget.samples or budget.sfo"
+            "give budget.epochs, budget.samples or budget.sfo, or choose another growth.kind"
         )

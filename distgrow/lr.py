@@ -212,7 +212,7 @@ class LR(Spec):
     base: PosFloat = 0.1
     """η₀, the learning rate of the first stage."""
     rule: Rule | None = None
-    """How η follows the batch; default sqrt, of late, progress, tracking, gns and cabs constant, of adaptive γ = 1.4.
-    Growth that replaces a decay (seesaw, increase) or sets the temperature (temperature, adascale) brings its own."""
+    """How η follows the batch; default sqrt, but constant for auto, late, progress, tracking, gns and cabs, and γ = 1.4
+    for adaptive. Growth that replaces a decay (seesaw, increase) or sets the temperature brings its own."""
     decay: Decay = NoDecay()
     """How η falls along the samples axis."""

@@ -78,6 +78,7 @@ class Trend:
     y: float = 0.0  #: Σ w·y, y the loss
     xx: float = 0.0  #: Σ w·x²
     xy: float = 0.0  #: Σ w·x·y
+    yy: float = 0.0  #: Σ w·y²
 
     def add(self, batch: int, loss: float) -> "Trend":
         """With one more update of `batch` samples."""
@@ -90,6 +91,7 @@ class Trend:
             y=keep * self.y + loss,
             xx=keep * self.xx + x * x,
             xy=keep * self.xy + x * loss,
+            yy=keep * self.yy + loss * loss,
         )
 
     @property
@@ -104,6 +106,15 @@ class Trend:
             return math.nan
         spread = self.xx * self.weight - self.x**2
         return (self.xy * self.weight - self.x * self.y) / spread if spread > 0 else math.nan
+
+    @property
+    def slope_error(self) -> float:
+        """The slope's standard error if the losses scatter independently, from above as w² ≤ w; inf until known."""
+        spread = self.xx - self.x**2 / self.weight if self.weight else 0.0
+        if self.count < 3 or not spread > 0:
+            return math.inf
+        rest = self.yy - self.y**2 / self.weight - self.slope**2 * spread
+        return math.sqrt(max(0.0, rest) / self.weight / spread)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

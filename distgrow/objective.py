@@ -6,9 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from distgrow.controller import Controller
 from distgrow.data import Positions
 from distgrow.engine.batches import place
 from distgrow.ladders import Ladder
+from distgrow.progress import Ledger, Progress
 from distgrow.run import RunFolder
 from distgrow.spec import ConfigError
 from distgrow.tasks import Task
@@ -23,11 +25,21 @@ def goes_by_means(growth: Ladder) -> bool:
     return growth.measures or growth.tests_progress or growth.probes_norm
 
 
-def tried(task: Task, growth: Ladder, seed: int, folder: RunFolder, world: World) -> int:
-    """`check_mean` on the first rank, where growth goes by it and no run has begun in `folder`. Collective."""
+def tried(task: Task, controller: Controller, folder: RunFolder, world: World) -> int:
+    """`check_mean` on the first rank, where growth goes by it and no run has begun in `folder`. Collective.
+
+    ConfigError where that spends the budget.
+    """
+    growth = controller.growth
     if not goes_by_means(growth):
         return 0
-    return world.once(lambda: 0 if folder.begun() else check_mean(task, growth, seed))
+    spent = world.once(lambda: 0 if folder.begun() else check_mean(task, growth, controller.seed))
+    if controller.done(Progress(ledger=Ledger(probe=spent))):
+        raise ConfigError(
+            f"budget.sfo={controller.budget.sfo}: growth.kind={growth.name} has the loss tried at the start, which "
+            f"takes {spent} gradient evaluations; raise it"
+        )
+    return spent
 
 
 def is_mean(whole: float, parts: list[tuple[int, float]], tolerance: float) -> bool:

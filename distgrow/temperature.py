@@ -109,7 +109,7 @@ class Temperature(Adaptive):
         if not self.dwell.over(progress.stage_samples, seen, now.epoch):
             return 0
         room, fallen = self.room(progress.noise, now.epoch), self.fallen(now.settings, progress, now.span)
-        most = progress.stage + 1 if room == math.inf else self.top
+        most = min(self.top, progress.stage + 1 if room == math.inf else math.inf)
         rung = progress.stage
         while rung < most and self(rung + 1) <= room:
             if fallen > self.level(rung + 1, now.settings, progress.noise, now.epoch) * (1 + 1e-9):
@@ -156,7 +156,7 @@ class Temperature(Adaptive):
 
 
 class AdaScale(Ladder):
-    """A plain ladder whose learning rate is η₀ times AdaScale's gain, measured at every update (Johnson et al. 2020).
+    """A plain ladder whose learning rate is η₀ times AdaScale's gain, as measured (Johnson et al. 2020).
 
     The gain (σ² + |∇f|²)/(σ²/s + |∇f|²), σ² = tr Σ/b₀ and s = b/b₀, lies between 1 and s: an update at b is worth so
     many at b₀. A decay runs on what the updates are worth, b₀·gain samples each, so it falls as it would have at b₀;

@@ -105,7 +105,7 @@ def fit(
             seed=run.seed,
         )
         controller.check()
-        spent = 0 if resume else tried(task, growth, run.seed, folder, world)
+        spent = 0 if resume else tried(task, controller, folder, world)
         store = build_store(folder, storage)
         with opened(folder, store, world, settings, resume=resume) as begun:
             torch.manual_seed(run.seed)

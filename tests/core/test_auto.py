@@ -15,7 +15,7 @@ from distgrow.annealing import Auto
 from distgrow.config import parse
 from distgrow.controller import Controller
 from distgrow.library import auto, budget
-from distgrow.lr import LR
+from distgrow.lr import LR, DecayEvery, StepDecay
 from distgrow.noise_theory import removable_loss
 from distgrow.plan import Plan
 from distgrow.progress import Outcome, Progress
@@ -46,7 +46,7 @@ def turn(growth: Auto, variance: float, slope: float) -> int:
 def test_it_begins_where_the_removable_loss_first_outweighs_the_fall_to_come(
     variance: float, slope: float, margin: float
 ) -> None:
-    growth = Auto(start=10, cap=100, margin=margin, early=0.05, hold=0.9)
+    growth = Auto(start=10, cap=100, margin=margin, early=0.05, hold=0.9, confidence=0.0)
     began, removable = turn(growth, variance, slope), 0.5 * variance / 40
     exact = TOTAL - removable / (margin * slope)  # there margin · slope · (samples left) is what can be removed
     assert began == pytest.approx(min(0.9 * TOTAL, max(0.05 * TOTAL, exact)), abs=20)
@@ -75,6 +75,46 @@ def test_on_a_quadratic_that_has_settled_annealing_removes_what_it_says(
     assert settled.loss <= said * 2 / (2 - lr * h.max()) * (1 + 1e-9)
 
 
+@pytest.mark.parametrize("updates", [200, 1000])
+def test_a_loss_that_scatters_about_a_fall_does_not_begin_it_before_its_time(updates: int) -> None:
+    def began(seed: int) -> float:
+        scatter = np.random.default_rng(seed).normal(0, 0.15, updates)
+
+        def outcome(progress: Progress, plan: Plan) -> Outcome:  # 0.01 of the loss can be removed, it falls by 1
+            return shown(plan, 1.0, 0.8, loss=3 - progress.step / updates + scatter[progress.step])
+
+        control = controller(Auto(start=10, cap=10), budget=budget(samples=10 * updates))
+        return next(progress.step / updates for progress, plan in walk(control, outcome) if plan.stage > 0)
+
+    assert np.mean([began(seed) < 0.5 for seed in range(40)]) < 0.1
+
+
+def test_a_learning_rate_that_has_decayed_to_nothing_leaves_nothing_to_remove() -> None:
+    lr = LR(decay=StepDecay(every=DecayEvery(samples=10), factor=0.001))
+
+    def outcome(progress: Progress, plan: Plan) -> Outcome:
+        return shown(plan, 1.0, 1.0, loss=3 - progress.ledger.applied / TOTAL)
+
+    run = list(walk(controller(auto(), lr=lr), outcome))
+    began = next(progress.ledger.applied for progress, plan in run if plan.stage > 0)
+    assert began == pytest.approx(0.75 * TOTAL, abs=16)
+
+
+def test_a_budget_of_evaluations_that_probes_eat_into_is_annealed_to_its_end_too() -> None:
+    control, progress, stages = controller(Auto(start=10, cap=20), budget=budget(sfo=TOTAL)), Progress(), list[int]()
+    while not control.done(progress):
+        progress = control.advance(progress)
+        stages.append(progress.stage)
+        progress = progress.after(control.plan(progress), Outcome()).surveyed(10)
+    assert sorted(set(stages)) == list(range(control.growth.depth + 1))  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 4, 8])
+def test_a_short_budget_is_annealed_to_its_end_too(epochs: int) -> None:
+    run = list(walk(controller(auto(), epoch=1437, budget=budget(samples=1437 * epochs)), lambda *_: Outcome()))
+    assert run[-1][1].stage >= 7
+
+
 # ── the anneal ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -93,10 +133,14 @@ def test_every_stage_is_as_long_as_the_next_and_colder_by_the_factor(depth: int,
         assert plan.lr == pytest.approx(0.5) or plan.batch == cap
 
 
-def test_without_a_cap_a_quarter_of_the_training_set_is_the_largest_batch() -> None:
-    batches = [plan.batch for _, plan in walk(controller(auto(), epoch=1000), lambda progress, plan: Outcome())]
-    assert max(batches[:-1]) == 250
-    assert max(plan.batch for _, plan in walk(controller(auto(start=400), epoch=1000), lambda *_: Outcome())) < 800
+def test_without_a_cap_the_largest_batch_is_a_quarter_of_the_data_or_a_stage_at_its_shortest() -> None:
+    def largest(growth: Auto, epoch: int, total: int) -> int:
+        return controller(growth, epoch=epoch, budget=budget(samples=total)).growth(10)
+
+    assert largest(auto(), 1000, 100_000) == 250
+    assert largest(auto(), 1000, 4000) == 100  # (1 − hold) · 4000 samples in 10 stages
+    assert largest(auto(start=400), 1000, 100_000) == 400
+    assert largest(auto(start=8, cap=90), 1000, 100_000) == 90
 
 
 @pytest.mark.parametrize("epochs", [4, 8, 16, 32])

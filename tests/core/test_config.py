@@ -239,7 +239,7 @@ def test_a_wrong_value_is_told_by_key_and_value_with_what_is_allowed(override: s
     ("overrides", "words"),
     [
         (["growth={kind: exponential, start: 8}", "budget={epochs: 400}"], ["1437 samples", "growth.cap"]),
-        (["growth={kind: constant, start: 2000}"], ["batch=2000", "1437 samples"]),
+        (["growth={kind: constant, start: 2000}"], ["growth.start=2000", "1437 samples", "lower it"]),
     ],
 )
 def test_a_schedule_that_cannot_be_says_what_to_change(overrides: list[str], words: list[str]) -> None:

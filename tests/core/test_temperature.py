@@ -135,6 +135,13 @@ def test_what_is_measured_must_have_been_measured_in_this_stage() -> None:
         assert control.advance(replace(begin, noise=replace(begin.noise, fresh=fresh))).stage == 0
 
 
+def test_where_the_gradient_is_lost_in_noise_no_stage_comes_after_the_last_batch() -> None:
+    growth = Temperature(start=4, cap=16, share=1.0, lr_max=100.0)
+    lost = Progress(stage=2, stage_samples=10**12, stage_step=99, noise=steady(-1.0, 500.0))
+    assert growth.top == 2
+    assert controller(growth, LR(base=0.2)).advance(lost) is lost
+
+
 # ── plateaus ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -148,7 +155,23 @@ def test_the_trend_is_the_weighted_least_squares_line(updates: list[tuple[int, f
     slope, _ = np.polyfit(middles, losses, 1, w=np.sqrt(weights))
     assert trend.slope == pytest.approx(slope, rel=1e-6, abs=1e-9)
     assert trend.value == pytest.approx(np.average(losses, weights=weights), abs=1e-9)
+    spread = np.average((middles - np.average(middles, weights=weights)) ** 2, weights=weights)
+    rest = np.average(
+        (losses - np.polyval(np.polyfit(middles, losses, 1, w=np.sqrt(weights)), middles)) ** 2, weights=weights
+    )
+    assert trend.slope_error == pytest.approx(np.sqrt(rest / weights.sum() / spread), rel=1e-3, abs=1e-6)
     assert (trend.count, trend.samples) == (len(updates), edges[-1])
+
+
+def test_the_error_of_a_slope_covers_how_slopes_scatter_and_half_as_much_more() -> None:
+    random, found = np.random.default_rng(0), list[tuple[float, float]]()
+    for _ in range(400):
+        trend = Trend()
+        for loss in random.normal(size=100).tolist():
+            trend = trend.add(8, loss)
+        found.append((trend.slope, trend.slope_error))
+    slopes, errors = np.array(found).T
+    assert slopes.std() < errors.mean() < 1.5 * slopes.std()
 
 
 @pytest.mark.parametrize(("fall", "cools"), [(0.0099, True), (0.0101, False), (-0.5, True)])

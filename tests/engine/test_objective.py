@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from distgrow import RunSpec, budget, exponential, fit, noise_scale_tracking
+from distgrow import Controller, RunSpec, budget, exponential, fit, noise_scale_tracking
 from distgrow.adaptive import NormThreshold, ProgressTest
 from distgrow.engine import SGD, AdamW, DeepSpeed, Torch, check_suits
-from distgrow.ladders import Ladder
 from distgrow.objective import check_mean, is_mean, tried
 from distgrow.run import RunFolder
+from distgrow.schedule import Growth
 from distgrow.spec import ConfigError
 from distgrow.tasks import Task
 from distgrow.tracking import CABS, NoiseScale
@@ -115,11 +115,27 @@ def test_a_mean_is_told_by_its_parts_up_to_the_tolerance(parts: list[tuple[int, 
     ("growth", "asked"),
     [(GROWTH, 24), (NormThreshold(cap=16), 24), (ProgressTest(cap=16), 24), (exponential(4, 2, 16), 0)],
 )
-def test_it_is_tried_where_growth_goes_by_it_and_no_run_has_begun(growth: Ladder, asked: int, tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path / "run")
-    assert tried(task(cross_entropy), growth, 0, folder, World()) == asked
+def test_it_is_tried_where_growth_goes_by_it_and_no_run_has_begun(growth: Growth, asked: int, tmp_path: Path) -> None:
+    folder, made = RunFolder(tmp_path / "run"), task(cross_entropy)
+    control = Controller(growth=growth, budget=budget(samples=100), epoch=len(made.train), max_micro=2)
+    assert tried(made, control, folder, World()) == asked
     folder.create({})
-    assert tried(task(cross_entropy), growth, 0, folder, World()) == 0
+    assert tried(made, control, folder, World()) == 0
+
+
+@pytest.mark.parametrize("evaluations", [20, 24])
+def test_a_budget_that_the_trial_alone_spends_is_refused(evaluations: int, tmp_path: Path) -> None:
+    made = task(cross_entropy, 50)
+    with pytest.raises(ConfigError, match=f"budget.sfo={evaluations}: .* takes 24 gradient evaluations; raise it"):
+        fit(
+            made.model,
+            made.loss,
+            made.train,
+            growth=noise_scale_tracking(4, 16),
+            budget=budget(sfo=evaluations),
+            run=RunSpec(dir=str(tmp_path / "run")),
+        )
+    assert not (tmp_path / "run").exists()
 
 
 def test_its_evaluations_are_the_first_probes_of_the_run(tmp_path: Path) -> None:
