@@ -164,7 +164,7 @@ def cifar10(data: str, subset: int, epochs: float, looks: int = 12) -> Problem:
 
 
 def text(
-    samples: int = 8192, epochs: float = 4.0, length: int = 64, layers: int = 4, width: int = 128, looks: int = 12
+    samples: int = 2048, epochs: float = 4.0, length: int = 64, layers: int = 4, width: int = 128, looks: int = 12
 ) -> Problem:
     """(d) A small GPT, looked at so often."""
     size = {"length": length, "layers": layers, "width": width, "heads": 4}

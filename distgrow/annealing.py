@@ -34,9 +34,9 @@ class Auto(Endless):
     """Part of the budget before which the anneal does not begin."""
     hold: Part = 0.75
     """Part of the budget at which it begins whatever is measured."""
-    margin: PosFloat = 0.25
+    margin: PosFloat = 0.5
     """How much removable loss has to outweigh the fall to come by."""
-    depth: Annotated[int, Field(ge=1, le=100)] = 10
+    depth: Annotated[int, Field(ge=1, le=100)] = 8
     """Stages of the anneal."""
     confidence: Annotated[float, Field(ge=0)] = 1.0
     """Standard errors that tr Σ is taken to be lower, and the fall of the loss to be steeper; 0: as measured."""
