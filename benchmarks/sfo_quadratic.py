@@ -63,10 +63,9 @@ class Quadratic:
         h = self.curvature
         return float(h**2 * (1 - lr * h) @ self.moments - lr / batch * (h @ self.noise))
 
-    def measured(self, plan: Plan, epoch: int, product: float) -> Measured:
-        """What an engine would find, free of noise; as of `epoch` samples drawn without replacement."""
-        rest = self.grad_sq - self.variance / epoch
-        parts_sq, batch_sq = (rest + self.variance / size for size in (plan.batch / plan.parts, plan.batch))
+    def measured(self, plan: Plan, product: float) -> Measured:
+        """What an engine would find, free of noise."""
+        parts_sq, batch_sq = (self.grad_sq + self.variance / size for size in (plan.batch / plan.parts, plan.batch))
         return Measured(parts_sq=parts_sq, batch_sq=batch_sq, product=product)
 
 
@@ -105,7 +104,7 @@ def _step_by_step(problem: Quadratic, controller: Controller, course: Course, st
         progress = controller.advance(progress)
         plan = controller.plan(progress)
         norm = math.sqrt(problem.grad_sq + problem.variance / plan.batch)
-        found = problem.measured(plan, controller.epoch, product) if plan.window or plan.product else Measured()
+        found = problem.measured(plan, product) if plan.window or plan.product else Measured()
         product = problem.next_product(plan.lr, plan.batch) if plan.product else math.nan
         progress = progress.after(plan, Outcome(loss=problem.loss, grad_norm=norm, measured=found))
         problem = problem.after(plan.lr, plan.batch)

@@ -6,6 +6,7 @@ went by, from gradients already computed. A policy's b* is κ·tr Σ/|∇f|² at
 """
 
 import argparse
+import math
 import statistics
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -53,10 +54,10 @@ class Pairs:
         self._task = task
 
     def log(self, event: Event) -> None:
-        """Keep a probe once the noise scale has been estimated."""
+        """Keep a probe once noise has been measured."""
         if event["event"] == "step":
             self._last = event
-        elif event["event"] == "probe" and self._last.get("noise_scale"):
+        elif event["event"] == "probe" and self._last.get("noise_trace"):
             variance = exact_variance(self._task)
             exact = {"noise_trace": variance, "noise_scale": variance / event["norm"] ** 2}
             self.found.append((self._last, {**event, **exact}))
@@ -118,8 +119,13 @@ def measure(*, quick: bool) -> Iterator[Agreement]:
             probes=len(found),
             variance=spread([step["noise_trace"] / probe["noise_trace"] for step, probe in found]),
             grad_sq=spread([step["grad_sq"] / probe["norm"] ** 2 for step, probe in found]),
-            critical_batch=spread([step["noise_scale"] / probe["noise_scale"] for step, probe in found]),
+            critical_batch=spread([scale(step) / probe["noise_scale"] for step, probe in found]),
         )
+
+
+def scale(step: Event) -> float:
+    """The estimated noise scale; inf where the gradient was lost in noise."""
+    return step["noise_scale"] or math.inf
 
 
 def cells(row: Agreement) -> list[str]:

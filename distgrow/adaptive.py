@@ -115,7 +115,7 @@ class NormThreshold(Adaptive):
         if self.norm == "exact":
             known = progress.probe_norm if progress.probe_step == progress.step else None
             return math.nan if known is None else known
-        squared = progress.noise.gradient_sq(now.epoch)
+        squared = progress.noise.grad_sq.value
         return squared if math.isnan(squared) else math.sqrt(max(0.0, squared))
 
 

@@ -3,6 +3,10 @@
 The B samples of an update come in parts: the micro-batches of all ranks. Part i, n_i samples with mean gradient g_i,
 has E|g_i|² = |G|² + tr Σ/n_i, so Σ n_i|g_i|²/B over K parts has the expectation of |g|² at B/K samples, whatever
 the n_i are; with the squared norm of the update's own gradient, at B samples, that is McCandlish's pair [D].
+
+Samples are drawn without replacement, which at one place lowers the estimate of |G|² by tr Σ/n. Along a run that is made
+up for: what is still to be drawn in an epoch is what has not been descended on, and has the larger gradient. Nothing is
+added for it (benchmarks/tracked.py).
 """
 
 import math
@@ -130,7 +134,7 @@ class Measured:
 class Noise:
     """The smoothed statistics that a run carries along; all of them, and so all decisions, equal on every rank."""
 
-    grad_sq: Mean = field(default_factory=Mean)  #: |∇f|², as if samples were drawn endlessly; see `gradient_sq`
+    grad_sq: Mean = field(default_factory=Mean)  #: |∇f|²; single values may be negative
     variance: Mean = field(default_factory=Mean)  #: tr Σ
     loss: Mean = field(default_factory=Mean)  #: of the same updates as these two
     fresh: int = 0  #: updates that have shown these since the stage began
@@ -157,13 +161,10 @@ class Noise:
         """Without what depends on batch and learning rate."""
         return replace(self, fresh=0, product=Mean(), trend=Trend())
 
-    def gradient_sq(self, population: float = math.inf) -> float:
-        """|∇f|², where the samples of an epoch are drawn without replacement from `population` [D]; NaN until known."""
-        return self.grad_sq.value + self.variance.value / population
-
-    def scale(self, population: float = math.inf) -> float:
+    @property
+    def scale(self) -> float:
         """B_simple = tr Σ/|∇f|², samples: a ratio of means; inf where |∇f|² is lost in noise, NaN until known."""
-        gradient_sq = self.gradient_sq(population)
+        gradient_sq = self.grad_sq.value
         return gradient_sq if math.isnan(gradient_sq) else noise_scale(self.variance.value, gradient_sq)
 
     @classmethod

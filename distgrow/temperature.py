@@ -108,11 +108,11 @@ class Temperature(Adaptive):
         seen = progress.noise.fresh if self.measures else progress.stage_step
         if not self.dwell.over(progress.stage_samples, seen, now.epoch):
             return 0
-        room, fallen = self.room(progress.noise, now.epoch), self.fallen(now.settings, progress, now.span)
+        room, fallen = self.room(progress.noise), self.fallen(now.settings, progress, now.span)
         most = min(self.top, progress.stage + 1 if room == math.inf else math.inf)
         rung = progress.stage
         while rung < most and self(rung + 1) <= room:
-            if fallen > self.level(rung + 1, now.settings, progress.noise, now.epoch) * (1 + 1e-9):
+            if fallen > self.level(rung + 1, now.settings, progress.noise) * (1 + 1e-9):
                 break
             rung += 1
         return rung - progress.stage
@@ -124,7 +124,7 @@ class Temperature(Adaptive):
     def multiplier(self, lr: LR, progress: Progress, batch: int, span: Span) -> float:
         """T·b^p over η₀, or T·b₀^p times the gain."""
         warm = lr.decay.warm(progress.ledger.applied, batch, span)
-        scaled = self.scaled(self.rung(progress.stage, batch).ratio, progress.noise, span.epoch)
+        scaled = self.scaled(self.rung(progress.stage, batch).ratio, progress.noise)
         return warm * min(self.limit(lr) / lr.base, scaled * self.fallen(lr, progress, span))
 
     def fallen(self, lr: LR, progress: Progress, span: Span) -> float:
@@ -135,20 +135,20 @@ class Temperature(Adaptive):
         """The largest learning rate."""
         return lr.base if self.lr_max is None else self.lr_max
 
-    def level(self, rung: int, lr: LR, noise: Noise | None = None, epoch: int = 1) -> float:
+    def level(self, rung: int, lr: LR, noise: Noise | None = None) -> float:
         """What the temperature must have fallen to, over its first, for `rung` to be stable."""
-        return self.limit(lr) / lr.base / self.scaled(self(rung) / self.start, noise or Noise(), epoch)
+        return self.limit(lr) / lr.base / self.scaled(self(rung) / self.start, noise or Noise())
 
-    def scaled(self, ratio: float, noise: Noise, epoch: int) -> float:
+    def scaled(self, ratio: float, noise: Noise) -> float:
         """η over that of b₀ at the same temperature, for a batch of ratio·b₀."""
-        return gain(ratio, self.start, noise, epoch, self.power) if self.gain else ratio**self.power
+        return gain(ratio, self.start, noise, self.power) if self.gain else ratio**self.power
 
-    def room(self, noise: Noise, epoch: int) -> float:
+    def room(self, noise: Noise) -> float:
         """The largest batch that the noise scale allows, samples; inf where the gradient is lost in noise."""
         if self.share is None:
             return float(self(int(self.top)))
         variance = noise.variance.end(-self.confidence)
-        gradient_sq = noise.grad_sq.end(self.confidence) + noise.variance.value / epoch
+        gradient_sq = noise.grad_sq.end(self.confidence)
         return self.share * noise_scale(variance, gradient_sq) if variance > 0 else 0.0
 
     def _following(self, lr: LR, span: Span) -> Trigger:
@@ -208,21 +208,19 @@ class AdaScale(Ladder):
 
     def multiplier(self, lr: LR, progress: Progress, batch: int, span: Span) -> float:
         ratio = self.rung(progress.stage, batch).ratio
-        return gain(ratio, self.start, progress.noise, span.epoch, self.power) * lr.decay.fall(
-            int(progress.worth), span
-        )
+        return gain(ratio, self.start, progress.noise, self.power) * lr.decay.fall(int(progress.worth), span)
 
     def worth(self, progress: Progress, batch: int, span: Span) -> float:
         ratio = self.rung(progress.stage, batch).ratio
-        return self.start * gain(ratio, self.start, progress.noise, span.epoch, 1.0)
+        return self.start * gain(ratio, self.start, progress.noise, 1.0)
 
     def remarks(self) -> list[str]:
         return ["lr is shown as if AdaScale's gain were 1; it is between 1 and b/b₀"]
 
 
-def gain(ratio: float, start: int, noise: Noise, epoch: int, power: float) -> float:
+def gain(ratio: float, start: int, noise: Noise, power: float) -> float:
     """AdaScale's gain of a batch of ratio·b₀ by what has been measured; 1 before that."""
-    variance, gradient_sq = noise.variance.value, noise.gradient_sq(epoch)
+    variance, gradient_sq = noise.variance.value, noise.grad_sq.value
     if math.isnan(gradient_sq):
         return 1.0
     return adascale_gain(max(1.0, ratio), max(0.0, variance) / start, max(0.0, gradient_sq), power)

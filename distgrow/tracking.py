@@ -48,7 +48,7 @@ class Tracker(Adaptive):
         stage, noise = progress.stage, progress.noise
         if stage >= self.top or not self.dwell.over(progress.stage_samples, noise.fresh, now.epoch):
             return 0
-        variance, gradient_sq = self.ends(noise, now.epoch)
+        variance, gradient_sq = self.ends(noise)
         if not variance > 0:
             return 0
         target = self.target(variance, gradient_sq, progress, now)
@@ -66,10 +66,9 @@ class Tracker(Adaptive):
         except OverflowError:
             return math.inf
 
-    def ends(self, noise: Noise, epoch: int) -> tuple[float, float]:
+    def ends(self, noise: Noise) -> tuple[float, float]:
         """Lower end of tr Σ and upper end of |∇f|²: those of the smallest batch."""
-        gradient_sq = noise.grad_sq.end(self.confidence) + noise.variance.value / epoch
-        return noise.variance.end(-self.confidence), gradient_sq
+        return noise.variance.end(-self.confidence), noise.grad_sq.end(self.confidence)
 
 
 class Tracking(Tracker, Endless):

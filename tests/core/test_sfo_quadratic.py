@@ -61,8 +61,8 @@ def test_many_equal_updates_at_once_are_those_one_by_one(lr: float) -> None:
 def test_measured_statistics_lead_noise_to_the_exact_ones() -> None:
     control = Controller(growth=constant(8), budget=budget(samples=8), epoch=100, max_micro=2)
     plan = control.plan(Progress())
-    noise = Noise().after(plan.batch, plan.parts, 100, SMALL.measured(plan, 100, 0.25))
-    assert math.isclose(noise.gradient_sq(100), SMALL.grad_sq, rel_tol=1e-9)
+    noise = Noise().after(plan.batch, plan.parts, 100, SMALL.measured(plan, 0.25))
+    assert math.isclose(noise.grad_sq.value, SMALL.grad_sq, rel_tol=1e-9)
     assert math.isclose(noise.variance.value, SMALL.variance, rel_tol=1e-9)
     assert noise.product.value == 0.25
 
