@@ -203,9 +203,8 @@ def measuring(kind: str, **choices: Sequence[Any]) -> Callable[[Scale], Iterator
 
 
 def auto(scale: Scale) -> Iterator[tuple[str, Values]]:
-    """The default policy as it is, at several budgets; η₀ is the largest that growth begins with here."""
-    lr = max(lr for _, lr in scale.starts)
-    for budget in scale.auto_budgets:
+    """The default policy as it is, at several budgets; only η₀, which every user has to give, is one of two."""
+    for lr, budget in product(sorted({lr for _, lr in scale.starts}, reverse=True), scale.auto_budgets):
         yield f"η₀={lr:g}, {budget:g} epochs", _parts({"kind": "auto"}, lr, budget, None)
 
 

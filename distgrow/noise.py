@@ -4,9 +4,9 @@ The B samples of an update come in parts: the micro-batches of all ranks. Part i
 has E|g_i|² = |G|² + tr Σ/n_i, so Σ n_i|g_i|²/B over K parts has the expectation of |g|² at B/K samples, whatever
 the n_i are; with the squared norm of the update's own gradient, at B samples, that is McCandlish's pair [D].
 
-Samples are drawn without replacement, which at one place lowers the estimate of |G|² by tr Σ/n. Along a run that is made
-up for: what is still to be drawn in an epoch is what has not been descended on, and has the larger gradient. Nothing is
-added for it (benchmarks/tracked.py).
+Samples are drawn without replacement, which at one place lowers the estimate of |G|² by tr Σ/n. Along a run that is
+made up for: what is still to be drawn in an epoch is what has not been descended on, and has the larger gradient.
+Nothing is added for it (benchmarks/tracked.py).
 """
 
 import math
