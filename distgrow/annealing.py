@@ -36,7 +36,7 @@ class Auto(Endless):
     """Part of the budget at which it begins whatever is measured."""
     margin: PosFloat = 0.5
     """How much removable loss has to outweigh the fall to come by."""
-    depth: Annotated[int, Field(ge=1, le=100)] = 8
+    depth: Annotated[int, Field(ge=1, le=100)] = 10
     """Stages of the anneal."""
     confidence: Annotated[float, Field(ge=0)] = 1.0
     """Standard errors that tr Σ is taken to be lower, and the fall of the loss to be steeper; 0: as measured."""

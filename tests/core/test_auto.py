@@ -135,10 +135,10 @@ def test_every_stage_is_as_long_as_the_next_and_colder_by_the_factor(depth: int,
 
 def test_without_a_cap_the_largest_batch_is_a_quarter_of_the_data_or_a_stage_at_its_shortest() -> None:
     def largest(growth: Auto, epoch: int, total: int) -> int:
-        return controller(growth, epoch=epoch, budget=budget(samples=total)).growth(8)
+        return controller(growth, epoch=epoch, budget=budget(samples=total)).growth(10)
 
     assert largest(auto(), 1000, 100_000) == 250
-    assert largest(auto(), 1000, 4000) == 125  # (1 − hold) · 4000 samples in 8 stages
+    assert largest(auto(), 1000, 4000) == 100  # (1 − hold) · 4000 samples in 10 stages
     assert largest(auto(start=400), 1000, 100_000) == 400
     assert largest(auto(start=8, cap=90), 1000, 100_000) == 90
 
@@ -166,7 +166,7 @@ def test_at_equal_gradient_evaluations_it_ends_below_every_constant_batch(epochs
         (lambda: controller(auto(), budget=budget(steps=100)), r"growth\.kind=auto goes by the samples axis"),
         (
             lambda: controller(auto(start=1), budget=budget(samples=20)),
-            r"8 stages in the last 5 samples of the budget",
+            r"10 stages in the last 5 samples of the budget",
         ),
         (lambda: controller(auto(start=1), max_micro=2).check(), "does not show; raise growth.start to at least 2"),
     ],
@@ -179,7 +179,7 @@ def test_what_cannot_be_is_refused(build: object, told: str) -> None:
 def test_its_bounds_are_told_before_a_run() -> None:
     control = controller(Auto(start=10, cap=80, early=0.1, hold=0.5))
     slow, fast = ({stage for stage, _, _ in control.outline(Progress(), soonest=soon)} for soon in (False, True))
-    assert slow == fast == set(range(9))
+    assert slow == fast == set(range(11))
     first = [next(iter(control.outline(Progress(), soonest=soon))) for soon in (False, True)]
     assert [batch * updates for _, batch, updates in first] == [5000, 1000]
-    assert math.isinf(control.growth.earliest(control.lr, control._span).end(9))
+    assert math.isinf(control.growth.earliest(control.lr, control._span).end(11))
