@@ -55,6 +55,9 @@ def best(problem: Problem, store: Store) -> list[Setting]:
     chosen: list[Setting] = []
     for policy in problem.policies:
         own = [setting for setting in tuned if setting.policy == policy.name]
+        if not policy.tuned:
+            chosen += own
+            continue
         chosen += finalists(own, "grad_norm", problem.grad_norms) + finalists(own, "held_loss", problem.held_losses)
         chosen += [] if problem.arrives or not own else [min(own, key=final_loss)]
     return chosen

@@ -69,6 +69,7 @@ class Policy:
     grid: Callable[[Scale], Iterator[tuple[str, Values]]]
     family: str = "growth"  #: constant, decay or growth
     published: str = ""  #: what a paper reports of it
+    tuned: bool = True  #: whether its settings are a grid, of which the best are worth more seeds
 
     def contestants(self, scale: Scale) -> list[Contestant]:
         """All settings."""
@@ -261,5 +262,5 @@ POLICIES = (
     Policy(name="CABS", grid=measuring("cabs")),
     Policy(name="AdaScale", grid=adascale),
     Policy(name="τ-nice", grid=tau_nice),
-    Policy(name="auto", grid=auto),
+    Policy(name="auto", grid=auto, tuned=False),
 )

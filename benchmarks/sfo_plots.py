@@ -16,7 +16,7 @@ from distgrow.report.plots import COLOURS
 
 DASHES = {"constant": ":", "decay": "--", "growth": "-"}  #: of the families' fronts
 MARKERS = {"constant": ("s",), "decay": ("^",), "growth": ("o", "D", "P")}
-DEFAULT = {"color": "#d62728", "marker": "*", "markersize": 11, "zorder": 3}  #: the policy that nothing is tuned of
+DEFAULT = {"color": "#d62728", "marker": "*", "markersize": 11, "zorder": 3}  #: of what is not tuned
 
 
 def pareto(problem: Problem, among: Sequence[Setting], measure: str, targets: Sequence[float]) -> Figure | None:
@@ -89,7 +89,7 @@ def styles(problem: Problem, present: set[str]) -> dict[str, dict[str, Any]]:
         counts[policy.family] += 1
         markers = MARKERS[policy.family]
         colour, marker = COLOURS[at % len(COLOURS)], markers[at // len(COLOURS) % len(markers)]
-        look = {"color": colour, "marker": marker, "markersize": 5} if policy.name != "auto" else DEFAULT
+        look = {"color": colour, "marker": marker, "markersize": 5} if policy.tuned else DEFAULT
         if policy.name in present:
             looks[policy.name] = {**look, "fillstyle": "none" if policy.family != "growth" else "full"}
     return looks

@@ -34,11 +34,11 @@ class Auto(Endless):
     """Part of the budget before which the anneal does not begin."""
     hold: Part = 0.75
     """Part of the budget at which it begins whatever is measured."""
-    margin: PosFloat = 0.5
+    margin: PosFloat = 0.4
     """How much removable loss has to outweigh the fall to come by."""
     depth: Annotated[int, Field(ge=1, le=100)] = 10
     """Stages of the anneal."""
-    confidence: Annotated[float, Field(ge=0)] = 1.0
+    confidence: Annotated[float, Field(ge=0)] = 0.5
     """Standard errors that tr Σ is taken to be lower, and the fall of the loss to be steeper; 0: as measured."""
     updates: PosInt = 20
     """Updates whose loss the pace is judged by, at least."""

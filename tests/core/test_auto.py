@@ -76,14 +76,16 @@ def test_on_a_quadratic_that_has_settled_annealing_removes_what_it_says(
 
 
 @pytest.mark.parametrize("updates", [200, 1000])
-def test_a_loss_that_scatters_about_a_fall_does_not_begin_it_before_its_time(updates: int) -> None:
+def test_with_a_standard_error_a_loss_that_scatters_about_its_fall_does_not_begin_it_before_its_time(
+    updates: int,
+) -> None:
     def began(seed: int) -> float:
         scatter = np.random.default_rng(seed).normal(0, 0.15, updates)
 
         def outcome(progress: Progress, plan: Plan) -> Outcome:  # 0.01 of the loss can be removed, it falls by 1
             return shown(plan, 1.0, 0.8, loss=3 - progress.step / updates + scatter[progress.step])
 
-        control = controller(Auto(start=10, cap=10), budget=budget(samples=10 * updates))
+        control = controller(Auto(start=10, cap=10, confidence=1.0), budget=budget(samples=10 * updates))
         return next(progress.step / updates for progress, plan in walk(control, outcome) if plan.stage > 0)
 
     assert np.mean([began(seed) < 0.5 for seed in range(40)]) < 0.1
