@@ -76,7 +76,7 @@ def test_on_a_quadratic_that_has_settled_annealing_removes_what_it_says(
 
 
 @pytest.mark.parametrize("updates", [200, 1000])
-def test_with_a_standard_error_a_loss_that_scatters_about_its_fall_does_not_begin_it_before_its_time(
+def test_a_standard_error_keeps_a_loss_that_scatters_from_beginning_it_too_soon(
     updates: int,
 ) -> None:
     def began(seed: int) -> float:
