@@ -128,6 +128,15 @@ def publish(problem: Problem, store: Store, command: str) -> None:
     write(README, f"sfo-{problem.name}", section(problem.title, lead, reports, pictures))
 
 
+def command(problem: Problem, size: str, options: argparse.Namespace) -> str:
+    """What runs a task again as it was asked for."""
+    chosen = {"seeds": options.seeds, "subset": options.subset, "epochs": options.epochs}
+    if "path" not in problem.base.get("task", {}).get("args", {}) or problem.name == "text":
+        chosen = {"seeds": options.seeds}  # it has no images
+    flags = ["" if size == "standard" else f" --{size}"] + [f" --{k} {v:g}" for k, v in chosen.items() if v is not None]
+    return f"python benchmarks/sfo.py --task {problem.name}{''.join(flags)}"
+
+
 def main() -> None:
     """Run, tabulate, plot."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -151,10 +160,7 @@ def main() -> None:
             run_all(problem, store, options.seeds or SEEDS[size], options.policy)
         show(report(problem, store, folder)[0], markdown=True)
         if options.readme:
-            flags = ("" if size == "standard" else f" --{size}") + (
-                f" --seeds {options.seeds}" if options.seeds else ""
-            )
-            publish(problem, store, f"python benchmarks/sfo.py --task {problem.name}{flags}")
+            publish(problem, store, command(problem, size, options))
 
 
 if __name__ == "__main__":

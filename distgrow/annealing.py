@@ -34,7 +34,7 @@ class Auto(Endless):
     """Part of the budget before which the anneal does not begin."""
     hold: Part = 0.75
     """Part of the budget at which it begins whatever is measured."""
-    margin: PosFloat = 0.4
+    margin: PosFloat = 0.5
     """How much removable loss has to outweigh the fall to come by."""
     depth: Annotated[int, Field(ge=1, le=100)] = 10
     """Stages of the anneal."""

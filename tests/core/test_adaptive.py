@@ -13,7 +13,7 @@ from distgrow.adaptive import NormThreshold, ProgressTest
 from distgrow.controller import Controller
 from distgrow.library import budget, constant_lr, factor_lr
 from distgrow.lr import LR
-from distgrow.noise import Mean
+from distgrow.noise import Mean, Measuring
 from distgrow.progress import Outcome, Progress
 from distgrow.spec import ConfigError
 from distgrow.stages import Dwell
@@ -85,12 +85,12 @@ def test_a_norm_that_was_measured_before_is_not_taken_for_the_present_one() -> N
 @given(st.lists(st.floats(-1, 1), min_size=1, max_size=30), st.integers(1, 9))
 def test_with_the_estimated_norm_the_run_is_that_of_a_notebook(squares: list[float], every: int) -> None:
     growth = NormThreshold(start=4, cap=32, every=every, epsilon=0.6, norm="estimated")
-    control = norm_run(growth, total=600)
+    control = replace(norm_run(growth, total=600), max_micro=1, measuring=Measuring(window=100))
     stage, step, since, mean, found = 0, 0, 0, Mean(), []
     done = 0
     while done < 600:
         if step % every == 0 and since > 0 and stage < 3:
-            norm = math.sqrt(max(0.0, mean.value + 5.0 / 1000))
+            norm = math.sqrt(max(0.0, mean.value))
             if norm <= 0.6 / math.sqrt(2**stage):
                 stage, since = stage + 1, 0
         batch = 4 * 2**stage
@@ -99,7 +99,7 @@ def test_with_the_estimated_norm_the_run_is_that_of_a_notebook(squares: list[flo
         mean = mean.add(squares[step % len(squares)], 0.99)
         step, since, done = step + 1, since + 1, done + batch
     outcome = lambda progress, plan: shown(plan, squares[progress.step % len(squares)], 5.0)  # noqa: E731
-    run = [(plan.stage, plan.batch) for _, plan in walk(replace(control, max_micro=1), outcome)]
+    run = [(plan.stage, plan.batch) for _, plan in walk(control, outcome)]
     assert run == found
 
 
