@@ -111,8 +111,8 @@ def report(rows: list[Cost]) -> Report:
 
 def cells(row: Cost) -> list[str]:
     """A row of the table."""
-    met = max(row.noise.median, row.product.median) <= LIMIT
-    target = f"≤ {LIMIT:.2f} {'met' if met else 'missed'}" if row.accum == 1 else ""
+    met = ["met" if spread.median <= LIMIT else "missed" for spread in (row.noise, row.product)]
+    target = f"≤ {LIMIT:.2f} {met[0]}, {met[1]}" if row.accum == 1 else ""
     shape = f"{row.world} × {MICRO} × {row.accum}"
     return [shape, f"{row.plain_us:,.0f}", str(row.noise), str(row.product), target, f"{row.evaluations}"]
 
