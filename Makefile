@@ -56,6 +56,8 @@ format: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/measuring.py
+	$(BIN)/python benchmarks/tracked.py
 	$(BIN)/python benchmarks/loader.py
 	$(BIN)/python benchmarks/recovery.py
 	$(BIN)/python benchmarks/sfo.py --quick

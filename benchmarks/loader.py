@@ -3,7 +3,6 @@
 `python benchmarks/loader.py --path data/cifar10` reads CIFAR-10 from Parquet. Nothing is trained.
 """
 
-import argparse
 import os
 import time
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from paired import Block, Report, Spread, interleave, keep, ratio, show
+from paired import Block, Report, Spread, arguments, interleave, keep, ratio, show
 from torch.utils.data import DataLoader
 
 from distgrow import datasets, files
@@ -149,12 +148,9 @@ def report(rows: list[Throughput]) -> Report:
 
 def main() -> None:
     """Measure, keep, show."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = arguments(__doc__)
     parser.add_argument("--path", type=Path, default=Path("data/cifar10"), help="folder of CIFAR-10's Parquet files")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="loader processes")
-    parser.add_argument("--quick", action="store_true", help="a smoke run: seconds, with numbers that mean nothing")
-    parser.add_argument("--jsonl", type=Path, help="append the rows to this file")
-    parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     options = parser.parse_args()
     torch.set_num_threads(1)
     try:

@@ -5,11 +5,6 @@ contestants are distgrow's own loop on the CNN of overhead.py: "noise" measures 
 does, "product" holds every gradient against the update before, as the progress test does.
 """
 
-import argparse
-import json
-import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,10 +13,10 @@ from pathlib import Path
 import torch
 from loops import build, build_job
 from overhead import distgrow_block
-from paired import Report, Spread, interleave, keep, ratio, show
+from paired import Report, Spread, arguments, in_two_processes, interleave, keep, ratio, show
 
 from distgrow.engine import Torch
-from distgrow.launcher import launched
+from distgrow.launcher import launched, leave, place
 from distgrow.noise import Measuring
 from distgrow.schedule import Constant, Growth, NoiseScale, ProgressTest
 from distgrow.world import World, joined
@@ -87,17 +82,8 @@ def measure(*, quick: bool) -> Iterator[Cost]:
 
 def measure_two(*, quick: bool) -> list[Cost]:
     """The same in two processes."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "rows.jsonl"
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        command = [*launcher, __file__, "--jsonl", str(path), *(["--quick"] if quick else [])]
-        subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        return [_row(json.loads(line)) for line in path.read_text().splitlines()]
-
-
-def _row(values: dict[str, object]) -> Cost:
-    fields = {key: Spread(**value) if isinstance(value, dict) else value for key, value in values.items()}
-    return Cost(**{key: value for key, value in fields.items() if key not in ("benchmark", "hardware")})  # pyright: ignore[reportArgumentType]
+    rows = in_two_processes(__file__, *(["--quick"] if quick else []))
+    return [Cost(**{key: value for key, value in row.items() if key != "benchmark"}) for row in rows]
 
 
 def report(rows: list[Cost]) -> Report:
@@ -119,16 +105,12 @@ def cells(row: Cost) -> list[str]:
 
 def main() -> None:
     """Measure, keep, show."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a smoke run: seconds, with numbers that mean nothing")
-    parser.add_argument("--jsonl", type=Path, help="append the rows to this file")
-    parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
-    options = parser.parse_args()
+    options = arguments(__doc__).parse_args()
     rows = list(measure(quick=options.quick))
     if launched():
-        if os.environ["RANK"] == "0":
+        if place()[0] == 0:
             keep(options.jsonl, rows)
-        return
+        leave()
     rows += measure_two(quick=options.quick)
     if options.jsonl:
         keep(options.jsonl, rows)

@@ -4,25 +4,19 @@
 `--engine deepspeed` measures ZeRO 1 and 2 against loops around DeepSpeed's engine. Every rank uses one thread.
 """
 
-import argparse
-import json
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from loops import Bare, Model, Stamps, bare_loop, build, build_job
-from paired import Block, Report, Spread, interleave, keep, ratio, show, spread
+from paired import Block, Report, Spread, arguments, in_two_processes, interleave, keep, ratio, show, spread
 
 from distgrow.engine import DeepSpeed, EngineSpec, Torch
-from distgrow.launcher import launched
+from distgrow.launcher import launched, leave, place
 from distgrow.progress import Progress
 from distgrow.schedule import Constant, Exponential
 from distgrow.stages import Budget, Every, Stages
@@ -200,19 +194,9 @@ def measure(engine: str, *, quick: bool) -> Iterator[Overhead | Transition]:
 
 def measure_two(engine: str, *, quick: bool) -> list[Overhead | Transition]:
     """The same in two processes."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "rows.jsonl"
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        command = [*launcher, __file__, "--engine", engine, "--jsonl", str(path), *(["--quick"] if quick else [])]
-        subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        return [read_row(json.loads(line)) for line in path.read_text().splitlines()]
-
-
-def read_row(values: dict[str, Any]) -> Overhead | Transition:
-    """The inverse of `keep`."""
-    kind = {"Overhead": Overhead, "Transition": Transition}[values.pop("benchmark")]
-    values.pop("hardware")
-    return kind(**{key: Spread(**value) if isinstance(value, dict) else value for key, value in values.items()})
+    kinds = {"Overhead": Overhead, "Transition": Transition}
+    rows = in_two_processes(__file__, "--engine", engine, *(["--quick"] if quick else []))
+    return [kinds[row.pop("benchmark")](**row) for row in rows]
 
 
 def reports(rows: list[Overhead | Transition]) -> list[Report]:
@@ -262,17 +246,14 @@ def transition_cells(row: Transition) -> list[str]:
 
 def main() -> None:
     """Measure, keep, show."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = arguments(__doc__)
     parser.add_argument("--engine", choices=list(CASES), default="torch", help="what computes")
-    parser.add_argument("--quick", action="store_true", help="a smoke run: seconds, with numbers that mean nothing")
-    parser.add_argument("--jsonl", type=Path, help="append the rows to this file")
-    parser.add_argument("--markdown", action="store_true", help="print the tables as Markdown")
     options = parser.parse_args()
     rows = list(measure(options.engine, quick=options.quick))
     if launched():
-        if os.environ["RANK"] == "0":
+        if place()[0] == 0:
             keep(options.jsonl, rows)
-        return
+        leave()
     rows += measure_two(options.engine, quick=options.quick)
     if options.jsonl:
         keep(options.jsonl, rows)

@@ -4,10 +4,14 @@ On a shared machine absolute times wander by tens of percent, so contestants tak
 ratios of neighbouring blocks are kept: their median, with the quartiles.
 """
 
+import argparse
 import json
 import os
 import platform
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -106,6 +110,29 @@ def show(reports: Sequence[Report], *, markdown: bool) -> None:
             table.add_row(*row)
         console.print(table)
     console.print(hardware())
+
+
+def arguments(about: str | None, quick: str = "seconds, with numbers that mean nothing") -> argparse.ArgumentParser:
+    """The options that all of these benchmarks have."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help=f"a smoke run: {quick}")
+    parser.add_argument("--jsonl", type=Path, help="append the rows to this file")
+    parser.add_argument("--markdown", action="store_true", help="print the tables as Markdown")
+    return parser
+
+
+def in_two_processes(script: str, *options: str) -> list[dict[str, Any]]:
+    """The rows that a script keeps where torchrun starts it on two ranks of one thread each; the inverse of `keep`."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "rows.jsonl"
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        command = [*launcher, script, "--jsonl", str(path), *options]
+        subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for row in rows:
+        del row["hardware"]
+        row.update({key: Spread(**value) for key, value in row.items() if isinstance(value, dict)})
+    return rows
 
 
 def keep(path: Path, rows: Sequence[Any]) -> None:

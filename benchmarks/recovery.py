@@ -7,7 +7,6 @@ outside: processes, and the lines of metrics.jsonl. Saving is measured on a smal
 run's own `checkpoint` events, and by the updates that ran while a checkpoint was being written.
 """
 
-import argparse
 import json
 import os
 import statistics
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from paired import Report, Spread, keep, show, spread
+from paired import Report, Spread, arguments, keep, show, spread
 
 ROOT = Path(__file__).resolve().parent.parent
 RESTORE_LIMIT_S, STALL_LIMIT = 2.0, 0.05
@@ -196,11 +195,7 @@ def reports(recovery: Recovery, stalls: dict[float, Stall]) -> list[Report]:
 
 def main() -> None:
     """Measure, keep, show."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a smoke run: two kills, short runs of the GPT")
-    parser.add_argument("--jsonl", type=Path, help="append the rows to this file")
-    parser.add_argument("--markdown", action="store_true", help="print the tables as Markdown")
-    options = parser.parse_args()
+    options = arguments(__doc__, "two kills, short runs of the GPT").parse_args()
     recovery = recover(2 if options.quick else 7)
     plans = {60.0: 10.0, 2.0: 10.0} if options.quick else {60.0: 190.0, 2.0: 60.0}
     stalls = {every_s: stall(seconds, every_s) for every_s, seconds in plans.items()}

@@ -21,8 +21,8 @@ from distgrow.data import evaluation_batches
 from distgrow.engine.batches import place
 from distgrow.run import Checkpointing, TrainingFailed
 from distgrow.tasks import Task
-from distgrow.track import Event
-from distgrow.train import fit
+from distgrow.track import Event, Tracker
+from distgrow.train import Result, fit
 from distgrow.world import World
 
 PATIENCE, LEAST = (
@@ -98,23 +98,8 @@ def play(run: Run, seed: int, course: Course, stop_at: float | None, *, places: 
     still = stop_at is not None and run.growth.kind == "constant" and run.lr.decay.kind == "none"
     watch = Watch(looking(task, penalty, run.run.eval.rows), course, places, len(task.train), stop_at, still)
     with tempfile.TemporaryDirectory(prefix="sfo-") as folder, redirect_stderr(io.StringIO()):
-        own = {"dir": str(Path(folder) / "run"), "seed": seed, "checkpoint": Checkpointing(every_s=1e9)}
         try:
-            result = fit(
-                task.model,
-                task.loss,
-                task.train,
-                probe=task.probe,
-                collate=task.collate,
-                growth=run.growth,
-                stages=run.stages,
-                lr=run.lr,
-                budget=run.budget,
-                optimizer=run.optimizer,
-                engine=run.engine,
-                run=run.run.model_copy(update=own),
-                trackers=[watch],
-            )
+            result = trained(run, task, watch, seed, Path(folder) / "run")
         except Ended as ended:
             return len(task.train), str(ended)
         except TrainingFailed:
@@ -122,6 +107,26 @@ def play(run: Run, seed: int, course: Course, stop_at: float | None, *, places: 
     if not result.finished:
         raise KeyboardInterrupt  # SIGTERM, which fit() answers by ending early: this is no result
     return len(task.train), "done"
+
+
+def trained(run: Run, task: Task, tracker: Tracker, seed: int, folder: Path) -> Result:
+    """fit() on a task that has been built, without checkpoints on the way."""
+    own = {"dir": str(folder), "seed": seed, "checkpoint": Checkpointing(every_s=1e9)}
+    return fit(
+        task.model,
+        task.loss,
+        task.train,
+        probe=task.probe,
+        collate=task.collate,
+        growth=run.growth,
+        stages=run.stages,
+        lr=run.lr,
+        budget=run.budget,
+        optimizer=run.optimizer,
+        engine=run.engine,
+        run=run.run.model_copy(update=own),
+        trackers=[tracker],
+    )
 
 
 # ── exact measurements ──────────────────────────────────────────────────────────────────────────────────────────

@@ -1,6 +1,5 @@
 """The command line: verbs that read a config and hand it on; errors become one message and an exit code."""
 
-import atexit
 import os
 import signal
 import sys
@@ -14,7 +13,7 @@ import typer
 
 from distgrow.branching import Scaling
 from distgrow.config import Run, load
-from distgrow.launcher import launched, place, run_groups
+from distgrow.launcher import launched, leave, place, run_groups
 from distgrow.run import RunFolder, TrainingFailed
 from distgrow.spec import ConfigError
 
@@ -135,8 +134,7 @@ def _in_group(action: Callable[..., Any], *words: Any, **settings: Any) -> NoRet
     from torch.distributed.elastic.multiprocessing.errors import record
 
     record(action)(*words, **settings)
-    atexit._run_exitfuncs()
-    _end(0, "")  # gloo's threads may still be dropping tensors, which aborts an interpreter that is shutting down
+    leave()
 
 
 def main() -> NoReturn:

@@ -1,9 +1,11 @@
 """Launchers: how this process was started and how others are; the only reader of the environment; loads no torch."""
 
+import atexit
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import NoReturn
 
 
 def launched() -> bool:
@@ -101,6 +103,17 @@ def _run_group(workers: int, arguments: Sequence[str], restarts: int) -> None:
         TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1",
     ):
         elastic_launch(config, sys.executable)("-m", "distgrow", *arguments)
+
+
+def leave() -> NoReturn:
+    """End this rank with exit code 0 after its exit handlers, without the interpreter's finalisation.
+
+    gloo's threads outlive their process group, and one that still drops a tensor aborts a process that is finalised.
+    """
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 @contextmanager

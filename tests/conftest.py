@@ -73,6 +73,16 @@ def torchrun(workers: int) -> tuple[str, ...]:
     return ("torch.distributed.run", "--standalone", "--nproc-per-node", str(workers), "-m", "distgrow")
 
 
+def in_ranks(script: str, *words: str, workers: int) -> None:
+    """Run a script of tests/dist, which makes its own process group, in so many ranks of one thread each."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(workers)]
+    finished = subprocess.run(
+        [sys.executable, *(launcher if workers > 1 else []), str(ROOT / "tests/dist" / script), *words],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False, capture_output=True, text=True, timeout=280,
+    )  # fmt: skip
+    assert finished.returncode == 0, f"exit code {finished.returncode}\n{finished.stdout}{finished.stderr}"
+
+
 def wounded(commands: Commands) -> Commands:
     """The same commands, which now find the task with faults."""
     (commands.folder / "wounded.py").write_text((ROOT / "tests/dist/wounded.py").read_text())

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from distgrow.datasets import digits
 from distgrow.engine import SGD, AdamW, DeepSpeed, EngineSpec, Optimizer, Torch
 from distgrow.plan import Plan
+from distgrow.launcher import leave
 from distgrow.world import World, joined
 
 BATCHES = (22, 22, 17)
@@ -82,3 +83,4 @@ def main(file: Path, engines: list[str]) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), sys.argv[2:])
+    leave()

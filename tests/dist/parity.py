@@ -10,6 +10,7 @@ from torch import nn
 from distgrow import SGD, AdamW, RunSpec, budget, every, exponential, fit, sqrt_lr
 from distgrow.datasets import digits
 from distgrow.engine import DeepSpeed, EngineSpec, Optimizer, Torch
+from distgrow.launcher import leave
 from distgrow.world import joined
 
 ENGINES: dict[str, EngineSpec] = {
@@ -64,3 +65,4 @@ def main(folder: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    leave()

@@ -13,6 +13,7 @@ from distgrow import SGD, RunSpec, budget, every, exponential, fit, sqrt_lr
 from distgrow.datasets import Arrays, digits
 from distgrow.engine import DeepSpeed, EngineSpec
 from distgrow.probing import Probing
+from distgrow.launcher import leave
 from distgrow.world import World, joined
 
 HALF = {"zero 3, bfloat16": DeepSpeed(zero=3, max_micro=6, precision="bfloat16")}
@@ -49,3 +50,4 @@ def main(folder: Path, names: list[str]) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), sys.argv[2:])
+    leave()

@@ -16,7 +16,7 @@ from test_resume import kill_group, until_step
 
 pytest.importorskip("deepspeed", reason="needs the extra 'deepspeed'")
 
-from conftest import ROOT, TINY, Commands, events, ledger, torchrun
+from conftest import ROOT, TINY, Commands, events, in_ranks, ledger, torchrun
 
 OFTEN = ("run.checkpoint={every_steps: 7, keep: 20}", "optimizer={kind: adamw}", "lr.base=0.01", "engine.max_micro=6")
 
@@ -46,12 +46,7 @@ def apart(one: torch.Tensor, other: torch.Tensor) -> float:
 def test_twenty_updates_over_three_stages_agree_between_torch_and_every_stage_of_zero(
     workers: int, tmp_path: Path
 ) -> None:
-    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(workers)]
-    script = str(Path(__file__).with_name("parity.py"))
-    subprocess.run(
-        [sys.executable, *(["-m", *launcher] if workers > 1 else []), script, str(tmp_path)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True, capture_output=True, timeout=240,
-    )  # fmt: skip
+    in_ranks("parity.py", str(tmp_path), workers=workers)
     found = torch.load(tmp_path / "parameters.pt", weights_only=True)
     for optimizer in ("sgd", "adamw"):
         reference = found[f"torch, {optimizer}"]

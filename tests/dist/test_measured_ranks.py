@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, TINY, Commands, events, parameters, torchrun
+from conftest import ROOT, TINY, Commands, events, in_ranks, parameters, torchrun
 from test_resume import kill_group, until_step
 
 EVERY = ("run.noise.every=1", "engine.max_micro=6")
@@ -19,12 +19,7 @@ HALVED = ("growth={kind: constant, start: 8}", "run.noise.every=1", "engine.max_
 
 def measured(folder: Path, workers: int, *engines: str) -> dict[str, torch.Tensor]:
     """What measured.py writes: (optimizer, update, of parts, of the batch and product)."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(workers)]
-    script = str(Path(__file__).with_name("measured.py"))
-    subprocess.run(
-        [sys.executable, *(launcher if workers > 1 else []), script, str(folder / "measured.pt"), *engines],
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True, capture_output=True, timeout=240,
-    )  # fmt: skip
+    in_ranks("measured.py", str(folder / "measured.pt"), *engines, workers=workers)
     return torch.load(folder / "measured.pt", weights_only=True)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Commands, events, ledger, parameters
+from conftest import Commands, events, in_ranks, ledger, parameters
 
 NUMBERS = ("norm", "loss", "smoothness", "curvature", "noise_trace", "noise_curvature", "critical_batch")
 
@@ -16,12 +16,7 @@ NUMBERS = ("norm", "loss", "smoothness", "curvature", "noise_trace", "noise_curv
 def found(folder: Path, workers: int, *engines: str) -> dict[str, list[dict[str, Any]]]:
     """The probes of a run by each engine, which must end as one without probes."""
     folder.mkdir()
-    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(workers)]
-    script = str(Path(__file__).with_name("probing.py"))
-    subprocess.run(
-        [sys.executable, *(["-m", *launcher] if workers > 1 else []), script, str(folder), *engines],
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True, capture_output=True, timeout=280,
-    )  # fmt: skip
+    in_ranks("probing.py", str(folder), *engines, workers=workers)
     told = json.loads((folder / "found.json").read_text())
     assert all(engine["same"] for engine in told.values()), told
     return {name: events(folder / name, "probe") for name in told}
