@@ -25,7 +25,8 @@ class Measuring(Spec):
     """Updates from one measured one to the next. None: 1 for growth that measures, 16 for any other; where one rank
     takes a batch in one micro-batch, 16 and never, since it has to be cut in two for it."""
     window: PosInt | None = None
-    """Measured updates that the means of |∇f|² and tr Σ remember. None: about an epoch, but 20 to 100 of them."""
+    """Measured updates that the means of |∇f|² and tr Σ remember, each by its samples. None: about an epoch, but 20
+    to 100 of them."""
 
     def memory(self, samples: int, epoch: int) -> int:
         """The window where measured updates are `samples` apart: what is older tells of another |∇f|²."""
@@ -42,14 +43,14 @@ class Mean:
     total: float = 0.0  #: Σ w·x
     square: float = 0.0  #: Σ w·x²
 
-    def add(self, value: float, keep: float) -> "Mean":
-        """With one more value; all before it count `keep` times as much as they did."""
+    def add(self, value: float, keep: float, weight: float = 1.0) -> "Mean":
+        """With one more value of some weight; all before it count `keep` times as much as they did."""
         return Mean(
             count=self.count + 1,
-            weight=keep * self.weight + 1,
-            weight_sq=keep**2 * self.weight_sq + 1,
-            total=keep * self.total + value,
-            square=keep * self.square + value * value,
+            weight=keep * self.weight + weight,
+            weight_sq=keep**2 * self.weight_sq + weight**2,
+            total=keep * self.total + weight * value,
+            square=keep * self.square + weight * value**2,
         )
 
     @property
@@ -59,7 +60,10 @@ class Mean:
 
     @property
     def error(self) -> float:
-        """The mean's standard error, if the values are independent; inf before the second."""
+        """The mean's standard error, if the values are independent; inf before the second.
+
+        From above where heavier values scatter less, as estimates from larger batches do.
+        """
         share = self.weight_sq / self.weight**2 if self.weight else 1.0
         if share >= 1:
             return math.inf
@@ -134,6 +138,7 @@ class Measured:
 class Noise:
     """The smoothed statistics that a run carries along; all of them, and so all decisions, equal on every rank."""
 
+    # the first three are means over samples, not updates: a small batch tells little once batches are large
     grad_sq: Mean = field(default_factory=Mean)  #: |∇f|²; single values may be negative
     variance: Mean = field(default_factory=Mean)  #: tr Σ
     loss: Mean = field(default_factory=Mean)  #: of the same updates as these two
@@ -146,9 +151,9 @@ class Noise:
         noise = self
         if window and parts > 1 and math.isfinite(found.parts_sq) and math.isfinite(found.batch_sq):
             pair, sizes, keep = (found.parts_sq, found.batch_sq), (batch / parts, batch), 1 - 1 / window
-            grad_sq = self.grad_sq.add(grad_sq_estimate(*pair, *sizes), keep)
-            variance = self.variance.add(variance_estimate(*pair, *sizes), keep)
-            losses = self.loss.add(loss, keep) if math.isfinite(loss) else self.loss
+            grad_sq = self.grad_sq.add(grad_sq_estimate(*pair, *sizes), keep, batch)
+            variance = self.variance.add(variance_estimate(*pair, *sizes), keep, batch)
+            losses = self.loss.add(loss, keep, batch) if math.isfinite(loss) else self.loss
             noise = replace(self, grad_sq=grad_sq, variance=variance, loss=losses, fresh=self.fresh + 1)
         if math.isfinite(loss):
             noise = replace(noise, trend=noise.trend.add(batch, loss))

@@ -96,7 +96,7 @@ def test_with_the_estimated_norm_the_run_is_that_of_a_notebook(squares: list[flo
         batch = 4 * 2**stage
         batch = batch if 600 - done - batch >= 4 or 600 - done == batch else 600 - done
         found.append((stage, batch))
-        mean = mean.add(squares[step % len(squares)], 0.99)
+        mean = mean.add(squares[step % len(squares)], 0.99, batch)
         step, since, done = step + 1, since + 1, done + batch
     outcome = lambda progress, plan: shown(plan, squares[progress.step % len(squares)], 5.0)  # noqa: E731
     run = [(plan.stage, plan.batch) for _, plan in walk(control, outcome)]

@@ -46,12 +46,13 @@ def test_drawn_without_replacement_the_gradient_at_one_place_is_low_by_the_noise
     assert noise.variance.value == pytest.approx(rows.var(0, ddof=1).sum(), abs=4 * noise.variance.error)
 
 
-@given(st.lists(st.floats(-5, 5), min_size=2, max_size=30), st.integers(2, 50))
-def test_the_mean_is_that_of_exponential_weights(values: list[float], window: int) -> None:
+@given(st.lists(st.tuples(st.floats(-5, 5), st.integers(1, 99)), min_size=2, max_size=30), st.integers(2, 50))
+def test_the_mean_is_that_of_exponential_weights(weighed: list[tuple[float, int]], window: int) -> None:
     mean, keep = Mean(), 1 - 1 / window
-    for value in values:
-        mean = mean.add(value, keep)
-    weights = keep ** np.arange(len(values) - 1, -1, -1.0)
+    for value, weight in weighed:
+        mean = mean.add(value, keep, weight)
+    values, own = zip(*weighed, strict=True)
+    weights = keep ** np.arange(len(values) - 1, -1, -1.0) * own
     assert mean.value == pytest.approx(np.average(values, weights=weights), abs=1e-9)
     assert mean.count == len(values)
 
@@ -66,6 +67,25 @@ def test_the_standard_error_is_the_spread_of_the_mean_over_many_runs() -> None:
         means.append(mean)
     spread = np.std([mean.value for mean in means])
     assert math.sqrt(np.mean([mean.error**2 for mean in means])) == pytest.approx(spread, rel=0.05)
+
+
+def test_the_standard_error_is_not_too_small_where_batches_grow() -> None:
+    random, batches = np.random.default_rng(3), np.repeat([8, 16, 32, 64], 15)
+    means: list[Mean] = []
+    for _ in range(2000):
+        mean = Mean()
+        for batch, value in zip(batches, random.normal(3, 100 / batches), strict=True):
+            mean = mean.add(value, 0.95, batch)
+        means.append(mean)
+    spread = np.std([mean.value for mean in means])
+    assert spread <= math.sqrt(np.mean([mean.error**2 for mean in means])) <= 2.5 * spread
+
+
+def test_what_large_batches_show_counts_more() -> None:
+    small, large = Measured(parts_sq=3.0, batch_sq=2.0), Measured(parts_sq=0.3, batch_sq=0.2)
+    noise = Noise().after(8, 2, ENDLESS, small, 2.0).after(72, 2, ENDLESS, large, 1.0)
+    for mean, first, second in ((noise.grad_sq, 1.0, 0.1), (noise.variance, 8.0, 7.2), (noise.loss, 2.0, 1.0)):
+        assert mean.value == pytest.approx(0.1 * first + 0.9 * second)
 
 
 @pytest.mark.parametrize("count", [0, 1])

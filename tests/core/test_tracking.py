@@ -120,9 +120,10 @@ def test_the_run_is_that_of_a_notebook(
     )  # fmt: skip
     found, done, stage, since, fresh, step = [], 0, 0, 0, 0, 0
     values: list[tuple[float, float]] = []
+    batches: list[int] = []
     while done < 1500:
         if since >= samples and fresh >= updates:
-            weights = 0.99 ** np.arange(len(values) - 1, -1, -1.0)
+            weights = 0.99 ** np.arange(len(values) - 1, -1, -1.0) * batches
             means = np.average(values, axis=0, weights=weights)
             share = (weights**2).sum() / weights.sum() ** 2
             spread = np.maximum(0, np.average(np.square(values), axis=0, weights=weights) - means**2)
@@ -141,6 +142,7 @@ def test_the_run_is_that_of_a_notebook(
         found.append((stage, batch, 0.1 * min(1.0, 50 / (4 * 2**stage)) ** 0.5))
         if step % 4 >= blind:
             values.append(script[step % len(script)])
+            batches.append(batch)
             fresh += 1
         step, since, done = step + 1, since + batch, done + batch
 
@@ -275,5 +277,5 @@ def test_a_mean_loss_is_kept_of_the_measured_updates_alone() -> None:
         progress = progress.after(replace(plan, window=0), shown(plan, loss=99.0))
     mean = Mean()
     for loss in losses:
-        mean = mean.add(loss, 0.99)
+        mean = mean.add(loss, 0.99, 8)
     assert progress.noise.loss == mean
