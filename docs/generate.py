@@ -51,7 +51,7 @@ def _architecture(page: str) -> str:
     loop = textwrap.dedent(inspect.getsource(Job.train))
     for name, text in {
         "loop": f"```python\n{loop}```",
-        "tree": f"```text\n{_tree()}\n```",
+        "tree": _tree(),
         "layers": f"```text\n{_layers()}\n```",
     }.items():
         inside = re.compile(SECTION.format(name=name, text=".*"), re.S)
@@ -62,9 +62,8 @@ def _architecture(page: str) -> str:
 def _tree() -> str:
     """Every module of the package, and the sentence that it opens with."""
     modules = sorted(PACKAGE.rglob("*.py"), key=lambda file: (file.parent != PACKAGE, str(file)))
-    names = [str(file.relative_to(ROOT)) for file in modules]
-    width = max(map(len, names))
-    return "\n".join(f"{name:{width}}  {_opening(file)}" for name, file in zip(names, modules, strict=True))
+    rows = (f"| `{file.relative_to(ROOT)}` | {_opening(file).replace('|', chr(92) + '|')} |" for file in modules)
+    return "\n".join(["", "| module | what it owns |", "| --- | --- |", *rows, ""])
 
 
 def _opening(file: Path) -> str:

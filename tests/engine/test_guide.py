@@ -59,6 +59,12 @@ def trained(folder: Path) -> torch.Tensor:
     return flat(torch.load(last / "engine.pt", weights_only=True)["model"])
 
 
+def test_python_that_no_test_runs_stands_in_neither_readme_nor_guide() -> None:
+    assert "```python" not in (ROOT / "README.md").read_text()
+    assert set(SCRIPTS) == {"train.py", "mine.py", "loop.py"}
+    assert GUIDE.count("```python") == len(SCRIPTS)
+
+
 @pytest.mark.parametrize("name", ["mine.py", "loop.py"])
 def test_the_examples_without_ddp_run(name: str, tmp_path: Path) -> None:
     assert "Ledger(applied=12000, skipped=0" in run(SCRIPTS[name], tmp_path / "here")
