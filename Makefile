@@ -55,7 +55,7 @@ check: $(READY)
 
 # Without network; search works where site/ is served: .venv/bin/mkdocs serve.
 docs: $(READY)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 picture: demo
 	$(BIN)/python docs/picture.py runs/demo

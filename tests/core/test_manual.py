@@ -129,7 +129,7 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 
 
 def test_the_site_builds_strictly_and_its_pages_fetch_nothing(tmp_path: Path) -> None:
-    words = ["-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    words = ["-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
     built = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert built.returncode == 0, built.stdout + built.stderr
     pages = list(tmp_path.rglob("*.html"))
