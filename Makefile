@@ -3,14 +3,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup demo test test-faults test-slow test-gpu check format bench clean
+.PHONY: help setup demo test test-faults test-slow test-gpu check docs picture format bench clean
 
 help:
 	@echo "make demo     set up, train the digits, write a report"
 	@echo "make test     set up, run the tests"
 	@echo "make test-faults  all tests that inject faults"
 	@echo "make test-slow    the other tests that take long"
-	@echo "make check    lint, types, layers"
+	@echo "make check    lint, types, layers, generated pages"
+	@echo "make docs     build the manual into site/, strictly"
+	@echo "make picture  take the picture of the demo's report again"
 	@echo "make format   format the code"
 	@echo "make bench    the benchmarks of benchmarks/README.md"
 	@echo "make clean    remove .venv and what the demo wrote"
@@ -49,6 +51,14 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --warnings
 	$(BIN)/lint-imports
+	$(BIN)/python docs/generate.py --check
+
+# Without network; search works where site/ is served: .venv/bin/mkdocs serve.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+picture: demo
+	$(BIN)/python docs/picture.py runs/demo
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

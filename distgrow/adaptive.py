@@ -66,6 +66,7 @@ class NormThreshold(Adaptive):
     kind: Literal["adaptive"] = "adaptive"
     default_rule: ClassVar[Rule] = Factor(factor=1.4)
     start: PosInt = 8
+    """b₀, samples in the first stage's global batch."""
     cap: PosInt | None = 4096
     """Largest global batch."""
     epsilon: PosFloat = 0.5

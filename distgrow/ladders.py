@@ -158,7 +158,7 @@ class Capped(Ladder):
     """A ladder that stops at `cap`."""
 
     cap: PosInt | None = None
-    """Largest global batch; none: it grows for as long as the budget lasts."""
+    """Largest global batch; none: it grows for as long as the budget lasts, which some kinds refuse."""
 
     @model_validator(mode="after")
     def _start_below_cap(self) -> "Capped":

@@ -254,17 +254,6 @@ def test_growth_with_stage_lengths_of_its_own_refuses_others(override: str) -> N
     assert f"growth.kind={kind} sets its own stage lengths: remove stages" in refusal("stages.power=1.0", override)
 
 
-def test_every_example_of_the_manual_of_policies_can_be_run() -> None:
-    manual = (Path(__file__).parents[2] / "docs/policies.md").read_text()
-    lines = [line for block in re.findall(r"```yaml\n(.*?)```", manual, re.S) for line in block.splitlines()]
-    examples = [line for line in lines if line.startswith("growth: ")]
-    assert len(examples) >= 9
-    for example in examples:
-        decay = "{kind: cosine}" if "lr_max" in example else "{kind: none}"
-        growth = example.partition("#")[0].replace("growth: ", "growth=")
-        overridden("stages={}", f"lr={{base: 0.1, decay: {decay}}}", growth).controller().check()
-
-
 @pytest.mark.parametrize(
     "optimizer", ["optimizer={kind: sgd, momentum: 0.9}", "optimizer={kind: adamw}"]
 )  # fmt: skip

@@ -77,10 +77,12 @@ def test_the_table_is_what_stepping_through_the_run_gives(
     assert f"{len(stages)} stages, {progress.step:,} updates, {progress.ledger.total:,} gradient evaluations" in total
 
 
-def test_the_readmes_plan_is_what_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_manuals_plan_is_what_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert outlook.show(load(DIGITS), 2, rows=40)
     shown = "".join(f"{line.rstrip()}\n" for line in capsys.readouterr().out.splitlines())
-    assert f"$ distgrow plan configs/digits.yaml --world 2\n{shown}```" in (DIGITS.parents[1] / "README.md").read_text()
+    assert (
+        f"$ distgrow plan configs/digits.yaml --world 2\n{shown}```" in (DIGITS.parents[1] / "docs/use.md").read_text()
+    )
 
 
 def test_of_many_stages_the_first_and_the_last_are_shown(capsys: pytest.CaptureFixture[str]) -> None:

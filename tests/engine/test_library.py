@@ -1,30 +1,11 @@
-"""distgrow as a library: the README's examples, fit() in a process, import times' causes."""
+"""distgrow as a library: its names, fit() in a process, import times' causes."""
 
-import os
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
-
-EXAMPLES = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
-
-
-@pytest.mark.parametrize("number", range(2))
-def test_the_readmes_examples_run(number: int, tmp_path: Path) -> None:
-    finished = subprocess.run(
-        [sys.executable, "-c", EXAMPLES[number]],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert finished.returncode == 0, finished.stderr
-    assert "Ledger(applied=12000, skipped=0" in finished.stdout
 
 
 @pytest.mark.parametrize(

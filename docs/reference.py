@@ -1,0 +1,130 @@
+"""The configuration reference, made from the typed config: every key, its type, default, range and docstring."""
+
+import inspect
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from distgrow.config import Run
+
+HEAD = """\
+# Configuration
+
+Every key of a config. `a.b=c` on the command line overrides any of them, and a key that is not given has its default.
+Unknown keys, wrong types and values out of range are refused, with the key, the value and what is allowed. `budget` is
+the only key that has to be given. [The policies' pages](policies.md) tell which `growth` is for what.
+
+This page is made from the config's types: `python docs/generate.py` makes it again, and `make check` fails where it is
+not current. `null` is what the texts call none; [D] marks what was [derived for this project](../distgrow/theory.py).
+"""
+LIMITS = {"minimum": "≥ {}", "exclusiveMinimum": "> {}", "maximum": "≤ {}", "exclusiveMaximum": "< {}"}
+NAMES = {"integer": "integer", "number": "number", "string": "text", "boolean": "true or false", "null": "`null`"}
+
+
+def configuration() -> str:
+    """The whole page."""
+    return "\n".join([HEAD, *(line for name, field in Run.model_fields.items() for line in _key(name, field))])
+
+
+def specs(annotation: Any) -> list[type[BaseModel]]:
+    """The specs that a field's annotation names, its union's members in their order."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [spec for argument in get_args(annotation) for spec in specs(argument)]
+
+
+def keys(spec: type[BaseModel]) -> Iterator[tuple[str, FieldInfo]]:
+    """The keys that can be given to a spec, beside its kind."""
+    yield from (
+        (name, field) for name, field in spec.model_fields.items() if name != "kind" and field.init is not False
+    )
+
+
+def kinds(spec: type[BaseModel]) -> tuple[str, ...]:
+    """The kinds that a spec stands for."""
+    return get_args(spec.model_fields["kind"].annotation) if "kind" in spec.model_fields else ()
+
+
+def slug(title: str) -> str:
+    """The anchor of a heading."""
+    return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+
+
+def _key(name: str, field: FieldInfo) -> Iterator[str]:
+    """A key of the config itself: a section, its specs in it, and then the specs within those."""
+    default = "It has to be given." if field.is_required() else f"Default: `{_shown(field.get_default())}`."
+    yield from (f"## {name}", "", f"{_sentence(field)} {default}", "")
+    waiting = [(name, spec, len(specs(field.annotation)) == 1) for spec in specs(field.annotation)]
+    told = {spec for _, spec, _ in waiting}
+    while waiting:
+        path, spec, alone = waiting.pop(0)
+        yield from _spec(path, spec, alone=alone)
+        for key, inner in keys(spec):
+            new = [each for each in specs(inner.annotation) if each not in told]
+            waiting += [(f"{path}.{key}", each, len(specs(inner.annotation)) == 1) for each in new]
+            told |= set(new)
+
+
+def _spec(path: str, spec: type[BaseModel], *, alone: bool) -> Iterator[str]:
+    """A spec's section: what it is, and what can be given to it."""
+    if not alone or "." in path:
+        title = path if alone else f"{path}: {{kind: {' | '.join(kinds(spec))}}}"
+        yield from (f"### `{title}`", "", inspect.cleandoc(spec.__doc__ or ""), "")
+    rows = [*([("kind", spec.model_fields["kind"])] if alone and kinds(spec) else []), *keys(spec)]
+    if not rows:
+        return
+    schema = spec.model_json_schema(ref_template="{model}")["properties"]
+    yield from ("| key | type | default | what |", "| --- | --- | --- | --- |")
+    for name, field in rows:
+        default = "required" if field.is_required() else f"`{_shown(field.get_default())}`"
+        cells = (f"`{name}`", _kind(schema[name], specs(field.annotation), f"{path}.{name}"), default, _sentence(field))
+        yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+    yield ""
+
+
+def _kind(schema: Mapping[str, Any], within: Sequence[type[BaseModel]] = (), path: str = "") -> str:
+    """A type with its range, from its JSON schema."""
+    if within:
+        names = [kind for spec in within for kind in kinds(spec)]
+        return (
+            f"of kind {', '.join(f'`{name}`' for name in names)}"
+            if len(within) > 1
+            else f"[keys of its own](#{slug(path)})"
+        )
+    options = schema.get("anyOf")
+    if options:
+        return " or ".join(_kind(option) for option in options)
+    if "const" in schema or "enum" in schema:
+        return ", ".join(f"`{_shown(value)}`" for value in schema.get("enum", [schema.get("const")]))
+    if schema.get("type") == "array":
+        return f"list of {_kind(schema['items'])}"
+    if schema.get("type") == "object":
+        return "mapping"
+    limits = [text.format(_number(schema[key])) for key, text in LIMITS.items() if key in schema]
+    return " ".join([NAMES[schema["type"]] if "type" in schema else "several forms", ", ".join(limits)]).strip()
+
+
+def _number(value: float) -> str:
+    """A limit, short."""
+    power = math.log2(value) if value > 2**31 else 0.5
+    return f"2^{power:g}" if power == int(power) else f"{value:,.10g}"
+
+
+def _shown(value: Any) -> str:
+    """A value as it stands in a config."""
+    if isinstance(value, BaseModel):
+        own = {"kind": value.model_dump()["kind"]} if kinds(type(value)) else {}
+        value = {**own, **value.model_dump(mode="json", exclude_unset=True)}
+    if value is None:
+        return "null"
+    text = yaml.safe_dump(value, default_flow_style=True, width=10**6, sort_keys=False)
+    return text.removesuffix("...\n").strip()
+
+
+def _sentence(field: FieldInfo) -> str:
+    return " ".join((field.description or "").split())
