@@ -7,7 +7,8 @@ from distgrow import theory
 from distgrow.config import Theory
 from distgrow.controller import Controller
 from distgrow.lr import LR
-from distgrow.outlook import Stage, sfo_to_target, stages
+from distgrow.outlook import sfo_to_target, stages
+from distgrow.progress import Progress
 from distgrow.report.planned import Course, Planned, Target
 from distgrow.report.runs import Record
 from distgrow.schedule import Growth
@@ -46,18 +47,18 @@ def foresee(record: Record) -> Planned | None:
 def _planned(controller: Controller, given: Theory | None) -> Planned:
     adaptive = controller.growth.adaptive
     bounds = (False, True) if adaptive else (False,)
-    courses = tuple(_course(list(stages(controller, soonest=soonest))) for soonest in bounds)
+    courses = tuple(_course(controller, soonest) for soonest in bounds)
     ends = {} if adaptive else {stage.stage: stage.first_sample + stage.samples for stage in stages(controller)}
     return Planned(courses=courses, after=ends, target=_target(controller, given, bounds))
 
 
-def _course(found: list[Stage]) -> Course:
-    last = found[-1]
+def _course(controller: Controller, soonest: bool) -> Course:
+    found = list(controller.outline(Progress(), soonest=soonest))
     return Course(
-        sfo=last.first_sample + last.samples,
-        updates=last.first_step + last.steps,
-        stages=len(found),
-        batch=max(stage.batch for stage in found),
+        sfo=sum(batch * updates for _, batch, updates in found),
+        updates=sum(updates for _, _, updates in found),
+        stages=len({stage for stage, _, _ in found}),
+        batch=max(batch for _, batch, _ in found),
     )
 
 

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import ipaddress
+import math
 import socket
 import sys
 import threading
@@ -71,9 +72,9 @@ class View:
         self._watched = [Watched(name, folder, Log(folder.metrics)) for name, folder in named(runs).items()]
         self._foresee, self._update_s = foresee, update_s
         self._lock = threading.Lock()
-        self._text, self._shown = "", list[Record]()
-        self._plots, self._drawn, self._due = dict[str, bytes](), list[Record](), 0.0
-        self._pictures = dict[str, Picture]()
+        self._text, self._stale = "", True
+        self._shown, self._drawn, self._due = list[Record](), list[Record](), 0.0
+        self._plots, self._pictures = dict[str, bytes](), dict[str, Picture]()
 
     @property
     def names(self) -> list[str]:
@@ -86,6 +87,7 @@ class View:
             try:
                 self._text = self._now()
             except ConfigError as error:
+                self._stale = True
                 self._text = f"<section><p>{escape(str(error))}</p></section>"
             return self._text
 
@@ -96,25 +98,33 @@ class View:
 
     def _now(self) -> str:
         changed = [watched.log.advance() for watched in self._watched]
-        if any(changed) or not self._text:
+        if any(changed):
+            self._stale = True
             found = [newest(watched.name, watched.folder, watched.log) for watched in self._watched]
             self._shown = [record for record in found if record is not None]
-        elif self._drawn is self._shown:
-            return self._text
         if not self._shown:
             return self._waiting()
-        self._draw()
+        self._draw_if_due()
+        if not self._stale:
+            return self._text
+        self._stale = False
         return self._waiting() + content(self._shown, self._pictures, self._plans(), self._update_s)
 
-    def _draw(self) -> None:
+    def _draw_if_due(self) -> None:
+        if time.monotonic() >= self._due and self._drawn is not self._shown:
+            self._drawn, self._due = self._shown, math.inf
+            threading.Thread(target=self._draw, args=(self._shown,), daemon=True).start()
+
+    def _draw(self, records: list[Record]) -> None:
+        """New plots, in a thread of their own: the figures do not wait for them."""
         began = time.monotonic()
-        if began < self._due or self._drawn is self._shown:
-            return
-        self._plots, self._drawn = paint(self._shown), self._shown
-        pictures = {file: Picture.of(png) for file, png in self._plots.items()}
-        self._pictures = {file: picture.at(f"{file}?{_digest(picture.source)}") for file, picture in pictures.items()}
+        plots = paint(records)
+        pictures = {file: Picture.of(png) for file, png in plots.items()}
+        pictures = {file: picture.at(f"{file}?{_digest(picture.source)}") for file, picture in pictures.items()}
         now = time.monotonic()
-        self._due = now + (now - began) * (1 / DRAWING - 1)
+        with self._lock:
+            self._plots, self._pictures, self._stale = plots, pictures, True
+            self._due = now + (now - began) * (1 / DRAWING - 1)
 
     def _plans(self) -> list[Planned | None]:
         shown = {record.name: record for record in self._shown}

@@ -53,7 +53,7 @@ class Log:
     def advance(self) -> bool:
         """Read what was appended since the last call, but for a last line without its end; whether there was any.
 
-        A file that was replaced is read from its beginning. RunError where a line is damaged.
+        A file that was replaced is read from its beginning. RunError where a line is damaged; all is read again then.
         """
         if not self.path.is_file():
             return False
@@ -63,9 +63,13 @@ class Log:
                 self._begin()
             self._file, before = status.st_ino, self._offset
             file.seek(self._offset)
-            for lines in _whole_lines(file):
-                self._take(self._parsed(lines))
-                self._offset += sum(map(len, lines))
+            try:
+                for lines in _whole_lines(file):
+                    self._take(self._parsed(lines))
+                    self._offset += sum(map(len, lines))
+            except RunError:
+                self._begin()
+                raise
         return self._offset > before
 
     def __len__(self) -> int:

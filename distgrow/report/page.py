@@ -67,13 +67,14 @@ def content(
 ) -> str:
     """What a page says of runs, as HTML.
 
-    `pictures` are the plots by the file names of AXES; `planned` are the runs' plans, where there are any; `update_s`
-    are the seconds of an update whatever its batch, if they are to be told of.
+    `pictures` are the plots by the file names of AXES, as far as they are drawn; `planned` are the runs' plans, where
+    there are any; `update_s` are the seconds of an update whatever its batch, if they are to be told of.
     """
     plans = [*planned, *[None] * (len(records) - len(planned))]
-    images = "\n".join(_image(axis.title, pictures[axis.file]) for axis in AXES.values())
+    images = "\n".join(_image(axis.title, pictures[axis.file]) for axis in AXES.values() if axis.file in pictures)
     sections = [section(record, plan, update_s) for record, plan in zip(records, plans, strict=True)]
-    return "\n".join([f"<section>{_results(records)}</section>", f'<div class="plots">\n{images}\n</div>', *sections])
+    plots = f'<div class="plots">\n{images}\n</div>' if images else '<p class="note">drawing …</p>'
+    return "\n".join([f"<section>{_results(records)}</section>", plots, *sections])
 
 
 def _image(title: str, picture: Picture) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 from distgrow.progress import Ledger
 from distgrow.report import constant
 from distgrow.report.log import PARTS, Event
-from distgrow.report.marks import MARKS, happened
+from distgrow.report.marks import MARKS
 from distgrow.report.planned import Planned, comparison
 from distgrow.report.runs import Record
 
@@ -126,7 +126,7 @@ def _rates(record: Record) -> dict[tuple[int, int], str]:
 def _events(record: Record) -> list[str]:
     """What the plots mark, beside the stages, in the order of the run."""
     labels = {mark.kind: mark.label for mark in MARKS if mark.kind != "stage"}
-    found = sorted((event for kind in labels for event in happened(record, kind)), key=lambda event: event["time_s"])
+    found = [event for event in record.events if event["event"] in labels]
     rows = [[labels[event["event"]], *_place(event), _detail(event)] for event in found]
     return ["<h3>Events</h3>", table(_EVENTS, shorten(rows, MOST_ROWS))] if rows else []
 

@@ -1,6 +1,7 @@
 """Reports of run folders that are written by hand: the files, the page, and what cannot be reported."""
 
 import base64
+import re
 import struct
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from scripted import Script, crashed, short
 
 from distgrow.report import write
 from distgrow.report.page import page
+from distgrow.report.planned import Course, Planned, Target
 from distgrow.report.runs import read
 from distgrow.report.sections import shorten, stages
 from distgrow.run import RunError
@@ -180,6 +182,75 @@ def test_any_name_is_shown_as_it_is(tmp_path: Path) -> None:
     assert parsed.tables[0][0][1:7] == [f"test {name}" for name in names]
     assert all(f"# {name}\n" in parsed.text for name in names)
     assert not parsed.open
+
+
+def test_the_bar_has_a_segment_for_each_part_of_the_ledger_as_wide_as_its_share_and_says_so(tmp_path: Path) -> None:
+    source = page(read([crashed().save(tmp_path / "run")]), dict.fromkeys(FILES, DOT))
+    segments = re.findall(
+        r'<span class="(\w+)" style="flex-grow: ([\d.]+)" title="([^"]+)">(?:<b>([^<]+)</b>)?', source
+    )
+    assert segments == [
+        ("applied", "0.600000", "applied 60.0%", "applied 60.0%"),
+        ("replayed", "0.400000", "replayed 40.0%", "replayed 40.0%"),
+    ]
+    assert 'role="img" aria-label="applied 60.0%, replayed 40.0%"' in source
+
+
+def test_a_small_part_has_no_label_in_the_bar_but_a_title(tmp_path: Path) -> None:
+    script = Script().stage(0, 90, 90).updates(1.0).stage(0, 10, 10).skip().updates(1.0)
+    source = page(read([script.save(tmp_path / "run")]), dict.fromkeys(FILES, DOT))
+    assert '<span class="skipped" style="flex-grow: 0.090909" title="skipped 9.1%"></span>' in source
+
+
+def test_a_constant_batch_costs_as_many_applied_evaluations_at_the_median_pace_of_that_batch(tmp_path: Path) -> None:
+    script = Script(samples_per_s=80.0).stage(0, 8, 8).updates(1.0, 1.0)  # 0.1 s each
+    script.samples_per_s = 1.0  # a hiccup: not in the median
+    script.updates(1.0)
+    script.samples_per_s = 320.0
+    script.stage(1, 32, 8).updates(1.0, 1.0)  # 0.1 s each, too
+    script.sfo["probe"] = 1000  # no update needs more of them for a constant batch
+    script.updates(1.0).end()
+    run = script.save(tmp_path / "run")
+    assert parsed_page(run).headed["At a constant batch of 8"][1:] == [
+        ["serial updates", "6", "15", "2.5 ×"],
+        ["seconds of updates", "8.5", "1.5", "0.2 ×"],
+    ]
+    text = page(read([run]), dict.fromkeys(FILES, DOT), update_s=0.5)
+    assert Page(text).headed["At a constant batch of 8"][-1] == ["seconds at 0.5 s an update", "3.0", "7.5", "2.5 ×"]
+
+
+def test_without_a_pace_in_the_step_lines_a_constant_batch_is_compared_by_updates_alone(tmp_path: Path) -> None:
+    assert shown(short(), tmp_path / "run", "At a constant batch of 8") == [["serial updates", "5", "8", "1.6 ×"]]
+
+
+def test_every_interruption_is_listed_in_the_order_of_the_run(tmp_path: Path) -> None:
+    script = Script().stage(0, 8, 8).updates(1.0).event("oom", micro=8).updates(1.0).skip()
+    script.event("resume", checkpoint="step-00000002").stage(0, 8, 8).event("resize", old=1, new=2, seconds=3.0)
+    assert shown(script.updates(1.0), tmp_path / "run", "Events") == [
+        ["out of memory", "1", "8", "0.5", "micro-batches of 8 rows"],
+        ["update skipped", "2", "24", "1.5", "batch of 8"],
+        ["resumed", "2", "24", "1.5", "from step-00000002"],
+        ["workers change", "2", "24", "1.5", "1 → 2 workers"],
+    ]
+
+
+def test_the_plan_stands_beside_what_the_run_came_to(tmp_path: Path) -> None:
+    script = short().event("probe", norm=0.2, sfo=64 + 100, sfo_probe=100).end()
+    target = Target(epsilon=0.25, sfo=(40,), best_batch=4.0, best_sfo=32.0, best_updates=8.0)
+    course = Course(sfo=100, updates=7, stages=3, batch=32)
+    planned = Planned(courses=(course,), after={0: 16, 1: 64}, target=target)
+    records = read([script.save(tmp_path / "run")])
+    headed = Page(page(records, dict.fromkeys(FILES, DOT), [planned])).headed
+    assert headed["Planned and actual"][1:] == [
+        ["SFO of updates", "100", "64"],
+        ["updates", "7", "5"],
+        ["stages", "3", "2"],
+        ["largest batch", "32", "16"],
+        ["SFO to ‖∇f‖ ≤ 0.25", "40", "≤ 64"],
+        ["SFO at the best constant batch, 4.0", "32", "—"],
+        ["times the best constant's", "1.25 ×", "2.00 ×"],
+    ]
+    assert [row[-1] for row in headed["Stages"]] == ["planned samples by then", "16", "64"]
 
 
 # ── what cannot be reported ─────────────────────────────────────────────────────────────────────────────────────────
