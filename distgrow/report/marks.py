@@ -14,13 +14,8 @@ from distgrow.report.runs import Record
 
 #: Marks of one kind along the x axis, at most: hundreds of stages would cover their curve.
 MOST = 40
-_LOOK: dict[str, Any] = {
-    "markersize": 7,
-    "markeredgecolor": "white",
-    "markeredgewidth": 0.8,
-    "zorder": 4,
-    "clip_on": False,
-}
+_FILLED: dict[str, Any] = {"markersize": 7, "markeredgecolor": "white", "markeredgewidth": 0.8}
+_TICK: dict[str, Any] = {"markersize": 11, "markeredgewidth": 1.4}  # still seen where something else happens there
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,9 +27,14 @@ class Mark:
     marker: str
     across: Literal["", ":", "--"] = ""  #: the line's dashes
 
+    @property
+    def look(self) -> dict[str, Any]:
+        """How Matplotlib is to draw the marker."""
+        return {"marker": self.marker, **(_TICK if self.marker == "|" else _FILLED)}
+
 
 MARKS = (
-    Mark(kind="stage", label="new stage", marker="^"),
+    Mark(kind="stage", label="new stage", marker="|"),
     Mark(kind="resize", label="workers change", marker="D", across="--"),
     Mark(kind="resume", label="resumed", marker="o", across=":"),
     Mark(kind="skip", label="update skipped", marker="X"),
@@ -65,7 +65,8 @@ def mark_curve(place: Axes, record: Record, axis: str, x: Array, y: Array, colou
         places = _places(record, mark, axis)
         if len(places) and len(x):
             heights = np.interp(places, x, y)
-            place.plot(places, heights, mark.marker, color=colour, linestyle="", gid=mark.kind, **_LOOK)
+            where = {"gid": mark.kind, "zorder": 4, "clip_on": False}
+            place.plot(places, heights, color=colour, linestyle="", **where, **mark.look)
 
 
 def mark_panels(panels: Iterable[Axes], record: Record, axis: str, colour: str) -> None:
@@ -79,7 +80,7 @@ def mark_panels(panels: Iterable[Axes], record: Record, axis: str, colour: str) 
 def keys(records: Sequence[Record]) -> list[Line2D]:
     """What the legend shows of the marks that occur."""
     return [
-        Line2D([], [], color="grey", marker=mark.marker, linestyle=mark.across, label=mark.label, **_LOOK)
+        Line2D([], [], color="grey", linestyle=mark.across, label=mark.label, **mark.look)
         for mark in MARKS
         if any(happened(record, mark.kind) for record in records)
     ]

@@ -15,7 +15,10 @@ from distgrow.report.runs import Record
 
 MOST_ROWS = 200
 _SHAPE = ("stage", "batch", "world", "micro", "accum")
-_STAGES = ("stage", "batch = world × micro × accum", "learning rate", "updates", "samples", "epochs", "seconds", "SFO")
+_STAGES = (
+    *("stage", "batch = world × micro × accum", "learning rate", "updates", "samples", "epochs"),
+    *("seconds", "SFO", "samples by then"),
+)
 _EVENTS = ("event", "step", "SFO", "seconds", "")
 
 
@@ -89,7 +92,7 @@ def stage_table(record: Record, planned: Planned | None = None) -> tuple[list[st
     if planned is None or not planned.after:
         return list(_STAGES), rows
     ends = {f"{stage:,}": f"{samples:,}" for stage, samples in planned.after.items()}
-    return [*_STAGES, "planned samples by then"], [[*row, ends.get(row[0], "")] for row in rows]
+    return [*_STAGES, "planned by then"], [[*row, ends.get(row[0], "")] for row in rows]
 
 
 def stages(record: Record) -> Iterator[list[str]]:
@@ -109,6 +112,7 @@ def stages(record: Record) -> Iterator[list[str]]:
             f"{event['samples'] / record.epoch:,.2f} – {end['samples'] / record.epoch:,.2f}",
             f"{end['time_s'] - event['time_s']:,.1f}",
             f"{end['sfo'] - event['sfo']:,.0f}",
+            f"{end['samples']:,.0f}",
         ]
 
 

@@ -132,8 +132,8 @@ def test_updates_without_a_line_are_in_the_ledger(tmp_path: Path) -> None:
 
 def test_the_stage_table_holds_the_stages_of_the_run(tmp_path: Path) -> None:
     assert shown(short(), tmp_path / "run", "Stages") == [
-        ["0", "8 = 1 × 8 × 1", "0.08", "2", "16", "0.00 – 0.16", "1.0", "16"],
-        ["1", "16 = 1 × 4 × 4", "0.16", "3", "48", "0.16 – 0.64", "1.5", "48"],
+        ["0", "8 = 1 × 8 × 1", "0.08", "2", "16", "0.00 – 0.16", "1.0", "16", "16"],
+        ["1", "16 = 1 × 4 × 4", "0.16", "3", "48", "0.16 – 0.64", "1.5", "48", "64"],
     ]
 
 
@@ -250,7 +250,11 @@ def test_the_plan_stands_beside_what_the_run_came_to(tmp_path: Path) -> None:
         ["SFO at the best constant batch, 4.0", "32", "—"],
         ["times the best constant's", "1.25 ×", "2.00 ×"],
     ]
-    assert [row[-1] for row in headed["Stages"]] == ["planned samples by then", "16", "64"]
+    assert [row[-2:] for row in headed["Stages"]] == [
+        ["samples by then", "planned by then"],
+        ["16", "16"],
+        ["64", "64"],
+    ]
 
 
 # ── what cannot be reported ─────────────────────────────────────────────────────────────────────────────────────────
