@@ -4,6 +4,7 @@ import json
 import re
 import signal
 import socket
+import struct
 import threading
 import time
 import urllib.error
@@ -130,6 +131,20 @@ def test_the_page_and_the_plots_that_the_content_names_are_served_and_nothing_el
         assert all(get(f"{address}/{source}")[2].startswith(b"\x89PNG") for source in sources)
         others = ("config.yaml", "metrics.jsonl", "../run/config.yaml", "content/", "against_sfo.png/")
         assert [get(f"{address}/{other}")[0] for other in others] == [404] * 5
+
+
+def test_a_reader_that_goes_away_in_the_middle_of_an_answer_is_not_told_of(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shown = view(Path(short().save(tmp_path / "run")))
+    with served(shown) as address:
+        drawn(shown)
+        for _ in range(20):
+            with socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2]))) as reader:
+                reader.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closed by a reset
+                reader.sendall(b"GET /against_sfo.png HTTP/1.0\r\n\r\n")
+        assert get(address)[0] == 200
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize(
