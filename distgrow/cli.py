@@ -1,5 +1,6 @@
 """The command line: verbs that read a config and hand it on; errors become one message and an exit code."""
 
+import math
 import os
 import signal
 import sys
@@ -107,11 +108,27 @@ def probe_batch(
 def report(
     runs: Annotated[list[str], typer.Argument(help="Run folders.")],
     out: Annotated[str | None, typer.Option(help="Folder for the plots; default: the first run's.")] = None,
+    update_s: Annotated[float | None, typer.Option(help="Seconds of an update at any batch, to compare by.")] = None,
+    serve: Annotated[bool, typer.Option("--serve", help="Show the runs live, in a browser; write nothing.")] = False,
+    host: Annotated[str | None, typer.Option(help="Address to serve at; default: 127.0.0.1, this machine.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to serve at; default: 8000.", min=0, max=65535)] = None,
 ) -> None:
-    """Plot runs against SFO, steps and seconds: PNG files and one report.html."""
+    """Plot runs against SFO, steps and seconds: PNG files and one report.html, or a page that follows running jobs."""
+    from distgrow.foresight import foresee
+
+    if update_s is not None and not 0 < update_s < math.inf:
+        raise ConfigError(f"--update-s={update_s:g} must be a number of seconds above 0")
+    if serve:
+        from distgrow.report import live
+
+        if out is not None:
+            raise ConfigError(f"--out={out}: --serve writes no files; leave one of the two out")
+        return live.serve(runs, host or "127.0.0.1", 8000 if port is None else port, foresee, update_s)
+    if host is not None or port is not None:
+        raise ConfigError("--host and --port are for --serve; give that too, or leave them out")
     from distgrow.report import write
 
-    typer.echo(write(runs, out))
+    return typer.echo(write(runs, out, foresee, update_s))
 
 
 def _run_here(run: Run, folder: RunFolder, words: list[str]) -> int:

@@ -109,10 +109,11 @@ def read_events(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     with storing(path), path.open(encoding="utf-8", errors="replace") as file:
-        return [_read_line(line.strip(), path) for line in file if line.endswith("\n")]
+        return [read_line(line.strip(), path) for line in file if line.endswith("\n")]
 
 
-def _read_line(line: str, path: Path) -> dict[str, Any]:
+def read_line(line: str, path: Path) -> dict[str, Any]:
+    """One line of a metrics.jsonl. RunError where it is damaged."""
     fault = "is not JSON"
     try:
         event = json.loads(line)

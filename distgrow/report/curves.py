@@ -1,17 +1,14 @@
-"""Curves of a run: one number of its events against SFO, steps and seconds, smoothed and thinned; draws nothing."""
+"""Curves of a run: one number of its lines against SFO, steps and seconds, smoothed and thinned; draws nothing."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 
-from distgrow.report.runs import Events
+from distgrow.report.log import Array
+from distgrow.report.runs import Record
 
-Array = np.ndarray[Any, np.dtype[Any]]
-
-#: Keys of all events that a curve can be drawn against.
+#: Keys of all lines that a curve can be drawn against.
 PLACES = ("sfo", "step", "time_s")
 
 
@@ -25,19 +22,22 @@ class Curve:
     batch: Array
 
 
-def curve(events: Events, kind: str, key: str) -> Curve:
-    """`key` of all events of a kind that have it."""
-    rows = [event for event in events if event["event"] == kind and event.get(key) is not None]
+def curve(record: Record, kind: str, key: str) -> Curve:
+    """`key` of all lines of a kind that have it."""
+    columns = record.steps if kind == "step" else _columns(record, kind, key)
+    known = np.isfinite(columns[key])
     return Curve(
-        places={place: _column(rows, place) for place in PLACES},
-        values=_column(rows, key),
-        samples=_column(rows, "samples"),
-        batch=np.array([row.get("batch", 1) for row in rows], dtype=float),
+        places={place: columns[place][known] for place in PLACES},
+        values=columns[key][known],
+        samples=columns["samples"][known],
+        batch=columns["batch"][known],
     )
 
 
-def _column(rows: Sequence[dict[str, Any]], key: str) -> Array:
-    return np.array([row[key] for row in rows], dtype=float)
+def _columns(record: Record, kind: str, key: str) -> dict[str, Array]:
+    rows = [event for event in record.of(kind) if isinstance(event.get(key), int | float)]
+    columns = {name: np.array([row[name] for row in rows], dtype=float) for name in (*PLACES, "samples", key)}
+    return {**columns, "batch": np.array([row.get("batch", 1) for row in rows], dtype=float)}
 
 
 def smooth(points: Curve, at: Array, share: float = 0.03) -> Array:

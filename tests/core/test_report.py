@@ -1,6 +1,7 @@
 """Reports of run folders that are written by hand: the files, the page, and what cannot be reported."""
 
 import base64
+import re
 import struct
 import subprocess
 import sys
@@ -12,23 +13,27 @@ from conftest import Commands
 from scripted import Script, crashed, short
 
 from distgrow.report import write
-from distgrow.report.page import page, shorten, stages
+from distgrow.report.page import page
+from distgrow.report.planned import Course, Planned, Target
 from distgrow.report.runs import read
+from distgrow.report.sections import shorten, stages
 from distgrow.run import RunError
 from distgrow.spec import ConfigError
 
+DOT = b"\x89PNG\r\n\x1a\n" + b"\0\0\0\rIHDR" + struct.pack(">II", 1, 1)
 FILES = ["against_sfo.png", "against_steps.png", "against_seconds.png", "report.html"]
 
 
 class Page(HTMLParser):
-    """The text of all tables' cells, tags that were left open, and everything that would be loaded."""
+    """The text of all tables' cells, also by their headings, tags left open, and everything that would be loaded."""
 
-    VOID = ("meta", "img")
+    VOID = ("meta", "img", "link")
 
     def __init__(self, source: str) -> None:
         super().__init__()
         self.open, self.tables, self.loads = list[str](), list[list[list[str]]](), list[str]()
-        self.text = ""
+        self.headed = dict[str, list[list[str]]]()
+        self.text = self.heading = ""
         self.feed(source)
         self.close()
 
@@ -36,8 +41,11 @@ class Page(HTMLParser):
         self.loads += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data")]
         if tag not in self.VOID:
             self.open.append(tag)
-        if tag == "table":
+        if tag == "h3":
+            self.heading = ""
+        elif tag == "table":
             self.tables.append([])
+            self.headed[self.heading] = self.tables[-1]
         elif tag == "tr":
             self.tables[-1].append([])
         elif tag in ("th", "td"):
@@ -48,6 +56,8 @@ class Page(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.text += data
+        if self.open and self.open[-1] == "h3":
+            self.heading += data
         if self.open and self.open[-1] in ("th", "td"):
             self.tables[-1][-1][-1] += data
 
@@ -70,7 +80,7 @@ def test_the_files_named_are_written_into_the_first_run(tmp_path: Path) -> None:
     for name in FILES[:3]:
         content = (tmp_path / "first" / name).read_bytes()
         width, height = size(content)
-        assert width == 1000
+        assert width == 900
         assert 1200 < height < 2400
         assert len(content) < 1_000_000
     assert {path.name for path in (tmp_path / "second").iterdir()} == {"config.yaml", "metrics.jsonl"}
@@ -84,8 +94,10 @@ def test_the_page_is_well_formed_and_loads_nothing_but_the_plots_inside_it(tmp_p
     source = (out / "report.html").read_text(encoding="utf-8")
     parsed = Page(source)
     assert not parsed.open
-    assert [load.partition(",")[0] for load in parsed.loads] == ["data:image/png;base64"] * 3
-    inside = [base64.b64decode(load.partition(",")[2]) for load in parsed.loads]
+    icon, *images = parsed.loads
+    assert icon == "data:,"
+    assert [load.partition(",")[0] for load in images] == ["data:image/png;base64"] * 3
+    inside = [base64.b64decode(load.partition(",")[2]) for load in images]
     assert inside == [(out / name).read_bytes() for name in FILES[:3]]
     assert "http" not in source
     assert "url(" not in source
@@ -98,39 +110,37 @@ def test_the_page_is_well_formed_and_loads_nothing_but_the_plots_inside_it(tmp_p
 
 def parsed_page(*runs: str) -> Page:
     """The page of some runs, without the pictures."""
-    return Page(page(read(runs), dict.fromkeys(FILES, b"")))
+    return Page(page(read(runs), dict.fromkeys(FILES, DOT)))
 
 
-def tables(script: Script, folder: Path) -> list[list[list[str]]]:
-    """Results, stages and ledger of one run, as the page shows them."""
-    found = parsed_page(script.save(folder)).tables
-    assert len(found) == 3
-    return found
+def shown(script: Script, folder: Path, heading: str) -> list[list[str]]:
+    """The rows of one table of a run's page."""
+    return parsed_page(script.save(folder)).headed[heading][1:]
 
 
 @pytest.mark.parametrize("script", [short(), crashed(), short().stage(2, 32, 8).skip().skip().updates(0.1)])
 def test_the_ledger_shown_adds_up_to_what_the_run_counted(tmp_path: Path, script: Script) -> None:
-    shown = {row[0]: int(row[1].replace(",", "")) for row in tables(script, tmp_path / "run")[2][1:]}
-    assert shown == {**script.sfo, "total": sum(script.sfo.values())}
+    rows = shown(script, tmp_path / "run", "Where they went")
+    assert {row[0]: int(row[1].replace(",", "")) for row in rows} == {**script.sfo, "total": sum(script.sfo.values())}
 
 
 def test_updates_without_a_line_are_in_the_ledger(tmp_path: Path) -> None:
     script = short()
     script.events = [event for event in script.events if event["event"] != "step" or event["step"] % 2 == 0]
-    assert tables(script, tmp_path / "run")[2][-1] == ["total", "64", "100.00%"]
+    assert shown(script, tmp_path / "run", "Where they went")[-1] == ["total", "64", "100.00%"]
 
 
 def test_the_stage_table_holds_the_stages_of_the_run(tmp_path: Path) -> None:
-    assert tables(short(), tmp_path / "run")[1][1:] == [
-        ["0", "8 = 1 × 8 × 1", "0.08", "2", "16", "0.00 – 0.16", "1.0"],
-        ["1", "16 = 1 × 4 × 4", "0.16", "3", "48", "0.16 – 0.64", "1.5"],
+    assert shown(short(), tmp_path / "run", "Stages") == [
+        ["0", "8 = 1 × 8 × 1", "0.08", "2", "16", "0.00 – 0.16", "1.0", "16", "16"],
+        ["1", "16 = 1 × 4 × 4", "0.16", "3", "48", "0.16 – 0.64", "1.5", "48", "64"],
     ]
 
 
 def test_a_stage_that_a_resume_goes_on_with_has_one_row_and_one_more_if_split_otherwise(tmp_path: Path) -> None:
     script = Script().stage(0, 8, 8).updates(2.0).event("resume", sfo_replayed=0).stage(0, 8, 8).updates(1.0)
     script.event("resume", sfo_replayed=0).stage(0, 8, 4).updates(0.5)
-    rows = tables(script, tmp_path / "run")[1][1:]
+    rows = shown(script, tmp_path / "run", "Stages")
     assert [row[1] for row in rows] == ["8 = 1 × 8 × 1", "8 = 1 × 4 × 2"]
     assert [row[3] for row in rows] == ["2", "1"]
 
@@ -167,11 +177,87 @@ def test_any_name_is_shown_as_it_is(tmp_path: Path) -> None:
         for name in names
     ]
     write(runs, str(tmp_path / "out"))
-    shown = Page((tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
-    assert [row[0] for row in shown.tables[0]] == ["run", *names]
-    assert shown.tables[0][0][1:7] == [f"test {name}" for name in names]
-    assert all(f"# {name}\n" in shown.text for name in names)
-    assert not shown.open
+    parsed = Page((tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
+    assert [row[0] for row in parsed.tables[0]] == ["run", *names]
+    assert parsed.tables[0][0][1:7] == [f"test {name}" for name in names]
+    assert all(f"# {name}\n" in parsed.text for name in names)
+    assert not parsed.open
+
+
+def test_the_bar_has_a_segment_for_each_part_of_the_ledger_as_wide_as_its_share_and_says_so(tmp_path: Path) -> None:
+    source = page(read([crashed().save(tmp_path / "run")]), dict.fromkeys(FILES, DOT))
+    segments = re.findall(
+        r'<span class="(\w+)" style="flex-grow: ([\d.]+)" title="([^"]+)">(?:<b>([^<]+)</b>)?', source
+    )
+    assert segments == [
+        ("applied", "0.600000", "applied 60.0%", "applied 60.0%"),
+        ("replayed", "0.400000", "replayed 40.0%", "replayed 40.0%"),
+    ]
+    assert 'role="img" aria-label="applied 60.0%, replayed 40.0%"' in source
+
+
+def test_a_small_part_has_no_label_in_the_bar_but_a_title(tmp_path: Path) -> None:
+    script = Script().stage(0, 90, 90).updates(1.0).stage(0, 10, 10).skip().updates(1.0)
+    source = page(read([script.save(tmp_path / "run")]), dict.fromkeys(FILES, DOT))
+    assert '<span class="skipped" style="flex-grow: 0.090909" title="skipped 9.1%"></span>' in source
+
+
+def test_a_constant_batch_costs_as_many_applied_evaluations_at_the_median_pace_of_that_batch(tmp_path: Path) -> None:
+    script = Script(samples_per_s=80.0).stage(0, 8, 8).updates(1.0, 1.0)  # 0.1 s each
+    script.samples_per_s = 1.0
+    script.updates(1.0)  # a hiccup, which the median leaves out
+    script.samples_per_s = 320.0
+    script.stage(1, 32, 8).updates(1.0, 1.0)  # 0.1 s each, too
+    script.sfo["probe"] = 1000  # a constant batch would be probed as much
+    script.updates(1.0).end()
+    script.events = [
+        event for event in script.events if event["event"] != "step" or event["step"] != 5
+    ]  # run.log_every
+    run = script.save(tmp_path / "run")
+    assert parsed_page(run).headed["At a constant batch of 8"][1:] == [
+        ["serial updates", "6", "15", "2.5 ×"],
+        ["seconds, as measured", "0.6", "1.5", "2.5 ×"],
+    ]
+    text = page(read([run]), dict.fromkeys(FILES, DOT), update_s=0.5)
+    assert Page(text).headed["At a constant batch of 8"][-1] == ["seconds at 0.5 s an update", "3.0", "7.5", "2.5 ×"]
+
+
+def test_without_a_pace_in_the_step_lines_a_constant_batch_is_compared_by_updates_alone(tmp_path: Path) -> None:
+    assert shown(short(), tmp_path / "run", "At a constant batch of 8") == [["serial updates", "5", "8", "1.6 ×"]]
+
+
+def test_every_interruption_is_listed_in_the_order_of_the_run(tmp_path: Path) -> None:
+    script = Script().stage(0, 8, 8).updates(1.0).event("oom", micro=8).updates(1.0).skip()
+    script.event("resume", checkpoint="step-00000002").stage(0, 8, 8).event("resize", old=1, new=2, seconds=3.0)
+    assert shown(script.updates(1.0), tmp_path / "run", "Events") == [
+        ["out of memory", "1", "8", "0.5", "micro-batches of 8 rows"],
+        ["update skipped", "2", "24", "1.5", "batch of 8"],
+        ["resumed", "2", "24", "1.5", "from step-00000002"],
+        ["workers change", "2", "24", "1.5", "1 → 2 workers"],
+    ]
+
+
+def test_the_plan_stands_beside_what_the_run_came_to(tmp_path: Path) -> None:
+    script = short().event("probe", norm=0.2, sfo=64 + 100, sfo_probe=100).end()
+    target = Target(epsilon=0.25, sfo=(40,), best_batch=4.0, best_sfo=32.0, best_updates=8.0)
+    course = Course(sfo=100, updates=7, stages=3, batch=32)
+    planned = Planned(courses=(course,), after={0: 16, 1: 64}, target=target)
+    records = read([script.save(tmp_path / "run")])
+    headed = Page(page(records, dict.fromkeys(FILES, DOT), [planned])).headed
+    assert headed["Planned and actual"][1:] == [
+        ["SFO of updates", "100", "64"],
+        ["updates", "7", "5"],
+        ["stages", "3", "2"],
+        ["largest batch", "32", "16"],
+        ["SFO to ‖∇f‖ ≤ 0.25", "40", "≤ 64"],
+        ["SFO at the best constant batch, 4.0", "32", "—"],
+        ["times the best constant's", "1.25 ×", "2.00 ×"],
+    ]
+    assert [row[-2:] for row in headed["Stages"]] == [
+        ["samples by then", "planned by then"],
+        ["16", "16"],
+        ["64", "64"],
+    ]
 
 
 # ── what cannot be reported ─────────────────────────────────────────────────────────────────────────────────────────
@@ -181,7 +267,9 @@ def test_a_torn_last_line_is_left_out(tmp_path: Path) -> None:
     run = short().save(tmp_path / "run")
     with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
         file.write('{"event": "step", "st')
-    assert [event["event"] for event in read([run])[0].events] == [event["event"] for event in short().events]
+    record = read([run])[0]
+    assert [event["event"] for event in record.events] == ["start", "stage", "stage", "eval", "end"]
+    assert record.steps["step"].tolist() == [1, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize("file", ["config.yaml", "metrics.jsonl"])

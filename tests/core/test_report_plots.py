@@ -8,9 +8,9 @@ from matplotlib.lines import Line2D
 from scripted import Script, crashed, short
 
 from distgrow.report.curves import Curve, curve, smooth, thin
-from distgrow.report.page import stages
 from distgrow.report.plots import draw
 from distgrow.report.runs import read
+from distgrow.report.sections import stages
 
 
 def lines(folder: str, panel: int, axis: str = "step") -> list[list[tuple[float, float]]]:
@@ -71,27 +71,28 @@ def test_the_full_gradient_norm_has_a_panel_where_it_was_measured(tmp_path: Path
 def test_several_runs_are_in_one_legend_and_look_different(tmp_path: Path) -> None:
     runs = [short().save(tmp_path / f"run{index}") for index in range(21)]
     figure = draw(read(runs), "sfo")
-    handles = figure.legends[0].get_lines()
-    assert legend(*runs) == [f"run{index}" for index in range(21)]
+    handles = figure.legends[0].get_lines()[:21]
+    assert legend(*runs) == [*(f"run{index}" for index in range(21)), "new stage"]
     assert len({(handle.get_color(), handle.get_linestyle()) for handle in handles}) == 21
 
 
 def test_runs_with_the_same_folder_name_are_told_apart(tmp_path: Path) -> None:
     paths = [tmp_path / "sgd" / "1" / "run", tmp_path / "sgd" / "2" / "run", tmp_path / "adam" / "1" / "run"]
     runs = [short().save(path) for path in paths]
-    assert legend(*runs[:2]) == ["1/run", "2/run"]
-    assert legend(*runs) == ["sgd/1/run", "sgd/2/run", "adam/1/run"]
+    assert legend(*runs[:2])[:-1] == ["1/run", "2/run"]
+    assert legend(*runs)[:-1] == ["sgd/1/run", "sgd/2/run", "adam/1/run"]
 
 
 def test_the_legend_shows_any_name_as_it_is(tmp_path: Path) -> None:
     names = ["<b>a&b<b>", "a$x^$b", "$$", "_hidden", "x" * 200]
-    assert [name.replace("\n", "") for name in legend(*(short().save(tmp_path / name) for name in names))] == names
+    shown = legend(*(short().save(tmp_path / name) for name in names))
+    assert [name.replace("\n", "") for name in shown[:-1]] == names
 
 
 def test_a_run_named_twice_is_shown_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = short().save(tmp_path / "run")
     monkeypatch.chdir(tmp_path)
-    assert legend(run, "run", "./run/", "run/../run") == ["run"]
+    assert legend(run, "run", "./run/", "run/../run") == ["run", "new stage"]
 
 
 def test_skipped_updates_leave_a_mark_and_a_loss_of_null_leaves_a_gap(tmp_path: Path) -> None:
@@ -102,11 +103,61 @@ def test_skipped_updates_leave_a_mark_and_a_loss_of_null_leaves_a_gap(tmp_path: 
     assert "update skipped" in legend(run)
 
 
+def marks(folder: str, axis: str = "step", panel: int = 0) -> dict[str, list[float]]:
+    """Where the markers of each kind are in a panel."""
+    drawn = draw(read([folder]), axis).axes[panel].lines
+    return {str(line.get_gid()): xs(line) for line in drawn if line.get_gid()}
+
+
+def test_what_happened_is_marked_on_the_curves_at_its_place_on_each_axis(tmp_path: Path) -> None:
+    script = Script().stage(0, 8, 8).updates(4.0, 2.0).stage(1, 16, 16).updates(1.0).event("oom", micro=16)
+    script.event("resize", old=1, new=2, seconds=1.0).updates(0.5).skip().updates(0.25)
+    script.event("resume", checkpoint="step-00000005").stage(1, 16, 16).updates(0.2)
+    run = script.save(tmp_path / "run")
+    assert marks(run) == {"stage": [2], "oom": [3], "resize": [3], "skip": [4], "resume": [5]}
+    assert marks(run, "sfo") == {"stage": [16], "oom": [32], "resize": [32], "skip": [64], "resume": [80]}
+    assert marks(run, "time_s") == {"stage": [1.0], "oom": [1.5], "resize": [1.5], "skip": [2.5], "resume": [3.0]}
+    assert marks(run, panel=1) == marks(run)  # the gradient norm
+    assert legend(run) == ["run", "new stage", "workers change", "resumed", "update skipped", "out of memory"]
+
+
+def test_hundreds_of_stages_leave_few_marks_apart_from_each_other(tmp_path: Path) -> None:
+    script = Script()
+    for stage in range(400):
+        script.stage(stage, 8 + stage, 8 + stage).updates(1.0)
+    found = marks(script.save(tmp_path / "run"))["stage"]
+    assert len(found) == 40
+    assert min(np.diff(found)) >= 10
+
+
+def test_estimates_of_the_critical_batch_are_on_the_batchs_axis_where_they_are_known(tmp_path: Path) -> None:
+    script = Script().stage(0, 8, 8).updates(*[1.0] * 4).event("probe", norm=1.0, critical_batch=24.0)
+    script.event("probe", norm=1.0, critical_batch=None).end()
+    steps = [event for event in script.events if event["event"] == "step"]
+    for event, scale in zip(steps, [None, 30.0, 60.0, -5.0], strict=True):  # an estimate may fall below 0
+        event["noise_scale"] = scale
+    run = script.save(tmp_path / "run")
+    panel = next(place for place in draw(read([run]), "step").axes if place.get_ylabel().startswith("batch and"))
+    scale, probed = panel.lines[1:3]
+    assert [(x, y) for x, y in zip(xs(scale), ys(scale), strict=True) if y == y] == [(2, 30), (3, 60)]
+    assert (xs(probed), ys(probed)) == ([4], [24])
+    low, high = panel.get_ylim()
+    assert low < 8
+    assert high > 60
+    assert legend(run) == ["run", "noise scale", "critical batch"]
+
+
+def test_absurd_estimates_leave_the_batch_to_be_seen(tmp_path: Path) -> None:
+    script = Script().stage(0, 8, 8).updates(1.0, 1.0).event("probe", norm=1.0, critical_batch=1e12).updates(1.0)
+    panel = draw(read([script.save(tmp_path / "run")]), "step").axes[-2]
+    assert panel.get_ylim()[1] <= 8 * 16 * 2
+
+
 @pytest.mark.parametrize("loss", [2.0, 0.0, -3.0, 1e30, None])
 def test_a_run_of_one_update_is_a_report(tmp_path: Path, loss: float | None) -> None:
     run = Script().stage(0, 8, 8).updates(loss).save(tmp_path / "run")
     assert [row[3] for row in stages(read([run])[0])] == ["1"]
-    assert lines(run, 0)[0] == ([] if loss is None else [(1, loss)])
+    assert lines(run, 0)[:1] == ([] if loss is None else [[(1, loss)]])
     draw(read([run]), "sfo").draw_without_rendering()
 
 
@@ -175,7 +226,7 @@ def test_thinning_leaves_few_points_and_all_of_few(count: int) -> None:
     assert len(kept) == count if count <= 2000 else len(kept) <= 2010
 
 
-def test_a_curve_skips_events_without_its_key() -> None:
+def test_a_curve_skips_events_without_its_key(tmp_path: Path) -> None:
     script = Script().stage(0, 8, 8).updates(1.0).evaluate(accuracy=0.5).evaluate(other=1.0)
-    found = curve([{"sfo": 8, **event} for event in script.events], "eval", "accuracy")
+    found = curve(read([script.save(tmp_path / "run")])[0], "eval", "accuracy")
     assert (list(found.values), list(found.batch)) == ([0.5], [1])

@@ -19,6 +19,7 @@ class Script:
     time_s: float = 0.0
     stage_now: int = 0
     batch: int = 0
+    samples_per_s: float | None = None
     sfo: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PARTS, 0))
 
     def event(self, kind: str, **values: Any) -> "Script":
@@ -37,7 +38,8 @@ class Script:
             self.samples, self.time_s = self.samples + self.batch, self.time_s + 0.5
             self.sfo["applied" if kind == "step" else "skipped"] += self.batch
             ledger = {"sfo": sum(self.sfo.values()), **{f"sfo_{part}": self.sfo[part] for part in PARTS}}
-            shape = {"stage": self.stage_now, "batch": self.batch, "lr": self.batch / 100}
+            shape = {"stage": self.stage_now, "batch": self.batch, "lr": self.batch / 100, "world": 1}
+            shape |= {"samples_per_s": self.samples_per_s} if self.samples_per_s else {}
             own = {"epoch": self.samples / EPOCH, "loss": loss, "grad_norm": loss and 2 * loss}
             self.event(kind, **shape, **own, **ledger)
         return self

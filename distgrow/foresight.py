@@ -1,0 +1,72 @@
+"""What the config of a recorded run promised, for its report: the plan again; it starts and prints nothing."""
+
+import yaml
+from pydantic import ConfigDict, ValidationError
+
+from distgrow import theory
+from distgrow.config import Theory
+from distgrow.controller import Controller
+from distgrow.lr import LR
+from distgrow.outlook import sfo_to_target, stages
+from distgrow.progress import Progress
+from distgrow.report.planned import Course, Planned, Target
+from distgrow.report.runs import Record
+from distgrow.schedule import Growth
+from distgrow.spec import ConfigError, Spec
+from distgrow.stages import Budget, Stages
+
+
+class Schedule(Spec):
+    """The keys of a config that decide batches; a run of fit() records no task, and no other key is needed."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    growth: Growth
+    stages: Stages
+    lr: LR
+    budget: Budget
+    theory: Theory | None = None
+
+
+def foresee(record: Record) -> Planned | None:
+    """The plan of a run, as if no update were skipped; None where its config.yaml is not one of this version's."""
+    try:
+        schedule = Schedule.model_validate(yaml.safe_load(record.config))
+        controller = Controller(
+            growth=schedule.growth,
+            stages=schedule.stages,
+            lr=schedule.lr,
+            budget=schedule.budget,
+            epoch=round(record.epoch),
+        )
+        return _planned(controller, schedule.theory)
+    except (yaml.YAMLError, ValidationError, ConfigError):
+        return None
+
+
+def _planned(controller: Controller, given: Theory | None) -> Planned:
+    adaptive = controller.growth.adaptive
+    bounds = (False, True) if adaptive else (False,)
+    courses = tuple(_course(controller, soonest) for soonest in bounds)
+    ends = {} if adaptive else {stage.stage: stage.first_sample + stage.samples for stage in stages(controller)}
+    return Planned(courses=courses, after=ends, target=_target(controller, given, bounds))
+
+
+def _course(controller: Controller, soonest: bool) -> Course:
+    found = list(controller.outline(Progress(), soonest=soonest))
+    return Course(
+        sfo=sum(batch * updates for _, batch, updates in found),
+        updates=sum(updates for _, _, updates in found),
+        stages=len({stage for stage, _, _ in found}),
+        batch=max(batch for _, batch, _ in found),
+    )
+
+
+def _target(controller: Controller, given: Theory | None, bounds: tuple[bool, ...]) -> Target | None:
+    """What outlook.predictions tells, as numbers; None without constants, or where the rate is beyond 2/L."""
+    if given is None or controller.lr.base >= given.constants().stable_lr():
+        return None
+    constants, lr, epsilon = given.constants(), controller.lr.base, given.epsilon
+    best, at = theory.least_sfo(constants, lr, epsilon), theory.critical_batch(constants, lr, epsilon)
+    reached = tuple(sfo_to_target(constants, controller, epsilon, soonest=soonest) for soonest in bounds)
+    return Target(epsilon=epsilon, sfo=reached, best_batch=at, best_sfo=best, best_updates=best / at)
