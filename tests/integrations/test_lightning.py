@@ -102,6 +102,7 @@ def test_clipping_is_the_trainers_own() -> None:
     assert not torch.equal(flat(module), flat(clipped))
 
 
+@pytest.mark.slow
 def test_loader_processes_draw_the_same_rows() -> None:
     *_, module = run()
     growth, other = Growth(controller(), Rows(), loading=Loading(workers=1)), GrowingNet()
