@@ -139,6 +139,12 @@ class GrowthCallback(TrainerCallback, ExportableState):
         self._course.load_state_dict(kept["attributes"]["progress"] if kept else Progress().to_dict())
         self._look(state, control)
 
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """An update that was skipped is one more to make, which the Trainer has to hear before it counts this one."""
+        state.max_steps = state.global_step + 1 + self._course.remaining()
+
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """An update has been made."""
         before = self._pass

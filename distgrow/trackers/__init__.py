@@ -31,7 +31,7 @@ class Opening:
 
 
 #: The kinds of events that have points.
-KINDS = ("step", "eval", "probe")
+KINDS: tuple[str, ...] = ("step", "eval", "probe")
 #: How a run came to its end.
 Ending = Literal["done", "stopped", "failed"]
 

@@ -31,7 +31,7 @@ class WandBRun:
             settings=wandb.Settings(console="off"),
         )
         self._file = opening.folder / "wandb" / "distgrow.json"
-        self._sent: dict[str, int] = {kind: self._run.step - 1 for kind in KINDS}
+        self._sent: dict[str, int] = dict.fromkeys(KINDS, int(self._run.step) - 1)
         if spec.mode == "offline" and self._file.is_file():
             self._sent.update(json.loads(self._file.read_text(encoding="utf-8")))
         self.seen: Mapping[str, int] = dict(self._sent)

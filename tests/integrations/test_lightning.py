@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import in_ranks
-from problem import MOMENTUM, ROWS, Network, Rows, close, controller, fitted, flat
+from problem import EXAMPLES, MOMENTUM, ROWS, Network, Poisoned, Rows, close, controller, fitted, flat
 from torch import Tensor
 
 from distgrow import Controller, auto
@@ -57,10 +57,15 @@ class GrowingNet(Growing, Net):
 
 
 def run(
-    module: Any = None, *, schedule: Controller | None = None, fit: dict[str, Any] | None = None, **arguments: Any
+    module: Any = None,
+    *,
+    schedule: Controller | None = None,
+    rows: Any = None,
+    fit: dict[str, Any] | None = None,
+    **arguments: Any,
 ) -> tuple[Any, Growth, Any]:
     """Trainer, growth and module after trainer.fit."""
-    module, growth = module or GrowingNet(), Growth(schedule or controller(), Rows())
+    module, growth = module or GrowingNet(), Growth(schedule or controller(), rows or Rows())
     callbacks = [growth, *arguments.pop("callbacks", [])]
     trainer = lightning.Trainer(**{**QUIET, **arguments}, callbacks=callbacks)
     trainer.fit(module, **(fit or {}))
@@ -88,6 +93,15 @@ def test_resumed_from_lightnings_checkpoint_it_ends_the_same_to_the_last_bit(tmp
         assert again.course.progress.ledger == growth.course.progress.ledger
         assert trainer.global_step == whole.global_step
         assert trainer.current_epoch == whole.current_epoch
+
+
+@pytest.mark.parametrize("position", [100, 899])
+def test_updates_that_are_not_finite_are_skipped_counted_and_made_up_for(position: int) -> None:
+    _, growth, module = run(rows=Poisoned(position))
+    ledger = growth.course.progress.ledger
+    assert ledger.applied == 900
+    assert ledger.skipped > 0
+    assert flat(module).isfinite().all()
 
 
 def test_an_epoch_is_a_pass_over_the_data() -> None:
@@ -181,6 +195,14 @@ def test_a_checkpoint_without_growth_is_refused(tmp_path: Path) -> None:
     plain.save_checkpoint(tmp_path / "plain.ckpt")
     with pytest.raises(ConfigError, match="the checkpoint was written without Growth"):
         run(fit={"ckpt_path": tmp_path / "plain.ckpt", "weights_only": True})
+
+
+def test_the_pages_example_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(compile(EXAMPLES["lightning"], "docs/integrations.md", "exec"), {"__name__": "__main__"})
+    assert "Ledger(applied=12000, skipped=0" in capsys.readouterr().out
 
 
 @pytest.mark.slow

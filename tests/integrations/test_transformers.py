@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import in_ranks
-from problem import MOMENTUM, Network, Rows, close, controller, fitted, flat
+from problem import EXAMPLES, MOMENTUM, ROWS, Network, Poisoned, Rows, close, controller, fitted, flat
 from torch import Tensor
 
 from distgrow import Controller, auto, exponential
@@ -116,16 +116,9 @@ def test_loader_processes_draw_the_same_rows(tmp_path: Path) -> None:
     assert torch.equal(flat(run.model), flat(other.model))
 
 
-class Poisoned(Rows):
-    """One sample is not a number."""
-
-    def __init__(self, index: int) -> None:
-        super().__init__()
-        self.x[index] = torch.nan
-
-
-def test_updates_that_are_not_finite_are_skipped_and_counted(tmp_path: Path) -> None:
-    run = trainer(tmp_path / "run", rows=Poisoned(7), save_strategy="no")
+@pytest.mark.parametrize("position", [100, 899])  # the last comes again in the update that replaces the skipped one
+def test_updates_that_are_not_finite_are_skipped_counted_and_made_up_for(position: int, tmp_path: Path) -> None:
+    run = trainer(tmp_path / "run", rows=Poisoned(position), save_strategy="no")
     run.train()
     ledger = run.course.progress.ledger
     assert ledger.applied == 900
@@ -133,17 +126,9 @@ def test_updates_that_are_not_finite_are_skipped_and_counted(tmp_path: Path) -> 
     assert flat(run.model).isfinite().all()
 
 
-class AllPoisoned(Rows):
-    """No sample is a number."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.x.fill_(torch.nan)
-
-
 def test_too_many_of_them_end_the_run(tmp_path: Path) -> None:
     with pytest.raises(Diverged, match="20 updates in a row were not finite"):
-        trainer(tmp_path / "run", rows=AllPoisoned(), save_strategy="no").train()
+        trainer(tmp_path / "run", rows=Poisoned(*range(ROWS)), save_strategy="no").train()
 
 
 @pytest.mark.parametrize(
@@ -211,6 +196,14 @@ def test_a_checkpoint_without_growth_is_refused(tmp_path: Path) -> None:
     state.write_text(json.dumps({**json.loads(state.read_text()), "stateful_callbacks": {}}))
     with pytest.raises(ConfigError, match="the checkpoint was written without growth"):
         trainer(tmp_path / "run").train(resume_from_checkpoint=str(state.parent))
+
+
+def test_the_pages_example_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(compile(EXAMPLES["transformers"], "docs/integrations.md", "exec"), {"__name__": "__main__"})
+    assert "Ledger(applied=12000, skipped=0" in capsys.readouterr().out
 
 
 @pytest.mark.slow
