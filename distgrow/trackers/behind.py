@@ -5,6 +5,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from itertools import islice
 from typing import Any
 
 from distgrow.trackers import KINDS, Ending, Point, Service
@@ -69,19 +70,24 @@ class Behind:
             self._attempt(lambda service: service.finish(self._ending))
 
     def _wait(self) -> bool:
-        """Until there is something to send, a second at most; whether the run goes on."""
+        """A moment, where there is nothing to send; whether the run goes on."""
         if not self._points.qsize():
             self._closing.wait(0.2)
         return not self._closing.is_set()
 
     def _deliver(self) -> bool:
         """Send all that waits; whether that went well."""
-        while waiting := list(self._points.queue)[:TOGETHER]:
+        while waiting := self._next():
             if not self._attempt(lambda service, points=waiting: service.publish(_unseen(service, points))):
                 return False
             for _ in waiting:
                 self._points.get_nowait()
         return True
+
+    def _next(self) -> list[Point]:
+        """The points to send next, which stay in the queue until they have been taken."""
+        with self._points.mutex:
+            return list(islice(self._points.queue, TOGETHER))
 
     def _attempt(self, action: Callable[[Service], None]) -> bool:
         try:
