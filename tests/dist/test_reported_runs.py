@@ -44,7 +44,7 @@ def records(file: Path) -> Iterator[Any]:
 
 
 def rows(run: Path) -> tuple[set[str], list[dict[str, Any]]]:
-    """(ids, rows of the history) of all sessions of a run, as Weights & Biases keeps them offline."""
+    """(ids, rows of the history) of all parts of a run, as Weights & Biases keeps them offline."""
     ids, found = set[str](), list[dict[str, Any]]()
     for file in sorted(run.glob("wandb/offline-run-*/*.wandb")):
         for record in records(file):
