@@ -17,6 +17,7 @@ from pydantic import Field
 from distgrow.noise import Measuring
 from distgrow.probing import Probing
 from distgrow.spec import ConfigError, PosFloat, PosInt, Spec
+from distgrow.trackers import TrackerSpecs
 
 
 class RunError(ConfigError):
@@ -77,6 +78,8 @@ class RunSpec(Spec):
     """How samples are loaded."""
     noise: Measuring = Measuring()
     """How gradient noise is measured."""
+    trackers: TrackerSpecs = []
+    """Services to report to, beside metrics.jsonl: wandb, mlflow."""
     log_every: PosInt = 1
     """Updates between two step lines of metrics.jsonl."""
     max_skips: PosInt = 20

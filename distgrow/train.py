@@ -22,6 +22,8 @@ from distgrow.objective import tried
 from distgrow.plan import Plan
 from distgrow.progress import Ledger, Outcome, Progress
 from distgrow.remote import build_store
+from distgrow.reporting import check as check_packages
+from distgrow.reporting import reporting
 from distgrow.run import Diverged, RunFolder, RunSpec, StopRequests, TrainingFailed
 from distgrow.schedule import Growth
 from distgrow.spec import ConfigError, Spec
@@ -105,12 +107,16 @@ def fit(
             seed=run.seed,
         )
         controller.check()
+        check_packages(run.trackers, world)
         spent = 0 if resume else tried(task, controller, folder, world)
         store = build_store(folder, storage)
         with opened(folder, store, world, settings, resume=resume) as begun:
             torch.manual_seed(run.seed)
             machine = engine.build(model, loss, metrics=metrics, optimizer=optimizer, world=world)
-            with tracking(folder, world.rank, controller.samples(), trackers) as tracker:
+            with (
+                tracking(folder, world.rank, controller.samples(), trackers) as lines,
+                reporting(run.trackers, folder, settings, world, lines) as tracker,
+            ):
                 job = Job(task, controller, machine, tracker, folder, run, world, stop, store)
                 measure = engine.max_micro == "auto"
                 return job.resume(measure=measure) if begun else job.begin(measure=measure, spent=spent)

@@ -1,0 +1,214 @@
+"""Under Lightning a run is what fit() makes of it; what would train otherwise is refused."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import in_ranks
+from problem import EXAMPLES, MOMENTUM, ROWS, Network, Poisoned, Rows, close, controller, fitted, flat
+from torch import Tensor
+
+from distgrow import Controller, auto
+from distgrow.run import Loading
+from distgrow.spec import ConfigError
+from distgrow.stages import Stages
+
+lightning = pytest.importorskip("lightning.pytorch", reason="needs the extra 'lightning'")
+from distgrow.integrations.lightning import Growing, Growth  # noqa: E402
+
+QUIET: dict[str, Any] = {
+    "accelerator": "cpu",
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "num_sanity_val_steps": 0,
+    "max_epochs": -1,
+}
+
+
+class Net(lightning.LightningModule):
+    """The problem as anybody would write it."""
+
+    def __init__(self, dropout: float = 0.1) -> None:
+        super().__init__()
+        self.network = Network(dropout)
+        self.rates: list[float] = []
+        self.validated: list[int] = []
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        loss = self.network(**batch)["loss"]
+        self.log("loss", loss)
+        return loss
+
+    def validation_step(self, batch: dict[str, Tensor]) -> None:
+        self.validated.append(self.current_epoch)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        self.rates.append(optimizer.param_groups[0]["lr"])
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.0, momentum=MOMENTUM)
+
+
+class GrowingNet(Growing, Net):
+    """The same, growing."""
+
+
+def run(
+    module: Any = None,
+    *,
+    schedule: Controller | None = None,
+    rows: Any = None,
+    fit: dict[str, Any] | None = None,
+    **arguments: Any,
+) -> tuple[Any, Growth, Any]:
+    """Trainer, growth and module after trainer.fit."""
+    module, growth = module or GrowingNet(), Growth(schedule or controller(), rows or Rows())
+    callbacks = [growth, *arguments.pop("callbacks", [])]
+    trainer = lightning.Trainer(**{**QUIET, **arguments}, callbacks=callbacks)
+    trainer.fit(module, **(fit or {}))
+    return trainer, growth, module
+
+
+def test_parameters_rates_and_ledger_are_those_of_fit(tmp_path: Path) -> None:
+    parameters, progress, rates = fitted(tmp_path / "fit")
+    trainer, growth, module = run()
+    close(flat(module), parameters)
+    assert growth.course.progress.ledger == progress.ledger
+    assert trainer.global_step == progress.step
+    assert module.rates == rates
+    assert trainer.current_epoch == 5  # four passes over the data and a part
+
+
+def test_resumed_from_lightnings_checkpoint_it_ends_the_same_to_the_last_bit(tmp_path: Path) -> None:
+    keep = lightning.callbacks.ModelCheckpoint(dirpath=tmp_path, every_n_train_steps=15, save_top_k=-1)
+    whole, growth, module = run(enable_checkpointing=True, callbacks=[keep])
+    checkpoints = sorted(tmp_path.glob("*.ckpt"))
+    assert len(checkpoints) == 4
+    for checkpoint in checkpoints:
+        trainer, again, resumed = run(fit={"ckpt_path": checkpoint, "weights_only": True})
+        assert torch.equal(flat(resumed), flat(module)), checkpoint
+        assert again.course.progress.ledger == growth.course.progress.ledger
+        assert trainer.global_step == whole.global_step
+        assert trainer.current_epoch == whole.current_epoch
+
+
+@pytest.mark.parametrize("position", [100, 899])
+def test_updates_that_are_not_finite_are_skipped_counted_and_made_up_for(position: int) -> None:
+    _, growth, module = run(rows=Poisoned(position))
+    ledger = growth.course.progress.ledger
+    assert ledger.applied == 900
+    assert ledger.skipped > 0
+    assert flat(module).isfinite().all()
+
+
+def test_an_epoch_is_a_pass_over_the_data() -> None:
+    rows = torch.utils.data.DataLoader(Rows(), batch_size=ROWS)
+    *_, module = run(fit={"val_dataloaders": rows})
+    assert module.validated == [0, 1, 2, 3, 4]
+
+
+def test_clipping_is_the_trainers_own() -> None:
+    *_, module = run()
+    *_, clipped = run(gradient_clip_val=0.05)
+    assert not torch.equal(flat(module), flat(clipped))
+
+
+@pytest.mark.slow
+def test_loader_processes_draw_the_same_rows() -> None:
+    *_, module = run()
+    growth, other = Growth(controller(), Rows(), loading=Loading(workers=1)), GrowingNet()
+    lightning.Trainer(**QUIET, callbacks=[growth]).fit(other)
+    assert torch.equal(flat(module), flat(other))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"accumulate_grad_batches": 4}, r"accumulate_grad_batches=4\) .* the controller accumulates"),
+        ({"max_epochs": 3}, r"max_epochs=3, max_steps=-1\) would end the run elsewhere"),
+        ({"max_steps": 3}, "max_steps=3"),
+        ({"limit_train_batches": 3}, "would leave samples out"),
+        ({"precision": "16-true"}, "precision='16-true'"),
+    ],
+)
+def test_a_trainer_that_decides_the_same_is_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run(**arguments)
+
+
+def test_an_accumulation_scheduler_is_refused() -> None:
+    scheduler = lightning.callbacks.GradientAccumulationScheduler({2: 2})
+    with pytest.raises(ConfigError, match="GradientAccumulationScheduler"):
+        run(callbacks=[scheduler])
+
+
+class Scheduled(GrowingNet):
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+        return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 10)]
+
+
+class ManyRates(GrowingNet):
+    def configure_optimizers(self) -> Any:
+        first, *rest = self.parameters()
+        return torch.optim.SGD([{"params": [first], "lr": 0.1}, {"params": rest, "lr": 0.2}])
+
+
+class Manual(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+
+class GrowingManual(Growing, Manual):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (Net, r"train class GrowingNet\(Growing, Net\) instead"),
+        (Scheduled, "a learning-rate scheduler, which would fight the controller's lr"),
+        (ManyRates, "have the learning rates"),
+        (GrowingManual, "automatic_optimization=False"),
+    ],
+)
+def test_a_module_that_decides_the_same_is_refused(module: type[Net], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run(module())
+
+
+def test_data_and_schedules_that_cannot_be_followed_are_refused() -> None:
+    rows = torch.utils.data.DataLoader(Rows(), batch_size=8, shuffle=True)
+    with pytest.raises(ConfigError, match="trainer.fit was given training data"):
+        run(fit={"train_dataloaders": rows})
+    with pytest.raises(ConfigError, match="growth.kind=auto goes by what distgrow's engines measure"):
+        run(schedule=controller(growth=auto(start=5), stages=Stages()))
+
+
+def test_a_checkpoint_without_growth_is_refused(tmp_path: Path) -> None:
+    plain = lightning.Trainer(**{**QUIET, "max_epochs": 1})
+    plain.fit(Net(), torch.utils.data.DataLoader(Rows(), batch_size=8))
+    plain.save_checkpoint(tmp_path / "plain.ckpt")
+    with pytest.raises(ConfigError, match="the checkpoint was written without Growth"):
+        run(fit={"ckpt_path": tmp_path / "plain.ckpt", "weights_only": True})
+
+
+def test_the_pages_example_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(compile(EXAMPLES["lightning"], "docs/integrations.md", "exec"), {"__name__": "__main__"})
+    assert "Ledger(applied=12000, skipped=0" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_two_ranks_come_to_the_parameters_of_fit(tmp_path: Path) -> None:
+    in_ranks("../integrations/under_trainers.py", "lightning", str(tmp_path), workers=2)
+    parameters, progress, _ = fitted(tmp_path / "fit", dropout=0.0)
+    found = torch.load(tmp_path / "found.pt", weights_only=True)
+    close(found["parameters"], parameters)
+    assert found["applied"] == progress.ledger.applied
