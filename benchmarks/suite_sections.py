@@ -65,13 +65,11 @@ def stale(path: Path, name: str, what: str, run: Run) -> None:
 
 def finished(path: Path, name: str, run: Run, output: str, images: Sequence[tuple[str, str]]) -> None:
     """Replace a section by what a benchmark has printed, with where that comes from and (caption, file) of images."""
-    lines = output.splitlines()
-    machines = [line for line in lines if line.startswith("Hardware: ")]
-    machine = machines[0].removeprefix("Hardware: ").rstrip(".") if machines else hardware()
-    tables = "\n".join(line for line in lines if not line.startswith("Hardware: ")).strip()
-    lead = f"`{run.command}` · {run.commit} · {run.date} · {machine}"
+    _, found, rest = output.rpartition("Hardware: ")  # before it stands what libraries have to say
+    machine, _, tables = rest.partition("\n") if found else (hardware(), "", output)
+    lead = f"`{run.command}` · {run.commit} · {run.date} · {machine.rstrip('.')}"
     pictures = [f"![{caption}]({file})" for caption, file in images]
-    write(path, name, "\n\n".join([textwrap.fill(lead, 120, break_on_hyphens=False), tables, *pictures]))
+    write(path, name, "\n\n".join([textwrap.fill(lead, 120, break_on_hyphens=False), tables.strip(), *pictures]))
 
 
 def stamped(path: Path, name: str, run: Run) -> None:

@@ -9,6 +9,7 @@ import suite
 from suite_sections import STALE, Run, finished, section_of, source, stale
 
 FIGURES = (
+    "print('[INFO] a library'); "
     "print('Hardware: an abacus.'); print(); print('**T**'); print(); print('| a |'); print('| --- |'); print('| 7 |')"
 )
 README = """# Figures
@@ -62,7 +63,7 @@ def test_a_failure_marks_its_old_table_and_stops_nobody_else(tmp_path: Path) -> 
     failures = runs.run([bad, benchmark(tmp_path, "good", FIGURES)])
     assert failures == ["bad: exit code 1: the | disk is full"]
     good, bad_section = section_of(runs.into, "good"), section_of(runs.into, "bad")
-    assert good is not None and "| 7 |" in good and "| 1 |" not in good and STALE not in good
+    assert good is not None and "| 7 |" in good and "| 1 |" not in good and STALE not in good and "INFO" not in good
     assert good.startswith("`python good.py` · ") and good.splitlines()[0].endswith(" · an abacus")
     assert bad_section is not None and "| 2 |" in bad_section and "commit 123 · 2020-02-02" in bad_section
     assert bad_section.startswith(STALE) and "exit code 1: the | disk is full" in bad_section
