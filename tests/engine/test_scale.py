@@ -60,7 +60,7 @@ def test_the_whole_benchmark_runs_from_the_command_line(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "benchmarks/scale.py"), *options]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=280, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("| --- |") == 5
+    assert done.stdout.count("\n| --- |") == 5
     found = [json.loads(line) for line in rows.read_text().splitlines()]
     assert {row["benchmark"] for row in found} == {"Throughput", "Traffic", "Cost", "Simulated"}
     for row in (row for row in found if row["benchmark"] == "Traffic"):
