@@ -171,13 +171,12 @@ def performed(command: Sequence[str], root: Path, output: Path, log: Path, limit
 
 
 def end(process: "subprocess.Popen[bytes]") -> None:
-    """SIGTERM to its session, which launchers pass on; then SIGKILL."""
-    for number, patience_s in ((signal.SIGTERM, 30), (signal.SIGKILL, 30)):
+    """SIGTERM to its session, which launchers pass on; then SIGKILL to what is left of it."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
         with suppress(ProcessLookupError):
             os.killpg(process.pid, number)
         with suppress(subprocess.TimeoutExpired):
-            process.wait(patience_s)
-            return
+            process.wait(30)
 
 
 def tell(line: str) -> None:
