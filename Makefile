@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup demo test test-faults test-slow test-gpu check docs picture format bench clean
+.PHONY: help setup demo test test-faults test-slow test-gpu check docs picture format bench bench-quick clean
 
 help:
 	@echo "make demo     set up, train the digits, write a report"
@@ -14,7 +14,8 @@ help:
 	@echo "make docs     build the manual into site/, strictly"
 	@echo "make picture  take the picture of the demo's report again"
 	@echo "make format   format the code"
-	@echo "make bench    the benchmarks of benchmarks/README.md"
+	@echo "make bench    all benchmarks, their tables into benchmarks/README.md (hours)"
+	@echo "make bench-quick  all benchmarks, as a smoke test in minutes"
 	@echo "make clean    remove .venv and what the demo wrote"
 
 setup: $(READY)
@@ -65,12 +66,10 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 bench: $(READY)
-	$(BIN)/python benchmarks/overhead.py
-	$(BIN)/python benchmarks/measuring.py
-	$(BIN)/python benchmarks/tracked.py
-	$(BIN)/python benchmarks/loader.py
-	$(BIN)/python benchmarks/recovery.py
-	$(BIN)/python benchmarks/sfo.py --quick
+	$(BIN)/python benchmarks/suite.py
+
+bench-quick: $(READY)
+	$(BIN)/python benchmarks/suite.py --quick
 
 clean:
 	rm -rf .venv runs/demo

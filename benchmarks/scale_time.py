@@ -24,7 +24,6 @@ from sfo_tables import MEASURES, family, number
 from distgrow.pace import Pace, fitted
 from distgrow.spec import ConfigError
 
-README = Path(__file__).parent / "README.md"
 MODEL = (
     "an update of b samples takes latency + ⌈b/w⌉ ÷ samples/s + all-reduce(w) on the w = min(W, b) of W workers that "
     "have a sample; all-reduce(w) = 2·log₂(w)·message + 2·(w − 1)/w·gradients ÷ link; each policy with the setting "
@@ -127,8 +126,8 @@ def last_target(problem: Problem, among: Sequence[Setting]) -> tuple[str, float]
     return None
 
 
-def simulate(problem: Problem, store: Store, given: Cluster, *, measure_pace: bool, readme: bool) -> None:
-    """The table of one task, printed, and put into the README where that is asked for."""
+def simulate(problem: Problem, store: Store, given: Cluster, *, measure_pace: bool, readme: Path | None) -> None:
+    """The table of one task, printed, and put into a Markdown file where one is given."""
     results = problem.own(store.results)
     among = settings(results)
     if (aim := last_target(problem, among)) is None:
@@ -138,15 +137,15 @@ def simulate(problem: Problem, store: Store, given: Cluster, *, measure_pace: bo
     report, seconds = table(problem, among, cluster, *aim)
     print(f"{problem.name}: {cluster}")
     show([report], markdown=True)
-    if not readme:
+    if readme is None:
         return
-    plots = README.parent / "plots"
+    plots = readme.parent / "plots"
     plots.mkdir(exist_ok=True)
     file = plots / f"scale-{problem.name}.png"
     times(problem, seconds, f"{MEASURES[aim[0]]} ≤ {aim[1]:g}").savefig(file)
     lead = f"`python benchmarks/scale_time.py --task {problem.name}` · simulated · {cluster} · {MODEL}"
-    name, image = f"scale-{problem.name}", (report.title, str(file.relative_to(README.parent)))
-    write(README, name, section(f"{problem.title}: time to target at scale", lead, [report], [image]))
+    name, image = f"scale-{problem.name}", (report.title, str(file.relative_to(readme.parent)))
+    write(readme, name, section(f"{problem.title}: time to target at scale", lead, [report], [image]))
 
 
 def main() -> None:

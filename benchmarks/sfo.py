@@ -1,6 +1,6 @@
 """Gradient evaluations (SFO) and serial steps that policies of batch size and learning rate need to reach targets.
 
-    python benchmarks/sfo.py [--task quadratic digits cifar10 text] [--quick | --full] [--data FOLDER] [--readme]
+    python benchmarks/sfo.py [--task quadratic digits cifar10 text] [--quick | --full] [--data FOLDER] [--readme [FILE]]
 
 Every policy and baseline has a grid of settings. All of a grid run with one seed; the settings with the fewest
 evaluations or steps to a target then run with more. Each run is a line of FOLDER/TASK.jsonl, and what is there is not
@@ -25,7 +25,6 @@ from sfo_tables import MEASURES, final_loss, tables
 
 from distgrow.spec import ConfigError
 
-README = Path(__file__).parent / "README.md"
 LEGEND = (
     "Epochs of gradient evaluations / serial steps to each target, with the setting that is best for that target: "
     "medians over seeds, with quartiles. ÷: both, of the setting named, over those of the best tuned baseline, at the "
@@ -117,15 +116,15 @@ def report(problem: Problem, store: Store, plots: Path) -> tuple[list[Report], l
     return tables(problem, among), images
 
 
-def publish(problem: Problem, store: Store, command: str) -> None:
-    """Put a task's tables and plots into benchmarks/README.md."""
-    reports, images = report(problem, store, README.parent / "plots")
+def publish(problem: Problem, store: Store, command: str, readme: Path) -> None:
+    """Put a task's tables into a Markdown file, its plots beside that."""
+    reports, images = report(problem, store, readme.parent / "plots")
     if not reports:
         return
     machines = sorted({result.hardware for result in problem.own(store.results)})
     lead = f"`{command}` · {'; '.join(machines)} · {problem.about}\n\n{LEGEND}"
-    pictures = [(caption, str(file.relative_to(README.parent))) for caption, file in images]
-    write(README, f"sfo-{problem.name}", section(problem.title, lead, reports, pictures))
+    pictures = [(caption, str(file.relative_to(readme.parent))) for caption, file in images]
+    write(readme, f"sfo-{problem.name}", section(problem.title, lead, reports, pictures))
 
 
 def command(problem: Problem, size: str, options: argparse.Namespace) -> str:
@@ -160,7 +159,7 @@ def main() -> None:
             run_all(problem, store, options.seeds or SEEDS[size], options.policy)
         show(report(problem, store, folder)[0], markdown=True)
         if options.readme:
-            publish(problem, store, command(problem, size, options))
+            publish(problem, store, command(problem, size, options), options.readme)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the SFO benchmark writes into a Markdown file: sections between markers; all else is left as it is."""
+"""What benchmarks write into a Markdown file: sections between markers; all else is left as it is."""
 
 import textwrap
 from collections.abc import Sequence

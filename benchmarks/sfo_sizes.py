@@ -12,6 +12,7 @@ from sfo_problems import Problem, cifar10, digits, quadratic, text
 
 from distgrow.spec import ConfigError
 
+README = Path(__file__).parent / "README.md"
 SEEDS = {"standard": 5, "quick": 1, "smoke": 1, "full": 3}
 
 
@@ -27,7 +28,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--subset", type=int, help="training images, the first ones; default: 6000, --full: all")
     parser.add_argument("--epochs", type=float, help="budget of runs on images; default: 24, --full: 200")
     parser.add_argument("--results", type=Path, help="folder of the results; default: runs/sfo, one for each size")
-    parser.add_argument("--readme", action="store_true", help="put tables and plots into benchmarks/README.md")
+    parser.add_argument(
+        "--readme",
+        nargs="?",
+        type=Path,
+        const=README,
+        help="put tables into this file, plots beside; default: README.md",
+    )
 
 
 def size_of(options: argparse.Namespace) -> str:

@@ -7,6 +7,8 @@ batch never adds up.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from fractions import Fraction
+from itertools import accumulate
 from typing import Annotated, Literal, Protocol
 
 from pydantic import Field, model_validator
@@ -148,7 +150,8 @@ class Stages(Spec):
             return Geometric(axis=axis, first=lengths[0], ratio=ratio)
         if ratio != 1.0:
             raise ConfigError(f"stages.power={self.power} and a list of lengths in stages.every: give one of them")
-        return Listed(axis=axis, ends=tuple(at_least(math.fsum(lengths[: k + 1])) for k in range(len(lengths))))
+        ends = accumulate(map(Fraction, lengths))  # exact, and rounded once, as fsum of each would be
+        return Listed(axis=axis, ends=tuple(at_least(float(end)) for end in ends))
 
 
 class Dwell(Spec):

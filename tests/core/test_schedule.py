@@ -25,7 +25,7 @@ from distgrow.library import (
 from distgrow.lr import LR, Constant, Factor, Power, Span, StepDecay
 from distgrow.progress import Progress
 from distgrow.schedule import Growth, TauNice
-from distgrow.spec import ConfigError
+from distgrow.spec import ConfigError, at_least
 from distgrow.stages import Budget, Every, Geometric, Listed, Stages, Trigger, climb
 from distgrow.tau_nice import FiniteSum
 
@@ -194,6 +194,14 @@ def test_a_position_belongs_to_the_last_stage_begun_before_it(lengths: list[int]
     begins = [0, *accumulate(lengths)]
     wanted = max(stage for stage, begin in enumerate(begins) if begin <= position and stage <= top)
     assert climb(Listed(axis="samples", ends=tuple(begins[1:])), 0, position, top) == wanted
+
+
+@given(st.lists(st.floats(0.01, 1e6), min_size=1, max_size=60), st.integers(100, 10**9))
+def test_listed_stages_end_at_the_sums_of_their_lengths_which_are_rounded_once(each: list[float], epoch: int) -> None:
+    trigger = every(epochs=each).trigger(1.0, epoch)
+    assert isinstance(trigger, Listed)
+    sums = [math.fsum(length * epoch for length in each[: count + 1]) for count in range(len(each))]
+    assert trigger.ends == tuple(at_least(value) for value in sums)
 
 
 def test_a_list_of_lengths_must_fit_the_list_of_batches() -> None:
