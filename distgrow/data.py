@@ -15,7 +15,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import torch
 from numpy.random import mtrand
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 
 from distgrow.controller import Controller
 from distgrow.order import Int64s, Order, UInt64s, seeds
@@ -36,6 +37,28 @@ class Batched(Protocol):
         ...
 
 
+class Tensors:
+    """torch's TensorDataset: no row of it is random, so a batch is a row of each tensor's, taken at once."""
+
+    def __init__(self, dataset: TensorDataset) -> None:
+        self._tensors = dataset.tensors
+
+    def __len__(self) -> int:
+        return len(self._tensors[0])
+
+    def batch(self, indices: Int64s, seeds: UInt64s) -> list[Tensor]:
+        """What default_collate makes of the rows."""
+        rows = torch.from_numpy(indices)
+        return [tensor[rows] for tensor in self._tensors]
+
+
+def batched(dataset: Any, collate: Callable[[list[Any]], Any] | None) -> Batched | None:
+    """The data set as one that makes whole batches; None where its rows have to be collated one by one."""
+    if collate is None and type(dataset) is TensorDataset:
+        return Tensors(dataset)
+    return dataset if isinstance(dataset, Batched) else None
+
+
 _AHEAD = 1024  #: positions
 
 
@@ -48,7 +71,7 @@ class Positions:
     def __init__(self, dataset: Any, *, seed: int = 0, collate: Callable[[list[Any]], Any] | None = None) -> None:
         self.dataset, self.seed, self.collate = dataset, seed, collate or default_collate
         self.order = Order(n=len(dataset), seed=seed)
-        self._batched = dataset if isinstance(dataset, Batched) else None
+        self._batched = batched(dataset, collate)
         self._numbers = np.random.MT19937(0)
         self._block = range(0)
         self._indices, self._seeds = np.empty(0, np.int64), np.empty(0, np.uint64)
@@ -229,7 +252,7 @@ def evaluation_batches(
     for part in range(parts):
         begin, end = first + cut(last - first, parts, part), first + cut(last - first, parts, part + 1)
         indices = np.arange(begin, end) if end > begin else np.array([0])
-        yield _collated(dataset, indices, collate or default_collate), end - begin
+        yield _collated(dataset, indices, collate), end - begin
 
 
 def random_parts(
@@ -242,11 +265,11 @@ def random_parts(
     n, order = len(dataset), Order(n=len(dataset), seed=seed)
     for part in range(cut(parts, world.size, world.rank), cut(parts, world.size, world.rank + 1)):
         _, indices = order(np.arange(cut(n, parts, part), cut(n, parts, part + 1)))
-        yield _collated(dataset, indices, collate or default_collate), len(indices)
+        yield _collated(dataset, indices, collate), len(indices)
 
 
-def _collated(dataset: Any, indices: Int64s, collate: Callable[[list[Any]], Any]) -> Any:
-    if isinstance(dataset, Batched):
-        return dataset.batch(indices, seeds(0, indices))
+def _collated(dataset: Any, indices: Int64s, collate: Callable[[list[Any]], Any] | None) -> Any:
+    if (whole := batched(dataset, collate)) is not None:
+        return whole.batch(indices, seeds(0, indices))
     with kept_random_state(np.random.MT19937(0)):
-        return collate([dataset[int(i)] for i in indices])
+        return (collate or default_collate)([dataset[int(i)] for i in indices])

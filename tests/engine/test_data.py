@@ -166,6 +166,36 @@ def test_loading_leaves_the_process_random_states_alone() -> None:
     assert np.random.get_state(legacy=False)["state"]["key"].tolist() == states[2]
 
 
+class OneByOne(torch.utils.data.Dataset[Any]):
+    """The same rows, of a kind that nobody knows."""
+
+    def __init__(self, dataset: torch.utils.data.TensorDataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.dataset[index]
+
+
+def test_a_tensor_data_set_is_indexed_at_once_and_the_same() -> None:
+    tensors = torch.arange(34).reshape(17, 2), torch.randn(17, 3, 4, dtype=torch.float64), torch.arange(17)
+    dataset = torch.utils.data.TensorDataset(*tensors)
+    for rows in (range(5), range(3, 40), range(100, 101)):
+        whole, single = (Positions(each, seed=3).__getitems__(rows) for each in (dataset, OneByOne(dataset)))
+        assert type(whole) is type(single)
+        for one, other in zip(whole, single, strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=0)
+    for one, other in zip(
+        *(evaluation_batches(each, World(), 6) for each in (dataset, OneByOne(dataset))), strict=True
+    ):
+        torch.testing.assert_close(list(one[0]), list(other[0]), rtol=0, atol=0)
+        assert one[1] == other[1]
+    own = Positions(dataset, collate=lambda rows: sum(float(row[2]) for row in rows))
+    assert own.__getitems__(range(17)) == sum(range(17))  # a collation of one's own still sees the rows
+
+
 @pytest.mark.parametrize("world", [1, 3, 60])
 def test_evaluation_covers_every_row_once_over_all_ranks(world: int) -> None:
     parts = [list(evaluation_batches(Noisy(), World(rank=rank, size=world), 7)) for rank in range(world)]
