@@ -187,7 +187,9 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """The page at /, its content at /content (304 where it is what the reader has), plots by their file names."""
         path = urlsplit(self.path).path
-        if path == "/":
+        if self._rebound():
+            self.send_error(403, "ask for it by this machine's own address")
+        elif path == "/":
             self._answer("text/html; charset=utf-8", self._page().encode(errors="replace"))
         elif path == "/content":
             text = self.server.view.content()
@@ -196,6 +198,11 @@ class Handler(BaseHTTPRequestHandler):
             self._answer("image/png", plot, cache="max-age=3600")
         else:
             self.send_error(404)
+
+    def _rebound(self) -> bool:
+        """Whether a page of elsewhere asks through the reader's browser, by a name of its own for this machine."""
+        asked = urlsplit(f"//{self.headers.get('Host', 'localhost')}").hostname or ""
+        return local(str(self.server.server_address[0])) and not local(asked)
 
     def _page(self) -> str:
         script = files("distgrow.report").joinpath("live.js").read_text(encoding="utf-8")

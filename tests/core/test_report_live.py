@@ -133,6 +133,13 @@ def test_the_page_and_the_plots_that_the_content_names_are_served_and_nothing_el
         assert [get(f"{address}/{other}")[0] for other in others] == [404] * 5
 
 
+def test_a_local_view_answers_nobody_who_calls_this_machine_by_a_name_of_their_own(tmp_path: Path) -> None:
+    with served(view(Path(short().save(tmp_path / "run")))) as address:
+        port = address.rpartition(":")[2]
+        asked = ("evil.example", f"evil.example:{port}", "127.0.0.1.evil.example", f"localhost:{port}", f"[::1]:{port}")
+        assert [get(f"{address}/content", Host=host)[0] for host in asked] == [403, 403, 403, 200, 200]
+
+
 def test_a_reader_that_goes_away_in_the_middle_of_an_answer_is_not_told_of(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
