@@ -202,6 +202,8 @@ def main() -> None:
         return
     logs = HERE.parent / "runs" / ("bench-quick" if options.quick else "bench")
     into = (options.into or (logs / "tables.md" if options.quick else README)).resolve()
+    if into.is_dir():
+        parser.error(f"--into {options.into} is a folder; name a Markdown file")
     if options.quick and into == README.resolve():
         parser.error(f"--quick --into {options.into}: quick numbers mean nothing and stay out of it; name another file")
     failures = Suite(into=into, logs=logs, quick=options.quick).run(chosen)

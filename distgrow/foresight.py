@@ -12,7 +12,7 @@ from distgrow.progress import Progress
 from distgrow.report.planned import Course, Planned, Target
 from distgrow.report.runs import Record
 from distgrow.schedule import Growth
-from distgrow.spec import ConfigError, Spec
+from distgrow.spec import Spec
 from distgrow.stages import Budget, Stages
 
 
@@ -40,7 +40,7 @@ def foresee(record: Record) -> Planned | None:
             epoch=round(record.epoch),
         )
         return _planned(controller, schedule.theory)
-    except (yaml.YAMLError, ValidationError, ConfigError):
+    except (yaml.YAMLError, ValidationError, ValueError, OverflowError, RecursionError):
         return None
 
 
@@ -69,4 +69,4 @@ def _target(controller: Controller, given: Theory | None, bounds: tuple[bool, ..
     constants, lr, epsilon = given.constants(), controller.lr.base, given.epsilon
     best, at = theory.least_sfo(constants, lr, epsilon), theory.critical_batch(constants, lr, epsilon)
     reached = tuple(sfo_to_target(constants, controller, epsilon, soonest=soonest) for soonest in bounds)
-    return Target(epsilon=epsilon, sfo=reached, best_batch=at, best_sfo=best, best_updates=best / at)
+    return Target(epsilon=epsilon, sfo=reached, best_batch=at, best_sfo=best)

@@ -3,6 +3,7 @@
 import atexit
 import os
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
@@ -106,10 +107,11 @@ def _run_group(workers: int, arguments: Sequence[str], restarts: int) -> None:
 
 
 def leave() -> NoReturn:
-    """End this rank with exit code 0 after its exit handlers, without the interpreter's finalisation.
+    """End this rank with exit code 0 after its threads and exit handlers, without the interpreter's finalisation.
 
     gloo's threads outlive their process group, and one that still drops a tensor aborts a process that is finalised.
     """
+    threading._shutdown()  # pyright: ignore[reportAttributeAccessIssue]
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()

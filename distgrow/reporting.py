@@ -20,7 +20,7 @@ def reporting(
 ) -> Iterator[Tracker]:
     """`tracker` and the services of `specs`, from the first rank. Collective.
 
-    ConfigError where a service cannot be opened for a new run; a run that goes on does so without it, and tries again.
+    ConfigError where a service cannot be opened for a new run; a run that goes on does not wait for it.
     """
     services: list[Behind] = []
     try:
@@ -39,23 +39,17 @@ def check(specs: Sequence[TrackerSpec], world: World) -> None:
 def _opened(
     specs: Sequence[TrackerSpec], folder: RunFolder, settings: Mapping[str, Any], tracker: Tracker
 ) -> Iterator[Behind]:
-    events = read_events(folder.metrics)
+    events = history(read_events(folder.metrics))
     opening = Opening(folder=folder.path, settings=settings, id=_id(events, tracker))
     begun = any(event["event"] == "start" for event in events)
     for spec in specs:
-        service = None
-        try:
-            service = spec.open(opening)
-        except Exception as error:  # whatever a service's client raises
-            if not begun:
-                raise ConfigError(
-                    f"run.trackers: {spec.kind} cannot be opened: {error}; put that right and go on with --resume, "
-                    "or leave it out"
-                ) from error
-        behind = Behind(spec.kind, service, partial(spec.open, opening))
-        for event in history(events):
-            behind.log(event)  # what a crash kept from the service
-        yield behind
+        service = Behind(spec.kind, partial(spec.open, opening), events)
+        if not begun and (reason := service.opened()) is not None:
+            raise ConfigError(
+                f"run.trackers: {spec.kind} cannot be opened: {reason}; put that right and go on with --resume, "
+                "or leave it out"
+            )
+        yield service
 
 
 def _id(events: Sequence[Event], tracker: Tracker) -> str:
@@ -63,6 +57,8 @@ def _id(events: Sequence[Event], tracker: Tracker) -> str:
     known = [event["id"] for event in events if event["event"] == "tracker"]
     if known:
         return known[-1]
-    event = {"event": "tracker", "step": 0, "samples": 0, "sfo": 0, "time_s": 0.0, "id": secrets.token_hex(8)}
+    last = events[-1] if events else {}
+    place = {key: last.get(key, 0) for key in ("step", "samples", "sfo", "time_s")}
+    event = {"event": "tracker", **place, "id": secrets.token_hex(8)}
     tracker.log(event)
     return event["id"]

@@ -120,7 +120,7 @@ def read_line(line: str, path: Path) -> dict[str, Any]:
         if isinstance(event, dict) and "event" in event:
             return event
         fault = "lacks one of event, step, samples, time_s"
-    except ValueError:
+    except (ValueError, RecursionError):
         pass
     shown = line if len(line) <= 80 else line[:80] + " …"
     raise RunError(f"{path} is damaged: the line {shown!r} {fault}; repair or remove that line")

@@ -59,11 +59,11 @@ class Work:
 
 
 def timed(folder: Path, stage_epochs: int) -> Work:
-    """The CNN of overhead.py on 1,437 images, batches of 32 to 256 in micro-batches of 16, nothing saved on the way."""
+    """The CNN of overhead.py on 1,437 images, batches of 32 to 256, nothing saved on the way."""
     task = build("cnn")
     data = TensorDataset(task.train.inputs, task.train.labels)
     return Work(
-        make=lambda: task.model, data=data, folder=folder, batch=32, stages=4, stage_epochs=stage_epochs, max_micro=16,
+        make=lambda: task.model, data=data, folder=folder, batch=32, stages=4, stage_epochs=stage_epochs, max_micro=64,
         lr=0.02, save_every=10**9,
     )  # fmt: skip
 

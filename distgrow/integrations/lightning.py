@@ -112,8 +112,18 @@ class Growing:
 
     growth: Growth
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if cls.training_step is not Growing.training_step:
+            raise ConfigError(f"{cls.__name__} has a training_step before Growing's; put Growing left of the module")
+
     def train_dataloader(self) -> Any:
         """The course: one item an update, which does not hold the rows yet."""
+        trainer: Any = self._module().trainer
+        if getattr(self, "growth", None) not in trainer.callbacks:
+            raise ConfigError(
+                f"{type(self).__name__} leaves its updates to Growth; give the Trainer callbacks=[Growth(…)]"
+            )
         return self.growth.course
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:

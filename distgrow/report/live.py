@@ -4,6 +4,7 @@ import errno
 import hashlib
 import ipaddress
 import math
+import signal
 import socket
 import sys
 import threading
@@ -39,6 +40,7 @@ def serve(runs: Sequence[str], host: str, port: int, foresee: Foresee, update_s:
     if not local(host):
         warning = f"warning: --host={host} shows these runs and their configs to everybody who can reach this machine"
         print(warning, file=sys.stderr, flush=True)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have what they start behind them ignore it
     print(f"showing {', '.join(runs)} at http://{shown}:{server.server_address[1]}/ until Ctrl-C", flush=True)
     try:
         server.serve_forever()
@@ -87,9 +89,9 @@ class View:
         with self._lock:
             try:
                 self._text = self._now()
-            except ConfigError as error:
+            except Exception as error:  # whatever a damaged line leads to: the reader is told, and asks again
                 self._stale = True
-                self._text = f"<section><p>{escape(str(error))}</p></section>"
+                self._text = f"<section><p>{escape(str(error) or repr(error))}</p></section>"
             return self._text
 
     def plot(self, file: str) -> bytes | None:
@@ -119,12 +121,14 @@ class View:
     def _draw(self, records: list[Record]) -> None:
         """New plots, in a thread of their own: the figures do not wait for them."""
         began = time.monotonic()
-        plots = paint(records)
-        pictures = {file: Picture.of(png) for file, png in plots.items()}
-        pictures = {file: picture.at(f"{file}?{_digest(picture.source)}") for file, picture in pictures.items()}
-        now = time.monotonic()
-        with self._lock:
-            self._plots, self._pictures, self._stale = plots, pictures, True
+        try:
+            plots = paint(records)
+            pictures = {file: Picture.of(png) for file, png in plots.items()}
+            pictures = {file: picture.at(f"{file}?{_digest(picture.source)}") for file, picture in pictures.items()}
+            with self._lock:
+                self._plots, self._pictures, self._stale = plots, pictures, True
+        finally:
+            now = time.monotonic()
             self._due = now + (now - began) * (1 / DRAWING - 1)
 
     def _plans(self) -> list[Planned | None]:

@@ -100,12 +100,12 @@ class Log:
         texts = [line.decode(errors="replace").strip() for line in lines]
         try:
             events = json.loads(f"[{','.join(texts)}]")
-        except ValueError:
+        except (ValueError, RecursionError):
             events = []
         if len(events) != len(texts):
             events = [read_line(text, self.path) for text in texts]
         for event in events:
-            if not isinstance(event, dict) or not event.keys() >= _PLACES_SET:
+            if not isinstance(event, dict) or not event.keys() >= _PLACES_SET or not isinstance(event["event"], str):
                 raise self._damaged(event, f"lacks one of {', '.join(PLACES)}")
             needed = _NEEDED_SETS.get(event["event"], _PLACES_SET)
             if not event.keys() >= needed:

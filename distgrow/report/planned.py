@@ -24,7 +24,6 @@ class Target:
     sfo: tuple[int | None, ...]  #: of each course; None: not within the budget
     best_batch: float  #: of all constant batches, the one that needs the least SFO
     best_sfo: float
-    best_updates: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -41,7 +41,7 @@ class Kept:
 
 
 def behind(service: Kept) -> Behind:
-    return Behind("fake", service, lambda: service, retry_s=0.01)
+    return Behind("fake", lambda: service, retry_s=0.01)
 
 
 def test_everything_arrives_in_order_before_the_end() -> None:
@@ -116,22 +116,41 @@ def test_a_service_that_hangs_does_not_hold_up_the_run() -> None:
 def test_an_update_is_sent_once_whatever_is_made_again() -> None:
     service = Kept()
     service.seen = {"step": 3, "eval": 0}
-    tracker = behind(service)
-    for number in (2, 3, 4, 5, 4, 5, 6):
+    tracker = Behind("fake", lambda: service, [step(number) for number in (2, 3)], retry_s=0.01)
+    for number in (3, 4, 5, 4, 5, 6):
         tracker.log(step(number))
     tracker.log({**step(2), "event": "eval"})
     tracker.close()
     assert service.steps == [4, 5, 6, 2]
 
 
-def test_a_service_that_is_opened_late_gets_what_it_has_not() -> None:
+def test_a_service_that_is_opened_late_gets_what_it_has_not(capfd: pytest.CaptureFixture[str]) -> None:
+    service, away = Kept(), [ConnectionError("not yet")] * 3
+    service.seen = {"step": 299}
+
+    def opened() -> Kept:
+        if away:
+            raise away.pop()
+        return service
+
+    tracker = Behind("fake", opened, [step(number) for number in range(350)], retry_s=0.01)
+    assert tracker.opened() is not None
+    for number in range(350, 360):
+        tracker.log(step(number))
+    service.wait(lambda: len(service.steps) == 60)
+    tracker.close()
+    assert service.steps == list(range(300, 360))
+    assert "not yet" in capfd.readouterr().err
+
+
+def test_a_past_longer_than_the_queue_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("distgrow.trackers.behind.WAITING", 20)
     service = Kept()
-    service.seen = {"step": 1}
-    tracker = Behind("fake", None, lambda: service, retry_s=0.01)
-    for number in (1, 2):
+    tracker = Behind("fake", lambda: service, [step(number) for number in range(500)], retry_s=0.01)
+    for number in range(500, 515):
         tracker.log(step(number))
     tracker.close()
-    assert service.steps == [2]
+    assert service.steps == list(range(515))
 
 
 def test_a_point_holds_the_numbers_of_its_event() -> None:

@@ -239,7 +239,7 @@ def test_every_interruption_is_listed_in_the_order_of_the_run(tmp_path: Path) ->
 
 def test_the_plan_stands_beside_what_the_run_came_to(tmp_path: Path) -> None:
     script = short().event("probe", norm=0.2, sfo=64 + 100, sfo_probe=100).end()
-    target = Target(epsilon=0.25, sfo=(40,), best_batch=4.0, best_sfo=32.0, best_updates=8.0)
+    target = Target(epsilon=0.25, sfo=(40,), best_batch=4.0, best_sfo=32.0)
     course = Course(sfo=100, updates=7, stages=3, batch=32)
     planned = Planned(courses=(course,), after={0: 16, 1: 64}, target=target)
     records = read([script.save(tmp_path / "run")])

@@ -107,6 +107,7 @@ def test_a_rank_ends_without_the_interpreters_finalisation_but_after_exit_handle
     (distgrow.folder / "lasting.py").write_text(
         """
 import atexit
+import threading
 import torch
 from torch import nn
 
@@ -116,6 +117,7 @@ class Lasting:
 
 lasting = Lasting()
 atexit.register(print, "exit handler")
+threading.Timer(5, print, ["thread"]).start()
 
 def make():
     return nn.Linear(3, 1), lambda model, batch: model(batch).square().mean(), torch.ones(50, 3)
@@ -124,7 +126,7 @@ def make():
     own = ("task={kind: target, target: 'lasting:make'}", "model=null")
     finished = distgrow.train("group", *own, workers=2)
     assert finished.code == 0, finished.err
-    assert finished.out.count("exit handler") == 2
+    assert finished.out.count("exit handler") == finished.out.count("thread") == 2
     assert "finalised" not in finished.out
     assert "finalised" in distgrow.train("alone", *own).out
 

@@ -181,6 +181,16 @@ def test_a_module_that_decides_the_same_is_refused(module: type[Net], message: s
         run(module())
 
 
+def test_growing_right_of_the_module_is_refused_where_the_class_is_written() -> None:
+    with pytest.raises(ConfigError, match="WrongWay has a training_step before Growing's"):
+        type("WrongWay", (Net, Growing), {})
+
+
+def test_a_growing_module_without_growth_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"GrowingNet leaves its updates to Growth; give the Trainer callbacks="):
+        lightning.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False).fit(GrowingNet())
+
+
 def test_data_and_schedules_that_cannot_be_followed_are_refused() -> None:
     rows = torch.utils.data.DataLoader(Rows(), batch_size=8, shuffle=True)
     with pytest.raises(ConfigError, match="trainer.fit was given training data"):
