@@ -50,7 +50,7 @@ def until(happened: Callable[[], bool], seconds: float, what: str) -> None:
 def ranks_at(gate: Path) -> list[int]:
     """The process of every rank, once all of them wait at the gate."""
     marks = [gate.with_name(f"{gate.name}.{rank}") for rank in range(2)]
-    until(lambda: all(mark.exists() and mark.read_text() for mark in marks), 90, "both ranks at the gate")
+    until(lambda: all(mark.exists() and mark.read_text() for mark in marks), 180, "both ranks at the gate")
     return [int(mark.read_text()) for mark in marks]
 
 

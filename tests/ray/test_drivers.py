@@ -20,7 +20,7 @@ pytestmark = [
     pytest.mark.ray,
     pytest.mark.fault,
     pytest.mark.slow,
-    pytest.mark.timeout(300),
+    pytest.mark.timeout(600),
     pytest.mark.skipif(REASON is not None, reason=REASON or ""),
 ]
 
@@ -62,9 +62,9 @@ def test_a_run_outlives_its_driver_and_is_still_good_for_a_retry(
     assert f"end it after a checkpoint with 'touch {folder / 'run/.stop'}'" in second.stderr
     psutil.Process(workers[1]).kill()
     (folder / "gate").touch()
-    until(lambda: bool(events(folder / "run", "end")), 90, "the end of the run")
+    until(lambda: bool(events(folder / "run", "end")), 180, "the end of the run")
     assert_same(folder / "run", undisturbed)
-    until(lambda: trainers(cluster) == 0, 30, "the actor that kept the run ends")
+    until(lambda: trainers(cluster) == 0, 60, "the actor that kept the run ends")
 
 
 def test_a_submitted_job_outlives_its_client_is_seen_on_the_dashboard_and_stops_with_a_checkpoint(
@@ -91,7 +91,7 @@ def test_a_submitted_job_outlives_its_client_is_seen_on_the_dashboard_and_stops_
     stopped = cluster.run(1, RAY_COMMAND, "job", "stop", "--address", cluster.dashboard, "seen")
     assert stopped.returncode == 0, stopped.stdout + stopped.stderr
     (folder / "gate").touch()
-    until(lambda: bool(events(folder / "run", "end")), 60, "the end of the run")
+    until(lambda: bool(events(folder / "run", "end")), 180, "the end of the run")
     assert events(folder / "run", "end")[0]["reason"] == "stopped on request"
     assert 160 <= ledger(folder / "run")["applied"] < 1500
-    until(lambda: trainers(cluster) == 0, 30, "the actor that kept the run ends")
+    until(lambda: trainers(cluster) == 0, 60, "the actor that kept the run ends")

@@ -17,7 +17,7 @@ pytestmark = [
     pytest.mark.ray,
     pytest.mark.fault,
     pytest.mark.slow,
-    pytest.mark.timeout(300),
+    pytest.mark.timeout(600),
     pytest.mark.skipif(REASON is not None, reason=REASON or ""),
 ]
 #: Ray's own limits (a minute or two by default), so that the tests need not wait for them.
