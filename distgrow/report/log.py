@@ -28,6 +28,7 @@ _NEEDED = {
     "stage": ("epoch", "stage", "batch", "world", "micro", "accum", "lr"),
     "end": ("reason",),
 }
+_POSITIVE = ("step", "samples", "epoch", "batch")  #: of a step line
 _OPTIONAL = ("world", "noise_scale", "samples_per_s")
 #: What is kept of a step line.
 COLUMNS = (*PLACES[1:], *_NEEDED["step"], *_OPTIONAL, *_SPENT)
@@ -134,11 +135,16 @@ class Log:
         except (TypeError, ValueError, OverflowError):
             fault = next(row for row in rows if not all(_number(row.get(key)) for key in COLUMNS))
             raise self._damaged(fault, "holds something that is no number") from None
+        if not all((np.asarray(new[key]) > 0).all() for key in _POSITIVE):
+            fault = next(row for row in rows if not all((row[key] or 0) > 0 for key in _POSITIVE))
+            raise self._damaged(fault, f"must have {', '.join(_POSITIVE)} above 0")
         for key, column in new.items():
             self._columns[key].extend(column)
 
     def _add(self, event: Event) -> None:
-        if not all(_number(event[key]) and event[key] is not None for key in PLACES[1:]):
+        numbers = {*PLACES[1:], *(_NEEDED["stage"] if event["event"] == "stage" else ())}
+        numbers |= event.keys() & {"sfo", "batch", *_SPENT}
+        if not all(_number(event[key]) and event[key] is not None for key in numbers):
             raise self._damaged(event, "holds something that is no number")
         if event["event"] == "resume":
             self._go_back(event["samples"])

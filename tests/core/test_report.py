@@ -1,12 +1,14 @@
 """Reports of run folders that are written by hand: the files, the page, and what cannot be reported."""
 
 import base64
+import json
 import re
 import struct
 import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import Commands
@@ -304,6 +306,29 @@ def test_a_damaged_line_is_shown(tmp_path: Path, line: str, fault: str) -> None:
     metrics = tmp_path / "run" / "metrics.jsonl"
     first, *others = metrics.read_text().splitlines()
     metrics.write_text("\n".join([first, line, *others, ""]))
+    with pytest.raises(ConfigError, match=rf"{metrics} is damaged: the line .*{fault}"):
+        write([run], None)
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "value", "fault"),
+    [
+        ("step", "batch", 0, "must have step, samples, epoch, batch above 0"),
+        ("step", "samples", None, "must have step, samples, epoch, batch above 0"),
+        ("step", "epoch", 0, "must have step, samples, epoch, batch above 0"),
+        ("step", "event", [], "lacks one of event, step, samples, time_s"),
+        ("stage", "batch", None, "holds something that is no number"),
+        ("stage", "lr", "x", "holds something that is no number"),
+        ("end", "sfo", "abc", "holds something that is no number"),
+        ("end", "sfo_skipped", None, "holds something that is no number"),
+    ],
+)
+def test_a_line_whose_numbers_cannot_be_is_named(tmp_path: Path, kind: str, key: str, value: Any, fault: str) -> None:
+    run = short().save(tmp_path / "run")
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    next(line for line in lines if line["event"] == kind)[key] = value
+    metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
     with pytest.raises(ConfigError, match=rf"{metrics} is damaged: the line .*{fault}"):
         write([run], None)
 
