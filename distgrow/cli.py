@@ -123,7 +123,8 @@ def report(
 
         if out is not None:
             raise ConfigError(f"--out={out}: --serve writes no files; leave one of the two out")
-        return live.serve(runs, host or "127.0.0.1", 8000 if port is None else port, foresee, update_s)
+        live.serve(runs, host or "127.0.0.1", 8000 if port is None else port, foresee, update_s)
+        leave()  # a thread that is drawing would abort an interpreter that is finalised
     if host is not None or port is not None:
         raise ConfigError("--host and --port are for --serve; give that too, or leave them out")
     from distgrow.report import write

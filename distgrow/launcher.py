@@ -107,9 +107,9 @@ def _run_group(workers: int, arguments: Sequence[str], restarts: int) -> None:
 
 
 def leave() -> NoReturn:
-    """End this rank with exit code 0 after its threads and exit handlers, without the interpreter's finalisation.
+    """End this process with exit code 0 after its threads and exit handlers, without the interpreter's finalisation.
 
-    gloo's threads outlive their process group, and one that still drops a tensor aborts a process that is finalised.
+    A thread in C++ aborts a process that is finalised under it: gloo's outlive their process group, and drop tensors.
     """
     threading._shutdown()  # pyright: ignore[reportAttributeAccessIssue]
     atexit._run_exitfuncs()
