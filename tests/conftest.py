@@ -126,9 +126,10 @@ def ledger(run: Path) -> dict[str, int]:
 
 
 def events(run: Path, kind: str) -> list[dict[str, Any]]:
-    """The events of one kind in a run's metrics.jsonl, read as another program would."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if line["event"] == kind]
+    """The events of one kind in a run's metrics.jsonl, read as another program would: the last line may be half."""
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    whole = [json.loads(line) for line in lines if line.endswith("\n")]
+    return [line for line in whole if line["event"] == kind]
 
 
 @pytest.fixture(autouse=True)
