@@ -1,11 +1,13 @@
 """World: this process among all ranks, and the few collectives that are not gradients."""
 
 import pickle
+import platform
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -27,6 +29,7 @@ class World:
     rank: int = 0
     size: int = 1
     device: torch.device = torch.device("cpu")
+    alike: bool = False  #: all ranks compute on the same make of machine: from equal numbers the same, bit by bit
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """`values` added up over all ranks, in float64 on the CPU. Collective: every rank must call."""
@@ -44,6 +47,15 @@ class World:
             return tensor.tolist()
 
         return wait
+
+    def meaning(self, values: Sequence[float]) -> Callable[[], list[float]]:
+        """The means of `values` that ranks have computed from equal tensors, so that decisions by them are equal too.
+
+        Between unlike machines they may differ in last bits. Collective: every rank must call.
+        """
+        if self.alike:
+            return lambda: list(values)
+        return self.summing([value / self.size for value in values])
 
     def once(self, action: Callable[[], T]) -> T:
         """Do `action` on one rank and give every rank its result, or its error. Collective: every rank must call."""
@@ -124,9 +136,18 @@ def joined(device: Device = "auto", timeout_s: float = 600, *, alone: bool = Fal
     world = World(rank=rank, size=size, device=where)
     roll = calling_the_roll(rank, size) if size > 1 else nullcontext()
     with local_rank_named() if alone else nullcontext(), roll:
-        yield world
+        yield replace(world, alike=len(set(world.gather(_machine(where)))) == 1)
     if ours:  # after an error the group stays until the process ends, so that the error is told before others lose us
         dist.destroy_process_group()
+
+
+def _machine(device: torch.device) -> tuple[str, ...]:
+    """What the last bits of a sum depend on."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    cpu = [line for line in lines if line.startswith("model name")][:1]
+    gpu = [torch.cuda.get_device_name(device)] if device.type == "cuda" else []
+    return (torch.__version__, platform.machine(), str(torch.get_num_threads()), *cpu, *gpu)
 
 
 def _pick(device: Device, local_rank: int) -> torch.device:

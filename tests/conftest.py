@@ -53,7 +53,7 @@ class Commands:
             text=True,
         )
 
-    def __call__(self, *words: str, module: tuple[str, ...] = ("distgrow",), timeout_s: float = 120) -> Finished:
+    def __call__(self, *words: str, module: tuple[str, ...] = ("distgrow",), timeout_s: float = 240) -> Finished:
         """Run a command to its end."""
         process = self.start(*words, module=module)
         try:

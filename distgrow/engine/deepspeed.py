@@ -27,6 +27,7 @@ from distgrow.engine.batches import (
     seed,
 )
 from distgrow.engine.measuring import Direction, Parts
+from distgrow.engine.ranks import check_agreed
 from distgrow.engine.shards import Shards
 from distgrow.engine.still import Still, hollow
 from distgrow.engine.torch import build_optimizer
@@ -94,11 +95,13 @@ class DeepSpeedEngine:
             self._parts.end(plan.weight(rows), self._loss_scale())
             losses.append(loss.detach().float())
         loss = sum(losses[1:], start=losses[0]).item() / self.world.size
-        known = self.world.summing([loss, short, self._parts.share(), *votes])
+        agreed = [plan.batch / self.world.size, plan.lr / self.world.size]
+        known = self.world.summing([loss, short, self._parts.share().item(), *agreed, *votes])
         for group in self._engine.optimizer.param_groups:
             group["lr"] = plan.lr * group.get("lr_scale", 1.0)
         self._engine.step()
-        mean, lacking, parts_sq, *ballot = known()
+        mean, lacking, parts_sq, batch, lr, *ballot = known()
+        check_agreed(plan, batch, lr, self.world.rank)
         applied, grad_norm = not self._engine.optimizer.overflow, float(self._engine.get_global_grad_norm())
         if not applied:
             self._buffers.restore()

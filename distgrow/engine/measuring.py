@@ -59,12 +59,12 @@ class Parts:
             self._weights.append(weight * scale**2)
             self._norms.clear()
 
-    def share(self) -> float:
-        """This rank's term of the sum over ranks; NaN where nothing was seen. Waits for a GPU."""
+    def share(self) -> Tensor:
+        """This rank's term of the sum over ranks, a tensor of no dimension; NaN where nothing was seen."""
         if not self._parts:
-            return math.nan
-        norms = torch.stack(self._parts).tolist()
-        return sum(h * h / (w * self._world) for h, w in zip(norms, self._weights, strict=True))
+            return torch.tensor(math.nan)
+        norms = torch.stack(self._parts)
+        return norms.square().div_(norms.new_tensor(self._weights).mul_(self._world)).sum()
 
 
 class Direction:
@@ -127,11 +127,16 @@ class Direction:
             yield torch.div(mean, root, out=root).div_(1 - self._spec.beta1**steps)
 
     def _keep(self, optimizer: torch.optim.Optimizer, given: list[Any]) -> None:
-        for p in given if self._keeps else ():
-            state = optimizer.state[p]
+        if not self._keeps or not given:
+            return
+        states = [optimizer.state[p] for p in given]
+        for p, state in zip(given, states, strict=True):
             if _KEPT not in state:
                 state[_KEPT] = torch.empty_like(p)
-            torch.add(p.grad, p, alpha=self._penalty, out=state[_KEPT])
+        kept = [state[_KEPT] for state in states]
+        torch._foreach_copy_(kept, [p.grad for p in given])  # pyright: ignore[reportPrivateImportUsage]
+        if self._penalty:
+            torch._foreach_add_(kept, given, alpha=self._penalty)  # pyright: ignore[reportPrivateImportUsage]
 
     def copies(self, plan: Plan) -> int:
         """How many copies of the parameters' size are kept for it."""

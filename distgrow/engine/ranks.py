@@ -1,7 +1,7 @@
 """Ranks: gradients averaged over ranks by DistributedDataParallel, and what ranks tell each other along with them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -9,10 +9,16 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from distgrow.engine.batches import Loss, WeightedLoss
+from distgrow.plan import Plan
+from distgrow.run import TrainingFailed
 from distgrow.world import World
+
+Share = Callable[[], Tensor]
 
 #: Votes that an update can carry.
 BALLOT = 4
+#: What float32 may do to a mean of equal numbers.
+_ROUNDING = 1e-5
 
 
 class Ranks:
@@ -24,7 +30,7 @@ class Ranks:
     """
 
     def __init__(self, model: nn.Module, loss: Loss, world: World, bucket_mb: float) -> None:
-        self._shared = _Shared(model, loss, world)
+        self._shared, self._world = _Shared(model, loss, world), world
         self.ddp = DistributedDataParallel(
             self._shared,
             device_ids=[world.device.index] if world.device.type == "cuda" else None,
@@ -32,19 +38,40 @@ class Ranks:
             bucket_cap_mb=bucket_mb,  # pyright: ignore[reportArgumentType]
         )
         self._forwards = 0  # of the update under way
-        self.ddp(None, 0.0, ()).backward()
+        self.ddp(None, 0.0).backward()
         for parameter in self._shared.parameters():
             parameter.grad = None
 
-    def loss(self, batch: Any, weight: float, votes: Sequence[bool]) -> Tensor:
-        """The weighted loss, which carries the votes."""
+    def loss(self, batch: Any, plan: Plan, weight: float, share: Share | None, votes: Sequence[bool]) -> Tensor:
+        """The weighted loss, which carries the notes; of the update's last micro-batch where there is a `share`.
+
+        `share` gives this rank's term of a sum over ranks and is asked once the backward has come to everything else.
+        """
         self._forwards += 1
-        return self.ddp(batch, weight, votes)
+
+        def notes(loss: Tensor) -> Tensor:
+            found = torch.zeros_like(self._shared.tally)
+            found[0] = loss
+            if share:
+                found[1] = share()
+                found[2 : 4 + len(votes)] = found.new_tensor([plan.batch, plan.lr, *votes])
+            return found
+
+        return self.ddp(batch, weight, notes)
 
     def notes(self) -> Tensor:
-        """The mean loss over ranks and how many of them cast each vote, after the last backward; all divided alike."""
+        """What the ranks have told each other, after the last backward; for `told`."""
         assert self._shared.tally.grad is not None
         return self._shared.tally.grad
+
+    def told(self, notes: Sequence[float], plan: Plan, votes: int) -> tuple[float, float, tuple[bool, ...]]:
+        """Mean loss, sum of the shares and which of so many votes anyone has cast, from the notes as numbers.
+
+        TrainingFailed, on every rank, where ranks are not at the same batch and learning rate.
+        """
+        loss, share, batch, lr, *ballot = notes
+        check_agreed(plan, batch, lr, self._world.rank)
+        return loss, share * self._world.size, tuple(count > 0 for count in ballot[:votes])
 
     def forget(self) -> None:
         """Drop the notes: the update is over."""
@@ -54,7 +81,7 @@ class Ranks:
         """Take this rank's part in the average with NaN, instead of the last micro-batch: no rank then applies it."""
         if self._forwards:  # the first of an update shares the buffers, once
             self.ddp.require_forward_param_sync = False
-        self.ddp(None, math.nan, ()).backward()
+        self.ddp(None, math.nan).backward()
 
     def spoil_rest(self) -> bool:
         """The same where the last backward has failed halfway; False where nothing was left to do.
@@ -72,23 +99,53 @@ class Ranks:
         return spoilt
 
 
+def check_agreed(plan: Plan, batch: float, lr: float, rank: int) -> None:
+    """TrainingFailed where the means over ranks of the batch and the learning rate are not this rank's own.
+
+    Gradients were weighted wrongly then, and from here on samples would be repeated or lost.
+    """
+    if abs(batch - plan.batch) > _ROUNDING * plan.batch or abs(lr - plan.lr) > _ROUNDING * plan.lr:
+        raise TrainingFailed(
+            f"rank {rank} is at batch {plan.batch} and lr {plan.lr:g}, where the mean over ranks is {batch:g} and "
+            f"{lr:g}: they have not decided alike; go on with --resume"
+        )
+
+
 class _Shared(WeightedLoss):
     """Model and loss as the one module that DDP wraps.
 
-    What ranks must also know of each other, the mean loss and their votes, travels in the gradients' own
-    all-reduce: they are the gradient of `tally`, a parameter that is always zero and that nobody else sees.
+    What ranks must also know of each other travels in the gradients' own all-reduce: it is the gradient of `tally`, a
+    parameter that is always zero and that nobody else sees.
     """
 
     def __init__(self, model: nn.Module, loss: Loss, world: World) -> None:
         super().__init__(model, loss)
         dtype = torch.float64 if next(model.parameters()).dtype == torch.float64 else torch.float32
-        self.tally = nn.Parameter(torch.zeros(1 + BALLOT, dtype=dtype, device=world.device))
+        self.tally = nn.Parameter(torch.zeros(4 + BALLOT, dtype=dtype, device=world.device))
 
-    def forward(self, batch: Any, weight: float, votes: Sequence[bool] = ()) -> Tensor:
-        """See WeightedLoss."""
+    def forward(self, batch: Any, weight: float, notes: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """See WeightedLoss; `notes` gives the gradient of `tally`, from the weighted loss."""
+        if batch is None or notes is None:
+            return super().forward(batch, weight)
+        losses: list[Tensor] = []
+        noted = _Noted.apply(self.tally, lambda: notes(losses[0]))
         loss = super().forward(batch, weight)
-        return loss if batch is None else loss + (self.tally * self._notes(loss, votes)).sum()
+        losses.append(loss.detach())
+        return loss + noted
 
-    def _notes(self, loss: Tensor, votes: Sequence[bool]) -> Tensor:
-        ballot = self.tally.new_tensor([*votes, *[False] * (BALLOT - len(votes))])
-        return torch.cat([loss.detach().to(ballot.dtype)[None], ballot])
+
+class _Noted(torch.autograd.Function):
+    """Zero, whose gradient is made up when the backward comes to it.
+
+    Backward takes the last made of the nodes that are ready, so one that was made before a model's forward has its
+    turn after the whole of it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, tally: Tensor, notes: Callable[[], Tensor]) -> Tensor:
+        ctx.notes = notes
+        return tally.new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> tuple[Tensor, None]:
+        return ctx.notes(), None

@@ -75,30 +75,34 @@ class TorchEngine:
         if notes is None:
             return self._dropped()
         grad_norm = self._clipped_norm().item()  # waits for a GPU
-        loss, *ballot = notes.tolist()
-        cast = tuple(count > 0 for count in ballot[: len(votes)]) if self.world.size > 1 else tuple(votes)
+        loss, parts_sq, cast = self._told(notes.tolist(), plan, votes)
         outcome = Outcome(loss=loss, grad_norm=grad_norm, votes=cast)
         del ballast
         if not math.isfinite(grad_norm):
             return self._dropped(outcome)
         with memory_for("the optimizer's state"):
-            measured = self._measure(plan, grad_norm)
+            measured = self._measure(plan, grad_norm, parts_sq)
             self.step(plan.lr)
         self._forget()
         return outcome if measured is None else replace(outcome, measured=measured())
 
-    def _measure(self, plan: Plan, grad_norm: float) -> Callable[[], Measured] | None:
+    def _told(self, notes: Sequence[float], plan: Plan, votes: Sequence[bool]) -> tuple[float, float, tuple[bool, ...]]:
+        """Mean loss, what Parts has seen on all ranks, and the votes cast."""
+        if self._ranks is not None:
+            return self._ranks.told(notes, plan, len(votes))
+        return notes[0], self._parts.share().item(), tuple(votes)
+
+    def _measure(self, plan: Plan, grad_norm: float, parts_sq: float) -> Callable[[], Measured] | None:
         """Before the step of an update that will be applied: what it shows of noise, to be had later. Collective."""
         if not (plan.window or plan.product):
             return None
         self._direction.look(self._optimizer)
         penalty, product = self._direction.found(grad_norm)
         batch_sq = grad_norm * grad_norm + penalty if plan.window else math.nan
-        alike = [penalty, batch_sq, product]  # on all ranks, but for last bits on unlike machines: their mean is taken
-        known = self.world.summing([self._parts.share(), *(value / self.world.size for value in alike)])
+        known = self.world.meaning([penalty, batch_sq, product])
 
         def measured() -> Measured:
-            parts_sq, penalty, batch_sq, product = known()
+            penalty, batch_sq, product = known()
             return Measured(parts_sq=parts_sq + penalty, batch_sq=batch_sq, product=product)
 
         return measured
@@ -129,7 +133,7 @@ class TorchEngine:
             rows, last = checked_rows(batch, plan), k == plan.accum
             self.evaluations += rows
             if not short:
-                loss = self._backward(batch, plan.weight(rows), votes, last=last)
+                loss = self._backward(batch, plan, plan.weight(rows), votes, last=last)
                 losses += [] if loss is None else [loss]
                 short = loss is None
             elif last and self._ranks is not None:
@@ -141,14 +145,15 @@ class TorchEngine:
         self._check_use()
         return self._ranks.notes()
 
-    def _backward(self, batch: Any, weight: float, votes: Sequence[bool], *, last: bool) -> Tensor | None:
+    def _backward(self, batch: Any, plan: Plan, weight: float, votes: Sequence[bool], *, last: bool) -> Tensor | None:
         """Forward and backward of one micro-batch: its weighted loss, or None where memory did not hold it."""
         loss = None
         try:
             with nullcontext() if self._ranks is None or last else self._ranks.ddp.no_sync():
-                loss = self._weighted(batch, weight, votes if last else ())
+                loss = self._weighted(batch, plan, weight, votes, last=last)
                 loss.backward()
-                self._parts.end(weight)
+                if self._ranks is None or not last:
+                    self._parts.end(weight)
                 return loss.detach()
         except (RuntimeError, MemoryError) as error:
             if not ran_out_of_memory(error):
@@ -233,11 +238,15 @@ class TorchEngine:
         if self._ranks is not None:
             self._ranks.forget()
 
-    def _weighted(self, batch: Any, weight: float, votes: Sequence[bool]) -> Tensor:
+    def _weighted(self, batch: Any, plan: Plan, weight: float, votes: Sequence[bool], *, last: bool) -> Tensor:
+        def share() -> Tensor:
+            self._parts.end(weight)
+            return self._parts.share() if plan.window else torch.zeros(())
+
         with self._autocast():
             batch = self._place(batch)
             if self._ranks is not None:
-                return self._ranks.loss(batch, weight, votes)
+                return self._ranks.loss(batch, plan, weight, share if last else None, votes)
             loss = checked_loss(self._loss(self.model, batch))
             return loss if weight == 1 else loss * weight
 

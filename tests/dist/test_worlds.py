@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import Commands, events, ledger, parameters
+from conftest import Commands, events, in_ranks, ledger, parameters
 
 
 def spy_package(folder: Path) -> None:
@@ -92,3 +92,22 @@ def test_every_step_line_is_what_the_design_promises(distgrow: Commands) -> None
     assert steps[-1]["sfo_applied"] == 1500
     assert "NaN" not in (distgrow.folder / "run/metrics.jsonl").read_text()
     assert json.loads((distgrow.folder / "run/metrics.jsonl").read_text().splitlines()[-1])["event"] == "end"
+
+
+@pytest.mark.parametrize("engine", [pytest.param("zero 1", marks=pytest.mark.slow), "torch"])
+@pytest.mark.parametrize(("how", "own", "mean"), [("batch", 28, "25 and 0.1"), ("lr", 22, "22 and 0.075")])
+def test_ranks_that_have_not_decided_alike_stop_all_of_them(
+    engine: str, how: str, own: int, mean: str, tmp_path: Path
+) -> None:
+    if engine != "torch":
+        pytest.importorskip("deepspeed", reason="needs the extra 'deepspeed'")
+    in_ranks("at_odds.py", str(tmp_path), engine, how, workers=2)
+    first, second = ((tmp_path / f"told.{rank}").read_text() for rank in range(2))
+    told = f"the mean over ranks is {mean}: they have not decided alike; go on with --resume"
+    assert first == f"rank 0 is at batch 22 and lr 0.1, where {told}"
+    assert second == f"rank 1 is at batch {own} and lr {0.1 if how == 'batch' else 0.05}, where {told}"
+
+
+def test_unlike_machines_take_the_mean_of_what_each_of_them_has_computed(tmp_path: Path) -> None:
+    in_ranks("at_odds.py", str(tmp_path), "unlike", workers=2)
+    assert [(tmp_path / f"told.{rank}").read_text() for rank in range(2)] == ["False [0.5, 1.0]"] * 2

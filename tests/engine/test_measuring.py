@@ -222,7 +222,7 @@ def test_half_precision_gradients_are_squared_in_single() -> None:
     parts.begin(measured_plan())
     (parameter.float() * 30000.0).sum().backward()  # a norm that float16 does not hold
     parts.end(weight=0.5, scale=2.0)
-    assert parts.share() == pytest.approx(1000 * 30000.0**2 / (0.5 * 2.0**2), rel=1e-6)
+    assert parts.share().item() == pytest.approx(1000 * 30000.0**2 / (0.5 * 2.0**2), rel=1e-6)
 
 
 def test_complex_parameters_count_as_pairs_of_real_ones() -> None:
