@@ -1,4 +1,4 @@
-"""The default growth: b₀ for as long as that pays, then an anneal until the budget is spent; a pure frozen spec."""
+"""The default growth: b₀ for a while, then colder and colder until the budget is spent; a pure frozen spec."""
 
 from typing import Annotated, ClassVar, Literal
 
@@ -17,12 +17,13 @@ Part = Annotated[float, Field(gt=0, lt=1)]
 
 
 class Auto(Endless):
-    """b₀ and η until the noise that they keep in the loss outweighs what they still gain, then colder to the end [D].
+    """b₀ and η, then colder to the end: along a line, or by equal stages once the loss has settled [D].
 
-    The anneal is `depth` stages of equal length, each a factor δ colder than the one before: the batch grows by δ, and
-    once it is at the cap η falls by δ instead. It begins when η·tr Σ/(4b), the loss that noise keeps up and an anneal
-    removes, is at least `margin` times what the loss would still fall by over the rest of the budget at its present
-    pace; at `hold` of the budget at the latest. tr Σ and the pace are measured at no gradient evaluations.
+    A stage is a factor δ colder (η/b) than the one before: the batch grows by δ, and once it is at the cap η falls by δ
+    instead. From `hold` of the budget on the temperature follows a straight line down to nothing at its end. Where the
+    loss has settled it falls faster: what is left of the `depth` stages then shares what is left of the budget alike.
+    It has when η·tr Σ/(4b), the loss that noise keeps up and an anneal removes, is at least `margin` times what the
+    loss would still fall by over the rest of the budget at its present pace: measured at no gradient evaluations.
     """
 
     kind: Literal["auto"] = "auto"
@@ -31,15 +32,17 @@ class Auto(Endless):
     cap: PosInt | None = None
     """Largest global batch; none: a quarter of the training set, or less where stages from `hold` on are shorter."""
     early: Part = 0.1
-    """Part of the budget before which the anneal does not begin."""
-    hold: Part = 0.75
-    """Part of the budget at which it begins whatever is measured."""
+    """Part of the budget before which the loss is not taken to have settled."""
+    hold: Part = 0.3
+    """Part of the budget at which the temperature begins to fall along a line, whatever is measured."""
     margin: PosFloat = 0.5
     """How much removable loss has to outweigh the fall to come by."""
     depth: Annotated[int, Field(ge=1, le=100)] = 10
     """Stages of the anneal."""
     confidence: Annotated[float, Field(ge=0)] = 0.5
     """Standard errors that tr Σ is taken to be lower, and the fall of the loss to be steeper; 0: as measured."""
+    sure: Annotated[float, Field(ge=0)] = 3.0
+    """The same in stages after the first: they are short, and asked at every update one would soon pass by chance."""
     updates: PosInt = 20
     """Updates whose loss the pace is judged by, at least."""
 
@@ -73,31 +76,35 @@ class Auto(Endless):
                 f"growth.kind=auto: {self.depth} stages in the last {rest:.3g} samples of the budget would have less "
                 "than one each; raise budget, or lower growth.depth or growth.hold"
             )
-        return self._anneal(self.hold * span.samples, span)
+        return Listed(axis="samples", ends=tuple(at_least(self.due(m) * span.samples) for m in range(self.depth)))
 
     def earliest(self, lr: LR, span: Span) -> Trigger:
-        first = max(self.early * span.samples, self.updates * self.start)
-        return self._anneal(min(first, self.hold * span.samples), span)
+        first = max(self.early, self.updates * self.start / span.samples)
+        parts = (min(first + (1 - first) / self.depth * m, self.due(m)) for m in range(self.depth))
+        return Listed(axis="samples", ends=tuple(at_least(part * span.samples) for part in parts))
+
+    def due(self, stage: int) -> float:
+        """Part of the budget at which a stage ends at the latest: where the line is half-way, by ratio, to the next."""
+        return self.hold + (1 - self.hold) * (1 - self.factor ** -(stage + 0.5))
 
     def moves(self, progress: Progress, now: Moment) -> int:
-        rest, applied = self.depth - progress.stage, progress.ledger.applied
-        if progress.stage == 0:
-            return int(applied >= self.hold * (applied + now.left) or self._pays(progress, now))
+        stage, applied = progress.stage, progress.ledger.applied
+        total, rest = applied + now.left, self.depth - stage
+        passed = sum(self.due(m) * total <= applied for m in range(stage, self.depth))
+        if passed or not rest:
+            return passed
+        if stage == 0:
+            return int(applied >= self.early * total and self._settled(progress, now, self.confidence))
         each = (progress.stage_samples + now.left) / (rest + 1)  # what is left for this stage and each after it
-        return min(rest, int(progress.stage_samples / each)) if rest else 0
+        if progress.stage_samples < each:
+            return 0
+        ahead = applied - progress.stage_samples < self.due(stage - 1) * total  # settled before
+        return min(rest, int(progress.stage_samples / each)) if ahead or self._settled(progress, now, self.sure) else 0
 
-    def _pays(self, progress: Progress, now: Moment) -> bool:
+    def _settled(self, progress: Progress, now: Moment, errors: float) -> bool:
         """Whether an anneal gains more than going on as before would, by the ends of what is measured against it."""
-        applied, trend = progress.ledger.applied, progress.noise.trend
-        variance = progress.noise.variance.end(-self.confidence)
-        if applied < self.early * (applied + now.left) or trend.count < self.updates:
+        variance, trend = progress.noise.variance.end(-errors), progress.noise.trend
+        if trend.count < self.updates or not (variance > 0 and now.lr > 0):
             return False
-        if not (variance > 0 and now.lr > 0):
-            return False
-        fall = (self.confidence * trend.slope_error - trend.slope) * now.left
+        fall = (errors * trend.slope_error - trend.slope) * now.left
         return removable_loss(now.lr, variance, now.batch) >= self.margin * fall
-
-    def _anneal(self, first: float, span: Span) -> Trigger:
-        """Where stages end if the anneal begins at `first`, samples."""
-        each = (span.samples - first) / self.depth
-        return Listed(axis="samples", ends=tuple(at_least(first + each * m) for m in range(self.depth)))

@@ -50,7 +50,7 @@ def increase(start: int, factor: float = 2.0, cap: int | None = None) -> Increas
 
 
 def auto(start: int = 16, cap: int | None = None) -> Auto:
-    """The default: b₀ for as long as that pays, then an anneal until the budget is spent."""
+    """The default: b₀ for a while, then colder along a line to the end of the budget, or faster once it has settled."""
     return Auto(start=start, cap=cap)
 
 

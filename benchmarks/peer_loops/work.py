@@ -63,7 +63,7 @@ def timed(folder: Path, stage_epochs: int) -> Work:
     task = build("cnn")
     data = TensorDataset(task.train.inputs, task.train.labels)
     return Work(
-        make=lambda: task.model, data=data, folder=folder, batch=32, stages=4, stage_epochs=stage_epochs, max_micro=64,
+        make=lambda: task.model, data=data, folder=folder, batch=32, stages=4, stage_epochs=stage_epochs, max_micro=16,
         lr=0.02, save_every=10**9,
     )  # fmt: skip
 
