@@ -35,13 +35,12 @@ class Parts:
         self._world = world
         self._hooks: list[RemovableHandle] = []  # none where an update is not measured
         self._norms: list[Tensor] = []  # of the micro-batch under way, one a parameter
-        self._parts: list[Tensor] = []  # |h_i|
-        self._weights: list[float] = []
+        self._shares: list[Tensor] = []  # |h_i|²/(w_i·world)
 
     def begin(self, plan: Plan) -> None:
         """An update begins: forget the last one, and look on where this one is measured."""
-        for seen in (self._norms, self._parts, self._weights):
-            seen.clear()
+        self._norms.clear()
+        self._shares.clear()
         if plan.window and not self._hooks:
             self._hooks = [parameter.register_hook(self._see) for parameter in self._parameters]
         elif not plan.window and self._hooks:
@@ -55,16 +54,13 @@ class Parts:
     def end(self, weight: float, scale: float = 1.0) -> None:
         """A micro-batch's backward is over; its mean loss had been multiplied by `weight` and a loss scale."""
         if self._hooks:
-            self._parts.append(torch.linalg.vector_norm(torch.stack(self._norms)))
-            self._weights.append(weight * scale**2)
+            norm = torch.linalg.vector_norm(torch.stack(self._norms))
+            self._shares.append(norm.square().div_(weight * scale**2 * self._world))
             self._norms.clear()
 
     def share(self) -> Tensor:
         """This rank's term of the sum over ranks, a tensor of no dimension; NaN where nothing was seen."""
-        if not self._parts:
-            return torch.tensor(math.nan)
-        norms = torch.stack(self._parts)
-        return norms.square().div_(norms.new_tensor(self._weights).mul_(self._world)).sum()
+        return torch.stack(self._shares).sum() if self._shares else torch.tensor(math.nan)
 
 
 class Direction:

@@ -13,7 +13,8 @@ from distgrow.plan import Plan
 from distgrow.run import TrainingFailed
 from distgrow.world import World
 
-Share = Callable[[], Tensor]
+#: From the weighted loss of the last micro-batch what a rank has to tell, in the order of Ranks.told.
+Notes = Callable[[Tensor], Sequence[Tensor | float]]
 
 #: Votes that an update can carry.
 BALLOT = 4
@@ -42,21 +43,12 @@ class Ranks:
         for parameter in self._shared.parameters():
             parameter.grad = None
 
-    def loss(self, batch: Any, plan: Plan, weight: float, share: Share | None, votes: Sequence[bool]) -> Tensor:
-        """The weighted loss, which carries the notes; of the update's last micro-batch where there is a `share`.
+    def loss(self, batch: Any, weight: float, notes: Notes | None = None) -> Tensor:
+        """The weighted loss; of an update's last micro-batch it carries notes, which are asked for with it.
 
-        `share` gives this rank's term of a sum over ranks and is asked once the backward has come to everything else.
+        That is when the backward has come to everything else: mean loss, a term of a sum over ranks, batch, η, votes.
         """
         self._forwards += 1
-
-        def notes(loss: Tensor) -> Tensor:
-            found = torch.zeros_like(self._shared.tally)
-            found[0] = loss
-            if share:
-                found[1] = share()
-                found[2 : 4 + len(votes)] = found.new_tensor([plan.batch, plan.lr, *votes])
-            return found
-
         return self.ddp(batch, weight, notes)
 
     def notes(self) -> Tensor:
@@ -123,12 +115,19 @@ class _Shared(WeightedLoss):
         dtype = torch.float64 if next(model.parameters()).dtype == torch.float64 else torch.float32
         self.tally = nn.Parameter(torch.zeros(4 + BALLOT, dtype=dtype, device=world.device))
 
-    def forward(self, batch: Any, weight: float, notes: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """See WeightedLoss; `notes` gives the gradient of `tally`, from the weighted loss."""
-        if batch is None or notes is None:
+    def forward(self, batch: Any, weight: float, notes: Notes | None = None) -> Tensor:
+        """See WeightedLoss; `notes` make up the gradient of `tally`."""
+        if notes is None:
             return super().forward(batch, weight)
         losses: list[Tensor] = []
-        noted = _Noted.apply(self.tally, lambda: notes(losses[0]))
+
+        def gradient() -> Tensor:
+            found = torch.zeros_like(self.tally)
+            for place, value in enumerate(notes(losses[0])):
+                found[place] = value  # one by one: a list would make the CPU wait for a GPU
+            return found
+
+        noted = _Noted.apply(self.tally, gradient)
         loss = super().forward(batch, weight)
         losses.append(loss.detach())
         return loss + noted
@@ -142,10 +141,10 @@ class _Noted(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, tally: Tensor, notes: Callable[[], Tensor]) -> Tensor:
-        ctx.notes = notes
+    def forward(ctx: Any, tally: Tensor, gradient: Callable[[], Tensor]) -> Tensor:
+        ctx.gradient = gradient
         return tally.new_zeros(())
 
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> tuple[Tensor, None]:
-        return ctx.notes(), None
+        return ctx.gradient(), None

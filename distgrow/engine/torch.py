@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from distgrow.engine.batches import (
     serialised,
 )
 from distgrow.engine.measuring import Direction, Parts
-from distgrow.engine.ranks import Ranks
+from distgrow.engine.ranks import Notes, Ranks
 from distgrow.engine.still import Still, hollow
 from distgrow.noise import Measured
 from distgrow.order import mix_int
@@ -133,7 +134,10 @@ class TorchEngine:
             rows, last = checked_rows(batch, plan), k == plan.accum
             self.evaluations += rows
             if not short:
-                loss = self._backward(batch, plan, plan.weight(rows), votes, last=last)
+                weight, notes = plan.weight(rows), None
+                if last and self._ranks is not None:
+                    notes = partial(self._notes, plan, weight, losses, votes)
+                loss = self._backward(batch, weight, notes, last=last)
                 losses += [] if loss is None else [loss]
                 short = loss is None
             elif last and self._ranks is not None:
@@ -145,14 +149,22 @@ class TorchEngine:
         self._check_use()
         return self._ranks.notes()
 
-    def _backward(self, batch: Any, plan: Plan, weight: float, votes: Sequence[bool], *, last: bool) -> Tensor | None:
+    def _notes(
+        self, plan: Plan, weight: float, before: list[Tensor], votes: Sequence[bool], loss: Tensor
+    ) -> Sequence[Tensor | float]:
+        """What this rank has to tell the others once the last backward has come to all parameters; see Ranks.told."""
+        self._parts.end(weight)
+        share = self._parts.share() if plan.window else 0.0
+        return [sum(before, start=loss), share, plan.batch, plan.lr, *votes]
+
+    def _backward(self, batch: Any, weight: float, notes: Notes | None, *, last: bool) -> Tensor | None:
         """Forward and backward of one micro-batch: its weighted loss, or None where memory did not hold it."""
         loss = None
         try:
             with nullcontext() if self._ranks is None or last else self._ranks.ddp.no_sync():
-                loss = self._weighted(batch, plan, weight, votes, last=last)
+                loss = self._weighted(batch, weight, notes)
                 loss.backward()
-                if self._ranks is None or not last:
+                if notes is None:
                     self._parts.end(weight)
                 return loss.detach()
         except (RuntimeError, MemoryError) as error:
@@ -238,15 +250,11 @@ class TorchEngine:
         if self._ranks is not None:
             self._ranks.forget()
 
-    def _weighted(self, batch: Any, plan: Plan, weight: float, votes: Sequence[bool], *, last: bool) -> Tensor:
-        def share() -> Tensor:
-            self._parts.end(weight)
-            return self._parts.share() if plan.window else torch.zeros(())
-
+    def _weighted(self, batch: Any, weight: float, notes: Notes | None) -> Tensor:
         with self._autocast():
             batch = self._place(batch)
             if self._ranks is not None:
-                return self._ranks.loss(batch, plan, weight, share if last else None, votes)
+                return self._ranks.loss(batch, weight, notes)
             loss = checked_loss(self._loss(self.model, batch))
             return loss if weight == 1 else loss * weight
 
