@@ -30,7 +30,7 @@ class Auto(Endless):
     default_rule: ClassVar[Rule] = ConstantRule()
     decay_power: ClassVar[float] = 1.0
     cap: PosInt | None = None
-    """Largest global batch; none: a quarter of the training set, or less where stages from `hold` on are shorter."""
+    """Largest global batch; none: a quarter of the training set, or an equal stage from `hold` on if that is less."""
     early: Part = 0.1
     """Part of the budget before which the loss is not taken to have settled."""
     hold: Part = 0.3
@@ -73,7 +73,7 @@ class Auto(Endless):
         rest = (1 - self.hold) * span.samples
         if rest < self.depth:
             raise ConfigError(
-                f"growth.kind=auto: {self.depth} stages in the last {rest:.3g} samples of the budget would have less "
+                f"growth.kind=auto: {self.depth} stages in the last {rest:.3g} samples of the budget may have less "
                 "than one each; raise budget, or lower growth.depth or growth.hold"
             )
         return Listed(axis="samples", ends=tuple(at_least(self.due(m) * span.samples) for m in range(self.depth)))
@@ -98,8 +98,9 @@ class Auto(Endless):
         each = (progress.stage_samples + now.left) / (rest + 1)  # what is left for this stage and each after it
         if progress.stage_samples < each:
             return 0
-        ahead = applied - progress.stage_samples < self.due(stage - 1) * total  # settled before
-        return min(rest, int(progress.stage_samples / each)) if ahead or self._settled(progress, now, self.sure) else 0
+        if applied - progress.stage_samples < self.due(stage - 1) * total:  # it had settled before
+            return min(rest, int(progress.stage_samples / each))
+        return int(self._settled(progress, now, self.sure))
 
     def _settled(self, progress: Progress, now: Moment, errors: float) -> bool:
         """Whether an anneal gains more than going on as before would, by the ends of what is measured against it."""

@@ -20,6 +20,8 @@ from distgrow.spec import ConfigError
 
 T = TypeVar("T")
 Device = Literal["auto", "cpu", "cuda"]
+#: Lines of /proc/cpuinfo that say of which make a processor is, on x86 and on ARM.
+_MAKE = ("model name", "flags", "Features", "CPU implementer", "CPU part")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,9 +147,10 @@ def _machine(device: torch.device) -> tuple[str, ...]:
     """What the last bits of a sum depend on."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    cpu = [line for line in lines if line.startswith("model name")][:1]
+    cpu = sorted({line for line in lines if line.startswith(_MAKE)})
     gpu = [torch.cuda.get_device_name(device)] if device.type == "cuda" else []
-    return (torch.__version__, platform.machine(), str(torch.get_num_threads()), *cpu, *gpu)
+    kernels = torch.backends.cpu.get_cpu_capability()
+    return (torch.__version__, platform.machine(), kernels, str(torch.get_num_threads()), *cpu, *gpu)
 
 
 def _pick(device: Device, local_rank: int) -> torch.device:

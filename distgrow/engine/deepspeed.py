@@ -101,7 +101,7 @@ class DeepSpeedEngine:
             group["lr"] = plan.lr * group.get("lr_scale", 1.0)
         self._engine.step()
         mean, lacking, parts_sq, batch, lr, *ballot = known()
-        check_agreed(plan, batch, lr, self.world.rank)
+        check_agreed(plan, batch, lr, self.world)
         applied, grad_norm = not self._engine.optimizer.overflow, float(self._engine.get_global_grad_norm())
         if not applied:
             self._buffers.restore()

@@ -51,9 +51,14 @@ class Parts:
     def _see(self, gradient: Tensor) -> None:
         self._norms.append(torch.linalg.vector_norm(gradient, dtype=_WIDER.get(gradient.dtype)))
 
+    @property
+    def whole(self) -> bool:
+        """Whether the gradients of all parameters have been seen of the micro-batch under way."""
+        return len(self._norms) == len(self._parameters)
+
     def end(self, weight: float, scale: float = 1.0) -> None:
         """A micro-batch's backward is over; its mean loss had been multiplied by `weight` and a loss scale."""
-        if self._hooks:
+        if self._norms:
             norm = torch.linalg.vector_norm(torch.stack(self._norms))
             self._shares.append(norm.square().div_(weight * scale**2 * self._world))
             self._norms.clear()

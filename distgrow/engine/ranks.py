@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from distgrow.engine.batches import Loss, WeightedLoss
 from distgrow.plan import Plan
 from distgrow.run import TrainingFailed
+from distgrow.spec import ConfigError
 from distgrow.world import World
 
 #: From the weighted loss of the last micro-batch what a rank has to tell, in the order of Ranks.told.
@@ -18,8 +19,8 @@ Notes = Callable[[Tensor], Sequence[Tensor | float]]
 
 #: Votes that an update can carry.
 BALLOT = 4
-#: What float32 may do to a mean of equal numbers.
-_ROUNDING = 1e-5
+#: A learning rate that nothing moves by, in float32.
+_NOTHING = 1e-30
 
 
 class Ranks:
@@ -56,13 +57,23 @@ class Ranks:
         assert self._shared.tally.grad is not None
         return self._shared.tally.grad
 
-    def told(self, notes: Sequence[float], plan: Plan, votes: int) -> tuple[float, float, tuple[bool, ...]]:
+    def told(self, notes: Sequence[float], plan: Plan, votes: int) -> tuple[float, float, tuple[bool, ...]] | None:
         """Mean loss, sum of the shares and which of so many votes anyone has cast, from the notes as numbers.
 
-        TrainingFailed, on every rank, where ranks are not at the same batch and learning rate.
+        None where a rank has spoilt them: it ran out of memory after all its gradients had been sent. TrainingFailed
+        where ranks are not at the same batch and learning rate, see check_agreed, and ConfigError where DDP has not
+        averaged, as it waits for gradients that will not come.
         """
         loss, share, batch, lr, *ballot = notes
-        check_agreed(plan, batch, lr, self._world.rank)
+        if math.isnan(batch):
+            return None
+        if math.isclose(batch * self._world.size, plan.batch, rel_tol=1e-5):
+            raise ConfigError(
+                "the loss did not depend on all parameters in this update, and several ranks need every gradient: set "
+                "requires_grad=False where it never does, add 0 times a parameter's sum where it sometimes does not, "
+                "or train in one process"
+            )
+        check_agreed(plan, batch, lr, self._world)
         return loss, share * self._world.size, tuple(count > 0 for count in ballot[:votes])
 
     def forget(self) -> None:
@@ -91,15 +102,17 @@ class Ranks:
         return spoilt
 
 
-def check_agreed(plan: Plan, batch: float, lr: float, rank: int) -> None:
+def check_agreed(plan: Plan, batch: float, lr: float, world: World) -> None:
     """TrainingFailed where the means over ranks of the batch and the learning rate are not this rank's own.
 
-    Gradients were weighted wrongly then, and from here on samples would be repeated or lost.
+    Gradients were weighted wrongly then, and from here on samples would be repeated or lost. Of many ranks those that
+    agree may not see it, by what float32 does to a sum of so many; the odd one does, and the others miss it then.
     """
-    if abs(batch - plan.batch) > _ROUNDING * plan.batch or abs(lr - plan.lr) > _ROUNDING * plan.lr:
+    rounding = (3 + world.size) * 2**-22
+    if abs(batch - plan.batch) > rounding * plan.batch or abs(lr - plan.lr) > rounding * plan.lr + _NOTHING:
         raise TrainingFailed(
-            f"rank {rank} is at batch {plan.batch} and lr {plan.lr:g}, where the mean over ranks is {batch:g} and "
-            f"{lr:g}: they have not decided alike; go on with --resume"
+            f"rank {world.rank} is at batch {plan.batch} and lr {plan.lr:g}, where the mean over ranks is {batch:g} "
+            f"and {lr:g}: they have not decided alike; go on with --resume"
         )
 
 

@@ -76,7 +76,9 @@ class TorchEngine:
         if notes is None:
             return self._dropped()
         grad_norm = self._clipped_norm().item()  # waits for a GPU
-        loss, parts_sq, cast = self._told(notes.tolist(), plan, votes)
+        if (told := self._told(notes.tolist(), plan, votes)) is None:
+            return self._dropped(Outcome())
+        loss, parts_sq, cast = told
         outcome = Outcome(loss=loss, grad_norm=grad_norm, votes=cast)
         del ballast
         if not math.isfinite(grad_norm):
@@ -87,8 +89,10 @@ class TorchEngine:
         self._forget()
         return outcome if measured is None else replace(outcome, measured=measured())
 
-    def _told(self, notes: Sequence[float], plan: Plan, votes: Sequence[bool]) -> tuple[float, float, tuple[bool, ...]]:
-        """Mean loss, what Parts has seen on all ranks, and the votes cast."""
+    def _told(
+        self, notes: Sequence[float], plan: Plan, votes: Sequence[bool]
+    ) -> tuple[float, float, tuple[bool, ...]] | None:
+        """Mean loss, what Parts has seen on all ranks, and the votes cast; None where a rank's were lost."""
         if self._ranks is not None:
             return self._ranks.told(notes, plan, len(votes))
         return notes[0], self._parts.share().item(), tuple(votes)
@@ -153,8 +157,9 @@ class TorchEngine:
         self, plan: Plan, weight: float, before: list[Tensor], votes: Sequence[bool], loss: Tensor
     ) -> Sequence[Tensor | float]:
         """What this rank has to tell the others once the last backward has come to all parameters; see Ranks.told."""
+        whole = self._parts.whole  # it is not where a forward's part on another device or thread comes later
         self._parts.end(weight)
-        share = self._parts.share() if plan.window else 0.0
+        share = (self._parts.share() if whole else math.nan) if plan.window else 0.0
         return [sum(before, start=loss), share, plan.batch, plan.lr, *votes]
 
     def _backward(self, batch: Any, weight: float, notes: Notes | None, *, last: bool) -> Tensor | None:

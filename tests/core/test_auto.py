@@ -124,6 +124,21 @@ def test_once_settled_every_stage_is_as_long_as_the_next(depth: int, factor: flo
     colder(run, factor, cap)
 
 
+@pytest.mark.parametrize("settles", [0.55, 0.6, 0.68, 0.74])
+def test_a_loss_that_settles_late_leaves_equal_parts_of_the_rest_to_all_stages(settles: float) -> None:
+    def outcome(progress: Progress, plan: Plan) -> Outcome:
+        variance = 1e6 if progress.ledger.applied >= settles * TOTAL else 1e-6
+        return shown(plan, 1.0, variance, loss=3.0 - progress.ledger.applied / TOTAL)
+
+    growth = Auto(start=8, cap=16, hold=0.3, margin=1.0)
+    run = list(walk(controller(growth), outcome))
+    begins = {b.stage: after.ledger.applied for (_, a), (after, b) in pairwise(run) if b.stage > a.stage}
+    assert sorted(begins) == list(range(1, 11))
+    each = (TOTAL - begins[2]) / 9
+    lengths = [after - before for before, after in pairwise([*(begins[stage] for stage in range(2, 11)), TOTAL])]
+    assert all(length == pytest.approx(each, abs=32) for length in lengths)
+
+
 @given(st.sampled_from([1.5, 2.0, 4.0]), st.integers(8, 200), st.floats(0.1, 0.9), st.integers(0, 20))
 def test_a_loss_that_has_not_settled_is_annealed_along_a_line_to_the_end_of_the_budget(
     factor: float, cap: int, hold: float, probe: int

@@ -108,6 +108,18 @@ def test_ranks_that_have_not_decided_alike_stop_all_of_them(
     assert second == f"rank 1 is at batch {own} and lr {0.1 if how == 'batch' else 0.05}, where {told}"
 
 
+def test_a_rank_without_memory_for_its_notes_is_seen_by_all(tmp_path: Path) -> None:
+    in_ranks("at_odds.py", str(tmp_path), "torch", "memory", workers=2)
+    told = [(tmp_path / f"told.{rank}").read_text() for rank in range(2)]
+    assert told == ["applied False, out of memory True, as before True"] * 2
+
+
+def test_a_parameter_without_a_gradient_later_on_is_told(tmp_path: Path) -> None:
+    in_ranks("at_odds.py", str(tmp_path), "torch", "layer", workers=2)
+    for rank in range(2):
+        assert (tmp_path / f"told.{rank}").read_text().startswith("the loss did not depend on all parameters in this")
+
+
 def test_unlike_machines_take_the_mean_of_what_each_of_them_has_computed(tmp_path: Path) -> None:
     in_ranks("at_odds.py", str(tmp_path), "unlike", workers=2)
     assert [(tmp_path / f"told.{rank}").read_text() for rank in range(2)] == ["False [0.5, 1.0]"] * 2
