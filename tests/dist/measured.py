@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from distgrow.datasets import digits
 from distgrow.engine import SGD, AdamW, DeepSpeed, EngineSpec, Optimizer, Torch
-from distgrow.plan import Plan
 from distgrow.launcher import leave
+from distgrow.plan import Plan
 from distgrow.world import World, joined
 
 BATCHES = (22, 22, 17)
@@ -44,7 +44,10 @@ def plans(world: int) -> list[Plan]:
 def rows(plan: Plan, rank: int) -> list[tuple[Tensor, Tensor]]:
     """A rank's micro-batches: another place in the data for every batch size."""
     data, _ = digits()
-    return [(data.inputs[part.start : part.stop], data.labels[part.start : part.stop]) for part in plan.rows(plan.batch, rank)]
+    return [
+        (data.inputs[part.start : part.stop], data.labels[part.start : part.stop])
+        for part in plan.rows(plan.batch, rank)
+    ]
 
 
 def measured(spec: EngineSpec, optimizer: Optimizer, world: World) -> list[tuple[float, ...]]:

@@ -1,4 +1,4 @@
-"""A rank of test_probed_ranks.py: the same run by every engine, with exact probes and without; rank 0 writes what it found."""
+"""A rank of test_probed_ranks.py: the same run by every engine, with exact probes and without; rank 0 writes it."""
 
 import json
 import sys
@@ -12,8 +12,8 @@ from torch import nn
 from distgrow import SGD, RunSpec, budget, every, exponential, fit, sqrt_lr
 from distgrow.datasets import Arrays, digits
 from distgrow.engine import DeepSpeed, EngineSpec
-from distgrow.probing import Probing
 from distgrow.launcher import leave
+from distgrow.probing import Probing
 from distgrow.world import World, joined
 
 HALF = {"zero 3, bfloat16": DeepSpeed(zero=3, max_micro=6, precision="bfloat16")}

@@ -20,7 +20,7 @@ def test_a_group_finds_what_one_process_finds(distgrow: Commands) -> None:
     one = distgrow(*branch, "--out", "one")
     two = distgrow(*branch, "--out", "two", module=torchrun(2))
     assert (one.code, two.code) == (0, 0)
-    assert one.out.splitlines()[0].split() == "k batch lr updates training loss test loss".split()
+    assert one.out.splitlines()[0].split() == ["k", "batch", "lr", "updates", "training", "loss", "test", "loss"]
     assert one.out.splitlines()[:4] == two.out.splitlines()[:4]  # told once, by the first rank
     alone, together = told(distgrow, "one"), told(distgrow, "two")
     assert [line["event"] for line in alone] == ["branch", "branch", "branch", "result"]
@@ -36,7 +36,11 @@ def test_a_group_finds_what_one_process_finds(distgrow: Commands) -> None:
 def test_branches_of_deepspeeds_checkpoints_go_the_runs_own_way(distgrow: Commands, zero: int) -> None:
     pytest.importorskip("deepspeed", reason="needs the extra 'deepspeed'")
     engine = (f"engine={{kind: deepspeed, zero: {zero}}}", "optimizer={kind: adamw}", "lr.base=0.01")
-    steady = ("growth={kind: constant, start: 16}", "run.checkpoint={every_steps: 30, keep: 9}", "budget={samples: 960}")
+    steady = (
+        "growth={kind: constant, start: 16}",
+        "run.checkpoint={every_steps: 30, keep: 9}",
+        "budget={samples: 960}",
+    )
     assert distgrow.train("run", *engine, *steady, workers=2).code == 0
     branched = distgrow(
         "probe-batch", "run/checkpoints/step-00000030", "--samples", "480", "--up-to", "2", module=torchrun(2)

@@ -184,7 +184,7 @@ def test_bad_input_ends_with_a_message_and_code_2(distgrow: Commands, overrides:
 
 
 def test_a_group_larger_than_the_batch_is_refused_on_one_line(distgrow: Commands) -> None:
-    finished = distgrow("train", str(Path(__file__).parents[2] / "configs/digits.yaml"), "growth.start=2", "run.dir=run",
-                        module=torchrun(3))  # fmt: skip
+    words = ["train", str(Path(__file__).parents[2] / "configs/digits.yaml"), "growth.start=2", "run.dir=run"]
+    finished = distgrow(*words, module=torchrun(3))
     assert "batch=2 is smaller than world=3" in finished.err
     assert not (distgrow.folder / "run").exists()

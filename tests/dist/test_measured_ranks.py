@@ -1,9 +1,6 @@
 """What updates show of noise is the same on every engine and world, before and after an interruption, and is logged."""
 
 import json
-import os
-import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any

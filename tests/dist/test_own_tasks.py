@@ -1,4 +1,4 @@
-"""A user's own task: what is wrong with it is told in one message, on any number of ranks; what is odd but right runs."""
+"""A user's own task: what is wrong is told in one message, on any number of ranks; what is odd but right runs."""
 
 import json
 import math

@@ -1,9 +1,6 @@
 """Exact probes are the same numbers on every engine and any number of ranks, and change nothing on any of them."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 

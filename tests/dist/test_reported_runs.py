@@ -150,5 +150,3 @@ def test_what_cannot_be_a_tracker_is_refused(distgrow: Commands) -> None:
     assert twice.code == 2
     assert "run.trackers" in twice.err
     assert "names wandb more than once" in twice.err
-
-

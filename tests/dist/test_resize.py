@@ -1,7 +1,5 @@
 """A run whose stages have groups of ranks of their own is the run of one group, whatever happens between two groups."""
 
-import os
-import shutil
 import signal
 import subprocess
 import time
@@ -108,7 +106,7 @@ def test_killed_in_the_second_group_and_in_a_hand_over_it_is_resumed_with_the_si
 def test_sigterm_in_a_hand_over_is_exit_code_0_and_nothing_is_lost(distgrow: Commands, whole: Path, at: str) -> None:
     run = distgrow.folder / "run"
     process = start(distgrow, *RANGE)
-    until(lambda: (run / at).exists(), process)
+    until((run / at).exists, process)
     process.send_signal(signal.SIGTERM)
     _, told = process.communicate(timeout=60)
     assert process.returncode == 0, told
@@ -179,4 +177,4 @@ def test_a_range_is_no_matter_to_a_group_that_torchrun_has_made(distgrow: Comman
     assert distgrow.train("run", *RANGE, workers=2).code == 0
     assert {step["world"] for step in events(distgrow.folder / "run", "step")} == {2}
     assert not events(distgrow.folder / "run", "resize")
-    assert os.listdir(distgrow.folder) == ["run"]
+    assert [path.name for path in distgrow.folder.iterdir()] == ["run"]

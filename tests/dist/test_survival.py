@@ -26,7 +26,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def assert_nothing_was_lost(run: Path, undisturbed: Path) -> None:
     assert (parameters(run) == parameters(undisturbed)).all()
     assert {**ledger(run), "replayed": 0} == ledger(undisturbed)
-    assert ledger(run)["replayed"] <= 2 * (2 * 7 + 1) * 32  # two deaths; an interval, one while it is written, an update
+    assert (
+        ledger(run)["replayed"] <= 2 * (2 * 7 + 1) * 32
+    )  # two deaths; an interval, one while it is written, an update
 
 
 @pytest.mark.parametrize(
@@ -106,7 +108,9 @@ def test_a_rank_that_hangs_is_named_and_replaced(distgrow: Commands, undisturbed
     finished = wounded(distgrow).train("run", *task, *GROUP, "launch.timeout_s=3", "launch.max_failures=1")
     assert finished.code == 0, finished.err
     assert mark.exists()
-    assert re.search(r"distgrow: rank 1 stayed away: it is at wounded.py:\d+, in look. Rank 0 of 2 waited", finished.err)
+    assert re.search(
+        r"distgrow: rank 1 stayed away: it is at wounded.py:\d+, in look. Rank 0 of 2 waited", finished.err
+    )
     assert "Traceback" not in finished.err
     assert_nothing_was_lost(distgrow.folder / "run", undisturbed)
 

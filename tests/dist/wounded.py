@@ -1,4 +1,4 @@
-"""A task with faults that are injected by name: the digits, with a model, a loss and data that look for their moment."""
+"""A task with faults that are injected by name: the digits, whose model, loss and data look for their moment."""
 
 import os
 import signal
@@ -51,7 +51,9 @@ def small(
     """A model on ranks that cannot hold more than `rows` rows, in training or evaluating; `norm`: with BatchNorm."""
     torch.manual_seed(0)
     layers = [nn.Flatten(), nn.Linear(64, 32), *([nn.BatchNorm1d(32)] if norm else [])]
-    model = nn.Sequential(*layers, nn.ReLU(), Memory(rows, way, ranks or [0 if evaluating else 1], evaluating), nn.Linear(32, 10))
+    model = nn.Sequential(
+        *layers, nn.ReLU(), Memory(rows, way, ranks or [0 if evaluating else 1], evaluating), nn.Linear(32, 10)
+    )
     return model, loss, *digits()
 
 
