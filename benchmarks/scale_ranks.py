@@ -108,7 +108,7 @@ class Done(dist.Work):
 
 
 class Lonely(dist.ProcessGroup):
-    """One rank of a group none of whose others exists: tensors stay as they are.
+    """One rank of a group none of whose others exists: all of them would have what it has.
 
     torch's own fake group does not go with DistributedDataParallel: its collectives have no result.
     """
@@ -117,7 +117,9 @@ class Lonely(dist.ProcessGroup):
         super().__init__(rank, size)  # pyright: ignore[reportCallIssue]
 
     def allreduce(self, tensors: Any, opts: Any = None) -> Done:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """The others have zeros."""
+        """The sum of as many as there would be."""
+        for tensor in tensors:
+            tensor.mul_(self.size())
         return Done(tensors)
 
     def broadcast(self, tensors: Any, opts: Any = None) -> Done:  # pyright: ignore[reportIncompatibleMethodOverride]
