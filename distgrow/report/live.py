@@ -89,9 +89,9 @@ class View:
         with self._lock:
             try:
                 self._text = self._now()
-            except Exception as error:  # whatever a damaged line leads to: the reader is told, and asks again
+            except (ConfigError, OSError) as error:  # a run's files are at fault: the reader is told, and asks again
                 self._stale = True
-                self._text = f"<section><p>{escape(str(error) or repr(error))}</p></section>"
+                self._text = f"<section><p>{escape(str(error))}</p></section>"
             return self._text
 
     def plot(self, file: str) -> bytes | None:
@@ -110,8 +110,9 @@ class View:
         self._draw_if_due()
         if not self._stale:
             return self._text
+        text = self._waiting() + content(self._shown, self._pictures, self._plans(), self._update_s)
         self._stale = False
-        return self._waiting() + content(self._shown, self._pictures, self._plans(), self._update_s)
+        return text
 
     def _draw_if_due(self) -> None:
         if time.monotonic() >= self._due and self._drawn is not self._shown:
