@@ -49,7 +49,8 @@ class Tensors:
     def batch(self, indices: Int64s, seeds: UInt64s) -> list[Tensor]:
         """What default_collate makes of the rows."""
         rows = torch.from_numpy(indices)
-        return [tensor[rows] for tensor in self._tensors]
+        # as tensor[rows], which takes up to five times as long
+        return [tensor.index_select(0, rows.to(tensor.device)) for tensor in self._tensors]
 
 
 def batched(dataset: Any, collate: Callable[[list[Any]], Any] | None) -> Batched | None:

@@ -29,7 +29,7 @@ class Arrays:
     def batch(self, indices: Int64s, seeds: UInt64s) -> Example:
         """The collated rows `indices`."""
         rows = torch.from_numpy(indices)
-        return self.inputs[rows], self.labels[rows]
+        return self.inputs.index_select(0, rows), self.labels.index_select(0, rows)  # see data.Tensors
 
 
 def digits() -> tuple[Arrays, Arrays]:

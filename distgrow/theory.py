@@ -21,7 +21,7 @@ Number = TypeVar("Number", float, Array)
 def check_positive(**values: float | Array | Sequence[float]) -> None:
     """ValueError that names the first of `values` that is not a number above 0, or has an element that is not."""
     for key, value in values.items():
-        if not np.all(np.asarray(value) > 0):
+        if not (value > 0 if isinstance(value, float | int) else np.all(np.asarray(value) > 0)):
             raise ValueError(f"{key}={value} must be above 0")
 
 

@@ -17,6 +17,9 @@ from distgrow.world import World
 Loss = Callable[[nn.Module, Any], Tensor]
 Metrics = Callable[[nn.Module, Any], dict[str, Tensor]]
 
+#: What batches mostly are; asking whether they are a Sequence takes many times longer.
+_PLAIN = (tuple, list)
+
 
 class WeightedLoss(nn.Module):
     """Model and loss as one module, so that a loss may call the model as it likes wherever the module is wrapped."""
@@ -150,11 +153,11 @@ def tensors_of(batch: Any) -> Iterator[Tensor]:
     """All tensors in nested tuples, lists and dicts, in order."""
     if isinstance(batch, Tensor):
         yield batch
+    elif isinstance(batch, _PLAIN) or (isinstance(batch, Sequence) and not isinstance(batch, str | bytes)):
+        for value in batch:
+            yield from tensors_of(value)
     elif isinstance(batch, Mapping):
         for value in batch.values():
-            yield from tensors_of(value)
-    elif isinstance(batch, Sequence) and not isinstance(batch, str | bytes):
-        for value in batch:
             yield from tensors_of(value)
 
 

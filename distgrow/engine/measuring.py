@@ -36,6 +36,7 @@ class Parts:
         self._hooks: list[RemovableHandle] = []  # none where an update is not measured
         self._norms: list[Tensor] = []  # of the micro-batch under way, one a parameter
         self._shares: list[Tensor] = []  # |h_i|²/(w_i·world)
+        self._nothing = torch.tensor(math.nan)
 
     def begin(self, plan: Plan) -> None:
         """An update begins: forget the last one, and look on where this one is measured."""
@@ -65,7 +66,7 @@ class Parts:
 
     def share(self) -> Tensor:
         """This rank's term of the sum over ranks, a tensor of no dimension; NaN where nothing was seen."""
-        return torch.stack(self._shares).sum() if self._shares else torch.tensor(math.nan)
+        return torch.stack(self._shares).sum() if self._shares else self._nothing
 
 
 class Direction:
