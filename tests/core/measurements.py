@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 
 from distgrow.controller import Controller
-from distgrow.noise import Measured
+from distgrow.noise import Measured, Noise
 from distgrow.plan import Plan
 from distgrow.progress import Outcome, Progress
 
@@ -18,6 +19,14 @@ def shown(
     parts_sq = grad_sq + variance * plan.parts / plan.batch
     measured = Measured(parts_sq=parts_sq, batch_sq=grad_sq + variance / plan.batch, product=product)
     return Outcome(loss=loss, measured=measured)
+
+
+def steady(grad_sq: float, variance: float) -> Noise:
+    """Means without spread, after a hundred updates of a stage."""
+    noise = Noise(fresh=100)
+    for _ in range(100):
+        noise = replace(noise, grad_sq=noise.grad_sq.add(grad_sq, 1), variance=noise.variance.add(variance, 1))
+    return noise
 
 
 def walk(

@@ -1,4 +1,4 @@
-"""Temperature growth takes the largest batch that its three limits allow at every update; AdaScale, the gain."""
+"""Temperature growth takes the largest batch that its three limits allow at every update."""
 
 import math
 from dataclasses import replace
@@ -8,16 +8,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from measurements import shown, walk
+from measurements import shown, steady, walk
 from pydantic import ValidationError
 
 from distgrow.controller import Controller
-from distgrow.ladders import Constant, Exponential, Steps
-from distgrow.library import budget, constant_lr, every
+from distgrow.library import budget, constant_lr
 from distgrow.lr import LR, WSD, Cosine, Decay, DecayEvery, Span, StepDecay
 from distgrow.noise import Noise, Trend
 from distgrow.noise_theory import adascale_gain
-from distgrow.plan import Plan
 from distgrow.progress import Ledger, Outcome, Progress
 from distgrow.schedule import Growth
 from distgrow.spec import ConfigError
@@ -34,14 +32,6 @@ def controller(growth: Growth, lr: LR, total: int = 6000, stages: Stages | None 
     return Controller(
         growth=growth, lr=lr, budget=budget(samples=total), epoch=EPOCH, max_micro=2, stages=stages or Stages()
     )
-
-
-def steady(grad_sq: float, variance: float) -> Noise:
-    """Means without spread, after a hundred updates of a stage."""
-    noise = Noise(fresh=100)
-    for _ in range(100):
-        noise = replace(noise, grad_sq=noise.grad_sq.add(grad_sq, 1), variance=noise.variance.add(variance, 1))
-    return noise
 
 
 # ── a temperature set beforehand ────────────────────────────────────────────────────────────────────────────────
@@ -254,67 +244,3 @@ def test_a_temperature_over_the_budget_needs_one_in_samples() -> None:
 def test_a_plateau_needs_one_length(length: dict[str, float]) -> None:
     with pytest.raises(ValidationError):
         Plateau.model_validate(length)
-
-
-# ── AdaScale ────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.floats(-0.5, 5), st.floats(0.1, 500), st.sampled_from([1.0, 0.5]))
-def test_the_learning_rate_is_the_gains_and_updates_count_what_they_are_worth(
-    grad_sq: float, variance: float, power: float
-) -> None:
-    ladder = Exponential(start=16, factor=2, cap=128)
-    growth = AdaScale(start=8, ladder=ladder, power=power)
-    decay = StepDecay(every=DecayEvery(samples=300), factor=0.5)
-    control = controller(growth, LR(base=0.2, decay=decay), 3000, every(samples=500))
-    worth = 0.0
-    for progress, plan in walk(control, lambda progress, plan: shown(plan, grad_sq, variance)):
-        assert progress.worth == pytest.approx(worth)
-        ratio = min(plan.batch, ladder(plan.stage)) / 8
-        gain = 1.0 if progress.step == 0 else adascale_gain(ratio, variance / 8, max(0.0, grad_sq + variance / EPOCH))
-        if abs(worth % 300 - 300) > 1 and worth % 300 > 1:  # not where a decay is but for round-off
-            assert plan.lr == pytest.approx(0.2 * gain**power * 0.5 ** (worth // 300))
-        assert 0.2 * 0.5 ** (worth // 300 + 1) <= plan.lr * (1 + 1e-9) <= 0.2 * ratio * (1 + 1e-6)
-        worth += 8 * gain
-    assert worth <= 3000 * (1 + 1e-9)
-
-
-def test_its_batches_are_those_of_the_plain_ladder() -> None:
-    plain = Exponential(start=16, factor=2, cap=128)
-    stages = every(samples=500)
-    runs = [
-        [(plan.stage, plan.batch) for _, plan in walk(controller(growth, LR(), 3000, stages), lambda *_: Outcome())]
-        for growth in (plain, AdaScale(start=16, ladder=plain))
-    ]
-    assert runs[0] == runs[1]
-
-
-def test_a_scale_is_a_batch_so_many_times_the_base() -> None:
-    control = controller(AdaScale(start=8, scale=4), LR(base=0.2), 1000)
-    run = list(walk(control, lambda progress, plan: shown(plan, 1e-9, 100.0)))
-    assert {plan.batch for _, plan in run[:-1]} == {32}
-    assert run[5][1].lr == pytest.approx(0.8)  # all noise: the gain is s
-
-
-def test_a_budget_smaller_than_the_base_batch_has_no_gain() -> None:
-    control = controller(AdaScale(start=8, scale=4), LR(base=0.2), 5)
-    assert control.plan(replace(Progress(), noise=steady(1.0, 8.0))).lr == 0.2
-
-
-@pytest.mark.parametrize(
-    "given", [{}, {"scale": 2, "ladder": Constant(start=32)}, {"ladder": Constant(start=8)},
-              {"ladder": Steps(batches=[32, 8])}, {"scale": 0}]
-)  # fmt: skip
-def test_a_batch_below_the_base_or_no_batch_is_refused(given: dict[str, object]) -> None:
-    with pytest.raises(ValidationError):
-        AdaScale(start=16, **given)  # pyright: ignore[reportArgumentType]
-
-
-def test_the_plan_of_an_update_carries_its_worth() -> None:
-    control = controller(AdaScale(start=8, scale=4), LR(base=0.2))
-    progress = replace(Progress(), noise=steady(1.0, 8.0))
-    plan: Plan = control.plan(progress)
-    assert plan.worth == pytest.approx(8 * 2 / 1.25)
-    assert progress.after(plan, Outcome()).worth == plan.worth
-    assert progress.after(plan, Outcome(applied=False)).worth == 0

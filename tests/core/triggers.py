@@ -1,0 +1,8 @@
+"""Triggers as the boundaries that they set."""
+
+from distgrow.stages import Trigger
+
+
+def ends(trigger: Trigger, count: int) -> list[float]:
+    """The first `count` boundaries."""
+    return [trigger.end(stage) for stage in range(count)]
