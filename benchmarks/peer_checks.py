@@ -99,11 +99,17 @@ def _odd(work: Work, done: Sequence[Update]) -> str:
 
 
 def times_seen(work: Work, done: Sequence[Update]) -> str:
-    """How many samples were in more or fewer updates than there are epochs."""
-    counts = Counter(sample for update in done for sample in update.samples)
-    times = [counts[sample] for sample in range(len(work.data))]
-    wrong = sum(time != work.epochs for time in times)
-    return f"{wrong}, {min(times)} to {max(times)} times" if wrong else "none"
+    """How many samples were in more or fewer updates than there are epochs; if none, how often one was in no epoch's.
+
+    Epochs can be told apart only where each sample comes as often as it should: they then have as many samples.
+    """
+    seen = [sample for update in done for sample in update.samples]
+    counts, size = Counter(seen), len(work.data)
+    times = [counts[sample] for sample in range(size)]
+    if wrong := sum(time != work.epochs for time in times):
+        return f"{wrong}, {min(times)} to {max(times)} times"
+    missed = sum(size - len(set(seen[first : first + size])) for first in range(0, len(seen), size))
+    return f"{missed} in another epoch" if missed else "none"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

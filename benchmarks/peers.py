@@ -178,6 +178,8 @@ def resume(peer: str, whole: Sequence[Update]) -> Resumption:
         work = checked(Path(folder), stop_after=DIES_AFTER)
         start(peer, work, "checked")
         died = len(read(work, WORLD)[0])
+        if died < DIES_AFTER - 1:  # of the last, a rank may not have written its line
+            raise PeerFailed(f"{peer} ended after {died} updates, before it was to die")
         start(peer, checked(Path(folder), resume=True), "checked")
         return Resumption.of(work, whole, read(work, WORLD)[0], died)
 

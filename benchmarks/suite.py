@@ -93,11 +93,11 @@ SUITE = (
     ),
     Benchmark(
         name="sfo-cifar10", script="benchmarks/sfo.py", needs=IMAGES, limit_s=24 * HOUR, writes_itself=True,
-        options=("--task", "cifar10", "--seeds", "1", "--subset", "3000", "--epochs", "24"),
+        options=("--task", "cifar10", "--seeds", "3", "--subset", "3000", "--epochs", "24"),
         quick=("--task", "cifar10", "--quick", "--policy", "constant", "auto"),
     ),
     Benchmark(
-        name="sfo-text", script="benchmarks/sfo.py", options=("--task", "text", "--seeds", "1"),
+        name="sfo-text", script="benchmarks/sfo.py", options=("--task", "text", "--seeds", "3"),
         quick=("--task", "text", "--smoke"), limit_s=24 * HOUR, writes_itself=True,
     ),
 )  # fmt: skip
@@ -142,7 +142,10 @@ class Suite:
         if (failure := performed(command, self.root, output, log, limit_s)) is not None:
             return failure
         if not benchmark.writes_itself:
-            finished(self.into, name, run, output.read_text(encoding="utf-8"), () if self.quick else benchmark.images)
+            text = output.read_text(encoding="utf-8")
+            if not any(line.startswith("|") for line in text.splitlines()):
+                return "it ended well but has printed no table"
+            finished(self.into, name, run, text, () if self.quick else benchmark.images)
         elif section_of(self.into, name) in (None, before):
             return "it ended well but has written nothing"
         else:

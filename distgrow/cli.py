@@ -40,6 +40,8 @@ def train(
     """Train, in this process, in the group that torchrun made, or through Ray (launch.kind=ray)."""
     from distgrow.outlook import warn
 
+    if resume and auto_resume:
+        raise ConfigError("--resume and --auto-resume were both given; --auto-resume alone also begins a run")
     run = load(config, overrides or ())
     going_on = None if auto_resume else resume
     if launched():
@@ -52,8 +54,8 @@ def train(
         cluster.train(run, resume=going_on)
         raise typer.Exit
     folder.stop_requested()  # a request that nobody has used up is not meant for this run
+    folder.check(resume=folder.begun() if auto_resume else resume)
     if run.launch.workers != 1:
-        folder.check(resume=folder.begun() if auto_resume else resume)
         raise typer.Exit(_run_here(run, folder, ["train", config, *(overrides or ()), "--auto-resume"]))
     run.fit(resume=going_on)
 

@@ -49,7 +49,7 @@ class Tensors:
     def batch(self, indices: Int64s, seeds: UInt64s) -> list[Tensor]:
         """What default_collate makes of the rows."""
         rows = torch.from_numpy(indices)
-        # as tensor[rows], which takes up to five times as long
+        # as tensor[rows], which takes up to five times as long where a row is one piece of memory
         return [tensor.index_select(0, rows.to(tensor.device)) for tensor in self._tensors]
 
 

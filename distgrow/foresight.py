@@ -57,7 +57,7 @@ def _course(controller: Controller, soonest: bool) -> Course:
     return Course(
         sfo=sum(batch * updates for _, batch, updates in found),
         updates=sum(updates for _, _, updates in found),
-        stages=len({stage for stage, _, _ in found}),
+        last=max(stage for stage, _, _ in found),
         batch=max(batch for _, batch, _ in found),
     )
 

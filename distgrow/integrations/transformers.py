@@ -206,7 +206,7 @@ def _problems(args: TrainingArguments, controller: Controller, settings: Mapping
     defaults = {field.name: field.default for field in fields(args)}
     for name, why in _DECIDED.items():
         if name in defaults and getattr(args, name) != defaults[name]:
-            yield f"{name}={getattr(args, name)!r} {why}; leave {name} out"
+            yield f"{name}={getattr(args, name)} {why}; leave {name} out"
     for name, why in _OFF.items():
         if getattr(args, name, None):
             yield f"{name}={getattr(args, name)!r} {why}"

@@ -55,7 +55,7 @@ def comparison(record: Record, update_s: float | None) -> list[list[str]]:
     rows = [["serial updates", f"{ours.updates:,}", f"{theirs.updates:,}", f"{theirs.updates / ours.updates:,.1f} ×"]]
     if ours.seconds and theirs.seconds:
         times = f"{theirs.seconds / ours.seconds:,.1f} ×"
-        rows.append(["seconds, as measured", f"{ours.seconds:,.1f}", f"{theirs.seconds:,.1f}", times])
+        rows.append(["seconds of updates", f"{ours.seconds:,.1f}", f"{theirs.seconds:,.1f}", times])
     if update_s is not None:
         seconds = [costs.updates * update_s for costs in (ours, theirs)]
         times = f"{seconds[1] / seconds[0]:,.1f} ×"

@@ -206,7 +206,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def _rebound(self) -> bool:
         """Whether a page of elsewhere asks through the reader's browser, by a name of its own for this machine."""
-        asked = urlsplit(f"//{self.headers.get('Host', 'localhost')}").hostname or ""
+        try:
+            asked = urlsplit(f"//{self.headers.get('Host', 'localhost')}").hostname or ""
+        except ValueError:  # no name at all, as "["
+            asked = ""
         return local(str(self.server.server_address[0])) and not local(asked)
 
     def _page(self) -> str:

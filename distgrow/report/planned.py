@@ -8,11 +8,11 @@ from distgrow.report.runs import Record
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Course:
-    """A run as it may go: gradient evaluations (SFO) without probes, applied updates, stages, the largest batch."""
+    """A run as it may go: gradient evaluations (SFO) without probes, applied updates, last stage, largest batch."""
 
     sfo: int
     updates: int
-    stages: int
+    last: int
     batch: int
 
 
@@ -44,11 +44,11 @@ def comparison(record: Record, planned: Planned) -> list[list[str]]:
     courses = planned.courses
     so_far = "" if record.state == "done" else " so far"
     largest = int(record.steps["batch"].max())
-    stages = len({event["stage"] for event in record.of("stage")})
+    last = max(event["stage"] for event in record.of("stage"))
     rows = [
         ["SFO of updates", between([course.sfo for course in courses]), f"{record.ledger.applied:,}{so_far}"],
         ["updates", between([course.updates for course in courses]), f"{record.updates:,}{so_far}"],
-        ["stages", between([course.stages for course in courses]), f"{stages:,}{so_far}"],
+        ["last stage", between([course.last for course in courses]), f"{last:,}{so_far}"],
         ["largest batch", between([course.batch for course in courses]), f"{largest:,}{so_far}"],
     ]
     return rows if planned.target is None else [*rows, *_of_target(record, planned.target)]

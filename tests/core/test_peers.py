@@ -34,6 +34,15 @@ def test_samples_that_were_left_out_or_repeated_are_counted(tmp_path: Path) -> N
     assert times_seen(work, short) == "2, 5 to 7 times"
 
 
+def test_samples_that_have_changed_their_epochs_are_counted(tmp_path: Path) -> None:
+    work = checked(tmp_path)
+    done = updates(work, work.epochs, 29)  # seven updates are an epoch
+    done[0], done[7] = done[7], done[0]
+    assert times_seen(work, done) == "none"
+    done[0], done[8] = done[8], done[0]
+    assert times_seen(work, done) == "58 in another epoch"
+
+
 def test_a_resume_that_takes_another_rate_or_repeats_updates_is_told(tmp_path: Path) -> None:
     work = checked(tmp_path)
     whole = updates(work, work.epochs, 203)

@@ -214,7 +214,7 @@ def test_a_constant_batch_costs_as_many_applied_evaluations_at_the_median_pace_o
     run = script.save(tmp_path / "run")
     assert parsed_page(run).headed["At a constant batch of 8"][1:] == [
         ["serial updates", "6", "15", "2.5 ×"],
-        ["seconds, as measured", "0.6", "1.5", "2.5 ×"],
+        ["seconds of updates", "0.6", "1.5", "2.5 ×"],
     ]
     text = page(read([run]), dict.fromkeys(FILES, DOT), update_s=0.5)
     assert Page(text).headed["At a constant batch of 8"][-1] == ["seconds at 0.5 s an update", "3.0", "7.5", "2.5 ×"]
@@ -238,14 +238,14 @@ def test_every_interruption_is_listed_in_the_order_of_the_run(tmp_path: Path) ->
 def test_the_plan_stands_beside_what_the_run_came_to(tmp_path: Path) -> None:
     script = short().event("probe", norm=0.2, sfo=64 + 100, sfo_probe=100).end()
     target = Target(epsilon=0.25, sfo=(40,), best_batch=4.0, best_sfo=32.0)
-    course = Course(sfo=100, updates=7, stages=3, batch=32)
+    course = Course(sfo=100, updates=7, last=2, batch=32)
     planned = Planned(courses=(course,), after={0: 16, 1: 64}, target=target)
     records = read([script.save(tmp_path / "run")])
     headed = Page(page(records, dict.fromkeys(FILES, DOT), [planned])).headed
     assert headed["Planned and actual"][1:] == [
         ["SFO of updates", "100", "64"],
         ["updates", "7", "5"],
-        ["stages", "3", "2"],
+        ["last stage", "2", "1"],
         ["largest batch", "32", "16"],
         ["SFO to ‖∇f‖ ≤ 0.25", "40", "≤ 64"],
         ["SFO at the best constant batch, 4.0", "32", "—"],

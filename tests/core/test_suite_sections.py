@@ -105,6 +105,15 @@ def test_what_is_not_there_is_left_out_and_told(tmp_path: Path, capsys: pytest.C
     assert kept.startswith(STALE) and "there is no data/images" in kept and "| 2 |" in kept
 
 
+def test_a_benchmark_must_print_a_table_to_have_its_old_one_replaced(tmp_path: Path) -> None:
+    runs = begun(tmp_path)
+    assert runs.run([benchmark(tmp_path, "bad", "print('nothing to tell')")]) == [
+        "bad: it ended well but has printed no table"
+    ]
+    kept = section_of(runs.into, "bad") or ""
+    assert kept.startswith(STALE) and "| 2 |" in kept
+
+
 def test_a_benchmark_that_writes_its_section_itself_must_have_done_so(tmp_path: Path) -> None:
     runs = begun(tmp_path)
     writes = "import sys, pathlib; p = pathlib.Path(sys.argv[-1]); t = p.read_text(); i = t.index('`python bad.py`'); "

@@ -158,7 +158,9 @@ def test_a_run_folder_is_never_overwritten(distgrow: Commands) -> None:
     assert "growth.cap: 32 in the folder, 64 now" in other.err
     nothing = distgrow.train("elsewhere", resume=True)
     assert nothing.code == 2
-    assert "no run to resume" in nothing.err
+    assert "no run to resume" in nothing.err and not (distgrow.folder / "elsewhere").exists()
+    both = distgrow.train("elsewhere", "--auto-resume", resume=True)
+    assert both.code == 2 and "--auto-resume alone also begins a run" in both.err
     assert (distgrow.folder / "run/metrics.jsonl").read_bytes() == before
 
 

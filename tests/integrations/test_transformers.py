@@ -149,7 +149,7 @@ def test_too_many_of_them_end_the_run(tmp_path: Path) -> None:
         ({"per_device_train_batch_size": 32}, "per_device_train_batch_size=32, but the controller's max_micro is 6"),
         (
             {"train_sampling_strategy": "sequential"},
-            "train_sampling_strategy='sequential' would order samples",
+            "train_sampling_strategy=sequential would order samples",
         ),
         ({"dataloader_drop_last": True}, "dataloader_drop_last=True would leave samples out"),
         ({"auto_find_batch_size": True}, "auto_find_batch_size=True would train on smaller batches"),
