@@ -35,7 +35,10 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
-# Tests of Ray clusters need a process of their own, beside which the others run.
+# Tests of Ray clusters need a process of their own, beside which the others run: at the niceness of 15 that Ray gives
+# its workers they would starve there.
+test test-faults test-slow: export RAY_worker_niceness := 0
+
 test-faults: $(READY)
 	$(BIN)/pytest -n 2 --dist loadfile -m "fault and not ray" & others=$$!; \
 	$(BIN)/pytest -m "fault and ray"; ray=$$?; wait $$others && exit $$ray

@@ -47,10 +47,13 @@ def until(happened: Callable[[], bool], seconds: float, what: str) -> None:
         time.sleep(0.1)
 
 
-def ranks_at(gate: Path) -> list[int]:
-    """The process of every rank, once all of them wait at the gate."""
-    marks = [gate.with_name(f"{gate.name}.{rank}") for rank in range(2)]
-    until(lambda: all(mark.exists() and mark.read_text() for mark in marks), 180, "both ranks at the gate")
+def ranks_at_gate(cluster: Hosts, folder: Path) -> list[int]:
+    """The process of every rank of the run in `folder`, once all of them wait at its gate."""
+    marks = [folder / f"gate.{rank}" for rank in range(2)]
+    try:
+        until(lambda: all(mark.exists() and mark.read_text() for mark in marks), 300, "both ranks at the gate")
+    except AssertionError as error:
+        raise AssertionError(f"{error}\n{(folder / 'log').read_text()}\n{cluster.complaints()}") from None
     return [int(mark.read_text()) for mark in marks]
 
 

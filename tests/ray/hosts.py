@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import secrets
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+WARNING = re.compile(r",\d+ [WEF] |WARN|Err|ERR")
 RAY_COMMAND = str(Path(sys.executable).parent / "ray")
 ASK = """
 import sys, urllib.error, urllib.request
@@ -136,6 +138,15 @@ class Hosts:
         """What the dashboard knows of the hosts that live, by their address."""
         summary = json.loads(self.fetch(f"{self.dashboard}/nodes?view=summary"))["data"]["summary"]
         return {node["ip"]: node["raylet"] for node in summary if node["raylet"]["state"] == "ALIVE"}
+
+    def complaints(self) -> str:
+        """The last warnings and errors that Ray's servers, jobs and workers have logged."""
+        told = ""
+        for kind in ("gcs_server.*", "raylet.*", "job-driver-*.log", "worker-*.err"):
+            for log in sorted(Path(self.folder).glob(f"*/ray/session_2*/logs/{kind}")):
+                lines = [line for line in log.read_text(errors="replace").splitlines() if WARNING.search(line)]
+                told += "".join(f"{log.name}: {line}\n" for line in lines[-10:])
+        return told
 
     def kill(self, number: int) -> None:
         """All of a host's processes, at once."""

@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("ray", reason="needs the extra 'ray'")
 
 from conftest import Commands, events, ledger
-from disturbed import HERE, assert_same, ranks_at, start, undisturbed_run, until, words
+from disturbed import HERE, assert_same, ranks_at_gate, start, undisturbed_run, until, words
 from hosts import RAY_COMMAND, Hosts, hosts, unable
 
 REASON = unable()
@@ -20,7 +20,7 @@ pytestmark = [
     pytest.mark.ray,
     pytest.mark.fault,
     pytest.mark.slow,
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(900),
     pytest.mark.skipif(REASON is not None, reason=REASON or ""),
 ]
 
@@ -52,7 +52,7 @@ def test_a_run_outlives_its_driver_and_is_still_good_for_a_retry(
 ) -> None:
     folder = distgrow.folder
     driver = start(cluster, folder, "launch.max_failures=1")
-    workers = ranks_at(folder / "gate")
+    workers = ranks_at_gate(cluster, folder)
     driver.send_signal(signal.SIGKILL)
     assert driver.wait(10) == -signal.SIGKILL
     assert trainers(cluster) == 1
@@ -62,7 +62,7 @@ def test_a_run_outlives_its_driver_and_is_still_good_for_a_retry(
     assert f"end it after a checkpoint with 'touch {folder / 'run/.stop'}'" in second.stderr
     psutil.Process(workers[1]).kill()
     (folder / "gate").touch()
-    until(lambda: bool(events(folder / "run", "end")), 180, "the end of the run")
+    until(lambda: bool(events(folder / "run", "end")), 300, "the end of the run")
     assert_same(folder / "run", undisturbed)
     until(lambda: trainers(cluster) == 0, 60, "the actor that kept the run ends")
 
@@ -74,7 +74,7 @@ def test_a_submitted_job_outlives_its_client_is_seen_on_the_dashboard_and_stops_
     submit = (RAY_COMMAND, "job", "submit", "--address", cluster.dashboard, "--submission-id", "seen", "--")
     command = ("env", f"PYTHONPATH={HERE}", *words(folder))
     client = cluster.start(1, *submit, *command, log=folder / "log")
-    ranks_at(folder / "gate")
+    ranks_at_gate(cluster, folder)
     client.kill()
     client.wait()
     runs = json.loads(cluster.fetch(f"{cluster.dashboard}/api/train/v2/runs/v1"))["train_runs"]
@@ -91,7 +91,7 @@ def test_a_submitted_job_outlives_its_client_is_seen_on_the_dashboard_and_stops_
     stopped = cluster.run(1, RAY_COMMAND, "job", "stop", "--address", cluster.dashboard, "seen")
     assert stopped.returncode == 0, stopped.stdout + stopped.stderr
     (folder / "gate").touch()
-    until(lambda: bool(events(folder / "run", "end")), 180, "the end of the run")
+    until(lambda: bool(events(folder / "run", "end")), 300, "the end of the run")
     assert events(folder / "run", "end")[0]["reason"] == "stopped on request"
     assert 160 <= ledger(folder / "run")["applied"] < 1500
     until(lambda: trainers(cluster) == 0, 60, "the actor that kept the run ends")
