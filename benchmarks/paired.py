@@ -112,6 +112,11 @@ def show(reports: Sequence[Report], *, markdown: bool) -> None:
     console.print(hardware())
 
 
+def tell(line: str) -> None:
+    """Progress, for who watches."""
+    print(line, file=sys.stderr, flush=True)
+
+
 def arguments(about: str | None, quick: str = "seconds, with numbers that mean nothing") -> argparse.ArgumentParser:
     """The options that all of these benchmarks have."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -20,7 +20,7 @@ from importlib.util import find_spec
 from itertools import groupby
 from pathlib import Path
 
-from paired import Report, Spread, arguments, keep, show, spread
+from paired import Report, Spread, arguments, keep, show, spread, tell
 from peer_checks import Check, Resumption, Update, read
 from peer_loops.work import Work, checked, timed
 
@@ -221,11 +221,6 @@ def verdict_cells(row: Verdict) -> list[str]:
     again = [resumed.rates, resumed.seen, str(resumed.lost)] if resumed else ["not run"] * 3
     beside = f"{check.beside / check.evaluations:.0%}"
     return [str(row.lines), beside, check.batches, check.gradients, check.seen, *again]
-
-
-def tell(line: str) -> None:
-    """Progress, for who watches."""
-    print(line, file=sys.stderr, flush=True)
 
 
 def main() -> None:

@@ -8,13 +8,12 @@ run again. Tables and plots are made of those lines; --readme puts them into ben
 """
 
 import argparse
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from paired import Report, hardware, show
+from paired import Report, hardware, show, tell
 from sfo_contestants import Contestant, Unavailable
 from sfo_plots import pareto
 from sfo_problems import Problem
@@ -94,11 +93,6 @@ def run_one(problem: Problem, contestant: Contestant, seed: int, store: Store) -
         f"epochs, {result.steps:,} steps, ‖∇f‖ {course.grad_norm.lowest:.4g}, {seconds:.1f} s"
     )
     return None
-
-
-def tell(line: str) -> None:
-    """Progress, for who watches."""
-    print(line, file=sys.stderr, flush=True)
 
 
 def report(problem: Problem, store: Store, plots: Path) -> tuple[list[Report], list[tuple[str, Path]]]:

@@ -9,7 +9,7 @@ from distgrow.controller import Controller
 from distgrow.lr import LR
 from distgrow.outlook import sfo_to_target, stages
 from distgrow.progress import Progress
-from distgrow.report.planned import Course, Planned, Target
+from distgrow.report.planned import Forecast, Planned, Target
 from distgrow.report.runs import Record
 from distgrow.schedule import Growth
 from distgrow.spec import Spec
@@ -47,14 +47,14 @@ def foresee(record: Record) -> Planned | None:
 def _planned(controller: Controller, given: Theory | None) -> Planned:
     adaptive = controller.growth.adaptive
     bounds = (False, True) if adaptive else (False,)
-    courses = tuple(_course(controller, soonest) for soonest in bounds)
+    forecasts = tuple(_forecast(controller, soonest) for soonest in bounds)
     ends = {} if adaptive else {stage.stage: stage.first_sample + stage.samples for stage in stages(controller)}
-    return Planned(courses=courses, after=ends, target=_target(controller, given, bounds))
+    return Planned(forecasts=forecasts, after=ends, target=_target(controller, given, bounds))
 
 
-def _course(controller: Controller, soonest: bool) -> Course:
+def _forecast(controller: Controller, soonest: bool) -> Forecast:
     found = list(controller.outline(Progress(), soonest=soonest))
-    return Course(
+    return Forecast(
         sfo=sum(batch * updates for _, batch, updates in found),
         updates=sum(updates for _, _, updates in found),
         last=max(stage for stage, _, _ in found),

@@ -70,7 +70,7 @@ class Growing:
         """One that says what the plan has assigned, and changes nothing."""
         trainer = self._trainer()
         check_groups(trainer.optimizer.param_groups)
-        trainer.lr_scheduler, trainer._created_lr_scheduler = Planned(trainer.optimizer), True
+        trainer.lr_scheduler, trainer._created_lr_scheduler = RatesAsSet(trainer.optimizer), True
         return trainer.lr_scheduler
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
@@ -100,7 +100,7 @@ class GrowthTrainer(Growing, Trainer):
     """The Transformers Trainer, growing."""
 
 
-class Planned(LRScheduler):
+class RatesAsSet(LRScheduler):
     """The learning rates that are in the optimizer, for a loop that wants to hear of them from a scheduler."""
 
     def __init__(self, optimizer: Any) -> None:

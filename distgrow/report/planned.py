@@ -7,7 +7,7 @@ from distgrow.report.runs import Record
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Course:
+class Forecast:
     """A run as it may go: gradient evaluations (SFO) without probes, applied updates, last stage, largest batch."""
 
     sfo: int
@@ -21,17 +21,17 @@ class Target:
     """What the theory says of ‖∇f‖ ≤ ε, by the constants in the config."""
 
     epsilon: float
-    sfo: tuple[int | None, ...]  #: of each course; None: not within the budget
+    sfo: tuple[int | None, ...]  #: of each forecast; None: not within the budget
     best_batch: float  #: of all constant batches, the one that needs the least SFO
     best_sfo: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Planned:
-    """One course, or of growth that measures its slowest and its fastest."""
+    """One forecast, or of growth that measures its slowest and its fastest."""
 
-    courses: tuple[Course, ...]
-    after: Mapping[int, int] = field(default_factory=dict)  #: stage → applied samples by its end; empty for two courses
+    forecasts: tuple[Forecast, ...]
+    after: Mapping[int, int] = field(default_factory=dict)  #: stage → applied samples by its end; empty for two
     target: Target | None = None
 
 
@@ -41,15 +41,15 @@ Foresee = Callable[[Record], Planned | None]
 
 def comparison(record: Record, planned: Planned) -> list[list[str]]:
     """Rows of what, planned, actual."""
-    courses = planned.courses
+    forecasts = planned.forecasts
     so_far = "" if record.state == "done" else " so far"
     largest = int(record.steps["batch"].max())
     last = max(event["stage"] for event in record.of("stage"))
     rows = [
-        ["SFO of updates", between([course.sfo for course in courses]), f"{record.ledger.applied:,}{so_far}"],
-        ["updates", between([course.updates for course in courses]), f"{record.updates:,}{so_far}"],
-        ["last stage", between([course.last for course in courses]), f"{last:,}{so_far}"],
-        ["largest batch", between([course.batch for course in courses]), f"{largest:,}{so_far}"],
+        ["SFO of updates", between([forecast.sfo for forecast in forecasts]), f"{record.ledger.applied:,}{so_far}"],
+        ["updates", between([forecast.updates for forecast in forecasts]), f"{record.updates:,}{so_far}"],
+        ["last stage", between([forecast.last for forecast in forecasts]), f"{last:,}{so_far}"],
+        ["largest batch", between([forecast.batch for forecast in forecasts]), f"{largest:,}{so_far}"],
     ]
     return rows if planned.target is None else [*rows, *_of_target(record, planned.target)]
 

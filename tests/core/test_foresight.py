@@ -41,7 +41,7 @@ def test_the_plan_is_what_taking_the_run_update_by_update_gives(tmp_path: Path, 
         plan = control.plan(progress)
         progress = progress.after(plan, Outcome())
         ends[plan.stage], largest = progress.ledger.applied, max(largest, plan.batch)
-    (course,) = found.courses
+    (course,) = found.forecasts
     assert (course.sfo, course.updates, course.last) == (progress.ledger.applied, progress.step, max(ends))
     assert found.after == ends
     assert course.batch == largest
@@ -51,7 +51,7 @@ def test_the_plan_is_what_taking_the_run_update_by_update_gives(tmp_path: Path, 
 def test_growth_that_measures_has_the_courses_of_its_bounds_and_promises_no_stage(tmp_path: Path) -> None:
     config = "growth: {kind: gns, start: 8, cap: 64, dwell: {samples: 200}}\nstages: {}\nlr: {base: 0.1}\n"
     found = planned(tmp_path, f"{config}budget: {{samples: 2000}}\n")
-    slowest, fastest = found.courses
+    slowest, fastest = found.forecasts
     assert (slowest.last, slowest.batch, slowest.updates) == (0, 8, 250)
     assert fastest.updates < slowest.updates
     assert fastest.batch > slowest.batch

@@ -14,7 +14,7 @@ from scripted import Script, crashed, short
 
 from distgrow.report import write
 from distgrow.report.page import page
-from distgrow.report.planned import Course, Planned, Target
+from distgrow.report.planned import Forecast, Planned, Target
 from distgrow.report.runs import read
 from distgrow.report.sections import shorten, stages
 
@@ -238,8 +238,8 @@ def test_every_interruption_is_listed_in_the_order_of_the_run(tmp_path: Path) ->
 def test_the_plan_stands_beside_what_the_run_came_to(tmp_path: Path) -> None:
     script = short().event("probe", norm=0.2, sfo=64 + 100, sfo_probe=100).end()
     target = Target(epsilon=0.25, sfo=(40,), best_batch=4.0, best_sfo=32.0)
-    course = Course(sfo=100, updates=7, last=2, batch=32)
-    planned = Planned(courses=(course,), after={0: 16, 1: 64}, target=target)
+    forecast = Forecast(sfo=100, updates=7, last=2, batch=32)
+    planned = Planned(forecasts=(forecast,), after={0: 16, 1: 64}, target=target)
     records = read([script.save(tmp_path / "run")])
     headed = Page(page(records, dict.fromkeys(FILES, DOT), [planned])).headed
     assert headed["Planned and actual"][1:] == [
