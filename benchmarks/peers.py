@@ -229,6 +229,8 @@ def main() -> None:
     parser.add_argument("--peer", nargs="+", choices=list(PEERS), default=list(PEERS), help="which; distgrow always")
     parser.add_argument("--rounds", type=int, default=5, help="timed trainings of each")
     options = parser.parse_args()
+    if options.rounds < 1:
+        parser.error(f"--rounds {options.rounds}: give at least 1")
     names = [name for name in PEERS if name in options.peer or name == "distgrow"]
     reasons = absent(names)
     if options.quick:

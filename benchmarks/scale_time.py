@@ -18,7 +18,7 @@ from sfo_plots import times
 from sfo_problems import Problem
 from sfo_readme import section, write
 from sfo_results import Result, Setting, Store, quartiles, settings
-from sfo_sizes import add_options, folder_of, problems
+from sfo_sizes import add_options, folder_of, positive_real, problems
 from sfo_tables import MEASURES, family, number
 
 from distgrow.pace import Pace, fitted
@@ -155,7 +155,7 @@ def main() -> None:
     parser.add_argument("--measured", action="store_true", help="samples/s and latency of the results' own updates")
     constants = Cluster.__dataclass_fields__
     for field in constants.values():
-        parser.add_argument(f"--{field.name.replace('_', '-')}", type=float, default=field.default)
+        parser.add_argument(f"--{field.name.replace('_', '-')}", type=positive_real, default=field.default)
     options = parser.parse_args()
     given = Cluster(**{name: getattr(options, name) for name in constants})
     try:

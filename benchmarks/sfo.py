@@ -19,7 +19,7 @@ from sfo_plots import pareto
 from sfo_problems import Problem
 from sfo_readme import section, write
 from sfo_results import Setting, Store, finalists, result_of, settings
-from sfo_sizes import SEEDS, add_options, folder_of, problems, size_of
+from sfo_sizes import SEEDS, add_options, folder_of, positive, problems, size_of
 from sfo_tables import MEASURES, final_loss, tables
 
 from distgrow.spec import ConfigError
@@ -135,7 +135,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser)
     parser.add_argument("--policy", nargs="+", default=[], help="which policies, by name; default: all")
-    parser.add_argument("--seeds", type=int, help="seeds of the settings that are worth it; default: 5")
+    parser.add_argument("--seeds", type=positive, help="seeds of the settings that are worth it; default: 5")
     parser.add_argument("--report", action="store_true", help="run nothing: tables and plots of what is there")
     options = parser.parse_args()
     size, folder = size_of(options), folder_of(options)
@@ -144,6 +144,9 @@ def main() -> None:
         tasks = problems(options)
     except ConfigError as error:
         parser.error(str(error))
+    known = dict.fromkeys(policy.name for problem in tasks for policy in problem.policies)
+    if unknown := set(options.policy) - set(known):
+        parser.error(f"--policy {' '.join(sorted(unknown))}: choose from {', '.join(known)}")
     for problem in tasks:
         store = Store(folder / f"{problem.name}.jsonl")
         if (reason := problem.not_ready()) is not None:

@@ -16,6 +16,20 @@ README = Path(__file__).parent / "README.md"
 SEEDS = {"standard": 5, "quick": 1, "smoke": 1, "full": 3}
 
 
+def positive(text: str) -> int:
+    """A whole number above 0, as argparse wants to be told."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: give a whole number above 0")
+    return number
+
+
+def positive_real(text: str) -> float:
+    """A number above 0, as argparse wants to be told."""
+    if not 0 < (number := float(text)) < math.inf:
+        raise argparse.ArgumentTypeError(f"{text}: give a number above 0")
+    return number
+
+
 def add_options(parser: argparse.ArgumentParser) -> None:
     """What the benchmark and what is made of its results both have to be told."""
     size = parser.add_mutually_exclusive_group()
@@ -25,8 +39,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task", nargs="+", default=[], help="which tasks, by name; default: all")
     parser.add_argument("--data", default="data/cifar10", help="folder of CIFAR's Parquet files")
     parser.add_argument("--classes", type=int, choices=(10, 100), default=10, help="--full: which CIFAR is there")
-    parser.add_argument("--subset", type=int, help="training images, the first ones; default: 6000, --full: all")
-    parser.add_argument("--epochs", type=float, help="budget of runs on images; default: 24, --full: 200")
+    parser.add_argument("--subset", type=positive, help="training images, the first ones; default: 6000, --full: all")
+    parser.add_argument("--epochs", type=positive_real, help="budget of runs on images; default: 24, --full: 200")
     parser.add_argument("--results", type=Path, help="folder of the results; default: runs/sfo, one for each size")
     parser.add_argument(
         "--readme",

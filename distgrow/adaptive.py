@@ -49,6 +49,10 @@ class Endless(Adaptive):
         """A learning rate below 1e-12 of the cap's moves nothing any more."""
         return self.cap_stage + math.ceil(12 / (self.decay_power * math.log10(self.factor)))
 
+    def remarks(self) -> list[str]:
+        fall = self.factor**-self.decay_power
+        return [f"at the cap lr falls to {fall:.3g} of itself wherever the batch would have grown, which is not shown"]
+
     def shortfall(self, stage: int) -> float:
         """η's multiplier for what the cap has kept the batch from: (cap/(b₀δ^m))^power, 1 below the cap."""
         return self.factor ** (self.decay_power * (self.height(stage) - stage))
@@ -78,6 +82,8 @@ class NormThreshold(Adaptive):
     norm: Literal["exact", "estimated"] = "exact"
     """exact: ‖∇f‖ over the whole training set, each time as many gradient evaluations as it has samples.
     estimated: from the noise of gradients already computed, at none."""
+    updates: PosInt = 20
+    """Updates of a stage whose noise has been measured before an estimated norm is compared, at least."""
 
     @property
     def measures(self) -> bool:
@@ -90,8 +96,12 @@ class NormThreshold(Adaptive):
     def earliest(self, lr: LR, span: Span) -> Trigger:
         return Listed(axis="steps", ends=tuple(self.every * (m + 1) for m in range(int(self.top))))
 
+    @property
+    def measures_within(self) -> float:
+        return self.every if self.measures else math.inf
+
     def moves(self, progress: Progress, now: Moment) -> int:
-        return int(self._due(progress) and self._norm(progress, now) <= self.level(progress.stage, now.settings))
+        return int(self._due(progress) and self._norm(progress) <= self.level(progress.stage, now.settings))
 
     def probe_due(self, progress: Progress) -> bool:
         return self.probes_norm and self._due(progress) and progress.probe_step != progress.step
@@ -111,13 +121,14 @@ class NormThreshold(Adaptive):
         """Whether ‖∇f‖ is compared now; once per K updates, also where the coming one has to be repeated."""
         return progress.stage < self.top and progress.stage_step > 0 and progress.step % self.every == 0
 
-    def _norm(self, progress: Progress, now: Moment) -> float:
-        """‖∇f‖ now; 0 where it is lost in noise, NaN where it is not known."""
+    def _norm(self, progress: Progress) -> float:
+        """‖∇f‖ now; 0 where it is lost in noise, NaN where it is not known, or not well enough."""
         if self.norm == "exact":
             known = progress.probe_norm if progress.probe_step == progress.step else None
             return math.nan if known is None else known
-        squared = progress.noise.grad_sq.value
-        return squared if math.isnan(squared) else math.sqrt(max(0.0, squared))
+        if progress.noise.fresh < self.updates:
+            return math.nan
+        return math.sqrt(max(0.0, progress.noise.grad_sq.value))
 
 
 class ProgressTest(Endless):

@@ -60,6 +60,9 @@ class Auto(Endless):
     def top(self) -> float:
         return self.depth
 
+    def remarks(self) -> list[str]:
+        return []  # its stages beyond the cap are shown
+
     def on(self, span: Span) -> "Auto":
         """With the cap that suits a run, where none is given: the shortest stages are still an update long."""
         if self.cap is not None:

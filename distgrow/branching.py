@@ -139,9 +139,16 @@ def settled(question: Question, trunk: Trunk, epoch: int, left: float) -> tuple[
     `epoch` is the samples of the training set, `left` what the run's decay of the learning rate still spans.
     """
     batch = trunk.batch
-    samples = question.samples if question.samples is not None else UPDATES * batch
+    samples = question.samples if question.samples is not None else int(min(UPDATES * batch, left))
     most = question.up_to or min(MOST, max(1, epoch // batch), max(1, samples // (LEAST * batch)))
     powers = [2**power for power in range(most.bit_length())]
+    if question.up_to is not None and powers[-1] != question.up_to:
+        raise ConfigError(f"--up-to {most}: k is 1, 2, 4 …; give {powers[-1]} or {2 * powers[-1]}")
+    if question.samples is None and left < LEAST * batch:
+        raise ConfigError(
+            f"the learning rate's decay ends {int(left)} samples after {trunk.checkpoint.name}, too few for branches; "
+            "choose an earlier checkpoint"
+        )
     if len(powers) < 2:
         raise ConfigError(
             f"there is nothing to compare: twice the batch of {batch} needs {2 * batch} of the training set's {epoch} "

@@ -90,7 +90,9 @@ def verify(config: Config, overrides: Overrides = None) -> None:
 @app.command("probe-batch")
 def probe_batch(
     checkpoint: Annotated[str, typer.Argument(help="RUN/checkpoints/step-…, or RUN for its newest.")],
-    samples: Annotated[int | None, typer.Option(help="Samples of each branch; default: 500 batches.", min=1)] = None,
+    samples: Annotated[
+        int | None, typer.Option(help="Samples of each branch; default: 500 batches, or what is left.", min=1)
+    ] = None,
     up_to: Annotated[int | None, typer.Option(help="Largest k of 1, 2, 4 …; default: 16, or what fits.", min=2)] = None,
     rule: Annotated[Scaling, typer.Option(help="LR against k; auto: linear for SGD, else sqrt.")] = "auto",
     tolerance: Annotated[float, typer.Option(help="Loss that counts as no worse.", min=0.0)] = 0.01,
@@ -100,6 +102,8 @@ def probe_batch(
     from distgrow.branching import Question
     from distgrow.probe_batch import probe_batch as measure
 
+    if not math.isfinite(tolerance):
+        raise ConfigError(f"--tolerance={tolerance}: must be a number of at least 0, in units of the loss")
     question = Question(samples=samples, up_to=up_to, rule=rule, tolerance=tolerance, out=out)
     if launched():
         _in_group(measure, checkpoint, question)

@@ -11,7 +11,7 @@ from pydantic import ValidationError, model_validator
 from distgrow.architectures import Model
 from distgrow.complaints import explain
 from distgrow.controller import Controller
-from distgrow.engine import SGD, EngineSpec, Optimizer, Torch, check_suits, most_rows
+from distgrow.engine import SGD, EngineSpec, Optimizer, Torch, check_suits, most_rows, plain_sgd
 from distgrow.launch import Launch
 from distgrow.lr import LR
 from distgrow.remote import build_store
@@ -70,6 +70,10 @@ class Run(Spec):
     """Where the run is kept, and its habits."""
     theory: Theory | None = None
     """Constants of the problem, if known."""
+
+    def applicable_theory(self) -> Theory | None:
+        """The constants, where the optimizer is the one that theory.py's bound is of."""
+        return self.theory if plain_sgd(self.optimizer) else None
 
     @model_validator(mode="after")
     def _growth_suits_what_computes(self) -> "Run":

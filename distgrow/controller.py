@@ -148,6 +148,10 @@ class Controller:
             )
         return rate
 
+    def warm(self, progress: Progress, batch: int) -> float:
+        """Warm-up multiplier of the next update if it has `batch` samples; it never falls along a run."""
+        return self.lr.decay.warm(progress.ledger.applied, batch, self._span)
+
     def forecast(self, progress: Progress | None = None) -> Iterator[Stride]:
         """The run to come as strides of equal updates, as far as this group takes it, if no update is skipped."""
         progress = progress or Progress()
@@ -220,6 +224,11 @@ class Controller:
             found.append(
                 f"growth.kind={growth.name} goes by gradient noise, which a batch of one sample on one rank does not "
                 "show; raise growth.start to at least 2"
+            )
+        if (every := self.measuring.every or 0) > growth.measures_within:
+            found.append(
+                f"run.noise.every={every}: noise is measured less often than growth.kind={growth.name} goes by it, "
+                f"which is every {growth.measures_within:g} updates; lower it to that or raise growth.every"
             )
         if growth.start < world <= growth(stage):
             found.append(

@@ -6,6 +6,7 @@ from pydantic import ConfigDict, ValidationError
 from distgrow import theory
 from distgrow.config import Theory
 from distgrow.controller import Controller
+from distgrow.engine import SGD, Optimizer, plain_sgd
 from distgrow.lr import LR
 from distgrow.outlook import sfo_to_target, stages
 from distgrow.progress import Progress
@@ -17,7 +18,10 @@ from distgrow.stages import Budget, Stages
 
 
 class Schedule(Spec):
-    """The keys of a config that decide batches; a run of fit() records no task, and no other key is needed."""
+    """The keys of a config that decide batches and what the theory says of them; no other is needed.
+
+    A run of fit() records no task.
+    """
 
     model_config = ConfigDict(extra="ignore")
 
@@ -25,6 +29,7 @@ class Schedule(Spec):
     stages: Stages
     lr: LR
     budget: Budget
+    optimizer: Optimizer = SGD()
     theory: Theory | None = None
 
 
@@ -39,7 +44,7 @@ def foresee(record: Record) -> Planned | None:
             budget=schedule.budget,
             epoch=round(record.epoch),
         )
-        return _planned(controller, schedule.theory)
+        return _planned(controller, schedule.theory if plain_sgd(schedule.optimizer) else None)
     except (yaml.YAMLError, ValidationError, ValueError, OverflowError, RecursionError):
         return None
 

@@ -62,7 +62,8 @@ class Staged:
         lr_sum = self.lr * self.steps * geometric_sum(self.steps_factor * self.lr_factor, stages)
         noise_ratio = self.steps_factor * self.lr_factor**2 / self.growth
         noise = self.lr**2 * self.steps / self.batch * geometric_sum(noise_ratio, stages)
-        largest = self.lr * np.maximum(1.0, self.lr_factor ** (stages - 1))
+        with np.errstate(over="ignore"):
+            largest = self.lr * np.maximum(1.0, np.power(float(self.lr_factor), stages - 1))
         margin = (2 - constants.smoothness * largest) * lr_sum
         return plain(over(2 * constants.gap + constants.smoothness * constants.variance * noise, margin))
 
@@ -138,8 +139,10 @@ def serial_ratio(growth: float, lr_factor: float, stages: Number, constant_lr: f
     check_growth(growth, lr_factor)
     check_positive(stages=stages, constant_lr=constant_lr)
     steps_factor = optimal_steps_ratio(growth, lr_factor)
-    sums = geometric_sum(steps_factor, stages) / geometric_sum(steps_factor * lr_factor, stages)
-    return constant_lr * sums
+    above, below, shared = steps_factor, steps_factor * lr_factor, 1.0
+    if min(above, below) > 1:  # summed from the last stage on, or both would be beyond all numbers
+        above, below, shared = 1 / above, 1 / below, np.power(float(lr_factor), 1.0 - stages)
+    return plain(constant_lr * shared * geometric_sum(above, stages) / geometric_sum(below, stages))
 
 
 # ── rules of policies ───────────────────────────────────────────────────────────────────────────────────────────

@@ -31,7 +31,6 @@ class Ladder(Spec):
 
     sets_stages: ClassVar[bool] = False  #: whether it has no use for `stages`
     brings_rule: ClassVar[bool] = False  #: whether it has no use for `lr.rule`
-    plain_sgd: ClassVar[bool] = False  #: whether its rule holds for SGD without momentum alone
     default_rule: ClassVar[Rule] = Sqrt()
 
     start: PosInt = 16
@@ -46,6 +45,16 @@ class Ladder(Spec):
     def measures(self) -> bool:
         """Whether it goes by measured gradient noise."""
         return False
+
+    @property
+    def plain_sgd(self) -> bool:
+        """Whether its rule holds for SGD without momentum alone."""
+        return False
+
+    @property
+    def measures_within(self) -> float:
+        """Updates within which noise has to be measured for it to be of use; inf where it can wait."""
+        return math.inf
 
     @property
     def tests_progress(self) -> bool:
@@ -130,6 +139,10 @@ class Ladder(Spec):
         rung = self.rung(progress.stage, batch)
         samples = progress.ledger.applied
         return self.rule(lr)(rung) * lr.decay.warm(samples, batch, span) * lr.decay.fall(samples, span)
+
+    def most(self, lr: LR, stage: int, rate: float) -> float:
+        """The largest η that measurements can make of `rate`, which is foreseen of an update of `stage`."""
+        return rate
 
     def rung(self, stage: int, batch: int) -> Rung:
         """The rung of `stage` for a batch that may be a shortened last one."""

@@ -1,11 +1,13 @@
 """What a config will do, told before it does it: the stage table, predicted SFO and every violated constraint."""
 
 import math
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import chain, islice
+from itertools import chain, islice, pairwise
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -24,6 +26,11 @@ MOST_PROBLEMS = 10
 #: Columns that a table may take: a terminal that has fewer wraps its lines, but no number is cut short.
 WIDTH = 400
 
+#: What η may differ by, relatively, to be taken as constant in predictions.
+EVEN = 0.02
+
+NOT_SGD = "theory: its bound is one of SGD without momentum; nothing is predicted for this optimizer"
+PROBED = "run.probe's evaluations are charged to budget.sfo: there will be fewer updates than are shown"
 AUTO = "engine.max_micro=auto: shown as if memory held every share; it is measured when the run begins"
 
 
@@ -70,10 +77,11 @@ def stages(controller: Controller, *, soonest: bool = False) -> Iterator[Stage]:
 def warn(run: Run, world: int | None = None) -> None:
     """ConfigError where the run cannot be carried out; a warning where it would pass a known stability limit."""
     controller = run.controller(world)
+    check_probes(run, controller)
     controller.check()
-    if run.theory is not None:
+    if (given := run.applicable_theory()) is not None:
         for stage in stages(controller, soonest=True):
-            for problem in unstable(run.theory, controller, stage):
+            for problem in unstable(given, controller, stage):
                 Console(stderr=True, highlight=False, soft_wrap=True).print(f"warning: {problem}", markup=False)
                 return
 
@@ -86,23 +94,40 @@ def show(run: Run, world: int | None, rows: int, pace: Pace | None = None) -> bo
     Of adaptive growth there are two tables, the bounds of what may come.
     """
     controller, console = run.controller(world), Console(width=WIDTH, highlight=False)
-    problems = told(run.theory, controller)
+    given = run.applicable_theory()
+    problems = told(given, controller)
+    try:
+        check_probes(run, controller)
+    except ConfigError as error:
+        problems.append(str(error))
     for title, soonest in BOUNDS if controller.growth.adaptive else (("", False),):
         if title:
             console.print(f"{controller.growth.name} growth {title}")
         for line in [
             *_bound(controller, soonest, rows),
             *([] if problems else communication(run.engine, controller, soonest=soonest)),
-            *predictions(run.theory, controller, soonest=soonest),
+            *predictions(given, controller, soonest=soonest),
             *(savings(controller, pace, soonest=soonest) if pace is not None else []),
         ]:
             console.print(line)
-    for line in [*controller.growth.remarks(), *([AUTO] if run.engine.max_micro == "auto" else [])]:
+    for line in [
+        *controller.growth.remarks(),
+        *([AUTO] if run.engine.max_micro == "auto" else []),
+        *([NOT_SGD] if given is not run.theory else []),
+        *([PROBED] if run.run.probe.every_epochs is not None and run.budget.sfo is not None else []),
+    ]:
         console.print(line)
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
     for problem in problems:
         errors.print(f"distgrow: {problem}", markup=False)
     return not problems
+
+
+def check_probes(run: Run, controller: Controller) -> None:
+    """ConfigError where exact probes cannot be; those of a data set of their own are looked at by `train` alone."""
+    if run.task.kind == "target":
+        return
+    run.run.probe.check(controller.epoch, controller.world, controller.epoch, controller.budget)
 
 
 def told(given: Theory | None, controller: Controller) -> list[str]:
@@ -147,8 +172,8 @@ def _row(controller: Controller, stage: Stage) -> list[str]:
         shape = f"{ranks:,} × {micro:,} × {accum:,}"
     except ConfigError:
         shape = "—"
-    first = controller.rate(stage.progress(0), stage.batch)
-    last = controller.rate(stage.progress(stage.steps - 1), stage.batch)
+    rates = [controller.rate(stage.progress(step), stage.batch) for step in turns(controller, stage)]
+    shown = rates[:1] + [now for before, now in pairwise(rates) if not math.isclose(before, now)]
     return [
         f"{stage.stage:,}",
         f"{stage.first_sample / controller.epoch:,.2f} – {last_sample / controller.epoch:,.2f}",
@@ -156,7 +181,7 @@ def _row(controller: Controller, stage: Stage) -> list[str]:
         f"{stage.steps:,}",
         f"{stage.batch:,}",
         shape,
-        f"{first:.4g}" if math.isclose(first, last) else f"{first:.4g} – {last:.4g}",
+        " – ".join(f"{rate:.4g}" for rate in shown),
         f"{last_sample:,}",
     ]
 
@@ -175,7 +200,9 @@ def _probes(controller: Controller, last: Stage) -> list[str]:
     count = controller.growth.probes(last.first_step + last.steps, last.stage)
     if count == 0:
         return []
-    return [f"and {count:,} probes of ‖∇f‖: {count * controller.epoch:,} gradient evaluations more"]
+    evaluations = f"and {count:,} probes of ‖∇f‖: {count * controller.epoch:,} gradient evaluations more"
+    fewer = ", which budget.sfo leaves for fewer updates than are shown" if controller.budget.sfo else ""
+    return [evaluations + fewer]
 
 
 def communication(engine: EngineSpec, controller: Controller, *, soonest: bool) -> list[str]:
@@ -192,14 +219,23 @@ def communication(engine: EngineSpec, controller: Controller, *, soonest: bool) 
 # ── what the theory says, where its constants are given ─────────────────────────────────────────────────────────
 
 
+def turns(controller: Controller, stage: Stage) -> list[int]:
+    """Updates of a stage between which η only rises or only falls: the first, where a warm-up ends, the last."""
+    last, batch = stage.steps - 1, stage.batch
+    end = bisect_left(range(last), 1.0, key=lambda step: controller.warm(stage.progress(step), batch))
+    return sorted({0, end, last})
+
+
 def unstable(given: Theory | None, controller: Controller, stage: Stage) -> list[str]:
     """The problem that a stage's learning rate reaches 2/L, where L is known."""
     if given is None:
         return []
-    lr, limit = controller.rate(stage.progress(0), stage.batch), given.constants().stable_lr()
+    highest = max(controller.rate(stage.progress(step), stage.batch) for step in turns(controller, stage))
+    lr, limit = controller.growth.most(controller.lr, stage.stage, highest), given.constants().stable_lr()
     if lr < limit:
         return []
-    return [f"lr={lr:.4g} of stage {stage.stage} reaches 2/L={limit:.4g}; lower lr.base or growth.cap"]
+    can = "" if lr == highest else ", by what may be measured,"
+    return [f"lr={lr:.4g} of stage {stage.stage}{can} reaches 2/L={limit:.4g}; lower lr.base or growth.cap"]
 
 
 def predictions(given: Theory | None, controller: Controller, *, soonest: bool) -> list[str]:
@@ -209,28 +245,45 @@ def predictions(given: Theory | None, controller: Controller, *, soonest: bool) 
     constants, lr, epsilon = given.constants(), controller.lr.base, given.epsilon
     if lr >= constants.stable_lr():
         return []
-    best, at = theory.least_sfo(constants, lr, epsilon), theory.critical_batch(constants, lr, epsilon)
-    reached = sfo_to_target(constants, controller, epsilon, soonest=soonest)
-    ours = "not within the budget" if reached is None else f"{reached:,} ({reached / best:.2f} × the best constant)"
+    try:
+        best, at = theory.least_sfo(constants, lr, epsilon), theory.critical_batch(constants, lr, epsilon)
+        reached = sfo_to_target(constants, controller, epsilon, soonest=soonest)
+        ours = "not within the budget" if reached is None else f"{reached:,} ({reached / best:.2f} × the best constant)"
+        updates = f"{best / at:,.0f}"
+    except (ArithmeticError, ValueError):
+        return ["theory: its constants lead beyond the numbers that a computer has; nothing is predicted"]
     return [
         f"predicted SFO to ‖∇f‖ ≤ {epsilon:g}: {ours}",
-        f"best constant batch at lr {lr:g}: b* = {at:,.1f}, {best:,.0f} gradient evaluations, {best / at:,.0f} updates",
+        f"best constant batch at lr {lr:g}: b* = {at:,.1f}, {best:,.0f} gradient evaluations, {updates} updates",
     ]
 
 
 def sfo_to_target(
     constants: theory.Constants, controller: Controller, epsilon: float, *, soonest: bool = False
 ) -> int | None:
-    """SFO after the first stage at whose end the bound is at most ε², refined to the update within the stage."""
-    before: list[tuple[int, float, int]] = []
-    for stage in stages(controller, soonest=soonest):
-        lr = controller.rate(stage.progress(0), stage.batch)
-        if theory.bound(constants, [*before, (stage.steps, lr, stage.batch)]) <= epsilon**2:
-            low, high = 0, stage.steps
-            while high - low > 1:
-                middle = (low + high) // 2
-                done = theory.bound(constants, [*before, (middle, lr, stage.batch)]) <= epsilon**2
-                low, high = (low, middle) if done else (middle, high)
-            return stage.first_sample + high * stage.batch
-        before.append((stage.steps, lr, stage.batch))
-    return None
+    """SFO when the bound is first at most ε², to the update; None where that is not within the budget."""
+    runs = [run for stage in stages(controller, soonest=soonest) for run in even(controller, stage)]
+    reached = np.flatnonzero(theory.bounds(constants, runs) <= epsilon**2)
+    if not len(reached):
+        return None
+    before, (updates, lr, batch) = runs[: reached[0]], runs[reached[0]]
+
+    def there(count: int) -> bool:
+        return theory.bound(constants, [*before, (count, lr, batch)]) <= epsilon**2
+
+    count = 1 + bisect_left(range(1, updates), True, key=there)
+    return sum(updates * batch for updates, _, batch in before) + count * batch
+
+
+def even(controller: Controller, stage: Stage) -> Iterator[tuple[int, float, int]]:
+    """A stage as (updates, lr, batch) in order, cut where η moves: within one it differs by EVEN at most."""
+    cuts = [*(turns(controller, stage)[:-1] or [0]), stage.steps]
+    ahead = list(pairwise(cuts))[::-1]
+    while ahead:
+        low, high = ahead.pop()
+        one, other = (controller.rate(stage.progress(step), stage.batch) for step in (low, high - 1))
+        if abs(one - other) <= EVEN * max(one, other) or high - low == 1:
+            yield high - low, (one + other) / 2, stage.batch
+        else:
+            middle = (low + high) // 2
+            ahead += [(middle, high), (low, middle)]

@@ -6,6 +6,10 @@ from pydantic import Field, model_validator
 
 from distgrow.progress import Progress
 from distgrow.spec import ConfigError, PosFloat, PosInt, Spec
+from distgrow.stages import Budget
+
+#: Passes over the data set that a probe with curvature takes at least: |G|, noise, a Hessian-vector product or two.
+CURVATURE_PASSES = 8
 
 
 class Probing(Spec):
@@ -41,7 +45,7 @@ class Probing(Spec):
         """Whether a run that ends here has to be probed once more."""
         return self.every_epochs is not None and progress.probe_samples < progress.samples
 
-    def check(self, samples: int, world: int, epoch: int) -> None:
+    def check(self, samples: int, world: int, epoch: int, budget: Budget) -> None:
         """ConfigError where exact probes of so many samples on so many ranks cannot be, or not at these places."""
         if samples < world:
             raise ConfigError(
@@ -54,4 +58,11 @@ class Probing(Spec):
             raise ConfigError(
                 f"run.probe.every_epochs={self.every_epochs:g} of {epoch} samples is less than one sample; "
                 f"raise it to at least {1 / epoch:.3g}"
+            )
+        first = samples * (CURVATURE_PASSES if self.curvature else 1)
+        if self.every_epochs is not None and budget.sfo is not None and budget.sfo <= first:
+            least = "at least " if self.curvature else ""
+            raise ConfigError(
+                f"budget.sfo={budget.sfo}: the exact probe before the first update (run.probe) takes {least}{first} "
+                "gradient evaluations; raise it, or leave run.probe out"
             )

@@ -48,6 +48,8 @@ def savings(controller: Controller, pace: Pace, *, soonest: bool = False) -> lis
         f"at {rates}, {pace.resize_s:.3g} s a resize: {planned.seconds:,.1f} s, "
         f"{planned.worker_seconds:,.1f} worker-seconds, {planned.resizes:,} resizes"
     ]
+    if planned.resizes and pace.resize_s == 0:
+        lines.append("a resize is taken as 0 s, as none was measured: say launch.pace.resize_s")
     if planned.resizes:
         saved = held.worker_seconds - planned.worker_seconds
         verb, longer = ("saved" if saved >= 0 else "lost"), planned.seconds - held.seconds

@@ -132,8 +132,15 @@ class TauNice(Ladder):
         try:
             constants = FiniteSum(**{name: values[name] for name in names})
             return {**values, "start": constants.best_whole_batch(values["epsilon"])}
-        except (KeyError, TypeError, ArithmeticError):
+        except (KeyError, TypeError):
             return values  # told by the checks of the fields themselves
+        except ArithmeticError:
+            given = ", ".join(f"{name}={values[name]}" for name in (*names, "epsilon"))
+            raise ConfigError(f"{given}: no best batch follows from these; give positive numbers nearer to 1") from None
+
+    @property
+    def plain_sgd(self) -> bool:
+        return True
 
     @property
     def top(self) -> float:

@@ -36,7 +36,7 @@ class Survey:
         self._task, self._controller, self._engine = task, controller, engine
         self._run, self._world = run, world
         self._probed = task.train if task.probe is None else task.probe
-        run.probe.check(len(self._probed), world.size, controller.epoch)
+        run.probe.check(len(self._probed), world.size, controller.epoch, controller.budget)
 
     def evaluation_due(self, before: Progress, after: Progress) -> bool:
         """Whether this update crossed an evaluation's place on the samples axis."""
@@ -57,8 +57,14 @@ class Survey:
         return metrics
 
     def probe_due(self, progress: Progress) -> bool:
-        """Whether the growth or run.probe wants ‖∇f‖ before the coming update; not again once it is known."""
-        return self._controller.probe_due(progress) or self._wished(progress)
+        """Whether the growth or run.probe wants ‖∇f‖ before the coming update; not again once it is known.
+
+        A budget of gradient evaluations has to leave some for that update.
+        """
+        if not (self._controller.probe_due(progress) or self._wished(progress)):
+            return False
+        budget = self._controller.budget
+        return budget.sfo is None or budget.left(progress, self._controller.epoch) > len(self._probed)
 
     def _wished(self, progress: Progress) -> bool:
         return self._run.probe.due(progress, self._controller.epoch)

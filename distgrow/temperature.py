@@ -127,6 +127,10 @@ class Temperature(Adaptive):
         scaled = self.scaled(self.rung(progress.stage, batch).ratio, progress.noise)
         return warm * min(self.limit(lr) / lr.base, scaled * self.fallen(lr, progress, span))
 
+    def most(self, lr: LR, stage: int, rate: float) -> float:
+        ratio = self(stage) / self.start
+        return min(self.limit(lr), rate * ratio**self.power) if self.gain else rate
+
     def fallen(self, lr: LR, progress: Progress, span: Span) -> float:
         """The temperature over its first."""
         return lr.decay.fall(progress.ledger.applied, span) * self.factor ** (-self.power * progress.cooling)
@@ -209,6 +213,9 @@ class AdaScale(Ladder):
     def multiplier(self, lr: LR, progress: Progress, batch: int, span: Span) -> float:
         ratio = self.rung(progress.stage, batch).ratio
         return gain(ratio, self.start, progress.noise, self.power) * lr.decay.fall(int(progress.worth), span)
+
+    def most(self, lr: LR, stage: int, rate: float) -> float:
+        return rate * (self(stage) / self.start) ** self.power
 
     def worth(self, progress: Progress, batch: int, span: Span) -> float:
         ratio = self.rung(progress.stage, batch).ratio

@@ -1,5 +1,8 @@
 """The bound of SGD, the critical batch size and SFO complexity: plain numbers in, plain numbers out; knows no schedule.
 
+Beside it stand growth_theory.py (optimal stages, R, serial steps, thresholds, Seesaw), noise_theory.py (noise scale,
+AdaScale's gain, Adam's critical batch), allocation.py (PL) and tau_nice.py.
+
 Symbols (Umeda & Iiduka, arXiv 2508.05297): Δ = f(θ₀) − f*, loss units (`gap`); L, smoothness, loss / parameter²
 (`smoothness`); σ² = tr Σ of one sample's gradient noise (`variance`); ε, target of ‖∇f‖ (`epsilon`); η, learning
 rate (`lr`); b, batch, samples. SFO is the number of per-sample gradient evaluations. Where a batch may be an array,

@@ -86,6 +86,10 @@ class Tracking(Tracker, Endless):
         one_of(self, "kappa", "smoothness")
         return self
 
+    @property
+    def plain_sgd(self) -> bool:
+        return self.smoothness is not None
+
     def boundaries(self, stages: Stages, lr: LR, span: Span) -> Trigger:
         trigger = super().boundaries(stages, lr, span)
         largest = lr.base * max(self.rule(lr)(self.rung(m, self(m))) for m in range(int(self.cap_stage) + 1))
@@ -119,7 +123,10 @@ class CABS(Tracker):
     """b follows η·tr Σ/f (Balles et al. 2017): SGD without momentum, and a loss whose least value is near 0."""
 
     kind: Literal["cabs"] = "cabs"
-    plain_sgd: ClassVar[bool] = True
+
+    @property
+    def plain_sgd(self) -> bool:
+        return True
 
     def target(self, variance: float, gradient_sq: float, progress: Progress, now: Moment) -> float:
         loss = progress.noise.loss.end(self.confidence)

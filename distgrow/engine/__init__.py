@@ -201,13 +201,18 @@ class AdamW(Spec):
 Optimizer = Annotated[SGD | AdamW, Field(discriminator="kind"), default_kind("sgd")]
 
 
+def plain_sgd(optimizer: SGD | AdamW) -> bool:
+    """Whether an update is θ − η·g and no more."""
+    return isinstance(optimizer, SGD) and optimizer.momentum == 0
+
+
 def check_suits(growth: Ladder, optimizer: SGD | AdamW, engine: Torch | DeepSpeed) -> None:
     """ConfigError where growth goes by what this optimizer's or engine's updates do not show."""
-    if growth.plain_sgd and not (isinstance(optimizer, SGD) and optimizer.momentum == 0):
+    if growth.plain_sgd and not plain_sgd(optimizer):
         given = "adamw" if isinstance(optimizer, AdamW) else f"sgd with momentum={optimizer.momentum:g}"
         raise ConfigError(
             f"growth.kind={growth.name} holds for SGD without momentum, optimizer.kind={given} is none: set "
-            "optimizer.momentum=0, or use growth.kind gns or tracking"
+            "optimizer.momentum=0, or use growth.kind gns, or tracking with kappa"
         )
     if growth.tests_progress and not engine.tests_progress:
         raise ConfigError(

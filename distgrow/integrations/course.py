@@ -205,6 +205,16 @@ def assign(groups: Sequence[dict[str, Any]], plan: Plan) -> None:
         group["lr"] = plan.lr * group.get("lr_scale", 1.0)
 
 
+def check_rate(groups: Sequence[dict[str, Any]], base: float) -> None:
+    """ConfigError where the optimizer of a new run has a learning rate that is neither the controller's nor 0."""
+    rates = {float(group["lr"]) for group in groups if "lr_scale" not in group}
+    if rates - {0.0, base}:
+        raise ConfigError(
+            f"the optimizer has lr={max(rates):g}, but the controller's lr.base is {base:g}, which would replace it; "
+            "give it lr=0.0, or the same"
+        )
+
+
 def check_groups(groups: Sequence[dict[str, Any]]) -> None:
     """ConfigError where parameter groups have learning rates of their own, which the plan's would replace."""
     rates = {float(group["lr"]) for group in groups if "lr_scale" not in group}

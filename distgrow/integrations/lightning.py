@@ -12,7 +12,7 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor
 
 from distgrow.controller import Controller
-from distgrow.integrations.course import Course, assign, check_groups, weighted
+from distgrow.integrations.course import Course, assign, check_groups, check_rate, weighted
 from distgrow.run import Loading
 from distgrow.spec import ConfigError
 from distgrow.world import World
@@ -71,7 +71,10 @@ class Growth(Callback):
             )
         if len(trainer.optimizers) != 1:
             raise ConfigError(f"configure_optimizers returns {len(trainer.optimizers)} optimizers; growth needs one")
-        check_groups(trainer.optimizers[0].param_groups)
+        groups = trainer.optimizers[0].param_groups
+        check_groups(groups)
+        if self.course.progress.samples == 0:
+            check_rate(groups, self._controller.lr.base)
         trainer.should_stop = self.course.done
 
     def on_train_batch_end(

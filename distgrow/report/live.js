@@ -19,7 +19,12 @@ async function look() {
     await show(await answer.text());
     seen = answer.headers.get("ETag");
   }
-  state.textContent = `live, as of ${since}`;
+  const age = answer.headers.get("Age");
+  state.textContent = `live, as of ${since}` + (age === null ? "" : `; the last line was written ${told(Number(age))} ago`);
+}
+
+function told(seconds) {
+  return seconds < 120 ? `${seconds} s` : seconds < 7200 ? `${Math.round(seconds / 60)} min` : `${Math.round(seconds / 3600)} h`;
 }
 
 // Everything is replaced at once, pictures decoded, so that nothing jumps; what the reader opened or moved stays so.

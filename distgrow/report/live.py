@@ -41,6 +41,9 @@ def serve(runs: Sequence[str], host: str, port: int, foresee: Foresee, update_s:
         warning = f"warning: --host={host} shows these runs and their configs to everybody who can reach this machine"
         print(warning, file=sys.stderr, flush=True)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have what they start behind them ignore it
+    for folder in (RunFolder(run) for run in runs):
+        if not folder.path.is_dir():
+            print(f"{folder.path} does not exist yet: it is waited for", file=sys.stderr, flush=True)
     print(f"showing {', '.join(runs)} at http://{shown}:{server.server_address[1]}/ until Ctrl-C", flush=True)
     try:
         server.serve_forever()
@@ -93,6 +96,11 @@ class View:
                 self._stale = True
                 self._text = f"<section><p>{escape(str(error))}</p></section>"
             return self._text
+
+    def written(self) -> float | None:
+        """Seconds since the epoch at which a run last wrote something; None where none has."""
+        logs = [watched.folder.metrics for watched in self._watched]
+        return max((log.stat().st_mtime for log in logs if log.is_file()), default=None)
 
     def plot(self, file: str) -> bytes | None:
         """The newest plot of that name."""
@@ -224,6 +232,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Cache-Control", cache)
         if tag:
             self.send_header("ETag", tag)
+            if (written := self.server.view.written()) is not None:
+                self.send_header("Age", str(max(0, round(time.time() - written))))
         if not known:
             self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(body)))

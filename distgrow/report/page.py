@@ -91,4 +91,5 @@ def _results(records: Sequence[Record]) -> str:
         tested = [f"{found[name]:.4g}" if name in found else "—" for name in names]
         spent = [f"{record.updates:,}", f"{record.ledger.total:,}", f"{last['samples'] / record.epoch:,.2f}"]
         rows.append([record.name, *tested, *spent, f"{last['time_s']:,.1f}", record.state])
-    return table(["run", *(f"test {name}" for name in names), "updates", "SFO", "epochs", "seconds", "state"], rows)
+    head = ["run", *(f"test {name}" for name in names), "updates", "SFO", "epochs", "seconds", "state"]
+    return table(head, rows, kind="runs")

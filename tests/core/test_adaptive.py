@@ -84,14 +84,14 @@ def test_a_norm_that_was_measured_before_is_not_taken_for_the_present_one() -> N
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.floats(-1, 1), min_size=1, max_size=30), st.integers(1, 9))
 def test_with_the_estimated_norm_the_run_is_that_of_a_notebook(squares: list[float], every: int) -> None:
-    growth = NormThreshold(start=4, cap=32, every=every, epsilon=0.6, norm="estimated")
+    growth = NormThreshold(start=4, cap=32, every=every, epsilon=0.6, norm="estimated", updates=6)
     control = replace(norm_run(growth, total=600), max_micro=1, measuring=Measuring(window=100))
     stage, step, since, mean, found = 0, 0, 0, Mean(), []
     done = 0
     while done < 600:
         if step % every == 0 and since > 0 and stage < 3:
             norm = math.sqrt(max(0.0, mean.value))
-            if norm <= 0.6 / math.sqrt(2**stage):
+            if since >= 6 and norm <= 0.6 / math.sqrt(2**stage):
                 stage, since = stage + 1, 0
         batch = 4 * 2**stage
         batch = batch if 600 - done - batch >= 4 or 600 - done == batch else 600 - done
@@ -101,6 +101,21 @@ def test_with_the_estimated_norm_the_run_is_that_of_a_notebook(squares: list[flo
     outcome = lambda progress, plan: shown(plan, squares[progress.step % len(squares)], 5.0)  # noqa: E731
     run = [(plan.stage, plan.batch) for _, plan in walk(control, outcome)]
     assert run == found
+
+
+def test_an_estimated_norm_is_not_compared_before_enough_updates_have_shown_it() -> None:
+    growth = NormThreshold(start=4, cap=32, every=1, epsilon=0.5, norm="estimated")
+    control = replace(norm_run(growth, total=600), max_micro=1, measuring=Measuring(window=100))
+    stages = [progress.stage for progress, _ in walk(control, lambda _, plan: shown(plan, 0.0, 5.0))]
+    assert stages[:45] == [0] * 20 + [1] * 20 + [2] * 5
+
+
+def test_noise_that_is_measured_less_often_than_a_norm_is_compared_is_refused() -> None:
+    growth = NormThreshold(start=4, cap=32, every=50, norm="estimated")
+    for every, reasons in [(50, 0), (51, 1)]:
+        found = replace(norm_run(growth), measuring=Measuring(every=every)).problems(0, 4)
+        assert len(found) == reasons
+        assert all("run.noise.every=51" in reason and "every 50 updates" in reason for reason in found)
 
 
 @pytest.mark.parametrize(("every", "count"), [(7, 17), (5, 24)])  # the 125th update is the last

@@ -83,10 +83,9 @@ def test_branches_default_to_five_hundred_batches_and_sixteenfold_or_what_fits(t
     assert settled(Question(), trunk(tmp_path), 1437, math.inf) == (8000, [1, 2, 4, 8, 16])
     assert settled(Question(), trunk(tmp_path), 100, math.inf) == (8000, [1, 2, 4])
     assert settled(Question(samples=600), trunk(tmp_path), 1437, math.inf) == (600, [1, 2, 4])
-    assert settled(Question(samples=8192, up_to=70), trunk(tmp_path), 1437, math.inf) == (
-        8192,
-        [1, 2, 4, 8, 16, 32, 64],
-    )
+    asked = Question(samples=8192, up_to=64)
+    assert settled(asked, trunk(tmp_path), 1437, math.inf) == (8192, [1, 2, 4, 8, 16, 32, 64])
+    assert settled(Question(), trunk(tmp_path), 1437, 700) == (700, [1, 2, 4])
 
 
 @pytest.mark.parametrize(
@@ -96,6 +95,8 @@ def test_branches_default_to_five_hundred_batches_and_sixteenfold_or_what_fits(t
         (Question(samples=100, up_to=2), 400, math.inf, "make 3 updates, fewer than 8; give at least 256"),
         (Question(samples=100), 400, math.inf, "nothing to compare: twice the batch of 16"),
         (Question(), 31, math.inf, "nothing to compare"),
+        (Question(up_to=70), 1437, math.inf, "--up-to 70: k is 1, 2, 4 …; give 64 or 128"),
+        (Question(), 1437, 100, "decay ends 100 samples after step-00000007, too few for branches"),
         (Question(samples=600), 1437, 599, "decay ends 599 samples after step-00000007; take fewer, or an earlier"),
     ],
 )

@@ -260,7 +260,7 @@ def test_growth_with_stage_lengths_of_its_own_refuses_others(override: str) -> N
 def test_cabs_refuses_an_optimizer_that_its_rule_does_not_hold_for(optimizer: str) -> None:
     told = refusal("growth={kind: cabs, cap: 64}", "stages={}", optimizer)
     assert "growth.kind=cabs holds for SGD without momentum" in told
-    assert "use growth.kind gns or tracking" in told
+    assert "use growth.kind gns, or tracking with kappa" in told
     overridden("growth={kind: cabs, cap: 64}", "stages={}", "optimizer.momentum=0")
 
 

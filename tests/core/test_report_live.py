@@ -182,7 +182,7 @@ def test_the_command_prints_its_address_and_ends_with_0_at_ctrl_c(
         process.wait()
     assert (process.returncode, out) == (0, "")
     told = "warning: --host=0.0.0.0 shows these runs and their configs to everybody who can reach this machine\n"
-    assert err == (told if warned else "")
+    assert err == (told if warned else "") + "run does not exist yet: it is waited for\n"
 
 
 def test_an_address_that_cannot_be_had_ends_with_2_and_the_way_out(distgrow: Commands) -> None:

@@ -176,8 +176,22 @@ def test_probes_that_cannot_be_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="has 0 samples, fewer than the 1 ranks"):
         trained(tmp_path / "empty", 1.0, probe=data(0))
     with pytest.raises(ConfigError, match="has 1 samples, fewer than the 2 ranks"):
-        Probing().check(1, 2, EPOCH)
+        Probing().check(1, 2, EPOCH, budget(epochs=4))
     with pytest.raises(ConfigError, match="at least 2 samples: one has no noise"):
-        Probing(every_epochs=1.0, curvature=True).check(1, 1, EPOCH)
+        Probing(every_epochs=1.0, curvature=True).check(1, 1, EPOCH, budget(epochs=4))
     with pytest.raises(ValueError, match="needs places to be measured at"):
         Probing(curvature=True)
+
+
+def test_a_budget_of_evaluations_that_the_first_probe_would_use_up_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"budget.sfo={EPOCH}: the exact .* takes {EPOCH} gradient"):
+        trained(tmp_path / "run", 1.0, until=Budget(sfo=EPOCH))
+    assert trained(tmp_path / "more", 1.0, until=Budget(sfo=EPOCH + 2)).progress.ledger.applied == 2
+
+
+def test_probes_leave_a_budget_of_evaluations_some_for_the_update_after_them(tmp_path: Path) -> None:
+    result = trained(tmp_path / "run", 0.25, until=Budget(sfo=4 * EPOCH))
+    updates_after = [step["samples"] for step in events(tmp_path / "run", "step")]
+    *before, _ = events(tmp_path / "run", "probe")  # the last is that of the end
+    assert all(probe["samples"] < updates_after[-1] for probe in before)
+    assert result.progress.ledger.total - EPOCH <= 4 * EPOCH

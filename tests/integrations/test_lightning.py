@@ -157,6 +157,11 @@ class ManyRates(GrowingNet):
         return torch.optim.SGD([{"params": [first], "lr": 0.1}, {"params": rest, "lr": 0.2}])
 
 
+class OwnRate(GrowingNet):
+    def configure_optimizers(self) -> Any:
+        return torch.optim.Adam(self.parameters(), lr=1e-3)
+
+
 class Manual(Net):
     def __init__(self) -> None:
         super().__init__()
@@ -173,6 +178,7 @@ class GrowingManual(Growing, Manual):
         (Net, r"train class GrowingNet\(Growing, Net\) instead"),
         (Scheduled, "a learning-rate scheduler, which would fight the controller's lr"),
         (ManyRates, "have the learning rates"),
+        (OwnRate, r"the optimizer has lr=0.001, but the controller's lr.base is \S+, which would replace it"),
         (GrowingManual, "automatic_optimization=False"),
     ],
 )
