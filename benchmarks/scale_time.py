@@ -17,7 +17,7 @@ from paired import Report, show
 from sfo_plots import times
 from sfo_problems import Problem
 from sfo_readme import section, write
-from sfo_results import Result, Setting, Store, quartiles, settings
+from sfo_results import Result, Setting, Store, provenance, quartiles, settings
 from sfo_sizes import add_options, folder_of, positive_real, problems
 from sfo_tables import MEASURES, family, number
 
@@ -144,6 +144,7 @@ def simulate(problem: Problem, store: Store, given: Cluster, *, measure_pace: bo
     file = plots / f"scale-{problem.name}.png"
     times(problem, seconds, f"{MEASURES[aim[0]]} ≤ {aim[1]:g}").savefig(file)
     lead = f"`python benchmarks/scale_time.py --task {problem.name}` · simulated · {cluster} · {MODEL}"
+    lead += f"\n\nRuns: {provenance(results)}"
     name, image = f"scale-{problem.name}", (report.title, str(file.relative_to(readme.parent)))
     write(readme, name, section(f"{problem.title}: time to target at scale", lead, [report], [image]))
 

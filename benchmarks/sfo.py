@@ -18,12 +18,14 @@ from sfo_contestants import Contestant, Unavailable
 from sfo_plots import pareto
 from sfo_problems import Problem
 from sfo_readme import section, write
-from sfo_results import Setting, Store, finalists, result_of, settings
+from sfo_results import Setting, Store, finalists, provenance, result_of, settings
 from sfo_sizes import SEEDS, add_options, folder_of, positive, problems, size_of
 from sfo_tables import MEASURES, final_loss, tables
+from suite_sections import source, today
 
 from distgrow.spec import ConfigError
 
+ROOT = Path(__file__).resolve().parent.parent
 LEGEND = (
     "Epochs of gradient evaluations / serial steps to each target, with the setting that is best for that target: "
     "medians over seeds, with quartiles. ÷: both, of the setting named, over those of the best tuned baseline, at the "
@@ -86,6 +88,7 @@ def run_one(problem: Problem, contestant: Contestant, seed: int, store: Store) -
         epoch=epoch,
         ending=ending,
         seconds=seconds,
+        made=f"{source(ROOT)} · {today()}",
     )
     store.add(result)
     tell(
@@ -115,8 +118,9 @@ def publish(problem: Problem, store: Store, command: str, readme: Path) -> None:
     reports, images = report(problem, store, readme.parent / "plots")
     if not reports:
         return
-    machines = sorted({result.hardware for result in problem.own(store.results)})
-    lead = f"`{command}` · {'; '.join(machines)} · {problem.about}\n\n{LEGEND}"
+    results = problem.own(store.results)
+    machines = sorted({result.hardware for result in results})
+    lead = f"`{command}` · {'; '.join(machines)} · {problem.about}\n\nRuns: {provenance(results)}\n\n{LEGEND}"
     pictures = [(caption, str(file.relative_to(readme.parent))) for caption, file in images]
     write(readme, f"sfo-{problem.name}", section(problem.title, lead, reports, pictures))
 

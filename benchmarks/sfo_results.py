@@ -110,6 +110,7 @@ class Result:
     timings: Sequence[tuple[int, int, float]] = ()  #: (batch, updates, median seconds of one)
     seconds: float = 0.0  #: of the whole run on the wall, measurements included
     hardware: str = ""
+    made: str = ""  #: commit and date
 
     def crossing(self, measure: str, target: float) -> tuple[float, float]:
         """(SFO, steps) at which the running minimum of `measure` first was at most `target`; inf where it never was."""
@@ -130,6 +131,16 @@ class Result:
         """The inverse of asdict, after JSON."""
         lists = ("stretches", "grad_norm", "held_loss", "timings")
         return cls(**{**values, **{name: [tuple(item) for item in values[name]] for name in lists}})
+
+
+def provenance(results: Iterable[Result]) -> str:
+    """Commits and dates of runs, with the policies of each where there are several."""
+    made: dict[str, dict[str, None]] = {}
+    for result in results:
+        made.setdefault(result.made or "unknown commit", {})[result.policy] = None
+    if len(made) == 1:
+        return next(iter(made))
+    return "; ".join(f"{when} ({', '.join(policies)})" for when, policies in made.items())
 
 
 def result_of(course: Course, *, hardware: str, **facts: Any) -> Result:

@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from suite_sections import Run, finished, section_of, source, stale, stamped
+from suite_sections import Run, finished, section_of, source, stale
 
 HERE = Path(__file__).parent
 README = HERE / "README.md"
@@ -134,7 +134,7 @@ class Suite:
 
     def renew(self, benchmark: Benchmark, run: Run) -> str | None:
         """Run one and replace its section; why it could not, where it could not."""
-        name, before = benchmark.name, section_of(self.into, benchmark.name)
+        name, before = benchmark.name, changed_at(self.into)
         how = ["--readme", str(self.into)] if benchmark.writes_itself else ["--markdown"]
         limit_s = benchmark.quick_limit_s if self.quick else benchmark.limit_s
         output, log = self.logs / f"{name}.md", self.logs / f"{name}.log"
@@ -146,11 +146,14 @@ class Suite:
             if not any(line.startswith("|") for line in text.splitlines()):
                 return "it ended well but has printed no table"
             finished(self.into, name, run, text, () if self.quick else benchmark.images)
-        elif section_of(self.into, name) in (None, before):
+        elif changed_at(self.into) == before or section_of(self.into, name) is None:
             return "it ended well but has written nothing"
-        else:
-            stamped(self.into, name, run)
         return None
+
+
+def changed_at(path: Path) -> int | None:
+    """When a file was last written; None where there is none."""
+    return path.stat().st_mtime_ns if path.exists() else None
 
 
 def performed(command: Sequence[str], root: Path, output: Path, log: Path, limit_s: float) -> str | None:

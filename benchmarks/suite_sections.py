@@ -14,7 +14,6 @@ from paired import hardware
 from sfo_readme import marked, write
 
 STALE = "> **Stale**: "
-MADE = "Made by the suite: "  #: of a section that a benchmark has written itself
 NEVER = "No figures yet."
 
 
@@ -70,8 +69,3 @@ def finished(path: Path, name: str, run: Run, output: str, images: Sequence[tupl
     lead = f"`{run.command}` · {run.commit} · {run.date} · {machine.rstrip('.')}"
     pictures = [f"![{caption}]({file})" for caption, file in images]
     write(path, name, "\n\n".join([textwrap.fill(lead, 120, break_on_hyphens=False), tables.strip(), *pictures]))
-
-
-def stamped(path: Path, name: str, run: Run) -> None:
-    """Say under a section that a benchmark has just written where that comes from."""
-    write(path, name, f"{section_of(path, name)}\n\n{MADE}{run.commit} · {run.date} · {hardware()}")
