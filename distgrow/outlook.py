@@ -127,7 +127,7 @@ def check_probes(run: Run, controller: Controller) -> None:
     """ConfigError where exact probes cannot be; those of a data set of their own are looked at by `train` alone."""
     if run.task.kind == "target":
         return
-    run.run.probe.check(controller.epoch, controller.world, controller.epoch, controller.budget)
+    run.run.probe.check(controller.epoch, controller.world, controller.epoch, controller.budget.sfo)
 
 
 def told(given: Theory | None, controller: Controller) -> list[str]:

@@ -6,7 +6,6 @@ from pydantic import Field, model_validator
 
 from distgrow.progress import Progress
 from distgrow.spec import ConfigError, PosFloat, PosInt, Spec
-from distgrow.stages import Budget
 
 #: Passes over the data set that a probe with curvature takes at least: |G|, noise, a Hessian-vector product or two.
 CURVATURE_PASSES = 8
@@ -45,8 +44,11 @@ class Probing(Spec):
         """Whether a run that ends here has to be probed once more."""
         return self.every_epochs is not None and progress.probe_samples < progress.samples
 
-    def check(self, samples: int, world: int, epoch: int, budget: Budget) -> None:
-        """ConfigError where exact probes of so many samples on so many ranks cannot be, or not at these places."""
+    def check(self, samples: int, world: int, epoch: int, sfo: int | None) -> None:
+        """ConfigError where exact probes of so many samples on so many ranks cannot be, or not at these places.
+
+        `sfo` is the budget of gradient evaluations, where it is in those.
+        """
         if samples < world:
             raise ConfigError(
                 f"the data set of exact probes has {samples} samples, fewer than the {world} ranks; "
@@ -60,9 +62,9 @@ class Probing(Spec):
                 f"raise it to at least {1 / epoch:.3g}"
             )
         first = samples * (CURVATURE_PASSES if self.curvature else 1)
-        if self.every_epochs is not None and budget.sfo is not None and budget.sfo <= first:
+        if self.every_epochs is not None and sfo is not None and sfo <= first:
             least = "at least " if self.curvature else ""
             raise ConfigError(
-                f"budget.sfo={budget.sfo}: the exact probe before the first update (run.probe) takes {least}{first} "
+                f"budget.sfo={sfo}: the exact probe before the first update (run.probe) takes {least}{first} "
                 "gradient evaluations; raise it, or leave run.probe out"
             )

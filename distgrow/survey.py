@@ -36,7 +36,7 @@ class Survey:
         self._task, self._controller, self._engine = task, controller, engine
         self._run, self._world = run, world
         self._probed = task.train if task.probe is None else task.probe
-        run.probe.check(len(self._probed), world.size, controller.epoch, controller.budget)
+        run.probe.check(len(self._probed), world.size, controller.epoch, controller.budget.sfo)
 
     def evaluation_due(self, before: Progress, after: Progress) -> bool:
         """Whether this update crossed an evaluation's place on the samples axis."""
