@@ -74,7 +74,10 @@ class Survey:
         return self.probe(progress, tell) if self._run.probe.due_at_the_end(progress) else progress
 
     def probe(self, progress: Progress, tell: Tell) -> Progress:
-        """The progress that knows what was due, charged with its evaluations. Collective: every rank must call."""
+        """The progress that knows what was due, charged with its evaluations. Collective: every rank must call.
+
+        ConfigError where one before the first update has used up the budget.
+        """
         began, asked = time.monotonic(), self._controller.probe_due(progress)
         rows = min(self._run.probe.rows, progress.micro_limit or self._run.probe.rows)
         with memory_for(f"a probe's batches of {rows} rows", "lower run.probe.rows and go on with --resume"):
@@ -92,6 +95,11 @@ class Survey:
         facts = {"epoch": epoch, "evaluations": evaluations, "sfo_probe": after.ledger.probe}
         found = {name: finite(value) for name, value in values.items()}
         tell("probe", after, **facts, **found, seconds=time.monotonic() - began)
+        if after.samples == 0 and self._controller.done(after):
+            raise ConfigError(
+                f"budget.sfo={self._controller.budget.sfo}: the exact probe before the first update took "
+                f"{after.ledger.probe} gradient evaluations; raise it, or leave out run.probe.curvature"
+            )
         return after
 
     def _curvature(self, probe: Probe, progress: Progress, gradient: Vector, norm: float) -> dict[str, float]:

@@ -184,11 +184,6 @@ class Job:
         while not self.controller.done(progress):
             if self.survey.probe_due(progress):
                 progress = self.survey.probe(progress, self.event)
-                if progress.samples == 0 and self.controller.done(progress):
-                    raise ConfigError(
-                        f"budget.sfo={self.controller.budget.sfo}: the exact probe before the first update took "
-                        f"{progress.ledger.probe} gradient evaluations; raise it, or leave out run.probe.curvature"
-                    )
                 continue  # its evaluations may have used up the budget
             progress = self.controller.advance(progress)
             if self.controller.hands_over(progress.stage):

@@ -34,7 +34,13 @@ def loss(model: nn.Module, batch: Any) -> torch.Tensor:
 
 
 def trained(
-    folder: Path, every_epochs: float | None = None, *, ask: bool = False, until: Budget | None = None, **more: Any
+    folder: Path,
+    every_epochs: float | None = None,
+    *,
+    ask: bool = False,
+    until: Budget | None = None,
+    curvature: bool = False,
+    **more: Any,
 ) -> Result:
     """A short run of a network with BatchNorm and dropout, momentum and noise statistics."""
     torch.manual_seed(0)
@@ -43,8 +49,8 @@ def trained(
         model, loss, data(), test=data(20), growth=ASKING if ask else Exponential(start=4, cap=16),
         lr=sqrt_lr(0.1, StepDecay()), budget=until or budget(epochs=4),
         run=RunSpec(
-            dir=str(folder), probe=Probing(every_epochs=every_epochs), eval=Evaluation(every_epochs=2.0),
-            checkpoint=Checkpointing(every_steps=5, keep=100),
+            dir=str(folder), probe=Probing(every_epochs=every_epochs, curvature=curvature),
+            eval=Evaluation(every_epochs=2.0), checkpoint=Checkpointing(every_steps=5, keep=100),
         ),
         **more,
     )  # fmt: skip
@@ -195,3 +201,10 @@ def test_probes_leave_a_budget_of_evaluations_some_for_the_update_after_them(tmp
     *before, _ = events(tmp_path / "run", "probe")  # the last is that of the end
     assert all(probe["samples"] < updates_after[-1] for probe in before)
     assert result.progress.ledger.total - EPOCH <= 4 * EPOCH
+
+
+def test_a_first_probe_that_turns_out_to_use_up_the_budget_ends_the_run_with_what_it_took(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"before the first update took \d+ gradient evaluations; raise it, or leave"):
+        trained(tmp_path / "run", 1.0, until=Budget(sfo=9 * EPOCH), curvature=True)
+    (probe,) = events(tmp_path / "run", "probe")
+    assert probe["evaluations"] >= 9 * EPOCH
