@@ -16,13 +16,13 @@ import torch
 from paired import Block, Report, Spread, arguments, interleave, keep, ratio, show
 from torch.utils.data import DataLoader
 
-from distgrow import datasets, files
-from distgrow.controller import Controller
-from distgrow.data import Positions, PrefetchingLoader
-from distgrow.library import budget, constant
-from distgrow.order import seeds
-from distgrow.progress import Progress
-from distgrow.spec import ConfigError
+from distgrow.core.order import seeds
+from distgrow.core.progress import Progress
+from distgrow.core.spec import ConfigError
+from distgrow.data import datasets, files
+from distgrow.data.loader import Positions, PrefetchingLoader
+from distgrow.growth.controller import Controller
+from distgrow.growth.short_names import budget, constant
 
 PREFETCH = 4
 TARGET = 0.97

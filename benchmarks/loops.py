@@ -10,19 +10,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from distgrow import datasets, models
-from distgrow.controller import Controller
-from distgrow.engine import SGD, DeepSpeed, EngineSpec, most_rows
-from distgrow.lr import LR
-from distgrow.noise import Measuring
-from distgrow.progress import Progress
-from distgrow.run import Checkpointing, RunFolder, RunSpec, StopRequests
-from distgrow.schedule import Growth
-from distgrow.stages import Budget, Stages
-from distgrow.tasks import Task
-from distgrow.track import JSONL, Event, NullTracker, Tracker
-from distgrow.train import Job, Result
-from distgrow.world import World
+from distgrow.core.lr import LR
+from distgrow.core.noise_stats import Measuring
+from distgrow.core.progress import Progress
+from distgrow.core.stages import Budget, Stages
+from distgrow.data import datasets
+from distgrow.distributed.world import World
+from distgrow.engine.spec import SGD, DeepSpeed, EngineSpec, most_rows
+from distgrow.growth.controller import Controller
+from distgrow.growth.schedule import Growth
+from distgrow.run.folder import Checkpointing, RunFolder, RunSpec, StopRequests
+from distgrow.tasks import models
+from distgrow.tasks.tasks import Task
+from distgrow.tracking.track import JSONL, Event, NullTracker, Tracker
+from distgrow.training.fit import Job, Result
 
 LR_BASE = 0.02
 Model = Literal["cnn", "mlp"]

@@ -15,11 +15,11 @@ from loops import build, build_job
 from overhead import distgrow_block
 from paired import Report, Spread, arguments, in_two_processes, interleave, keep, ratio, show
 
-from distgrow.engine import Torch
-from distgrow.launcher import launched, leave, place
-from distgrow.noise import Measuring
-from distgrow.schedule import Constant, Growth, NoiseScale, ProgressTest
-from distgrow.world import World, joined
+from distgrow.core.noise_stats import Measuring
+from distgrow.distributed.environment import launched, leave, place
+from distgrow.distributed.world import World, joined
+from distgrow.engine.spec import Torch
+from distgrow.growth.schedule import Constant, Growth, NoiseScale, ProgressTest
 
 LIMIT = 1.02  #: largest ratio that is good enough, where a batch comes in one micro-batch a rank
 MICRO, UPDATES = 16, 8  #: rows of a micro-batch; updates of a block with one of them a rank

@@ -15,13 +15,13 @@ import torch
 from loops import Bare, Model, Stamps, bare_loop, build, build_job
 from paired import Block, Report, Spread, arguments, in_two_processes, interleave, keep, ratio, show, spread
 
-from distgrow.engine import DeepSpeed, EngineSpec, Torch
-from distgrow.launcher import launched, leave, place
-from distgrow.progress import Progress
-from distgrow.schedule import Constant, Exponential
-from distgrow.stages import Budget, Every, Stages
-from distgrow.train import Job
-from distgrow.world import World, joined
+from distgrow.core.progress import Progress
+from distgrow.core.stages import Budget, Every, Stages
+from distgrow.distributed.environment import launched, leave, place
+from distgrow.distributed.world import World, joined
+from distgrow.engine.spec import DeepSpeed, EngineSpec, Torch
+from distgrow.growth.schedule import Constant, Exponential
+from distgrow.training.fit import Job
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 from paired import Block, Spread, interleave, ratio, spread, timed
 
-from distgrow.controller import Controller
-from distgrow.lr import LR, Cosine
-from distgrow.noise import Measured
-from distgrow.order import Order, seeds
-from distgrow.plan import Plan
-from distgrow.progress import Ledger, Outcome, Progress
-from distgrow.schedule import Auto, Exponential, Growth, NoiseScale, Seesaw, Steps
-from distgrow.stages import Budget, Every, Stages
+from distgrow.core.lr import LR, Cosine
+from distgrow.core.noise_stats import Measured
+from distgrow.core.order import Order, seeds
+from distgrow.core.plan import Plan
+from distgrow.core.progress import Ledger, Outcome, Progress
+from distgrow.core.stages import Budget, Every, Stages
+from distgrow.growth.controller import Controller
+from distgrow.growth.schedule import Auto, Exponential, Growth, NoiseScale, Seesaw, Steps
 
 #: Steps are those that measure noise.
 AXES: dict[str, tuple[int, ...]] = {

@@ -26,11 +26,11 @@ from overhead import distgrow_block
 from paired import Block
 from torch._C._distributed_c10d import HashStore
 
-from distgrow.engine import Torch
-from distgrow.launcher import leave
-from distgrow.order import Int64s, UInt64s
-from distgrow.schedule import Constant
-from distgrow.world import World, joined
+from distgrow.core.order import Int64s, UInt64s
+from distgrow.distributed.environment import leave
+from distgrow.distributed.world import World, joined
+from distgrow.engine.spec import Torch
+from distgrow.growth.schedule import Constant
 
 MICRO = 64  #: rows of a micro-batch, at most
 BYTES_SENT = 200  #: where Linux's struct tcp_info keeps tcpi_bytes_sent, since 4.19
@@ -64,7 +64,7 @@ class Repeated:
         return 10**12
 
     def batch(self, indices: Int64s, seeds: UInt64s) -> Any:
-        """See distgrow.data.Batched."""
+        """See distgrow.data.loader.Batched."""
         return self.arrays.batch(indices % self.rows, seeds)
 
 

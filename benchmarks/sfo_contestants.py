@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
-from distgrow.config import Run, parse
-from distgrow.spec import ConfigError
+from distgrow.config.run import Run, parse
+from distgrow.core.spec import ConfigError
 
 Values = dict[str, Any]
 OFTEN: Values = {"run": {"noise": {"every": 1}}}  #: of policies that measure, as every update shows something here

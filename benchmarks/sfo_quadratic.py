@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from sfo_results import Course, Reading
 
-from distgrow.config import Run
-from distgrow.controller import Controller
-from distgrow.noise import Measured, Measuring
-from distgrow.plan import Plan
-from distgrow.progress import Outcome, Progress
+from distgrow.config.run import Run
+from distgrow.core.noise_stats import Measured, Measuring
+from distgrow.core.plan import Plan
+from distgrow.core.progress import Outcome, Progress
+from distgrow.growth.controller import Controller
 
 Array = NDArray[np.float64]
 CHUNK = 4096  #: updates computed at once

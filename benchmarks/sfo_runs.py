@@ -16,14 +16,14 @@ import torch
 from sfo_results import Course, Reading
 from torch import Tensor, nn
 
-from distgrow.config import Run
-from distgrow.data import evaluation_batches
+from distgrow.config.run import Run
+from distgrow.data.loader import evaluation_batches
+from distgrow.distributed.world import World
 from distgrow.engine.batches import place
-from distgrow.run import Checkpointing, TrainingFailed
-from distgrow.tasks import Task
-from distgrow.track import Event, Tracker
-from distgrow.train import Result, fit
-from distgrow.world import World
+from distgrow.run.folder import Checkpointing, TrainingFailed
+from distgrow.tasks.tasks import Task
+from distgrow.tracking.track import Event, Tracker
+from distgrow.training.fit import Result, fit
 
 PATIENCE, LEAST = (
     3,

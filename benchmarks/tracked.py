@@ -22,9 +22,9 @@ from sfo_runs import trained
 from torch import Tensor
 from torch.func import functional_call, grad, vmap
 
-from distgrow.config import parse
-from distgrow.tasks import Task
-from distgrow.track import Event
+from distgrow.config.run import parse
+from distgrow.tasks.tasks import Task
+from distgrow.tracking.track import Event
 
 EPOCHS, SEEDS = 30, 3
 LIMIT = 0.25  #: largest distance of the median ratio from 1 that is good enough

@@ -7,9 +7,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from distgrow.controller import Controller
-    from distgrow.engine import SGD, AdamW, Torch
-    from distgrow.library import (
+    from distgrow.core.lr import LR, WSD, Cosine, StepDecay
+    from distgrow.core.order import Order
+    from distgrow.core.plan import Plan, split
+    from distgrow.core.progress import Ledger, Outcome, Progress
+    from distgrow.core.spec import ConfigError
+    from distgrow.core.stages import Budget
+    from distgrow.engine.spec import SGD, AdamW, Torch
+    from distgrow.growth.controller import Controller
+    from distgrow.growth.short_names import (
         adascale,
         at_temperature,
         auto,
@@ -37,34 +43,28 @@ if TYPE_CHECKING:
         sqrt_lr,
         tau_nice_batch,
     )
-    from distgrow.lr import LR, WSD, Cosine, StepDecay
-    from distgrow.order import Order
-    from distgrow.plan import Plan, split
-    from distgrow.progress import Ledger, Outcome, Progress
-    from distgrow.run import RunSpec
-    from distgrow.spec import ConfigError
-    from distgrow.stages import Budget
-    from distgrow.tasks import Task
-    from distgrow.train import Result, fit
+    from distgrow.run.folder import RunSpec
+    from distgrow.tasks.tasks import Task
+    from distgrow.training.fit import Result, fit
 
 _HOMES = {
-    "controller": ("Controller",),
-    "engine": ("SGD", "AdamW", "Torch"),
-    "library": (
+    "growth.controller": ("Controller",),
+    "engine.spec": ("SGD", "AdamW", "Torch"),
+    "growth.short_names": (
         "adascale", "at_temperature", "auto", "batches", "budget", "cabs", "constant", "constant_lr",
         "critical_batch_tracking", "dwell", "every", "exponential", "factor_lr", "increase", "late", "linear",
         "linear_lr", "noise_scale_tracking", "norm_threshold", "optimal", "plateau", "power_lr",
         "progress_test", "seesaw", "sqrt_lr", "tau_nice_batch",
     ),
-    "lr": ("LR", "WSD", "Cosine", "StepDecay"),
-    "order": ("Order",),
-    "plan": ("Plan", "split"),
-    "progress": ("Ledger", "Outcome", "Progress"),
-    "run": ("RunSpec",),
-    "stages": ("Budget",),
-    "spec": ("ConfigError",),
-    "tasks": ("Task",),
-    "train": ("Result", "fit"),
+    "core.lr": ("LR", "WSD", "Cosine", "StepDecay"),
+    "core.order": ("Order",),
+    "core.plan": ("Plan", "split"),
+    "core.progress": ("Ledger", "Outcome", "Progress"),
+    "run.folder": ("RunSpec",),
+    "core.stages": ("Budget",),
+    "core.spec": ("ConfigError",),
+    "tasks.tasks": ("Task",),
+    "training.fit": ("Result", "fit"),
 }  # fmt: skip
 
 __all__ = [

@@ -12,11 +12,11 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from distgrow.branching import Scaling
-from distgrow.config import Run, load
-from distgrow.launcher import launched, leave, place, run_groups
-from distgrow.run import RunFolder, TrainingFailed
-from distgrow.spec import ConfigError
+from distgrow.config.run import Run, load
+from distgrow.core.spec import ConfigError
+from distgrow.critical_batch.branches import Scaling
+from distgrow.distributed.environment import launched, leave, place, run_groups
+from distgrow.run.folder import RunFolder, TrainingFailed
 
 app = typer.Typer(
     add_completion=False,
@@ -38,7 +38,7 @@ def train(
     asked: Annotated[int | None, typer.Option(hidden=True, help="For ranks that others may follow.")] = None,
 ) -> None:
     """Train, in this process, in the group that torchrun made, or through Ray (launch.kind=ray)."""
-    from distgrow.outlook import warn
+    from distgrow.planning.table import warn
 
     if resume and auto_resume:
         raise ConfigError("--resume and --auto-resume were both given; --auto-resume alone also begins a run")
@@ -49,9 +49,9 @@ def train(
     warn(run)
     folder = run.folder(resume=going_on)
     if run.launch.kind == "ray":
-        from distgrow import cluster
+        from distgrow.launch.ray import driver
 
-        cluster.train(run, resume=going_on)
+        driver.train(run, resume=going_on)
         raise typer.Exit
     folder.stop_requested()  # a request that nobody has used up is not meant for this run
     folder.check(resume=folder.begun() if auto_resume else resume)
@@ -69,8 +69,8 @@ def plan(
     rows: Annotated[int, typer.Option(help="Stages to print, at most.", min=2)] = 40,
 ) -> None:
     """Show every stage before anything runs; exit code 2 where the plan cannot be carried out."""
-    from distgrow.outlook import show
-    from distgrow.savings import measured
+    from distgrow.planning.cost import measured
+    from distgrow.planning.table import show
 
     run = load(config, overrides or ())
     pace = run.launch.pace if like is None else measured(like, run.launch.pace)
@@ -99,8 +99,8 @@ def probe_batch(
     out: Annotated[str | None, typer.Option(help="Folder for the results; default: the run's.")] = None,
 ) -> None:
     """Branch a checkpoint with k times the batch; print the largest that is no worse. The run is not touched."""
-    from distgrow.branching import Question
-    from distgrow.probe_batch import probe_batch as measure
+    from distgrow.critical_batch.branches import Question
+    from distgrow.critical_batch.run import probe_batch as measure
 
     if not math.isfinite(tolerance):
         raise ConfigError(f"--tolerance={tolerance}: must be a number of at least 0, in units of the loss")
@@ -120,7 +120,7 @@ def report(
     port: Annotated[int | None, typer.Option(help="Port to serve at; default: 8000.", min=0, max=65535)] = None,
 ) -> None:
     """Plot runs against SFO, steps and seconds: PNG files and one report.html, or a page that follows running jobs."""
-    from distgrow.foresight import foresee
+    from distgrow.planning.forecast import foresee
 
     if update_s is not None and not 0 < update_s < math.inf:
         raise ConfigError(f"--update-s={update_s:g} must be a number of seconds above 0")
@@ -133,22 +133,22 @@ def report(
         leave()  # a thread that is drawing would abort an interpreter that is finalised
     if host is not None or port is not None:
         raise ConfigError("--host and --port are for --serve; give that too, or leave them out")
-    from distgrow.report import write
+    from distgrow.report.write import write
 
     return typer.echo(write(runs, out, foresee, update_s))
 
 
 def _run_here(run: Run, folder: RunFolder, words: list[str]) -> int:
     """Several ranks of this host, in one group or in one of each size that the stages want: the exit code."""
-    from distgrow import handover
-    from distgrow.groups import groups, launching
+    from distgrow.launch.elastic import groups, launching
+    from distgrow.run import resize_request
 
     endings, elastic = folder.endings(), run.launch.elastic
     with launching(folder) if elastic else nullcontext():
         sized = ((workers, [*words, *[f"--asked={workers}"] * elastic]) for workers in groups(run, folder))
         code = run_groups(sized, restarts=run.launch.max_failures)
-        saved = folder.endings() > endings or (elastic and handover.pending(folder))
-    if elastic and handover.pending(folder):
+        saved = folder.endings() > endings or (elastic and resize_request.pending(folder))
+    if elastic and resize_request.pending(folder):
         typer.echo("distgrow: stopped between two groups; everything is saved, --resume goes on", err=True)
     return 0 if code == 128 + signal.SIGTERM and saved else code
 

@@ -9,16 +9,16 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from distgrow.config import Run
-from distgrow.data import DirectLoader, Positions
-from distgrow.engine import Torch
+from distgrow.config.run import Run
+from distgrow.core.plan import Plan, split
+from distgrow.core.progress import Progress
+from distgrow.core.spec import ConfigError
+from distgrow.data.loader import DirectLoader, Positions
+from distgrow.distributed.world import World, joined
+from distgrow.engine.spec import Torch
 from distgrow.engine.torch import TorchEngine
-from distgrow.plan import Plan, split
-from distgrow.progress import Progress
-from distgrow.run import TrainingFailed
-from distgrow.spec import ConfigError
-from distgrow.tasks import Task
-from distgrow.world import World, joined
+from distgrow.run.folder import TrainingFailed
+from distgrow.tasks.tasks import Task
 
 #: Samples of the batch that is split, at least.
 LEAST = 8

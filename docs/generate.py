@@ -17,9 +17,9 @@ from pathlib import Path
 import reference
 import yaml
 
-from distgrow import outlook
-from distgrow.config import parse
-from distgrow.train import Job
+from distgrow.config.run import parse
+from distgrow.planning import table
+from distgrow.training.fit import Job
 
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
@@ -42,7 +42,7 @@ def _planned(found: "re.Match[str]") -> str:
     """A config, and below it what `distgrow plan` prints of it."""
     shown = io.StringIO()
     with redirect_stdout(shown):
-        outlook.show(parse(yaml.safe_load(found[2])), None, int(found[3] or 40))
+        table.show(parse(yaml.safe_load(found[2])), None, int(found[3] or 40))
     return found[1] + "".join(f"{line.rstrip()}\n" for line in shown.getvalue().splitlines()) + found[4]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from distgrow.report import write
+from distgrow.report.write import write
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--hide-scrollbars")

@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from distgrow.config import Run
+from distgrow.config.run import Run
 
 HEAD = """\
 # Configuration
@@ -20,7 +20,8 @@ Unknown keys, wrong types and values out of range are refused, with the key, the
 the only key that has to be given. [The policies' pages](policies.md) tell which `growth` is for what.
 
 This page is made from the config's types: `python docs/generate.py` makes it again, and `make check` fails where it is
-not current. `null` is what the texts call none; [D] marks what was [derived for this project](../distgrow/theory.py).
+not current. `null` is what the texts call none; [D] marks what was
+[derived for this project](../distgrow/theory/sgd.py).
 """
 LIMITS = {"minimum": "≥ {}", "exclusiveMinimum": "> {}", "maximum": "≤ {}", "exclusiveMaximum": "< {}"}
 NAMES = {"integer": "integer", "number": "number", "string": "text", "boolean": "true or false", "null": "`null`"}

@@ -13,7 +13,12 @@ from deepspeed.accelerator import get_accelerator
 from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam
 from torch import nn
 
-from distgrow.engine import DeepSpeed, Optimizer
+from distgrow.core.noise_stats import Measured
+from distgrow.core.order import mix_int
+from distgrow.core.plan import Plan
+from distgrow.core.progress import Outcome
+from distgrow.core.spec import ConfigError
+from distgrow.distributed.world import World
 from distgrow.engine.batches import (
     MORE_MEMORY,
     Buffers,
@@ -26,18 +31,13 @@ from distgrow.engine.batches import (
     ran_out_of_memory,
     seed,
 )
-from distgrow.engine.measuring import Direction, Parts
-from distgrow.engine.ranks import check_agreed
-from distgrow.engine.shards import Shards
-from distgrow.engine.still import Still, hollow
+from distgrow.engine.ddp import check_agreed
+from distgrow.engine.deepspeed_shards import Shards
+from distgrow.engine.functional import Still, hollow
+from distgrow.engine.noise_hooks import Direction, Parts
+from distgrow.engine.spec import DeepSpeed, Optimizer
 from distgrow.engine.torch import build_optimizer
-from distgrow.noise import Measured
-from distgrow.order import mix_int
-from distgrow.plan import Plan
-from distgrow.progress import Outcome
-from distgrow.run import TrainingFailed
-from distgrow.spec import ConfigError
-from distgrow.world import World
+from distgrow.run.folder import TrainingFailed
 
 _DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

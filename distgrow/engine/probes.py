@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from distgrow.engine import Engine
-from distgrow.engine.still import Vector
-from distgrow.world import World
+from distgrow.distributed.world import World
+from distgrow.engine.functional import Vector
+from distgrow.engine.spec import Engine
 
 Batches = Iterable[tuple[Any, int]]
 

@@ -11,7 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distgrow.engine import SGD, Optimizer, Torch
+from distgrow.core.noise_stats import Measured
+from distgrow.core.order import mix_int
+from distgrow.core.plan import Plan
+from distgrow.core.progress import Outcome
+from distgrow.core.spec import ConfigError
+from distgrow.distributed.world import World
 from distgrow.engine.batches import (
     Buffers,
     Loss,
@@ -25,15 +30,10 @@ from distgrow.engine.batches import (
     seed,
     serialised,
 )
-from distgrow.engine.measuring import Direction, Parts
-from distgrow.engine.ranks import Notes, Ranks
-from distgrow.engine.still import Still, hollow
-from distgrow.noise import Measured
-from distgrow.order import mix_int
-from distgrow.plan import Plan
-from distgrow.progress import Outcome
-from distgrow.spec import ConfigError
-from distgrow.world import World
+from distgrow.engine.ddp import Notes, Ranks
+from distgrow.engine.functional import Still, hollow
+from distgrow.engine.noise_hooks import Direction, Parts
+from distgrow.engine.spec import SGD, Optimizer, Torch
 
 
 class TorchEngine:

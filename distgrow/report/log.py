@@ -11,9 +11,9 @@ from typing import IO, Any
 
 import numpy as np
 
-from distgrow.progress import Ledger
-from distgrow.run import RunError, storing
-from distgrow.track import read_line
+from distgrow.core.progress import Ledger
+from distgrow.run.folder import RunError, storing
+from distgrow.tracking.track import read_line
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Event = dict[str, Any]

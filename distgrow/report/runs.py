@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from distgrow.progress import Ledger
+from distgrow.core.progress import Ledger
+from distgrow.core.spec import ConfigError
 from distgrow.report.log import PLACES, Array, Event, Events, Log
-from distgrow.run import RunFolder
-from distgrow.spec import ConfigError
+from distgrow.run.folder import RunFolder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

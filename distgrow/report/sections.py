@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from distgrow.progress import Ledger
+from distgrow.core.progress import Ledger
 from distgrow.report import constant
 from distgrow.report.log import PARTS, Event
 from distgrow.report.marks import MARKS

@@ -12,8 +12,8 @@ from conftest import ROOT, Commands
 from playwright.sync_api import Browser, Page, ViewportSize, sync_playwright
 from scripted import Script
 
-from distgrow.foresight import foresee
-from distgrow.report import write
+from distgrow.planning.forecast import foresee
+from distgrow.report.write import write
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = [

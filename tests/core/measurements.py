@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from distgrow.controller import Controller
-from distgrow.noise import Measured, Noise
-from distgrow.plan import Plan
-from distgrow.progress import Outcome, Progress
+from distgrow.core.noise_stats import Measured, Noise
+from distgrow.core.plan import Plan
+from distgrow.core.progress import Outcome, Progress
+from distgrow.growth.controller import Controller
 
 
 def shown(

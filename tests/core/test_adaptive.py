@@ -9,14 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from measurements import Quadratic, probed_walk, shown, walk
 
-from distgrow.adaptive import NormThreshold, ProgressTest
-from distgrow.controller import Controller
-from distgrow.library import budget, constant_lr, factor_lr
-from distgrow.lr import LR
-from distgrow.noise import Mean, Measuring
-from distgrow.progress import Outcome, Progress
-from distgrow.spec import ConfigError
-from distgrow.stages import Dwell
+from distgrow.core.lr import LR
+from distgrow.core.noise_stats import Mean, Measuring
+from distgrow.core.progress import Outcome, Progress
+from distgrow.core.spec import ConfigError
+from distgrow.core.stages import Dwell
+from distgrow.growth.adaptive import NormThreshold, ProgressTest
+from distgrow.growth.controller import Controller
+from distgrow.growth.short_names import budget, constant_lr, factor_lr
 
 
 def norm_run(growth: NormThreshold, lr: LR | None = None, total: int = 20_000) -> Controller:

@@ -8,16 +8,16 @@ from hypothesis import strategies as st
 from measurements import shown, steady, walk
 from pydantic import ValidationError
 
-from distgrow.controller import Controller
-from distgrow.ladders import Constant, Exponential, Steps
-from distgrow.library import budget, every
-from distgrow.lr import LR, DecayEvery, StepDecay
-from distgrow.noise_theory import adascale_gain
-from distgrow.plan import Plan
-from distgrow.progress import Outcome, Progress
-from distgrow.schedule import Growth
-from distgrow.stages import Stages
-from distgrow.temperature import AdaScale
+from distgrow.core.lr import LR, DecayEvery, StepDecay
+from distgrow.core.plan import Plan
+from distgrow.core.progress import Outcome, Progress
+from distgrow.core.stages import Stages
+from distgrow.growth.base import Constant, Exponential, Steps
+from distgrow.growth.controller import Controller
+from distgrow.growth.schedule import Growth
+from distgrow.growth.short_names import budget, every
+from distgrow.growth.temperature import AdaScale
+from distgrow.theory.noise import adascale_gain
 
 EPOCH = 10**12
 

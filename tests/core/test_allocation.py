@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distgrow.allocation import (
+from distgrow.theory.allocation import (
     best_batches,
     least_samples,
     pl_batch_factor,

@@ -11,15 +11,15 @@ from measurements import shown, walk
 from sfo_quadratic import EPOCH, Quadratic, play, standard
 from sfo_results import Course
 
-from distgrow.annealing import Auto
-from distgrow.config import parse
-from distgrow.controller import Controller
-from distgrow.library import auto, budget
-from distgrow.lr import LR, DecayEvery, StepDecay
-from distgrow.noise_theory import removable_loss
-from distgrow.plan import Plan
-from distgrow.progress import Outcome, Progress
-from distgrow.spec import ConfigError
+from distgrow.config.run import parse
+from distgrow.core.lr import LR, DecayEvery, StepDecay
+from distgrow.core.plan import Plan
+from distgrow.core.progress import Outcome, Progress
+from distgrow.core.spec import ConfigError
+from distgrow.growth.auto import Auto
+from distgrow.growth.controller import Controller
+from distgrow.growth.short_names import auto, budget
+from distgrow.theory.noise import removable_loss
 
 TOTAL = 10_000
 

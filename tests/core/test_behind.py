@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from distgrow.trackers import Ending, Point
-from distgrow.trackers.behind import Behind, point_of
+from distgrow.tracking.background import Behind, point_of
+from distgrow.tracking.spec import Ending, Point
 
 
 def step(number: int, **values: Any) -> dict[str, Any]:
@@ -144,7 +144,7 @@ def test_a_service_that_is_opened_late_gets_what_it_has_not(capfd: pytest.Captur
 
 
 def test_a_past_longer_than_the_queue_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("distgrow.trackers.behind.WAITING", 20)
+    monkeypatch.setattr("distgrow.tracking.background.WAITING", 20)
     service = Kept()
     tracker = Behind("fake", lambda: service, [step(number) for number in range(500)], retry_s=0.01)
     for number in range(500, 515):

@@ -11,15 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distgrow import budget, constant, exponential, sqrt_lr
-from distgrow.branching import Branch, Question, Trunk, gain, largest, left, settled
-from distgrow.config import parse
-from distgrow.controller import Controller
-from distgrow.engine import SGD, AdamW
-from distgrow.lr import LR, Cosine
-from distgrow.progress import Progress
-from distgrow.report.branches import Branched, figure, last_loss, smoothed
-from distgrow.run import RunFolder
-from distgrow.spec import ConfigError
+from distgrow.config.run import parse
+from distgrow.core.lr import LR, Cosine
+from distgrow.core.progress import Progress
+from distgrow.core.spec import ConfigError
+from distgrow.critical_batch.branches import Branch, Question, Trunk, gain, largest, left, settled
+from distgrow.critical_batch.figure import Branched, figure, last_loss, smoothed
+from distgrow.engine.spec import SGD, AdamW
+from distgrow.growth.controller import Controller
+from distgrow.run.folder import RunFolder
 
 losses = st.floats(0, 10) | st.sampled_from([math.inf, math.nan])
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from distgrow import checkpoint
-from distgrow.progress import Ledger, Progress
-from distgrow.run import RunError, storing
-from distgrow.store import Folder
-from distgrow.world import World
+from distgrow.checkpoint import writer
+from distgrow.checkpoint.storage import Folder
+from distgrow.core.progress import Ledger, Progress
+from distgrow.distributed.world import World
+from distgrow.run.folder import RunError, storing
 
 
 class Files:
@@ -56,12 +56,12 @@ class Faulty(Folder):
 
 def saved(folder: Path, content: bytes, progress: Progress, *, keep: int = 3, **more: Any) -> Path:
     """A checkpoint's path."""
-    return folder / checkpoint.save(Folder(folder), Files(content), progress, keep=keep, world=World(), **more)
+    return folder / writer.save(Folder(folder), Files(content), progress, keep=keep, world=World(), **more)
 
 
 def newest(folder: Path) -> tuple[Path, Progress, list[str]]:
     """The newest intact checkpoint of a folder."""
-    name, progress, damaged = checkpoint.newest(Folder(folder))
+    name, progress, damaged = writer.newest(Folder(folder))
     return folder / name, progress, damaged
 
 
@@ -88,14 +88,14 @@ def test_a_write_that_is_killed_leaves_nothing_that_loads(tmp_path: Path) -> Non
     child = os.fork()
     if child == 0:
         dying = Faulty(tmp_path, lambda: os.kill(os.getpid(), signal.SIGKILL))
-        checkpoint.save(dying, Files(b"new"), at(2), keep=3, world=World())
+        writer.save(dying, Files(b"new"), at(2), keep=3, world=World())
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     assert len(list(tmp_path.iterdir())) == 2  # the good one, and the rest of the killed one
     path, progress, damaged = newest(tmp_path)
     assert (progress, damaged) == (at(1), [])
     assert (path / "engine.pt").read_bytes() == b"old"
-    checkpoint.clean(Folder(tmp_path), keep=3, current=path.name)
+    writer.clean(Folder(tmp_path), keep=3, current=path.name)
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -105,7 +105,7 @@ def test_a_write_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
 
     saved(tmp_path, b"old", at(1), keep=3)
     with pytest.raises(RunError, match=r"No space left on device; free some space"):
-        checkpoint.save(Faulty(tmp_path, fail), Files(b"new"), at(2), keep=3, world=World())
+        writer.save(Faulty(tmp_path, fail), Files(b"new"), at(2), keep=3, world=World())
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
 
 
@@ -152,9 +152,9 @@ def test_all_damaged_is_said_with_every_name(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_other_data_is_refused_with_both_sizes(tmp_path: Path) -> None:
     path = saved(tmp_path, b"state", at(1), keep=1, facts={"training samples": 1437})
-    checkpoint.compare(path, {"training samples": 1437})
+    writer.compare(path, {"training samples": 1437})
     with pytest.raises(RunError, match="1,437 training samples then, 1,500 now"):
-        checkpoint.compare(path, {"training samples": 1500})
+        writer.compare(path, {"training samples": 1500})
 
 
 @pytest.mark.parametrize("keep", [1, 2, 3])
@@ -163,7 +163,7 @@ def test_what_a_resume_goes_on_from_is_never_deleted(tmp_path: Path, keep: int) 
     (before[2] / "engine.pt").write_bytes(b"damaged")
     path, _, damaged = newest(tmp_path)
     assert (path, len(damaged)) == (before[1], 1)
-    checkpoint.clean(Folder(tmp_path), keep=keep, current=path.name)
+    writer.clean(Folder(tmp_path), keep=keep, current=path.name)
     assert stored(tmp_path) == [*before[:1] * (keep > 1), path, before[2]]
     again = saved(tmp_path, b"new", at(5), keep=keep)
     assert stored(tmp_path) == [*[*before[:1], path][max(0, 3 - keep) :][: keep - 1], again]

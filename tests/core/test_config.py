@@ -11,10 +11,10 @@ import yaml
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from distgrow.annealing import Auto
-from distgrow.config import Run, apply, load, parse
-from distgrow.engine import SGD
-from distgrow.spec import ConfigError
+from distgrow.config.run import Run, apply, load, parse
+from distgrow.core.spec import ConfigError
+from distgrow.engine.spec import SGD
+from distgrow.growth.auto import Auto
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 LETTERS = "abcdefghijklmnopqrstuvwxyz_"

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from distgrow.config import apply, load
-from distgrow.spec import ConfigError
+from distgrow.config.run import apply, load
+from distgrow.core.spec import ConfigError
 
 BASE = {"lr": {"base": 0.1}}
 

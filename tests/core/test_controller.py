@@ -9,8 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distgrow.controller import Controller
-from distgrow.library import (
+from distgrow.core.lr import LR, WSD, Cosine, Decay, DecayEvery, StepDecay
+from distgrow.core.plan import Plan
+from distgrow.core.progress import Outcome, Progress
+from distgrow.core.spec import ConfigError
+from distgrow.core.stages import Stages
+from distgrow.growth.controller import Controller
+from distgrow.growth.schedule import Growth
+from distgrow.growth.short_names import (
     batches,
     budget,
     constant,
@@ -24,12 +30,6 @@ from distgrow.library import (
     seesaw,
     sqrt_lr,
 )
-from distgrow.lr import LR, WSD, Cosine, Decay, DecayEvery, StepDecay
-from distgrow.plan import Plan
-from distgrow.progress import Outcome, Progress
-from distgrow.schedule import Growth
-from distgrow.spec import ConfigError
-from distgrow.stages import Stages
 
 
 def walk(control: Controller, skip: Callable[[int], bool] = lambda _: False) -> Iterator[tuple[Progress, Plan]]:

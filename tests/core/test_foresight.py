@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 from scripted import EPOCH, Script
 
-from distgrow import Controller, Outcome, Progress, budget, every, exponential, outlook
-from distgrow.config import parse
-from distgrow.foresight import foresee
+from distgrow import Controller, Outcome, Progress, budget, every, exponential
+from distgrow.config.run import parse
+from distgrow.planning import table
+from distgrow.planning.forecast import foresee
 from distgrow.report.planned import Planned, reached
 from distgrow.report.runs import Record, read
 
@@ -64,7 +65,7 @@ def test_the_predicted_sfo_is_what_plan_prints(tmp_path: Path, capsys: pytest.Ca
     assert found is not None
     values = {"growth": {"kind": "exponential", "start": 8, "cap": 32}, "stages": {"every": {"samples": 100}}}
     theory = {"smoothness": 2.0, "variance": 3.0, "gap": 2.0, "epsilon": 0.6}
-    outlook.show(parse({**values, "lr": {"base": 0.1}, "budget": {"samples": 5000}, "theory": theory}), 1, rows=20)
+    table.show(parse({**values, "lr": {"base": 0.1}, "budget": {"samples": 5000}, "theory": theory}), 1, rows=20)
     out = capsys.readouterr().out
     (sfo,) = found.sfo
     assert sfo is not None

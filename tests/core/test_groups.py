@@ -6,15 +6,16 @@ from typing import Any
 
 import pytest
 
-from distgrow import checkpoint, handover
-from distgrow.config import Run, load
-from distgrow.groups import groups, launching
-from distgrow.handover import Handover
-from distgrow.keeper import back_off
-from distgrow.progress import Ledger, Progress
-from distgrow.run import RunError, RunFolder, TrainingFailed
-from distgrow.store import Folder
-from distgrow.world import World
+from distgrow.checkpoint import writer
+from distgrow.checkpoint.manager import back_off
+from distgrow.checkpoint.storage import Folder
+from distgrow.config.run import Run, load
+from distgrow.core.progress import Ledger, Progress
+from distgrow.distributed.world import World
+from distgrow.launch.elastic import groups, launching
+from distgrow.run import resize_request
+from distgrow.run.folder import RunError, RunFolder, TrainingFailed
+from distgrow.run.resize_request import Handover
 
 DIGITS = Path(__file__).parents[2] / "configs/digits.yaml"
 LADDER = "launch.workers={0: 1, 1: 4, 2: 2}"
@@ -53,11 +54,11 @@ def run_in(folder: RunFolder, workers: str = LADDER) -> Run:
 def save(folder: RunFolder, samples: int, stage: int) -> Path:
     progress = Progress(step=samples, samples=samples, stage=stage, ledger=Ledger(applied=samples))
     store = Folder(folder.checkpoints)
-    return folder.checkpoints / checkpoint.save(store, NoState(), progress, keep=9, world=World())
+    return folder.checkpoints / writer.save(store, NoState(), progress, keep=9, world=World())
 
 
 def ask(folder: RunFolder) -> None:
-    handover.ask(folder, Handover(old=1, asked_at=time.time() - 5, time_s=60.0))
+    resize_request.ask(folder, Handover(old=1, asked_at=time.time() - 5, time_s=60.0))
 
 
 def test_a_run_that_nobody_has_begun_starts_with_what_its_first_stage_wants(folder: RunFolder) -> None:
@@ -79,12 +80,12 @@ def test_a_group_follows_where_one_was_asked_for_and_only_then(folder: RunFolder
     save(folder, 320, 1)
     ask(folder)
     assert next(following) == 4
-    assert handover.pending(folder)
-    request = handover.answered(folder)
+    assert resize_request.pending(folder)
+    request = resize_request.answered(folder)
     assert request is not None
     assert (request.old, request.time_s) == (1, 60.0)
     assert 5 <= request.seconds < 10
-    assert not handover.pending(folder)
+    assert not resize_request.pending(folder)
     assert list(following) == []
 
 
@@ -96,14 +97,14 @@ def test_a_damaged_request_is_a_request_all_the_same(folder: RunFolder, damage: 
     ask(folder)
     (folder.path / ".resize-asked").write_text(damage)
     assert next(following) == 4
-    assert handover.answered(folder) is None
-    assert not handover.pending(folder)
+    assert resize_request.answered(folder) is None
+    assert not resize_request.pending(folder)
 
 
 def test_a_request_that_was_never_answered_is_forgotten_by_the_next_command(folder: RunFolder) -> None:
     ask(folder)
     with launching(folder):
-        assert not handover.pending(folder)
+        assert not resize_request.pending(folder)
         assert list(groups(run_in(folder), folder)) == [1]
 
 
@@ -127,7 +128,7 @@ def test_who_is_asked_to_stop_between_two_groups_starts_no_other(folder: RunFold
     ask(folder)
     folder.request_stop()
     assert list(following) == []
-    assert handover.pending(folder)
+    assert resize_request.pending(folder)
 
 
 def test_a_boundary_whose_checkpoint_cannot_be_read_ends_the_run_instead_of_repeating_its_stage_for_ever(

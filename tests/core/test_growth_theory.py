@@ -8,7 +8,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from distgrow.growth_theory import (
+from distgrow.theory.sgd import Constants, bound
+from distgrow.theory.staged import (
     Staged,
     critical_threshold,
     geometric_sum,
@@ -20,7 +21,6 @@ from distgrow.growth_theory import (
     serial_ratio,
     sfo_ratio,
 )
-from distgrow.theory import Constants, bound
 
 SMALL_STEPS = Constants(smoothness=1e-80, variance=3e80, gap=2.0)  # Lη far below 2 at every stage, Lσ² = 3
 ROOT = math.sqrt(2)

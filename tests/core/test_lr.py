@@ -10,8 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from distgrow.controller import Controller
-from distgrow.library import (
+from distgrow.core.lr import LR, WSD, Cosine, Decay, DecayEvery, NoDecay, Span, StepDecay
+from distgrow.core.progress import Ledger, Progress
+from distgrow.core.stages import Stages
+from distgrow.growth.controller import Controller
+from distgrow.growth.schedule import Growth
+from distgrow.growth.short_names import (
     budget,
     constant,
     constant_lr,
@@ -25,10 +29,6 @@ from distgrow.library import (
     seesaw,
     sqrt_lr,
 )
-from distgrow.lr import LR, WSD, Cosine, Decay, DecayEvery, NoDecay, Span, StepDecay
-from distgrow.progress import Ledger, Progress
-from distgrow.schedule import Growth
-from distgrow.stages import Stages
 
 SPAN = Span(samples=10_000, epoch=500)
 RULES: dict[str, tuple[Callable[[float], LR], Callable[[float], float]]] = {

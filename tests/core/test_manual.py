@@ -13,10 +13,10 @@ import reference
 import yaml
 from conftest import ROOT
 
-from distgrow import outlook
-from distgrow.config import parse
-from distgrow.schedule import Growth
-from distgrow.spec import Spec
+from distgrow.config.run import parse
+from distgrow.core.spec import Spec
+from distgrow.growth.schedule import Growth
+from distgrow.planning import table
 
 PAGES = sorted([*(ROOT / "docs").rglob("*.md"), ROOT / "README.md", ROOT / "benchmarks/README.md"])
 KINDS = [ladder.model_fields["kind"].default for ladder in get_args(get_args(Growth)[0])]
@@ -30,7 +30,7 @@ BLOCKS = [
 @pytest.mark.parametrize("block", BLOCKS)
 def test_every_config_of_the_manual_can_be_planned(block: str, capsys: pytest.CaptureFixture[str]) -> None:
     run = parse({"budget": {"epochs": 40}, **yaml.safe_load(block)})
-    assert outlook.show(run, None, 40)
+    assert table.show(run, None, 40)
     assert "gradient evaluations" in capsys.readouterr().out
 
 

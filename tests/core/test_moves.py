@@ -10,20 +10,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from measurements import shown, walk
 
-from distgrow.adaptive import NormThreshold, ProgressTest
-from distgrow.annealing import Auto
-from distgrow.controller import Controller
-from distgrow.library import budget, every
-from distgrow.lr import LR, WSD, Cosine, Span
-from distgrow.noise import Measuring
-from distgrow.plan import Plan
-from distgrow.progress import Outcome, Progress
-from distgrow.schedule import Growth
-from distgrow.spec import ConfigError
-from distgrow.stages import Budget, Dwell, climb
-from distgrow.temperature import Plateau, Temperature
-from distgrow.tracking import CABS, NoiseScale, Tracking
-from distgrow.workforce import Group, workforce
+from distgrow.core.lr import LR, WSD, Cosine, Span
+from distgrow.core.noise_stats import Measuring
+from distgrow.core.plan import Plan
+from distgrow.core.progress import Outcome, Progress
+from distgrow.core.scaling import Group, workforce
+from distgrow.core.spec import ConfigError
+from distgrow.core.stages import Budget, Dwell, climb
+from distgrow.growth.adaptive import NormThreshold, ProgressTest
+from distgrow.growth.auto import Auto
+from distgrow.growth.controller import Controller
+from distgrow.growth.schedule import Growth
+from distgrow.growth.short_names import budget, every
+from distgrow.growth.temperature import Plateau, Temperature
+from distgrow.growth.tracking import CABS, NoiseScale, Tracking
 
 Adaptive = NormThreshold | ProgressTest | Tracking | NoiseScale | CABS | Temperature | Auto
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distgrow.noise import Mean, Measured, Measuring, Noise
-from distgrow.progress import Progress
+from distgrow.core.noise_stats import Mean, Measured, Measuring, Noise
+from distgrow.core.progress import Progress
 
 ENDLESS = 10**9  #: a window that forgets nothing in a test
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distgrow.noise_theory import (
+from distgrow.theory.noise import (
     adascale_gain,
     batch_variance,
     cabs_batch,

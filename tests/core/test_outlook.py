@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from distgrow import outlook
-from distgrow.config import Run, load
-from distgrow.progress import Outcome, Progress
-from distgrow.spec import ConfigError
+from distgrow.config.run import Run, load
+from distgrow.core.progress import Outcome, Progress
+from distgrow.core.spec import ConfigError
+from distgrow.planning import table
 
 DIGITS = Path(__file__).parents[2] / "configs/digits.yaml"
 COSINE = "lr={base: 0.1, decay: {kind: cosine}}"
@@ -56,7 +56,7 @@ def test_the_table_is_what_stepping_through_the_run_gives(
         after = progress.after(plan, Outcome())
         stages.setdefault(plan.stage, []).append((progress, after, plan.lr))
         progress = after
-    assert outlook.show(run, world, rows=100)
+    assert table.show(run, world, rows=100)
     rows, (total, *_) = printed(capsys.readouterr().out)
     assert [number(row[0]) for row in rows] == list(stages)
     for row, updates in zip(rows, stages.values(), strict=True):
@@ -78,7 +78,7 @@ def test_the_table_is_what_stepping_through_the_run_gives(
 
 
 def test_the_manuals_plan_is_what_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    assert outlook.show(load(DIGITS), 2, rows=40)
+    assert table.show(load(DIGITS), 2, rows=40)
     shown = "".join(f"{line.rstrip()}\n" for line in capsys.readouterr().out.splitlines())
     assert (
         f"$ distgrow plan configs/digits.yaml --world 2\n{shown}```" in (DIGITS.parents[1] / "docs/use.md").read_text()
@@ -87,7 +87,7 @@ def test_the_manuals_plan_is_what_is_printed(capsys: pytest.CaptureFixture[str])
 
 def test_of_many_stages_the_first_and_the_last_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
     run = run_of("growth={kind: linear, start: 8, increment: 1}", "stages={every: {steps: 2}}", "budget={steps: 200}")
-    assert outlook.show(run, 1, rows=20)
+    assert table.show(run, 1, rows=20)
     rows, (total,) = printed(capsys.readouterr().out)
     assert [row[0] for row in rows] == [*map(str, range(15)), "… 80 more", *map(str, range(95, 100))]
     assert total.startswith("100 stages, 200 updates")
@@ -95,12 +95,12 @@ def test_of_many_stages_the_first_and_the_last_are_shown(capsys: pytest.CaptureF
 
 def test_a_number_of_any_length_is_shown_whole(capsys: pytest.CaptureFixture[str]) -> None:
     run = run_of("growth={kind: constant, start: 1437}", "budget={samples: 1234567890123456789}")
-    assert outlook.show(run, 1, rows=20)
+    assert table.show(run, 1, rows=20)
     assert capsys.readouterr().out.count("1,234,567,890,123,456,789") == 3
 
 
 def test_every_violated_constraint_is_told_but_not_a_million_times(capsys: pytest.CaptureFixture[str]) -> None:
-    assert not outlook.show(run_of(), 100, rows=20)
+    assert not table.show(run_of(), 100, rows=20)
     told = capsys.readouterr().err.splitlines()
     assert [re.findall(r"stage (\d).*batch=(\d+) is smaller than world=100", line) for line in told] == [
         [("0", "16")], [("1", "32")], [("2", "64")]
@@ -108,12 +108,12 @@ def test_every_violated_constraint_is_told_but_not_a_million_times(capsys: pytes
     tight = run_of(
         "growth={kind: linear, start: 1400, increment: 1}", "stages={every: {steps: 1}}", "budget={steps: 200}"
     )
-    assert not outlook.show(tight, 1, rows=20)
+    assert not table.show(tight, 1, rows=20)
     assert len(capsys.readouterr().err.splitlines()) == 10
 
 
 def test_a_micro_batch_that_is_not_measured_yet_is_said_to_be_so(capsys: pytest.CaptureFixture[str]) -> None:
-    assert outlook.show(run_of("engine.max_micro=auto"), 2, rows=40)
+    assert table.show(run_of("engine.max_micro=auto"), 2, rows=40)
     shown = capsys.readouterr().out
     assert "engine.max_micro=auto: shown as if memory held every share" in shown
     assert all(" × 1 " in line for line in shown.splitlines() if line.count("×") == 2 and "batch" not in line)
@@ -123,7 +123,7 @@ def test_a_micro_batch_that_is_not_measured_yet_is_said_to_be_so(capsys: pytest.
 def test_what_accumulation_costs_under_zero_2_and_3_is_said(
     zero: int, max_micro: int, told: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert outlook.show(run_of(f"engine={{kind: deepspeed, zero: {zero}, max_micro: {max_micro}}}"), 2, rows=40)
+    assert table.show(run_of(f"engine={{kind: deepspeed, zero: {zero}, max_micro: {max_micro}}}"), 2, rows=40)
     line = f"ZeRO {zero} reduces every micro-batch: up to 32 reductions an update"
     assert (line in capsys.readouterr().out) == told
 
@@ -142,7 +142,7 @@ def bounds(out: str) -> dict[str, str]:
 def test_adaptive_growth_is_shown_as_the_run_that_never_moves_and_the_one_that_moves_at_once(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert outlook.show(run_of(*TRACKING), 1, rows=20)
+    assert table.show(run_of(*TRACKING), 1, rows=20)
     shown = bounds(capsys.readouterr().out)
     assert list(shown) == ["at slowest", "at fastest"]
     slowest, _ = printed(shown["at slowest"])
@@ -155,7 +155,7 @@ def test_adaptive_growth_is_shown_as_the_run_that_never_moves_and_the_one_that_m
 
 def test_exact_probes_are_added_to_the_bounds(capsys: pytest.CaptureFixture[str]) -> None:
     overrides = ("growth={kind: adaptive, start: 8, cap: 64, every: 100}", "stages={}", "budget={samples: 8000}")
-    assert outlook.show(run_of(*overrides), 1, rows=20)
+    assert table.show(run_of(*overrides), 1, rows=20)
     shown = bounds(capsys.readouterr().out)
     assert f"and 9 probes of ‖∇f‖: {9 * 1437:,} gradient evaluations more" in shown["at slowest"]
     assert f"and 3 probes of ‖∇f‖: {3 * 1437:,} gradient evaluations more" in shown["at fastest"]
@@ -163,12 +163,12 @@ def test_exact_probes_are_added_to_the_bounds(capsys: pytest.CaptureFixture[str]
 
 def test_a_rung_that_adaptive_growth_may_come_to_is_checked(capsys: pytest.CaptureFixture[str]) -> None:
     run = run_of("growth={kind: gns, start: 8, cap: 2048}", "stages={}")
-    assert not outlook.show(run, 1, rows=20)
+    assert not table.show(run, 1, rows=20)
     assert "of stage 8 exceeds the 1437 samples" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="of stage 8 exceeds the 1437 samples"):
-        outlook.warn(run, 1)
+        table.warn(run, 1)
 
 
 def test_adascales_learning_rates_are_said_to_be_without_its_gain(capsys: pytest.CaptureFixture[str]) -> None:
-    assert outlook.show(run_of("growth={kind: adascale, scale: 4}", "stages={}", "lr={base: 0.1}"), 1, rows=20)
+    assert table.show(run_of("growth={kind: adascale, scale: 4}", "stages={}", "lr={base: 0.1}"), 1, rows=20)
     assert "as if AdaScale's gain were 1" in capsys.readouterr().out

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from distgrow import outlook
-from distgrow.config import Run, load
-from distgrow.progress import Outcome, Progress
-from distgrow.spec import ConfigError
+from distgrow.config.run import Run, load
+from distgrow.core.progress import Outcome, Progress
+from distgrow.core.spec import ConfigError
+from distgrow.planning import table
 
 DIGITS = Path(__file__).parents[2] / "configs/digits.yaml"
 
@@ -45,7 +45,7 @@ def test_the_predicted_sfo_is_that_of_the_first_update_whose_bound_is_small_enou
     epsilon: float, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = run_of(theory(2.0, epsilon))
-    assert outlook.show(run, 1, rows=20)
+    assert table.show(run, 1, rows=20)
     predicted = f"predicted SFO to ‖∇f‖ ≤ {epsilon:g}: {first_small_enough(run, epsilon):,} ("
     assert predicted in capsys.readouterr().out
 
@@ -65,7 +65,7 @@ def test_it_goes_by_the_learning_rates_along_the_stages(decay: str, epsilon: flo
     run = run_of(theory(2.0, epsilon), f"lr.decay={decay}", "growth={kind: constant, start: 16}", "stages={}")
     expected, given = first_small_enough(run, epsilon), run.applicable_theory()
     assert given is not None
-    found = outlook.sfo_to_target(given.constants(), run.controller(1), epsilon)
+    found = table.sfo_to_target(given.constants(), run.controller(1), epsilon)
     assert found == (None if expected is None else pytest.approx(expected, rel=0.01))
 
 
@@ -73,7 +73,7 @@ def test_it_goes_by_the_learning_rates_along_the_stages(decay: str, epsilon: flo
 def test_nothing_is_predicted_for_an_optimizer_that_the_bound_is_not_of(
     optimizer: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert outlook.show(run_of(theory(10.0, 0.25), f"optimizer={optimizer}"), 1, rows=20)
+    assert table.show(run_of(theory(10.0, 0.25), f"optimizer={optimizer}"), 1, rows=20)
     told = capsys.readouterr().out
     assert "predicted SFO" not in told
     assert "nothing is predicted for this optimizer" in told
@@ -83,7 +83,7 @@ def test_nothing_is_predicted_for_an_optimizer_that_the_bound_is_not_of(
 def test_constants_beyond_all_numbers_are_told_and_do_no_harm(
     epsilon: float, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert outlook.show(run_of(theory(2.0, epsilon)), 1, rows=20)
+    assert table.show(run_of(theory(2.0, epsilon)), 1, rows=20)
     assert "nothing is predicted" in capsys.readouterr().out
 
 
@@ -101,15 +101,15 @@ def test_a_learning_rate_that_gets_there_within_a_stage_is_told_too(
     overrides: tuple[str, ...], told: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = run_of(theory(2.0, 0.1), "stages={}", *overrides)
-    assert not outlook.show(run, 1, rows=20)
+    assert not table.show(run, 1, rows=20)
     assert f"{told} reaches 2/L=1;" in capsys.readouterr().err
-    outlook.warn(run, 1)
+    table.warn(run, 1)
     assert told in capsys.readouterr().err
 
 
 def test_the_highest_learning_rate_of_a_stage_is_shown_between_its_ends(capsys: pytest.CaptureFixture[str]) -> None:
     decay = "lr={base: 0.1, decay: {kind: wsd, warmup: 0.5}}"
-    assert outlook.show(run_of("growth={kind: constant, start: 16}", "stages={}", decay), 1, rows=20)
+    assert table.show(run_of("growth={kind: constant, start: 16}", "stages={}", decay), 1, rows=20)
     first, highest, last = re.findall(r"(\S+) – (\S+) – (\S+)  ", capsys.readouterr().out)[0]
     assert float(first) < 0.01
     assert float(highest) == 0.1
@@ -117,7 +117,7 @@ def test_the_highest_learning_rate_of_a_stage_is_shown_between_its_ends(capsys: 
 
 
 def test_the_best_constant_batch_beside_it_is_the_best_of_all(capsys: pytest.CaptureFixture[str]) -> None:
-    assert outlook.show(run_of(theory(2.0, 0.25)), 1, rows=20)
+    assert table.show(run_of(theory(2.0, 0.25)), 1, rows=20)
     constants = [
         (b * c1 * b / (0.25**2 * b - c2), b)
         for c1, c2 in [(2 * 2.0 / ((2 - 0.2) * 0.1), 2 * 0.1 * 3 / (2 - 0.2))]
@@ -134,12 +134,12 @@ def test_a_learning_rate_that_reaches_2_over_l_is_an_error_of_the_plan_and_a_war
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     run = run_of(theory(10.0, 0.1))
-    assert not outlook.show(run, 1, rows=20)
+    assert not table.show(run, 1, rows=20)
     told = capsys.readouterr().err.splitlines()
     assert [line.split()[1:5] for line in told] == [
         ["lr=0.2", "of", "stage", "2"], ["lr=0.2828", "of", "stage", "3"], ["lr=0.4", "of", "stage", "4"]
     ]  # fmt: skip
-    outlook.warn(run, 1)
+    table.warn(run, 1)
     assert capsys.readouterr().err.startswith("warning: lr=0.2 of stage 2 reaches 2/L=0.2")
     with pytest.raises(ConfigError, match="batch=16 is smaller than world=17"):
-        outlook.warn(run, 17)
+        table.warn(run, 17)

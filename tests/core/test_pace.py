@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripted import Script
 
-from distgrow import outlook
-from distgrow.config import load
-from distgrow.pace import Pace, Stretch, cost, fitted
-from distgrow.progress import Outcome, Progress
-from distgrow.savings import measured
-from distgrow.spec import ConfigError
+from distgrow.config.run import load
+from distgrow.core.pace import Pace, Stretch, cost, fitted
+from distgrow.core.progress import Outcome, Progress
+from distgrow.core.spec import ConfigError
+from distgrow.planning import table
+from distgrow.planning.cost import measured
 
 DIGITS = Path(__file__).parents[2] / "configs/digits.yaml"
 PACE = Pace(samples_per_s=500.0, latency_s=0.02, resize_s=7.0)
@@ -63,7 +63,7 @@ def test_the_plan_tells_what_stepping_through_the_run_takes(capsys: pytest.Captu
         fixed += 0.02 + math.ceil(batch / 8) / 500
         before = world
         progress = progress.after(control.plan(progress), Outcome())
-    assert outlook.show(run, None, 40, PACE)
+    assert table.show(run, None, 40, PACE)
     planned, throughout = capsys.readouterr().out.splitlines()[-2:]
     assert planned.endswith(f"7 s a resize: {wall:,.1f} s, {held:,.1f} worker-seconds, 3 resizes")
     assert throughout.startswith(f"on 8 workers throughout: {fixed:,.1f} s, {fixed * 8:,.1f} worker-seconds; saved: ")
@@ -75,9 +75,9 @@ def test_the_table_gives_each_stage_its_own_workers_and_world_overrides_them(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     run = load(DIGITS, RANGE)
-    assert outlook.show(run, None, 40)
+    assert table.show(run, None, 40)
     assert re.findall(r"(\d) × \d+ × \d+", capsys.readouterr().out) == ["1", "1", "2", "4", "8"]
-    assert outlook.show(run, 3, 40, PACE)
+    assert table.show(run, 3, 40, PACE)
     shown = capsys.readouterr().out
     assert set(re.findall(r"(\d) × \d+ × \d+", shown)) == {"3"}
     assert "0 resizes" in shown
@@ -87,13 +87,13 @@ def test_the_table_gives_each_stage_its_own_workers_and_world_overrides_them(
 def test_what_the_manual_shows_is_what_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     given = "launch.pace={samples_per_s: 2000, latency_s: 0.05, resize_s: 5}"
     run = load(DIGITS, [*RANGE, given])
-    assert outlook.show(run, None, 40, run.launch.pace)
+    assert table.show(run, None, 40, run.launch.pace)
     shown = "".join(f"{line}\n" for line in capsys.readouterr().out.splitlines()[-2:])
     assert f"    '{given}'\n…\n{shown}$" in (DIGITS.parents[1] / "docs/operations.md").read_text()
 
 
 def test_where_resizing_costs_more_than_idle_workers_it_is_called_lost(capsys: pytest.CaptureFixture[str]) -> None:
-    assert outlook.show(load(DIGITS, RANGE), None, 40, PACE.model_copy(update={"resize_s": 1e4}))
+    assert table.show(load(DIGITS, RANGE), None, 40, PACE.model_copy(update={"resize_s": 1e4}))
     assert "; lost: " in capsys.readouterr().out.splitlines()[-1]
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distgrow.progress import Ledger, Outcome, Progress, finite
+from distgrow.core.progress import Ledger, Outcome, Progress, finite
 
 APPLIED, SKIPPED = Outcome(applied=True), Outcome(applied=False)
 counts = st.integers(0, 10**12)

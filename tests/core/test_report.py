@@ -12,11 +12,11 @@ import pytest
 from conftest import Commands
 from scripted import Script, crashed, short
 
-from distgrow.report import write
 from distgrow.report.page import page
 from distgrow.report.planned import Forecast, Planned, Target
 from distgrow.report.runs import read
 from distgrow.report.sections import shorten, stages
+from distgrow.report.write import write
 
 DOT = b"\x89PNG\r\n\x1a\n" + b"\0\0\0\rIHDR" + struct.pack(">II", 1, 1)
 FILES = ["against_sfo.png", "against_steps.png", "against_seconds.png", "report.html"]

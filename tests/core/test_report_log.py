@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from scripted import PARTS, Script, crashed, short
 
 from distgrow.report.log import COLUMNS, Log
-from distgrow.run import RunError
-from distgrow.track import history, read_events
+from distgrow.run.folder import RunError
+from distgrow.tracking.track import history, read_events
 
 
 def eventful() -> Script:

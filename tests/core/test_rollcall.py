@@ -2,7 +2,7 @@
 
 import threading
 
-from distgrow.rollcall import verdict, whereabouts
+from distgrow.distributed.hang_watch import verdict, whereabouts
 
 
 def test_a_rank_that_does_not_answer_has_ended() -> None:

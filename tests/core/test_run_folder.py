@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from distgrow.run import RunError, RunFolder, StopRequests, differences, storing
+from distgrow.run.folder import RunError, RunFolder, StopRequests, differences, storing
 
 SETTINGS: dict[str, Any] = {
     "growth": {"kind": "exponential", "start": 16, "cap": None},

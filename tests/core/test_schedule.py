@@ -9,7 +9,12 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from triggers import ends
 
-from distgrow.library import (
+from distgrow.core.lr import LR, Constant, Factor, Power, Span, StepDecay
+from distgrow.core.progress import Progress
+from distgrow.core.spec import ConfigError
+from distgrow.core.stages import Every, Stages
+from distgrow.growth.schedule import Growth, TauNice
+from distgrow.growth.short_names import (
     batches,
     budget,
     constant,
@@ -22,12 +27,7 @@ from distgrow.library import (
     seesaw,
     tau_nice_batch,
 )
-from distgrow.lr import LR, Constant, Factor, Power, Span, StepDecay
-from distgrow.progress import Progress
-from distgrow.schedule import Growth, TauNice
-from distgrow.spec import ConfigError
-from distgrow.stages import Every, Stages
-from distgrow.tau_nice import FiniteSum
+from distgrow.theory.finite_sum import FiniteSum
 
 starts = st.integers(1, 500)
 rungs = st.integers(0, 12)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distgrow.tau_nice import FiniteSum
+from distgrow.theory.finite_sum import FiniteSum
 
 
 @st.composite

@@ -11,16 +11,16 @@ from hypothesis import strategies as st
 from measurements import Quadratic, shown, walk
 from pydantic import ValidationError
 
-from distgrow.controller import Controller
-from distgrow.library import budget, constant_lr, sqrt_lr
-from distgrow.lr import LR, StepDecay
-from distgrow.noise import Mean, Measuring, Noise
-from distgrow.noise_theory import critical_batch_now
-from distgrow.plan import Plan
-from distgrow.progress import Outcome, Progress
-from distgrow.spec import ConfigError
-from distgrow.stages import Dwell
-from distgrow.tracking import CABS, NoiseScale, Tracking
+from distgrow.core.lr import LR, StepDecay
+from distgrow.core.noise_stats import Mean, Measuring, Noise
+from distgrow.core.plan import Plan
+from distgrow.core.progress import Outcome, Progress
+from distgrow.core.spec import ConfigError
+from distgrow.core.stages import Dwell
+from distgrow.growth.controller import Controller
+from distgrow.growth.short_names import budget, constant_lr, sqrt_lr
+from distgrow.growth.tracking import CABS, NoiseScale, Tracking
+from distgrow.theory.noise import critical_batch_now
 
 Tracker = Tracking | NoiseScale | CABS
 EPOCH = 10**12  # so large that samples are as good as drawn endlessly

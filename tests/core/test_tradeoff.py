@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distgrow.theory import (
+from distgrow.theory.sgd import (
     Constants,
     Tradeoff,
     best_lr,

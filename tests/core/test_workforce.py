@@ -9,12 +9,12 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distgrow.config import Run, load, parse
-from distgrow.controller import Controller
-from distgrow.library import batches, budget, constant, every, exponential
-from distgrow.progress import Outcome, Progress
-from distgrow.spec import ConfigError
-from distgrow.workforce import Group, Workers, Workforce, least, most, workforce
+from distgrow.config.run import Run, load, parse
+from distgrow.core.progress import Outcome, Progress
+from distgrow.core.scaling import Group, Workers, Workforce, least, most, workforce
+from distgrow.core.spec import ConfigError
+from distgrow.growth.controller import Controller
+from distgrow.growth.short_names import batches, budget, constant, every, exponential
 
 DIGITS = Path(__file__).parents[2] / "configs/digits.yaml"
 

@@ -1,6 +1,6 @@
 """Triggers as the boundaries that they set."""
 
-from distgrow.stages import Trigger
+from distgrow.core.stages import Trigger
 
 
 def ends(trigger: Trigger, count: int) -> list[float]:

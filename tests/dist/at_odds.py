@@ -8,13 +8,13 @@ import torch
 from measured import ENGINES, loss, network, plans, rows
 from torch import Tensor, nn
 
-from distgrow.engine import SGD
-from distgrow.engine.measuring import Parts
-from distgrow.launcher import leave, place
-from distgrow.plan import Plan
-from distgrow.run import TrainingFailed
-from distgrow.spec import ConfigError
-from distgrow.world import World, joined
+from distgrow.core.plan import Plan
+from distgrow.core.spec import ConfigError
+from distgrow.distributed.environment import leave, place
+from distgrow.distributed.world import World, joined
+from distgrow.engine.noise_hooks import Parts
+from distgrow.engine.spec import SGD
+from distgrow.run.folder import TrainingFailed
 
 
 class Fickle(nn.Module):

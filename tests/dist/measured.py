@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distgrow.datasets import digits
-from distgrow.engine import SGD, AdamW, DeepSpeed, EngineSpec, Optimizer, Torch
-from distgrow.launcher import leave
-from distgrow.plan import Plan
-from distgrow.world import World, joined
+from distgrow.core.plan import Plan
+from distgrow.data.datasets import digits
+from distgrow.distributed.environment import leave
+from distgrow.distributed.world import World, joined
+from distgrow.engine.spec import SGD, AdamW, DeepSpeed, EngineSpec, Optimizer, Torch
 
 BATCHES = (22, 22, 17)
 OPTIMIZERS: list[Optimizer] = [

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from distgrow import SGD, AdamW, RunSpec, budget, every, exponential, fit, sqrt_lr
-from distgrow.datasets import digits
-from distgrow.engine import DeepSpeed, EngineSpec, Optimizer, Torch
-from distgrow.launcher import leave
-from distgrow.world import joined
+from distgrow.data.datasets import digits
+from distgrow.distributed.environment import leave
+from distgrow.distributed.world import joined
+from distgrow.engine.spec import DeepSpeed, EngineSpec, Optimizer, Torch
 
 ENGINES: dict[str, EngineSpec] = {
     "torch": Torch(max_micro=6),

@@ -15,11 +15,11 @@ from conftest import Commands, deadly, events, ledger, parameters, wounded
 pytest.importorskip("pyarrow", reason="needs the extra 'ray'")
 pytest.importorskip("moto", reason="needs the extra 'dev'")
 
-from distgrow import checkpoint
-from distgrow.progress import Progress
-from distgrow.remote import Remote
-from distgrow.run import RunError, RunFolder
-from distgrow.spec import ConfigError
+from distgrow.checkpoint import writer
+from distgrow.checkpoint.remote import Remote
+from distgrow.core.progress import Progress
+from distgrow.core.spec import ConfigError
+from distgrow.run.folder import RunError, RunFolder
 
 pytestmark = pytest.mark.fault
 
@@ -126,12 +126,12 @@ def test_what_a_killed_write_left_is_no_checkpoint_and_is_swept(bucket: str, tmp
     write(store, 1, b"one")
     write(store, 2, b"two", whole=False)
     assert store.names() == ["step-00000001"]
-    name, progress, damaged = checkpoint.newest(store)
+    name, progress, damaged = writer.newest(store)
     assert (name, progress.step, damaged) == ("step-00000001", 1, [])
     assert (store.fetch(name) / "engine.pt").read_bytes() == b"one"
-    checkpoint.clean(store, keep=1, current=name)
+    writer.clean(store, keep=1, current=name)
     write(store, 2, b"other")
-    assert checkpoint.newest(store)[1].step == 2
+    assert writer.newest(store)[1].step == 2
     assert (store.fetch("step-00000002") / "engine.pt").read_bytes() == b"other"
 
 
@@ -139,7 +139,7 @@ def test_a_damaged_object_is_named_and_the_one_before_is_used(bucket: str, tmp_p
     store = remote(bucket, tmp_path, "damaged")
     write(store, 1, b"one")
     store.write(write(store, 2, b"two"), "engine.pt", b"twO")
-    name, _, damaged = checkpoint.newest(store)
+    name, _, damaged = writer.newest(store)
     assert name == "step-00000001"
     assert damaged == ["step-00000002: engine.pt does not match its digest"]
 
@@ -147,7 +147,7 @@ def test_a_damaged_object_is_named_and_the_one_before_is_used(bucket: str, tmp_p
 def test_the_newest_are_kept_and_nothing_is_left_of_the_others(bucket: str, tmp_path: Path) -> None:
     store = remote(bucket, tmp_path, "kept")
     for step in (1, 2, 3):
-        checkpoint.clean(store, keep=2, current=write(store, step, b"x"))
+        writer.clean(store, keep=2, current=write(store, step, b"x"))
     assert store.names() == ["step-00000002", "step-00000003"]
     assert not [path for path in store._list("checkpoints") if "step-00000001" in path]
 
@@ -155,7 +155,7 @@ def test_the_newest_are_kept_and_nothing_is_left_of_the_others(bucket: str, tmp_
 def test_a_server_that_does_not_answer_is_a_message_that_names_the_place(
     bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("distgrow.store.ATTEMPTS", 1)
+    monkeypatch.setattr("distgrow.checkpoint.storage.ATTEMPTS", 1)
     nowhere = "s3://bucket/runs/run?scheme=http&endpoint_override=127.0.0.1:1"
     with pytest.raises(RunError, match="launch.storage_path: s3://bucket/runs/run.*cannot be used"):
         Remote(nowhere, cache=tmp_path).pull(RunFolder(tmp_path / "run"), resume=None)

@@ -116,7 +116,7 @@ def test_a_rank_that_hangs_is_named_and_replaced(distgrow: Commands, undisturbed
 
 
 def test_each_further_failure_without_a_new_checkpoint_waits_twice_as_long(tmp_path: Path) -> None:
-    from distgrow.keeper import failures
+    from distgrow.checkpoint.manager import failures
 
     def found(*kinds: str) -> int:
         return failures({"event": kind} for kind in kinds)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from distgrow.datasets import digits
+from distgrow.data.datasets import digits
 
 
 def rank() -> int:

@@ -10,17 +10,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from distgrow.adaptive import NormThreshold, ProgressTest
-from distgrow.datasets import digits
-from distgrow.engine import Torch
-from distgrow.lr import LR
-from distgrow.noise import Measuring
-from distgrow.run import Checkpointing, Loading, RunSpec
-from distgrow.schedule import Growth
-from distgrow.stages import Budget, Dwell
-from distgrow.temperature import AdaScale, Plateau, Temperature
-from distgrow.tracking import NoiseScale, Tracking
-from distgrow.train import Result, fit
+from distgrow.core.lr import LR
+from distgrow.core.noise_stats import Measuring
+from distgrow.core.stages import Budget, Dwell
+from distgrow.data.datasets import digits
+from distgrow.engine.spec import Torch
+from distgrow.growth.adaptive import NormThreshold, ProgressTest
+from distgrow.growth.schedule import Growth
+from distgrow.growth.temperature import AdaScale, Plateau, Temperature
+from distgrow.growth.tracking import NoiseScale, Tracking
+from distgrow.run.folder import Checkpointing, Loading, RunSpec
+from distgrow.training.fit import Result, fit
 
 DWELL = Dwell(samples=100, updates=4)
 GROWTHS: dict[str, Growth] = {

@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 import torch
 
-from distgrow.adaptive import ProgressTest
-from distgrow.controller import Controller
-from distgrow.data import DirectLoader, Loader, Positions, PrefetchingLoader, evaluation_batches
-from distgrow.library import budget, every, exponential
-from distgrow.noise import Measured
-from distgrow.plan import Plan
-from distgrow.progress import Outcome, Progress
-from distgrow.schedule import Growth
-from distgrow.stages import Dwell
-from distgrow.tracking import NoiseScale
-from distgrow.world import World
+from distgrow.core.noise_stats import Measured
+from distgrow.core.plan import Plan
+from distgrow.core.progress import Outcome, Progress
+from distgrow.core.stages import Dwell
+from distgrow.data.loader import DirectLoader, Loader, Positions, PrefetchingLoader, evaluation_batches
+from distgrow.distributed.world import World
+from distgrow.growth.adaptive import ProgressTest
+from distgrow.growth.controller import Controller
+from distgrow.growth.schedule import Growth
+from distgrow.growth.short_names import budget, every, exponential
+from distgrow.growth.tracking import NoiseScale
 
 
 class Noisy:

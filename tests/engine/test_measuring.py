@@ -12,11 +12,11 @@ import torch._inductor.config
 from test_torch_engine import loss, micro_batches, model, plan
 from torch import Tensor, nn
 
-from distgrow.engine import SGD, AdamW, Optimizer, Torch
-from distgrow.engine.measuring import Parts, inner
+from distgrow.core.noise_stats import Measured, Noise
+from distgrow.core.plan import Plan
+from distgrow.engine.noise_hooks import Parts, inner
+from distgrow.engine.spec import SGD, AdamW, Optimizer, Torch
 from distgrow.engine.torch import TorchEngine
-from distgrow.noise import Measured, Noise
-from distgrow.plan import Plan
 
 DOUBLE = Torch(precision="float64")
 OPTIMIZERS = [

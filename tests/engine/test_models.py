@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from distgrow.architectures import GPT, MLP, Images, ResNet, Softmax, Tokens
-from distgrow.spec import ConfigError
+from distgrow.core.spec import ConfigError
+from distgrow.tasks.architectures import GPT, MLP, Images, ResNet, Softmax, Tokens
 
 
 @pytest.mark.parametrize(

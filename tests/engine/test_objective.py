@@ -12,15 +12,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from distgrow import Controller, RunSpec, budget, exponential, fit, noise_scale_tracking
-from distgrow.adaptive import NormThreshold, ProgressTest
-from distgrow.engine import SGD, AdamW, DeepSpeed, Torch, check_suits
-from distgrow.objective import check_mean, is_mean, tried
-from distgrow.run import RunFolder
-from distgrow.schedule import Growth
-from distgrow.spec import ConfigError
-from distgrow.tasks import Task
-from distgrow.tracking import CABS, NoiseScale
-from distgrow.world import World
+from distgrow.core.spec import ConfigError
+from distgrow.distributed.world import World
+from distgrow.engine.spec import SGD, AdamW, DeepSpeed, Torch, check_suits
+from distgrow.growth.adaptive import NormThreshold, ProgressTest
+from distgrow.growth.schedule import Growth
+from distgrow.growth.tracking import CABS, NoiseScale
+from distgrow.run.folder import RunFolder
+from distgrow.tasks.tasks import Task
+from distgrow.training.loss_check import check_mean, is_mean, tried
 
 GROWTH = NoiseScale(start=4, cap=16)
 

@@ -12,11 +12,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from distgrow import RunSpec, budget, constant, fit
-from distgrow.branching import Question
-from distgrow.config import parse
-from distgrow.datasets import digits
-from distgrow.probe_batch import probe_batch
-from distgrow.spec import ConfigError
+from distgrow.config.run import parse
+from distgrow.core.spec import ConfigError
+from distgrow.critical_batch.branches import Question
+from distgrow.critical_batch.run import probe_batch
+from distgrow.data.datasets import digits
 
 BATCH, SAMPLES = 16, 1024
 

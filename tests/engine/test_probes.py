@@ -10,15 +10,15 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from distgrow.data import evaluation_batches, random_parts
-from distgrow.datasets import Arrays
-from distgrow.engine import SGD, AdamW, Optimizer, Torch
+from distgrow.core.plan import Plan
+from distgrow.core.spec import ConfigError
+from distgrow.data.datasets import Arrays
+from distgrow.data.loader import evaluation_batches, random_parts
+from distgrow.distributed.world import World
 from distgrow.engine.probes import Probe
+from distgrow.engine.spec import SGD, AdamW, Optimizer, Torch
 from distgrow.engine.torch import TorchEngine
-from distgrow.models import GPT
-from distgrow.plan import Plan
-from distgrow.spec import ConfigError
-from distgrow.world import World
+from distgrow.tasks.models import GPT
 
 ROWS, FEATURES, CLASSES = 45, 6, 4
 

@@ -21,10 +21,10 @@ from sfo_results import Course, Reading, Store
 from sfo_runs import Ended, Places, Watch, looking, play
 from sfo_tasks import cross_entropy, noisy_digits
 
-from distgrow import datasets
-from distgrow.config import parse
-from distgrow.track import Event
-from distgrow.train import fit
+from distgrow.config.run import parse
+from distgrow.data import datasets
+from distgrow.tracking.track import Event
+from distgrow.training.fit import fit
 
 BASE = sfo_problems.digits().base
 SHORT = {

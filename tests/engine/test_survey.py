@@ -13,12 +13,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from distgrow import SGD, Budget, ConfigError, RunSpec, StepDecay, Torch, budget, fit, sqrt_lr
-from distgrow.adaptive import NormThreshold
-from distgrow.datasets import Arrays
-from distgrow.probing import Probing
-from distgrow.run import Checkpointing, Evaluation
-from distgrow.schedule import Exponential
-from distgrow.train import Result
+from distgrow.core.probe_schedule import Probing
+from distgrow.data.datasets import Arrays
+from distgrow.growth.adaptive import NormThreshold
+from distgrow.growth.schedule import Exponential
+from distgrow.run.folder import Checkpointing, Evaluation
+from distgrow.training.fit import Result
 
 EPOCH = 60
 ASKING = NormThreshold(start=4, cap=16, epsilon=0.35, threshold="published", every=7)

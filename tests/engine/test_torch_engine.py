@@ -10,11 +10,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from distgrow.engine import SGD, AdamW, Optimizer, Torch
+from distgrow.core.plan import Plan, split
+from distgrow.core.spec import ConfigError
 from distgrow.engine.batches import count_rows, map_tensors
+from distgrow.engine.spec import SGD, AdamW, Optimizer, Torch
 from distgrow.engine.torch import TorchEngine
-from distgrow.plan import Plan, split
-from distgrow.spec import ConfigError
 
 
 def data(rows: int = 64) -> tuple[torch.Tensor, torch.Tensor]:

@@ -10,8 +10,8 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))  # conftest, which 
 
 from problem import MOMENTUM, Network, Rows, controller, flat
 
-from distgrow.launcher import leave
-from distgrow.progress import Progress
+from distgrow.core.progress import Progress
+from distgrow.distributed.environment import leave
 
 
 def under_transformers(folder: Path) -> tuple[int, torch.Tensor, Progress]:

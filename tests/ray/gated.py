@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from distgrow.datasets import digits
+from distgrow.data.datasets import digits
 
 
 def make(gate: str, call: int = 20, pause_s: float = 0.05) -> Any:

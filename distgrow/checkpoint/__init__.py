@@ -1,0 +1,1 @@
+"""Atomic, verified checkpoints, in a folder or in object storage."""

@@ -1,0 +1,189 @@
+"""Checkpoints in S3, GCS, HDFS …, for hosts that share no folder; the only file that knows pyarrow's file systems."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from filelock import FileLock
+
+from distgrow.checkpoint.storage import MANIFEST, NAME, Folder, Store, at, persistently
+from distgrow.core.spec import ConfigError
+from distgrow.run.folder import RunError, RunFolder
+
+T = TypeVar("T")
+
+
+class Remote:
+    """Checkpoints in S3, GCS, HDFS …: whatever pyarrow has a file system for. One run at a time writes to a place."""
+
+    def __init__(self, uri: str, cache: Path) -> None:
+        """`uri` is the run's own place; `cache` a folder of this host."""
+        self.where, self._cache = uri, cache
+        self._files, self._root = _connect(uri)
+
+    def begin(self, name: str) -> str:
+        """See Store."""
+        self.delete(name)  # what a killed write has left there
+        return name
+
+    def write(self, place: str, file: str, data: bytes) -> None:
+        """See Store."""
+
+        def write() -> None:
+            path = f"{self._root}/checkpoints/{place}/{file}"
+            self._files.create_dir(path.rpartition("/")[0], recursive=True)
+            with self._files.open_output_stream(path) as stream:
+                stream.write(data)
+
+        self._storing(write)
+
+    def commit(self, place: str, name: str, manifest: bytes) -> None:
+        """See Store."""
+        del name
+        self.write(place, MANIFEST, manifest)
+
+    def names(self) -> list[str]:
+        """See Store."""
+        whole = [path.split("/")[-2] for path in self._list("checkpoints") if path.endswith(f"/{MANIFEST}")]
+        return sorted((name for name in whole if NAME.fullmatch(name)), key=at)
+
+    def delete(self, name: str) -> None:
+        """See Store."""
+        from pyarrow.fs import FileType
+
+        folder = f"{self._root}/checkpoints/{name}"
+        if self._exists(f"{folder}/{MANIFEST}"):  # without it, it is no checkpoint any more
+            self._storing(lambda: self._files.delete_file(f"{folder}/{MANIFEST}"))
+        if self._storing(lambda: self._files.get_file_info(folder)).type != FileType.NotFound:
+            self._storing(lambda: self._files.delete_dir(folder))
+
+    def sweep(self) -> None:
+        """See Store."""
+        whole = set(self.names())
+        for name in {
+            path.removeprefix(f"{self._root}/checkpoints/").split("/")[0] for path in self._list("checkpoints")
+        }:
+            if name not in whole:
+                self.delete(name)
+
+    def fetch(self, name: str) -> Path:
+        """See Store."""
+        self._cache.mkdir(parents=True, exist_ok=True)
+        here = self._cache / name
+        with FileLock(self._cache / ".lock"):
+            manifest = self._read(f"{self._root}/checkpoints/{name}/{MANIFEST}")
+            if not (here / MANIFEST).is_file() or (here / MANIFEST).read_bytes() != manifest:
+                for old in self._cache.iterdir():
+                    if old.is_dir():
+                        shutil.rmtree(old)
+                partial = self._cache / f".partial-{name}"
+                self._download(f"checkpoints/{name}", partial)
+                partial.rename(here)
+        return here
+
+    def push(self, folder: RunFolder) -> None:
+        """See Store."""
+        for file in (folder.config, folder.metrics):
+            if file.is_file():
+                data = file.read_bytes()
+                self._storing(lambda file=file, data=data: self._upload(file.name, data))
+
+    def pull(self, folder: RunFolder, *, resume: bool | None) -> None:
+        """See Store."""
+        config, metrics = f"{self._root}/{folder.config.name}", f"{self._root}/{folder.metrics.name}"
+        if not self._exists(config):
+            return
+        if resume is False:
+            raise RunError(
+                f"launch.storage_path: {self.where} holds a run already and is never overwritten: "
+                "continue it with --resume, or choose another run.dir, whose name is the run's there"
+            )
+        settings = self._read(config)
+        if folder.begun() and folder.config.read_bytes() != settings:
+            raise RunError(
+                f"launch.storage_path: {self.where} holds another run than {folder.path}; "
+                "choose another storage_path, or a run.dir of another name"
+            )
+        here = folder.metrics.stat().st_size if folder.metrics.is_file() else -1
+        there = self._storing(lambda: self._files.get_file_info(metrics)).size or 0
+        if there > here:
+            _put(folder.metrics, self._read(metrics))
+        if not folder.begun():
+            _put(folder.config, settings)
+
+    def _upload(self, file: str, data: bytes) -> None:
+        self._files.create_dir(self._root, recursive=True)
+        with self._files.open_output_stream(f"{self._root}/{file}") as stream:
+            stream.write(data)
+
+    def _download(self, below: str, target: Path) -> None:
+        shutil.rmtree(target, ignore_errors=True)
+        for path in self._list(below):
+            file = target / path.removeprefix(f"{self._root}/{below}/")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(self._read(path))
+
+    def _read(self, path: str) -> bytes:
+        def read() -> bytes:
+            with self._files.open_input_stream(path) as stream:
+                return stream.read()
+
+        return self._storing(read)
+
+    def _exists(self, path: str) -> bool:
+        return self._storing(lambda: self._files.get_file_info(path)).is_file
+
+    def _list(self, below: str) -> list[str]:
+        """The paths of all files below a folder of the run's."""
+        from pyarrow.fs import FileSelector
+
+        chosen = FileSelector(f"{self._root}/{below}", allow_not_found=True, recursive=True)
+        return [found.path for found in self._storing(lambda: self._files.get_file_info(chosen)) if found.is_file]
+
+    def _storing(self, action: Callable[[], T]) -> T:
+        try:
+            return persistently(action)
+        except OSError as error:
+            raise RunError(
+                f"launch.storage_path: {self.where} cannot be used: {error}; look at its address, its access "
+                "rights and the network. Checkpoints written before stay good for --resume"
+            ) from error
+
+
+def _put(file: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f".{file.name}.partial")
+    partial.write_bytes(content)
+    partial.replace(file)
+
+
+def build_store(folder: RunFolder, storage_path: str | None) -> Store:
+    """Where a run's checkpoints are kept: in its folder, or in a place of its name below `storage_path`."""
+    if storage_path is None:
+        return Folder(folder.checkpoints)
+    return Remote(below(storage_path, folder.path.resolve().name), cache=folder.path / ".fetched")
+
+
+def below(uri: str, name: str) -> str:
+    """The URI of a place within a place; its options stay behind."""
+    address, mark, options = uri.partition("?")
+    return f"{address.rstrip('/')}/{name}{mark}{options}"
+
+
+def _connect(uri: str) -> tuple[Any, str]:
+    try:
+        from pyarrow.fs import FileSystem
+    except ImportError as error:
+        raise ConfigError(f"launch.storage_path={uri} needs pyarrow: pip install 'distgrow[ray]' ({error})") from None
+    try:
+        files, root = FileSystem.from_uri(uri)
+        if not root.strip("/").partition("/")[2]:
+            raise ValueError("it names no bucket")
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"launch.storage_path={uri}: {error}; it must be a URI that pyarrow.fs knows: "
+            "s3://bucket/folder, gs://bucket/folder, hdfs://host/folder, file:///folder"
+        ) from None
+    return files, root.rstrip("/")

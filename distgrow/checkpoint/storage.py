@@ -1,0 +1,167 @@
+"""Where checkpoints are kept: the stores' protocol, and a folder that all ranks see; knows no torch.
+
+A checkpoint is a folder of files with a name. It is written under a name that nobody looks for and appears at once:
+a folder is renamed into place; an object store, which cannot rename, gets the manifest last.
+"""
+
+import errno
+import os
+import re
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from distgrow.run.folder import RunFolder, storing
+
+T = TypeVar("T")
+MANIFEST = "manifest.json"
+#: A checkpoint's step; a later one of the same step, with more skipped updates, gets a number of its own.
+NAME = re.compile(r"step-(\d+)(?:\.(\d+))?")
+#: What a network's file system may answer once and then no more.
+_PASSING = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EBUSY, errno.ECONNRESET, errno.EHOSTDOWN}
+ATTEMPTS, PAUSE_S = 4, 1.0
+
+
+class Store(Protocol):
+    """Files in named folders, each of which appears whole or not at all."""
+
+    where: str
+    """For people."""
+
+    def begin(self, name: str) -> str:
+        """A place to write a checkpoint's files to, for all ranks."""
+        ...
+
+    def write(self, place: str, file: str, data: bytes) -> None:
+        """Write one file; it is safe when this returns."""
+        ...
+
+    def commit(self, place: str, name: str, manifest: bytes) -> None:
+        """The files at `place` become the checkpoint `name`."""
+        ...
+
+    def names(self) -> list[str]:
+        """The names of all checkpoints, the oldest first."""
+        ...
+
+    def delete(self, name: str) -> None:
+        """Delete a checkpoint, or what was begun at a place."""
+        ...
+
+    def sweep(self) -> None:
+        """Delete what killed writes have left."""
+        ...
+
+    def fetch(self, name: str) -> Path:
+        """A checkpoint as a folder of this host; several ranks of a host may ask."""
+        ...
+
+    def push(self, folder: RunFolder) -> None:
+        """Keep a copy of the run's config and metrics beside the checkpoints, where they are elsewhere."""
+        ...
+
+    def pull(self, folder: RunFolder, *, resume: bool | None) -> None:
+        """Bring the kept config and metrics back to a host that lacks them. RunError where another run is kept."""
+        ...
+
+
+def at(name: str) -> tuple[int, int]:
+    """What a checkpoint is sorted by: its step, and its number among those of the same step."""
+    match = NAME.fullmatch(name)
+    assert match is not None, name
+    return int(match[1]), int(match[2] or 0)
+
+
+def free_name(step: int, taken: Sequence[str]) -> str:
+    """The name of a new checkpoint."""
+    again = [at(name)[1] for name in taken if at(name)[0] == step]
+    return f"step-{step:08d}" + (f".{max(again) + 1}" if again else "")
+
+
+def persistently(action: Callable[[], T]) -> T:
+    """What `action` gives; where storage fails in a way that may pass, it is tried again a few times."""
+    for attempt in range(1, ATTEMPTS):
+        try:
+            return action()
+        except OSError as error:
+            if error.errno is not None and error.errno not in _PASSING:
+                raise
+            time.sleep(PAUSE_S * attempt)
+    return action()
+
+
+class Folder:
+    """Checkpoints in a folder that every rank sees: a local disk, NFS, Lustre …"""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.where = path, str(path)
+
+    def begin(self, name: str) -> str:
+        """See Store."""
+        del name
+        place = f".partial-{uuid.uuid4().hex[:8]}"
+        with storing(self.path):
+            persistently(lambda: (self.path / place).mkdir(parents=True))
+        return place
+
+    def write(self, place: str, file: str, data: bytes) -> None:
+        """See Store."""
+        path = self.path / place / file
+
+        def write() -> None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+
+        with storing(self.path):
+            persistently(write)
+
+    def commit(self, place: str, name: str, manifest: bytes) -> None:
+        """See Store."""
+        self.write(place, MANIFEST, manifest)
+        partial = self.path / place
+        with storing(self.path):
+            for folder in [*(path for path in partial.rglob("*") if path.is_dir()), partial]:
+                persistently(lambda folder=folder: _flush(folder))
+            persistently(lambda: partial.rename(self.path / name))
+            persistently(lambda: _flush(self.path))
+
+    def names(self) -> list[str]:
+        """See Store."""
+        return sorted((path.name for path in self.path.glob("step-*") if NAME.fullmatch(path.name)), key=at)
+
+    def delete(self, name: str) -> None:
+        """See Store."""
+        hidden = self.path / (name if name.startswith(".") else f".partial-{name}")
+        if hidden.name != name:
+            shutil.rmtree(hidden, ignore_errors=True)
+            (self.path / name).rename(hidden)
+        shutil.rmtree(hidden, ignore_errors=True)
+
+    def sweep(self) -> None:
+        """See Store."""
+        for partial in self.path.glob(".partial-*"):
+            self.delete(partial.name)
+
+    def fetch(self, name: str) -> Path:
+        """See Store."""
+        return self.path / name
+
+    def push(self, folder: RunFolder) -> None:
+        """They are there."""
+
+    def pull(self, folder: RunFolder, *, resume: bool | None) -> None:
+        """They are there."""
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

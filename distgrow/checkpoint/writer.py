@@ -1,0 +1,183 @@
+"""Checkpoints: atomic, verified sets of files that hold engine state and progress; knows no engine's format.
+
+The state is copied while training waits, and written while it goes on. When every rank's files are safe, a manifest
+with their digests makes them a checkpoint: a killed write leaves nothing that loads, and a checkpoint whose files do
+not match their digests is refused by name.
+"""
+
+import hashlib
+import json
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from distgrow.checkpoint.storage import MANIFEST, Store, at, free_name
+from distgrow.core.progress import Progress
+from distgrow.distributed.world import World
+from distgrow.engine.spec import Engine
+from distgrow.run.folder import RunError
+
+_PROGRESS, _FACTS = "progress.json", "facts.json"
+
+
+class Writing:
+    """A checkpoint under way: threads of all ranks write their files, then one of the first rank's the manifest."""
+
+    def __init__(
+        self,
+        store: Store,
+        engine: Engine,
+        progress: Progress,
+        *,
+        keep: int,
+        world: World,
+        facts: Mapping[str, int] | None = None,
+        beside: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Copy the engine's state and begin to write it. Collective: every rank must call.
+
+        Of older checkpoints the newest `keep` − 1 are kept. `facts` are what a run must have in common with the one
+        that goes on from here; see `compare`. The first rank also does `beside` in its thread.
+        """
+        self.progress, self.began = progress, time.monotonic()
+        self._store, self._world, self._keep = store, world, keep
+        files = world.all(engine.snapshot)
+        if world.rank == 0:
+            files[_PROGRESS] = json.dumps(progress.to_dict()).encode()
+            files[_FACTS] = json.dumps(dict(facts or {})).encode()
+        self.name, self._place = world.once(self._begin)
+        self._digests: dict[str, str] = {}
+        self._gathered = False
+        self._failure: Exception | None = None
+        self._start(lambda: self._write(files), beside if world.rank == 0 else lambda: None)
+
+    def under_way(self) -> bool:
+        """Whether this rank is still writing."""
+        return self._thread.is_alive()
+
+    def settle(self) -> bool:
+        """Go on when no rank is writing, or else wait until none is; True once it is a checkpoint, False halfway.
+
+        RunError where a file could not be written. Collective: every rank must call.
+        """
+        self._thread.join()
+        try:
+            self._world.all(self._raise_failure)
+            if self._gathered:
+                return True
+            digests = {file: digest for part in self._world.gather(self._digests) for file, digest in part.items()}
+        except Exception:
+            if not self._gathered:  # else it may be a checkpoint already
+                self._world.once(lambda: self._store.delete(self._place))
+            raise
+        self._gathered = True
+        if self._world.rank == 0:
+            manifest = json.dumps(dict(sorted(digests.items())), indent=1).encode()
+            self._start(lambda: self._store.commit(self._place, self.name, manifest), self._clean)
+        return False
+
+    def _begin(self) -> tuple[str, str]:
+        name = free_name(self.progress.step, self._store.names())
+        return name, self._store.begin(name)
+
+    def _start(self, *tasks: Callable[[], None]) -> None:
+        self._thread = threading.Thread(target=self._work, args=(tasks,), daemon=True, name="checkpoint")
+        self._thread.start()
+
+    def _work(self, tasks: Sequence[Callable[[], None]]) -> None:
+        try:
+            for task in tasks:
+                task()
+        except Exception as error:  # told by settle, on every rank
+            self._failure = error
+
+    def _write(self, files: Mapping[str, bytes]) -> None:
+        for file, data in files.items():
+            self._store.write(self._place, file, data)
+            self._digests[file] = hashlib.sha256(data).hexdigest()
+
+    def _clean(self) -> None:
+        clean(self._store, keep=self._keep, current=self.name)
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+
+def save(
+    store: Store, engine: Engine, progress: Progress, *, keep: int, world: World, facts: Mapping[str, int] | None = None
+) -> str:
+    """Write a checkpoint and wait for it: its name. Collective: every rank must call."""
+    writing = Writing(store, engine, progress, keep=keep, world=world, facts=facts)
+    while not writing.settle():
+        continue
+    return writing.name
+
+
+def clean(store: Store, *, keep: int, current: str) -> None:
+    """Delete what killed writes left, and all checkpoints before `current` but the newest `keep` − 1 of other steps.
+
+    Those after it are damaged ones that a resume has passed over: they stay, to be looked at.
+    """
+    store.sweep()
+    before = [name for name in store.names() if at(name) < at(current)]
+    older = [name for name in before if at(name)[0] < at(current)[0]]  # others are superseded
+    kept = older[max(0, len(older) - keep + 1) :]
+    for name in before:
+        if name not in kept:
+            store.delete(name)
+
+
+def newest(store: Store) -> tuple[str, Progress, list[str]]:
+    """The name of the newest intact checkpoint, its progress, and what is wrong with each newer one.
+
+    RunError where all are damaged.
+    """
+    damaged: list[str] = []
+    for name in reversed(store.names()):
+        path = store.fetch(name)
+        damage = check(path)
+        if damage is None:
+            return name, Progress.from_dict(json.loads((path / _PROGRESS).read_text())), damaged
+        damaged.append(f"{name}: {damage}")
+    raise RunError(
+        f"{store.where} holds no intact checkpoint ({'; '.join(damaged) or 'none is there'}); "
+        "start again in another run.dir, or restore the folder from a copy"
+    )
+
+
+def compare(path: Path, facts: Mapping[str, int]) -> None:
+    """RunError where the run that wrote a checkpoint had other facts: it cannot go on with these."""
+    before = json.loads((path / _FACTS).read_text()) if (path / _FACTS).is_file() else {}
+    differing = [
+        f"{before[name]:,} {name} then, {facts[name]:,} now"
+        for name in facts
+        if before.get(name, facts[name]) != facts[name]
+    ]
+    if differing:
+        raise RunError(
+            f"{path} was written with other data or another model: {'; '.join(differing)}; give it back its own"
+        )
+
+
+def check(path: Path) -> str | None:
+    """What is wrong with a checkpoint's files, or None."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_bytes())
+    except (OSError, ValueError):
+        return f"{MANIFEST} is missing or unreadable"
+    if not isinstance(manifest, dict) or _PROGRESS not in manifest:
+        return f"{MANIFEST} is incomplete"
+    for name, expected in manifest.items():
+        if not (path / name).is_file():
+            return f"{name} is missing"
+        if digest(path / name) != expected:
+            return f"{name} does not match its digest"
+    return None
+
+
+def digest(file: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

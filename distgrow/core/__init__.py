@@ -1,0 +1,1 @@
+"""Records and arithmetic that every decision is made from: progress, plan, order, stages, noise."""

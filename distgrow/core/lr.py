@@ -1,0 +1,218 @@
+"""LR rules and decays: how the learning rate follows the batch and the samples; frozen specs that are callables.
+
+A multiplier is recomputed from scratch at every update. Decays live on the samples axis, never on steps, so that
+they mean the same whatever the batch does.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from distgrow.core.spec import ConfigError, Fraction, PosFloat, PosInt, Spec, one_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """The samples axis of one run."""
+
+    samples: int  #: applied samples that the whole budget allows
+    epoch: int  #: samples of one pass over the training set
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rung:
+    """Where a stage stands on the ladder."""
+
+    ratio: float  #: realised batch over the first stage's, b/b₀; never above the ladder's own
+    height: float  #: growth steps taken, fractional where the cap cut the last one short
+
+
+class Constant(Spec):
+    """η does not follow the batch."""
+
+    kind: Literal["constant"] = "constant"
+
+    def __call__(self, rung: Rung) -> float:
+        return 1.0
+
+    def factor_for(self, growth: float) -> float:
+        """γ when the batch grows by δ = `growth`."""
+        return 1.0
+
+
+class Power(Spec):
+    """η ∝ b^power."""
+
+    kind: Literal["power"] = "power"
+    power: Annotated[float, Field(ge=-2, le=2)] = 0.5
+    """Exponent p of η = η₀·(b/b₀)^p."""
+
+    def __call__(self, rung: Rung) -> float:
+        return rung.ratio**self.power
+
+    def factor_for(self, growth: float) -> float:
+        """γ when the batch grows by δ = `growth`."""
+        return growth**self.power
+
+
+class Sqrt(Spec):
+    """η ∝ √b: the paper's guideline, δ ≈ γ²."""
+
+    kind: Literal["sqrt"] = "sqrt"
+
+    def __call__(self, rung: Rung) -> float:
+        return math.sqrt(rung.ratio)
+
+    def factor_for(self, growth: float) -> float:
+        """γ when the batch grows by δ = `growth`."""
+        return math.sqrt(growth)
+
+
+class Linear(Spec):
+    """η ∝ b (Goyal et al. 2017)."""
+
+    kind: Literal["linear"] = "linear"
+
+    def __call__(self, rung: Rung) -> float:
+        return rung.ratio
+
+    def factor_for(self, growth: float) -> float:
+        """γ when the batch grows by δ = `growth`."""
+        return growth
+
+
+class Factor(Spec):
+    """η = η₀·γ^m at stage m, frozen at the cap (Umeda & Iiduka 2025)."""
+
+    kind: Literal["factor"] = "factor"
+    factor: PosFloat = 1.4
+    """γ, the learning rate's factor at each growth step."""
+
+    def __call__(self, rung: Rung) -> float:
+        return self.factor**rung.height
+
+    def factor_for(self, growth: float) -> float:
+        """γ when the batch grows by δ = `growth`."""
+        return self.factor
+
+
+Rule = Annotated[Constant | Sqrt | Linear | Power | Factor, Field(discriminator="kind")]
+
+
+class NoDecay(Spec):
+    """The learning rate does not decay."""
+
+    kind: Literal["none"] = "none"
+
+    def warm(self, samples: int, batch: int, span: Span) -> float:
+        """Warm-up multiplier of an update of `batch` samples that begins after `samples` applied ones."""
+        return 1.0
+
+    def fall(self, samples: int, span: Span) -> float:
+        """Decay multiplier after `samples` applied samples; never rises along the axis."""
+        return 1.0
+
+
+class DecayEvery(Spec):
+    """The spacing of step decay, on the samples axis."""
+
+    epochs: PosFloat | None = None
+    """Epochs between two decays."""
+    samples: PosInt | None = None
+    """Samples between two decays."""
+
+    @model_validator(mode="after")
+    def _one_unit(self) -> "DecayEvery":
+        one_of(self, "epochs", "samples")
+        return self
+
+
+class StepDecay(Spec):
+    """η is multiplied by `factor` every so many epochs or samples."""
+
+    kind: Literal["step"] = "step"
+    every: DecayEvery = DecayEvery(epochs=10)
+    """Spacing of the decays: {epochs: …} or {samples: …}."""
+    factor: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """What the learning rate is multiplied by at each decay."""
+
+    def warm(self, samples: int, batch: int, span: Span) -> float:
+        """Warm-up multiplier: none here."""
+        return 1.0
+
+    def fall(self, samples: int, span: Span) -> float:
+        """factor^⌊samples / every⌋."""
+        every = self.every.samples or (self.every.epochs or 0) * span.epoch
+        return self.factor ** math.floor(samples / every * (1 + 1e-12))
+
+
+class Cosine(Spec):
+    """η falls along half a cosine from 1 to `final` over the budget, after a linear warm-up."""
+
+    kind: Literal["cosine"] = "cosine"
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Fraction of the budget over which the learning rate rises from 0."""
+    final: Fraction = 0.0
+    """Multiplier at the end of the budget."""
+
+    def warm(self, samples: int, batch: int, span: Span) -> float:
+        """Linear rise over the first `warmup` of the budget."""
+        return _rise(samples + batch, self.warmup * span.samples)
+
+    def fall(self, samples: int, span: Span) -> float:
+        """final + (1 − final)(1 + cos πx)/2, x the fraction of the budget behind the warm-up."""
+        x = _through(samples, self.warmup * span.samples, span.samples)
+        return self.final + (1 - self.final) * (1 + math.cos(math.pi * x)) / 2
+
+
+class WSD(Spec):
+    """Warm-up, stable, decay: linear rise, constant, linear fall to `final` over the last part of the budget."""
+
+    kind: Literal["wsd"] = "wsd"
+    warmup: Fraction = 0.0
+    """Fraction of the budget over which the learning rate rises from 0."""
+    decay: Fraction = 0.2
+    """Fraction of the budget, its last, over which the learning rate falls."""
+    final: Fraction = 0.0
+    """Multiplier at the end of the budget."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> "WSD":
+        if self.warmup + self.decay > 1:
+            raise ConfigError(f"warmup={self.warmup} and decay={self.decay} overlap: together at most 1")
+        return self
+
+    def warm(self, samples: int, batch: int, span: Span) -> float:
+        """Linear rise over the first `warmup` of the budget."""
+        return _rise(samples + batch, self.warmup * span.samples)
+
+    def fall(self, samples: int, span: Span) -> float:
+        """1 until the last `decay` of the budget, then linear to `final`."""
+        x = _through(samples, (1 - self.decay) * span.samples, span.samples)
+        return 1 - (1 - self.final) * x
+
+
+Decay = Annotated[NoDecay | StepDecay | Cosine | WSD, Field(discriminator="kind")]
+
+
+def _rise(samples: float, over: float) -> float:
+    return min(1.0, samples / over) if over > 0 else 1.0
+
+
+def _through(samples: float, first: float, last: float) -> float:
+    """How far `samples` is through first … last, within 0 … 1."""
+    return min(1.0, max(0.0, (samples - first) / (last - first))) if last > first else 0.0
+
+
+class LR(Spec):
+    """The learning rate: base × rule(batch) × decay(samples)."""
+
+    base: PosFloat = 0.1
+    """η₀, the learning rate of the first stage."""
+    rule: Rule | None = None
+    """How η follows the batch; default sqrt, but constant for auto, late, progress, tracking, gns and cabs, and γ = 1.4
+    for adaptive. Growth that replaces a decay (seesaw, increase) or sets the temperature brings its own."""
+    decay: Decay = NoDecay()
+    """How η falls along the samples axis."""

@@ -1,0 +1,98 @@
+"""Pace: what updates and changes of the number of workers cost in seconds; plain arithmetic, fitted or given."""
+
+import math
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
+
+from distgrow.core.spec import ConfigError, PosFloat, Spec
+
+Seconds = Annotated[float, Field(ge=0)]
+#: Updates of one batch and world whose median counts, and how far apart rows per worker must be to tell a slope.
+ENOUGH, SPREAD = 3, 1.5
+
+
+class Pace(Spec):
+    """How fast a run goes: an update takes latency_s + rows per worker / samples_per_s."""
+
+    samples_per_s: PosFloat
+    """Samples that one worker computes in a second."""
+    latency_s: Seconds = 0.0
+    """Seconds of an update that its rows do not explain: communication, the optimizer's step, logging."""
+    resize_s: Seconds = 0.0
+    """Seconds from asking for another number of workers until it updates, the checkpoint included."""
+
+    def update_s(self, batch: int, world: int) -> float:
+        """Seconds of one update; workers beyond the batch's rows have nothing to do."""
+        return self.latency_s + math.ceil(batch / world) / self.samples_per_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stretch:
+    """`updates` updates of `batch` samples on `world` workers."""
+
+    batch: int
+    updates: int
+    world: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """What a run takes."""
+
+    seconds: float = 0.0  #: on the wall
+    worker_seconds: float = 0.0  #: for which workers are held
+    resizes: int = 0
+
+
+def cost(pace: Pace, stretches: Iterable[Stretch]) -> Cost:
+    """What a run takes; during a resize the larger of the two numbers of workers is held."""
+    seconds = worker_seconds = 0.0
+    resizes = before = 0
+    for stretch in stretches:
+        computing = stretch.updates * pace.update_s(stretch.batch, stretch.world)
+        resize = pace.resize_s if before not in (0, stretch.world) else 0.0
+        resizes += before not in (0, stretch.world)
+        seconds += computing + resize
+        worker_seconds += computing * stretch.world + resize * max(before, stretch.world)
+        before = stretch.world
+    return Cost(seconds=seconds, worker_seconds=worker_seconds, resizes=resizes)
+
+
+def fitted(updates: Iterable[tuple[int, int, float]], resizes: Iterable[float] = ()) -> Pace:
+    """The pace of a run from (batch, world, seconds) of its updates and the seconds of its resizes.
+
+    Least squares over the median of each (batch, world), so that neither a slow first update nor a hiccup counts.
+    A latency below 0 is 0, with the slope fitted again. ConfigError where the updates do not tell.
+    """
+    timed: dict[tuple[int, int], list[float]] = {}
+    for batch, world, seconds in updates:
+        timed.setdefault((batch, world), []).append(seconds)
+    points = [
+        (math.ceil(batch / world), statistics.median(each))
+        for (batch, world), each in timed.items()
+        if len(each) >= ENOUGH
+    ]
+    if not points or max(points)[0] < SPREAD * min(points)[0]:
+        found = ", ".join(f"{len(each)} of {batch} on {world}" for (batch, world), each in sorted(timed.items()))
+        raise ConfigError(
+            f"a pace needs {ENOUGH} updates each with few and with many rows per worker ({SPREAD} times as many or "
+            f"more), these are {found or 'none'}; name a run on a fixed world whose batch grew, or give launch.pace"
+        )
+    rows_mean, seconds_mean = (statistics.fmean(axis) for axis in zip(*points, strict=True))
+    slope = sum((rows - rows_mean) * (seconds - seconds_mean) for rows, seconds in points) / sum(
+        (rows - rows_mean) ** 2 for rows, _ in points
+    )
+    if slope <= 0:
+        raise ConfigError(
+            "updates with more rows per worker took no longer, so that samples/s cannot be told; "
+            "name a run with larger batches, or give launch.pace"
+        )
+    latency = seconds_mean - slope * rows_mean
+    if latency < 0:
+        latency, slope = 0.0, sum(r * s for r, s in points) / sum(r * r for r, _ in points)
+    changes = list(resizes)
+    return Pace(samples_per_s=1 / slope, latency_s=latency, resize_s=statistics.median(changes) if changes else 0.0)

@@ -1,0 +1,90 @@
+"""Plan: one global batch as world × micro × accum, and which rows are whose; pure arithmetic."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from distgrow.core.spec import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """One update, decided: every rank holds the same Plan."""
+
+    batch: int  #: samples of the global batch, B
+    world: int  #: ranks
+    micro: int  #: rows of the largest micro-batch of any rank
+    accum: int  #: micro-batches per rank, the same on every rank
+    lr: float  #: learning rate of this update
+    stage: int  #: rung of the growth ladder
+    seed: int = 0  #: of the update's own random numbers (dropout); rank is mixed in by the engine
+    probe: bool = False  #: the gradient is computed as for an update, but nothing is applied
+    window: int = 0  #: measured updates that the noise's means remember; 0: this one is not measured
+    product: bool = False  #: the progress test's product with the update before is wanted
+    worth: float = 0.0  #: samples at b₀ that it is worth, where AdaScale counts them
+
+    @property
+    def parts(self) -> int:
+        """Micro-batches of all ranks: as many independent gradients."""
+        return self.world * self.accum
+
+    def rows(self, start: int, rank: int) -> list[range]:
+        """Stream positions of `rank`'s micro-batches when the global batch begins at position `start`.
+
+        Shares of ranks, and micro-batches of a rank, are contiguous, differ by at most one row and are never
+        empty; over all ranks they cover `range(start, start + batch)` exactly once.
+        """
+        first, last = cut(self.batch, self.world, rank), cut(self.batch, self.world, rank + 1)
+        share = last - first
+        edges = [start + first + cut(share, self.accum, k) for k in range(self.accum + 1)]
+        return [range(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+
+    def weight(self, rows: int) -> float:
+        """Factor of a micro-batch's mean loss so that the average over ranks is the mean over the B samples.
+
+        Of a probe it is NaN, which no engine applies.
+        """
+        return math.nan if self.probe else rows * self.world / self.batch
+
+
+def cut(total: int, parts: int, k: int) -> int:
+    """Where part k begins when `total` rows are cut into `parts` that differ by at most one row."""
+    return total * k // parts
+
+
+def split(batch: int, world: int, max_micro: int) -> tuple[int, int]:
+    """Cut `batch` samples over `world` ranks in micro-batches of at most `max_micro` rows: (micro, accum).
+
+    The micro-batch grows first, then the accumulation. Raises ValueError where a rank or a micro-batch would be empty.
+    """
+    if world < 1 or max_micro < 1:
+        raise ConfigError(f"world={world} and max_micro={max_micro} must both be at least 1")
+    if batch < world:
+        raise ConfigError(
+            f"batch={batch} is smaller than world={world}: every rank needs a row; "
+            f"raise growth.start to at least {world} or use at most {batch} workers"
+        )
+    smallest, largest = batch // world, -(-batch // world)
+    accum = -(-largest // max_micro)
+    if accum > smallest:
+        raise ConfigError(
+            f"max_micro={max_micro} cannot split batch={batch} over world={world}: a rank would have an empty "
+            f"micro-batch; raise engine.max_micro to 2 or make every batch a multiple of {world}"
+        )
+    return -(-largest // accum), accum
+
+
+def largest(fits: Callable[[int], bool], first: int, most: int) -> int:
+    """The largest size in 1 … most that fits, 0 where not even 1 does; whatever is smaller than it must fit too.
+
+    It asks for `first`, then for twice as much until something does not fit, then halves the gap.
+    """
+    good, bad = 0, min(first, most)
+    while good < most and fits(bad):
+        good, bad = bad, min(2 * bad, most)
+    if good == most:
+        return most
+    while bad - good > 1:
+        middle = (good + bad) // 2
+        good, bad = (middle, bad) if fits(middle) else (good, middle)
+    return good

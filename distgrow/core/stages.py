@@ -1,0 +1,217 @@
+"""Stages: where they end, how long they are, and when the run is over; pure, and ignorant of batch sizes.
+
+Stage boundaries are absolute positions on the samples or the steps axis, so that overshooting one by part of a
+batch never adds up.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from fractions import Fraction
+from itertools import accumulate
+from typing import Annotated, Literal, Protocol
+
+from pydantic import Field, model_validator
+
+from distgrow.core.lr import Decay, Span
+from distgrow.core.progress import Progress
+from distgrow.core.spec import ConfigError, PosFloat, PosInt, Spec, at_least, one_of
+
+#: Samples of the longest run: positions of the sample stream are 64-bit integers.
+LONGEST = 2**62
+Axis = Literal["samples", "steps"]
+
+
+class Trigger(Protocol):
+    """Where stages end. `end` never falls along the ladder."""
+
+    @property
+    def axis(self) -> Axis: ...
+
+    def end(self, stage: int) -> float:
+        """First position on the axis at which `stage` is over; inf where it never is."""
+        ...
+
+
+def climb(trigger: Trigger, stage: int, position: int, top: float) -> int:
+    """The stage that `position` on the trigger's axis belongs to: `stage` or one above it, never beyond `top`."""
+    while stage < top and trigger.end(stage) <= position:
+        stage += 1
+    return stage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Geometric:
+    """Stage m is first·ratio^m long; ratio 1 makes all stages equal."""
+
+    axis: Axis
+    first: float
+    ratio: float = 1.0
+
+    def end(self, stage: int) -> float:
+        try:
+            if self.ratio == 1.0:
+                return at_least(self.first * (stage + 1))
+            return at_least(self.first * (self.ratio ** (stage + 1) - 1) / (self.ratio - 1))
+        except OverflowError:
+            return math.inf
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listed:
+    """Stage m ends at ends[m]; the last stage never ends."""
+
+    axis: Axis
+    ends: tuple[int, ...]
+
+    def end(self, stage: int) -> float:
+        return self.ends[stage] if stage < len(self.ends) else math.inf
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Following:
+    """Stage m ends where the decay has fallen to level(m), never where that is at the end of the run."""
+
+    decay: Decay
+    span: Span
+    level: Callable[[int], float]
+    axis: Axis = field(default="samples", init=False)
+
+    def end(self, stage: int) -> float:
+        level = self.level(stage) * (1 + 1e-9)
+        below, above = -1, self.span.samples
+        if level == 0 or self.decay.fall(above, self.span) > level:
+            return math.inf
+        while above - below > 1:
+            middle = (below + above) // 2
+            below, above = (below, middle) if self.decay.fall(middle, self.span) <= level else (middle, above)
+        return above if above < self.span.samples else math.inf
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Later:
+    """Stage m ends where it has by both of two triggers on the samples axis."""
+
+    one: Trigger
+    other: Trigger
+    axis: Axis = field(default="samples", init=False)
+
+    def __post_init__(self) -> None:
+        assert self.one.axis == self.other.axis == self.axis
+
+    def end(self, stage: int) -> float:
+        return max(self.one.end(stage), self.other.end(stage))
+
+
+# ── stage lengths and budgets ───────────────────────────────────────────────────────────────────────────────────
+
+
+class Every(Spec):
+    """The length of a stage, or the lengths of all but the last."""
+
+    epochs: PosFloat | Annotated[list[PosFloat], Field(min_length=1)] | None = None
+    """Passes over the training set."""
+    samples: PosInt | Annotated[list[PosInt], Field(min_length=1)] | None = None
+    """Samples."""
+    steps: PosInt | Annotated[list[PosInt], Field(min_length=1)] | None = None
+    """Updates."""
+
+    @model_validator(mode="after")
+    def _one_unit(self) -> "Every":
+        one_of(self, "epochs", "samples", "steps")
+        return self
+
+    def lengths(self, epoch: int) -> tuple[Axis, list[float]]:
+        """The axis and the lengths on it; ValueError where a stage would be shorter than one sample."""
+        unit = one_of(self, "epochs", "samples", "steps")
+        value = getattr(self, unit)
+        values = value if isinstance(value, list) else [value]
+        lengths = [v * epoch if unit == "epochs" else v for v in values]
+        if min(lengths) < 1:
+            raise ConfigError(f"stages.every.{unit}={value} makes a stage shorter than one sample; make it longer")
+        if math.fsum(lengths) > LONGEST:
+            raise ConfigError(f"stages.every.{unit}={value} is longer than any run (2**62 samples); make it shorter")
+        return ("steps" if unit == "steps" else "samples"), lengths
+
+
+class Stages(Spec):
+    """How long stages are."""
+
+    every: Every = Every(epochs=5)
+    """Length of each stage: {epochs: …}, {samples: …} or {steps: …}; a list gives each stage its own."""
+    power: Annotated[float, Field(ge=0, le=16)] = 0.0
+    """Stage m is e₀·δ^(power·m) long, δ = growth.factor; 0 makes all stages equal."""
+
+    def trigger(self, ratio: float, epoch: int) -> Trigger:
+        """The boundaries, when every stage is `ratio` times as long as the one before."""
+        axis, lengths = self.every.lengths(epoch)
+        unit = one_of(self.every, "epochs", "samples", "steps")
+        if not isinstance(getattr(self.every, unit), list):
+            return Geometric(axis=axis, first=lengths[0], ratio=ratio)
+        if ratio != 1.0:
+            raise ConfigError(f"stages.power={self.power} and a list of lengths in stages.every: give one of them")
+        ends = accumulate(map(Fraction, lengths))  # exact, and rounded once, as fsum of each would be
+        return Listed(axis=axis, ends=tuple(at_least(float(end)) for end in ends))
+
+
+class Dwell(Spec):
+    """How long adaptive growth stays on a rung at least, for what it measures to settle."""
+
+    epochs: PosFloat | None = None
+    """Passes over the training set."""
+    samples: PosInt | None = None
+    """Samples. Give at most one of the two; of neither, `updates` alone counts."""
+    updates: PosInt = 20
+    """Updates that have shown what the growth goes by."""
+
+    @model_validator(mode="after")
+    def _one_unit(self) -> "Dwell":
+        if self.epochs is not None and self.samples is not None:
+            raise ConfigError(f"epochs={self.epochs} and samples={self.samples}: give at most one of them")
+        return self
+
+    def length(self, epoch: int) -> int:
+        """Samples."""
+        return self.samples or at_least(min((self.epochs or 0.0) * epoch, LONGEST))
+
+    def over(self, samples: int, updates: int, epoch: int) -> bool:
+        """Whether so many samples, and updates that have shown something, are enough."""
+        return samples >= self.length(epoch) and updates >= self.updates
+
+    def least(self, batch: int, epoch: int) -> int:
+        """Samples after which it can be over, in whole updates of `batch`, each of which shows something."""
+        return batch * max(self.updates, -(-self.length(epoch) // batch))
+
+
+class Budget(Spec):
+    """When a run is over: exactly one of the four."""
+
+    epochs: PosFloat | None = None
+    """Passes over the training set, counted in applied samples and rounded up to a whole one."""
+    samples: PosInt | None = None
+    """Applied samples."""
+    steps: Annotated[int, Field(ge=1, le=LONGEST)] | None = None
+    """Applied updates."""
+    sfo: PosInt | None = None
+    """Gradient evaluations: applied, skipped and probes; work that a fault makes redo is not charged to it."""
+
+    @model_validator(mode="after")
+    def _one_unit(self) -> "Budget":
+        one_of(self, "epochs", "samples", "steps", "sfo")
+        return self
+
+    def total(self, epoch: int) -> int | None:
+        """Samples that the budget allows, or None where it is in steps."""
+        if self.steps is not None:
+            return None
+        total = (self.epochs or 0) * epoch or self.samples or self.sfo or 0
+        if total > LONGEST:
+            raise ConfigError(f"a budget of {total} samples is more than a run can have (2**62); lower it")
+        return max(1, at_least(total))
+
+    def left(self, progress: Progress, epoch: int) -> float:
+        """Samples left, inf where the budget is in steps and some are left."""
+        total = self.total(epoch)
+        if total is None:
+            return math.inf if progress.step < (self.steps or 0) else 0
+        return total - (progress.ledger.applied if self.sfo is None else progress.ledger.first_time)

@@ -1,0 +1,178 @@
+"""Branching: what branches of a run's checkpoint are and what they tell of the critical batch; trains none of them.
+
+Merrill et al. 2025 (arXiv 2505.23971): from one checkpoint, train on the same samples with k times the batch and f(k)
+times the learning rate; the largest k whose loss is then no worse than that of any smaller one is the critical batch.
+f(k) is k for SGD and √k for Adam-like optimizers. The run itself is not touched.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, InstanceOf
+
+from distgrow.checkpoint.storage import NAME, Folder
+from distgrow.config.run import Run, load
+from distgrow.core.lr import LR, NoDecay, Span
+from distgrow.core.progress import Progress
+from distgrow.core.spec import ConfigError, PosFloat
+from distgrow.engine.spec import SGD, Optimizer
+from distgrow.growth.controller import Controller
+from distgrow.growth.schedule import Constant
+from distgrow.run.folder import RunError, RunFolder
+
+#: Updates of the run's own batch that a branch takes the samples of, by default; about what the paper gives it.
+UPDATES = 500
+#: Updates that the branch with the largest batch must have.
+LEAST = 8
+#: The largest k by default.
+MOST = 16
+Scaling = Literal["auto", "linear", "sqrt", "constant"]
+
+
+class Branch(Constant):
+    """The ladder of a branch: k times the batch that a run has come to, `gain` times the run's own learning rate."""
+
+    trunk: InstanceOf[Controller] = Field(exclude=True)
+    """The run's schedule."""
+    gain: PosFloat
+    """f(k)."""
+
+    def multiplier(self, lr: LR, progress: Progress, batch: int, span: Span) -> float:
+        """η/η₀: the run's at as many samples and the stage that it has come to, times f(k)."""
+        return self.gain * self.trunk.rate(progress, self.trunk.growth(progress.stage)) / lr.base
+
+
+def gain(rule: Scaling, optimizer: Optimizer, k: int) -> float:
+    """f(k): what the learning rate is multiplied by where the batch is multiplied by k."""
+    if rule == "auto":
+        rule = "linear" if isinstance(optimizer, SGD) else "sqrt"
+    return {"linear": float(k), "sqrt": math.sqrt(k), "constant": 1.0}[rule]
+
+
+def largest(losses: Mapping[int, float], tolerance: float) -> int:
+    """The largest k whose loss exceeds that of no smaller one by more than `tolerance`; losses may be NaN or inf."""
+    best, found = math.inf, min(losses)
+    for k in sorted(losses):
+        if math.isfinite(losses[k]):
+            found = k if losses[k] <= best + tolerance else found
+            best = min(best, losses[k])
+    return found
+
+
+# ── what is branched ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trunk:
+    """The run that is branched, at one of its checkpoints."""
+
+    folder: RunFolder
+    run: Run
+    checkpoint: Path
+    progress: Progress
+    damaged: tuple[str, ...] = ()  #: newer checkpoints that were passed over
+
+    @property
+    def batch(self) -> int:
+        """Samples of an update at the stage that the run has come to."""
+        return self.run.growth(self.progress.stage)
+
+
+def locate(path: str) -> Trunk:
+    """The checkpoint at RUN/checkpoints/step-…, or the newest intact one of the folder RUN.
+
+    ConfigError where there is none, it is damaged, or its run cannot be built again.
+    """
+    from distgrow.checkpoint import writer  # which loads torch
+
+    place = Path(path).absolute()
+    if not place.is_dir():
+        raise ConfigError(f"{path}: there is no such folder; give RUN/checkpoints/step-…, or RUN for its newest")
+    whole = (place / "config.yaml").is_file()
+    folder = RunFolder(place if whole else place.parent.parent)
+    named = NAME.fullmatch(place.name) and place.parent == folder.checkpoints
+    if not whole and not (named and folder.begun()):
+        raise ConfigError(f"{path} is neither a run's folder nor one of its checkpoints, RUN/checkpoints/step-…")
+    run, damaged = _config(folder), list[str]()
+    if whole:
+        name, _, damaged = writer.newest(Folder(folder.checkpoints))
+        place = folder.checkpoints / name
+    elif damage := writer.check(place):
+        raise RunError(f"{path} is damaged: {damage}; choose another checkpoint, or {folder.path} for its newest")
+    progress = Progress.from_dict(json.loads((place / "progress.json").read_text()))
+    return Trunk(folder=folder, run=run, checkpoint=place, progress=progress, damaged=tuple(damaged))
+
+
+def _config(folder: RunFolder) -> Run:
+    if "\ntask:" not in f"\n{folder.config.read_text(encoding='utf-8')}":
+        raise ConfigError(
+            f"{folder.config} has no task: the run was started by fit(), and only its own program can build it again; "
+            "start it with 'distgrow train' and task.kind=target to branch it"
+        )
+    run = load(folder.config)
+    epoch = run.task.train_size()
+    span = Span(samples=run.budget.total(epoch) or 0, epoch=epoch)
+    return run.model_copy(update={"growth": run.growth.on(span)})
+
+
+# ── what is asked ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What branches shall tell; None: found out, see `settled`."""
+
+    samples: int | None = None  #: of each branch
+    up_to: int | None = None  #: the largest k; k = 1, 2, 4 … up to it
+    rule: Scaling = "auto"
+    tolerance: float = 0.01  #: loss
+    out: str | None = None  #: folder for the results; None: the run's
+
+
+def settled(question: Question, trunk: Trunk, epoch: int, left: float) -> tuple[int, list[int]]:
+    """Samples of each branch, and every k. ConfigError where the branches cannot be.
+
+    `epoch` is the samples of the training set, `left` what the run's decay of the learning rate still spans.
+    """
+    batch = trunk.batch
+    samples = question.samples if question.samples is not None else int(min(UPDATES * batch, left))
+    most = question.up_to or min(MOST, max(1, epoch // batch), max(1, samples // (LEAST * batch)))
+    powers = [2**power for power in range(most.bit_length())]
+    if question.up_to is not None and powers[-1] != question.up_to:
+        raise ConfigError(f"--up-to {most}: k is 1, 2, 4 …; give {powers[-1]} or {2 * powers[-1]}")
+    if question.samples is None and left < LEAST * batch:
+        raise ConfigError(
+            f"the learning rate's decay ends {int(left)} samples after {trunk.checkpoint.name}, too few for branches; "
+            "choose an earlier checkpoint"
+        )
+    if len(powers) < 2:
+        raise ConfigError(
+            f"there is nothing to compare: twice the batch of {batch} needs {2 * batch} of the training set's {epoch} "
+            f"samples and {2 * LEAST * batch} samples of each branch; choose an earlier checkpoint, more --samples, or "
+            "--up-to 2 or more"
+        )
+    top = powers[-1] * batch
+    if top > epoch:
+        raise ConfigError(f"--up-to {most}: batch {top} exceeds the {epoch} samples of the training set; lower it")
+    if samples < LEAST * top:
+        raise ConfigError(
+            f"--samples {samples}: the branch with batch {top} would make {samples // top} updates, "
+            f"fewer than {LEAST}; give at least {LEAST * top}, or a smaller --up-to"
+        )
+    if samples > left:
+        raise ConfigError(
+            f"--samples {samples}: the learning rate's decay ends {int(left)} samples after {trunk.checkpoint.name}; "
+            "take fewer, or an earlier checkpoint"
+        )
+    return samples, powers
+
+
+def left(trunk: Trunk, controller: Controller) -> float:
+    """Samples until the run's learning rate has decayed; inf where it does not."""
+    if isinstance(trunk.run.lr.decay, NoDecay):
+        return math.inf
+    return max(0, controller.samples() - trunk.progress.ledger.applied)

@@ -1,0 +1,1 @@
+"""Data sets, and the loader that draws the rows of a plan."""

@@ -1,0 +1,1 @@
+"""This process among the ranks: its environment, its collectives, and who hangs."""

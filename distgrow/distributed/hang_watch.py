@@ -1,0 +1,110 @@
+"""Roll call: who stayed away where ranks wait for each other in vain, and what it does instead; knows no training.
+
+Ranks that wait cannot tell who is missing: a ring passes on only that a neighbour is silent. So on every rank a thread
+looks every few seconds whether somebody has called the roll, and then answers with the line of Python that the rank's
+own thread is in. Who does not answer has ended; who answers from elsewhere than a collective stayed away.
+"""
+
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from distgrow.run.folder import TrainingFailed
+
+#: Seconds between two looks, and in which a rank that lives has answered.
+LOOK_S, ANSWER_S = 2.0, 7.0
+#: Where a rank's thread is while it waits for other ranks: the ends of files' names, and what stands in their paths.
+_WAITING = ("torch/autograd/graph.py", "distgrow/distributed/world.py", "distgrow/distributed/hang_watch.py")
+_WAITING_BELOW = ("torch/distributed/", "deepspeed/comm/")
+_CALL, _HERE = "distgrow/roll", "waits"
+
+
+class LostPeer(TrainingFailed):
+    """A rank did not take part in what all ranks do together: it hangs, or has ended."""
+
+
+@contextmanager
+def calling_the_roll(rank: int, size: int) -> Iterator[None]:
+    """LostPeer, with the name of who stayed away, where a collective fails or takes too long meanwhile."""
+    store = dist.distributed_c10d._get_default_store()
+    over = threading.Event()
+    worker = threading.get_ident()  # not always the main thread: Ray Train has its own
+    watch = threading.Thread(target=_answer, args=(store, rank, worker, over), daemon=True, name="roll call")
+    watch.start()
+    try:
+        yield
+    except RuntimeError as error:
+        if not failed_collective(error):
+            raise
+        found = _call(store, rank, size)
+        raise LostPeer(
+            f"{found}. Rank {rank} of {size} waited for all others, launch.timeout_s at most ({_first_line(error)}). "
+            "The last checkpoint is good: go on with --resume, or let launch.max_failures do so"
+        ) from error
+    finally:
+        over.set()
+
+
+def failed_collective(error: BaseException) -> bool:
+    """Whether an error says that ranks could not reach each other."""
+    words = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Socket Timeout")
+    return isinstance(error, dist.DistError) or any(word in str(error) for word in words)
+
+
+def _answer(store: Any, rank: int, worker: int, over: threading.Event) -> None:
+    """Answer once the roll is called."""
+    try:
+        while not over.wait(LOOK_S):
+            if store.check([_CALL]):
+                store.set(f"{_CALL}/{rank}", whereabouts(worker))
+                return
+    except RuntimeError:  # the store has ended with its rank
+        return
+
+
+def whereabouts(thread: int) -> str:
+    """What a thread does: 'waits' for other ranks, or the place in the code that it is at."""
+    frame = sys._current_frames().get(thread)
+    if frame is None:
+        return "nowhere"
+    file = frame.f_code.co_filename.replace("\\", "/")
+    if file.endswith(_WAITING) or any(part in file for part in _WAITING_BELOW):
+        return _HERE
+    return f"{Path(file).name}:{frame.f_lineno}, in {frame.f_code.co_name}"
+
+
+def _call(store: Any, rank: int, size: int) -> str:
+    """Call the roll: one sentence about who stayed away."""
+    answers: dict[int, str] = {rank: _HERE}
+    try:
+        store.set(f"{_CALL}/{rank}", _HERE)
+        store.set(_CALL, "called")
+        deadline = time.monotonic() + ANSWER_S
+        while len(answers) < size and time.monotonic() < deadline:
+            for other in range(size):
+                if other not in answers and store.check([f"{_CALL}/{other}"]):
+                    answers[other] = store.get(f"{_CALL}/{other}").decode()
+            time.sleep(0.1)
+    except RuntimeError:
+        return "rank 0, which keeps the group together, has ended or cannot be reached"
+    return verdict(answers, size)
+
+
+def verdict(answers: dict[int, str], size: int) -> str:
+    """Who stayed away, from each rank's answer."""
+    silent = [str(rank) for rank in range(size) if rank not in answers]
+    elsewhere = [f"rank {rank} stayed away: it is at {place}" for rank, place in answers.items() if place != _HERE]
+    if silent:
+        name, verb = ("rank", "has") if len(silent) == 1 else ("ranks", "have")
+        return f"{name} {', '.join(silent)} {verb} ended, or cannot be reached"
+    return "; ".join(elsewhere) or "all ranks live and wait: the network between them has failed"
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0]

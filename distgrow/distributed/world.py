@@ -1,0 +1,166 @@
+"""World: this process among all ranks, and the few collectives that are not gradients."""
+
+import pickle
+import platform
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
+
+from distgrow.core.spec import ConfigError
+from distgrow.distributed.environment import local_rank_named, place
+from distgrow.distributed.hang_watch import calling_the_roll
+
+T = TypeVar("T")
+Device = Literal["auto", "cpu", "cuda"]
+#: Lines of /proc/cpuinfo that say of which make a processor is, on x86 and on ARM.
+_MAKE = ("model name", "flags", "Features", "CPU implementer", "CPU part")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class World:
+    """`size` ranks of which this process is one; `size` 1 needs no process group."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = torch.device("cpu")
+    alike: bool = False  #: all ranks compute on the same make of machine: from equal numbers the same, bit by bit
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """`values` added up over all ranks, in float64 on the CPU. Collective: every rank must call."""
+        return self.summing(values)()
+
+    def summing(self, values: Sequence[float]) -> Callable[[], list[float]]:
+        """As `sum`, but other work can be done until the result is called for. Collective: every rank must call."""
+        if self.size == 1:
+            return lambda: list(values)
+        tensor = torch.tensor(values, dtype=torch.float64)
+        under_way: Any = dist.all_reduce(tensor, async_op=True)
+
+        def wait() -> list[float]:
+            under_way.wait()
+            return tensor.tolist()
+
+        return wait
+
+    def meaning(self, values: Sequence[float]) -> Callable[[], list[float]]:
+        """The means of `values` that ranks have computed from equal tensors, so that decisions by them are equal too.
+
+        Between unlike machines they may differ in last bits. Collective: every rank must call.
+        """
+        if self.alike:
+            return lambda: list(values)
+        return self.summing([value / self.size for value in values])
+
+    def once(self, action: Callable[[], T]) -> T:
+        """Do `action` on one rank and give every rank its result, or its error. Collective: every rank must call."""
+        if self.size == 1:
+            return action()
+        box: list[Any] = [None, None]
+        if self.rank == 0:
+            try:
+                box[0] = action()
+            except Exception as error:  # passed on to every rank, so that none waits for a rank that gave up
+                box[1] = _sendable(error)
+        dist.broadcast_object_list(box, src=0)
+        if box[1] is not None:
+            raise box[1]
+        return box[0]
+
+    def all(self, action: Callable[[], T]) -> T:
+        """Do `action` on every rank; where some fail, every rank raises what the first of them did. Collective."""
+        if self.size == 1:
+            return action()
+        result: Any = None
+        failure = None
+        try:
+            result = action()
+        except Exception as error:  # passed on, so that none waits for a rank that gave up
+            failure = _sendable(error)
+        for told in self.gather(failure):
+            if told is not None:
+                raise told
+        return result
+
+    def gather(self, value: T) -> list[T]:
+        """Every rank's value, in the order of ranks. Collective: every rank must call."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def add(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Overwrite `tensors` with their sums over all ranks. Collective: every rank must call."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.all_reduce(tensor)
+
+    def share(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Overwrite `tensors` with those of the first rank. Collective: every rank must call."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, src=0)
+
+
+def _sendable(error: Exception) -> Exception:
+    """The error, or one with its traceback as text where pickle cannot carry it to other ranks."""
+    try:
+        pickle.loads(pickle.dumps(error))
+        return error
+    except Exception:  # whatever a user's class does while it is pickled
+        return RuntimeError("".join(traceback.format_exception(error)))
+
+
+@contextmanager
+def joined(device: Device = "auto", timeout_s: float = 600, *, alone: bool = False) -> Iterator[World]:
+    """The World that the environment describes, its process group joined for as long as the context lasts.
+
+    A group that somebody else has made (Ray Train) is used and left alone. One process makes a group of its own
+    where `alone` asks for one. `timeout_s` is how long a rank waits for others; LostPeer names who did not come.
+    """
+    rank, size, local_rank = place()
+    if dist.is_initialized():
+        rank, size = dist.get_rank(), dist.get_world_size()
+    where = _pick(device, local_rank)
+    ours = (size > 1 or alone) and not dist.is_initialized()
+    if ours:
+        backend = "cpu:gloo,cuda:nccl" if where.type == "cuda" else "gloo"
+        group = {} if size > 1 else {"store": HashStore(), "rank": 0, "world_size": 1}
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s), **group)
+    world = World(rank=rank, size=size, device=where)
+    roll = calling_the_roll(rank, size) if size > 1 else nullcontext()
+    with local_rank_named() if alone else nullcontext(), roll:
+        yield replace(world, alike=len(set(world.gather(_machine(where)))) == 1)
+    if ours:  # after an error the group stays until the process ends, so that the error is told before others lose us
+        dist.destroy_process_group()
+
+
+def _machine(device: torch.device) -> tuple[str, ...]:
+    """What the last bits of a sum depend on."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    cpu = sorted({line for line in lines if line.startswith(_MAKE)})
+    gpu = [torch.cuda.get_device_name(device)] if device.type == "cuda" else []
+    kernels = torch.backends.cpu.get_cpu_capability()
+    return (torch.__version__, platform.machine(), kernels, str(torch.get_num_threads()), *cpu, *gpu)
+
+
+def _pick(device: Device, local_rank: int) -> torch.device:
+    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ConfigError("engine.device=cuda, but torch sees no GPU here; use auto or cpu")
+    if local_rank >= torch.cuda.device_count():
+        raise ConfigError(
+            f"this host has {torch.cuda.device_count()} GPUs, fewer than its ranks; start one rank per GPU"
+        )
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)

@@ -1,0 +1,221 @@
+"""What an engine is, and the specs of engines and optimizers; importing this loads no torch."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from distgrow.core.plan import Plan
+from distgrow.core.progress import Outcome
+from distgrow.core.spec import ConfigError, PosFloat, PosInt, Spec, default_kind
+from distgrow.growth.base import Ladder
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from distgrow.distributed.world import World
+    from distgrow.engine.batches import Loss, Metrics
+    from distgrow.engine.functional import Still
+
+
+class Engine(Protocol):
+    """All that computes: parameters, gradients, optimizer state."""
+
+    evaluations: int
+    """Per-sample gradient evaluations that this rank has really made, counted from the data."""
+
+    def update(self, plan: Plan, micro_batches: Iterable[Any], votes: Sequence[bool] = ()) -> Outcome:
+        """Accumulate, reduce, clip, step. Collective: every rank must call.
+
+        A gradient that is not finite is not applied, nor one that a rank had no memory for: parameters, buffers and
+        the optimizer's state are then what they were. `votes` are this rank's wishes; the outcome tells which of
+        them any rank had.
+        """
+        ...
+
+    def evaluate(self, batches: Iterable[tuple[Any, int]]) -> dict[str, float]:
+        """Means over all ranks' (batch, rows of it that count), in eval mode. Collective: every rank must call.
+
+        Every rank has as many batches.
+        """
+        ...
+
+    def still(self) -> "Still":
+        """The objective at the present parameters, in eval mode; nothing done with it moves the engine. Collective."""
+        ...
+
+    def snapshot(self) -> dict[str, bytes]:
+        """Parameters, buffers and optimizer state as they are now: the files that this rank has to keep. Collective."""
+        ...
+
+    def load(self, folder: Path) -> None:
+        """Read the files of all ranks' snapshots, on any number of ranks; executes no code from them. Collective."""
+        ...
+
+
+def _rows_or_auto(given: Any) -> Any:
+    if isinstance(given, str) and given != "auto":
+        raise ConfigError(f"{given!r} must be a number of rows, or auto")
+    return given
+
+
+Micro = Annotated[PosInt | Literal["auto"], BeforeValidator(_rows_or_auto)]
+
+
+def most_rows(max_micro: int | str, epoch: int) -> int:
+    """Rows of a micro-batch, at most, before memory has been asked: `auto` sets no limit but the data set's size."""
+    return epoch if isinstance(max_micro, str) else max_micro
+
+
+class Torch(Spec):
+    """Plain torch in one process, DistributedDataParallel in several."""
+
+    needs_group: ClassVar[bool] = False  #: whether one process alone must be a process group too
+    tests_progress: ClassVar[bool] = True  #: whether it can hold gradients against the update before
+    kind: Literal["torch"] = "torch"
+    max_micro: Micro = 64
+    """Rows of a micro-batch, at most; a batch that needs more is accumulated. auto: what memory proves to hold."""
+    precision: Literal["float32", "bfloat16", "float64"] = "float32"
+    """bfloat16: autocast with float32 parameters."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: the GPU of the local rank where there is one."""
+    compile: bool = False
+    """torch.compile the model; a micro-batch that grows is compiled again, so hold it fixed by a low max_micro."""
+    bucket_mb: PosFloat = 25.0
+    """Size of DDP's gradient buckets, MiB."""
+
+    def build(
+        self, model: "nn.Module", loss: "Loss", *, metrics: "Metrics | None", optimizer: "Optimizer", world: "World"
+    ) -> Engine:
+        """The engine, on this rank. Collective: every rank must call."""
+        from distgrow.engine.torch import TorchEngine
+
+        return TorchEngine(model, loss, metrics=metrics, spec=self, optimizer=optimizer, world=world)
+
+
+class DeepSpeed(Spec):
+    """DeepSpeed's engine: ZeRO shards optimizer state (1), also gradients (2), also parameters (3)."""
+
+    needs_group: ClassVar[bool] = True
+    tests_progress: ClassVar[bool] = True
+    kind: Literal["deepspeed"] = "deepspeed"
+    zero: Literal[1, 2, 3] = 1
+    """ZeRO's stage. 2 and 3 reduce every micro-batch, so accumulation multiplies communication there."""
+    max_micro: Micro = 64
+    """Rows of a micro-batch, at most; a batch that needs more is accumulated. auto: what memory proves to hold."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """bfloat16, float16: such parameters beside float32 masters; float16 with a dynamic loss scale."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: the GPU of the local rank where there is one."""
+    fused: bool = False
+    """AdamW by DeepSpeed's own kernel, built at first use, in place of torch's."""
+    offload_optimizer: bool = False
+    """Keep the optimizer's state in the host's memory."""
+    offload_parameters: bool = False
+    """Keep sharded parameters in the host's memory; ZeRO 3 alone."""
+    loss_scale_power: Annotated[int, Field(ge=0, le=32)] = 16
+    """float16: the loss scale starts at 2 to this power; updates that overflow halve it and are skipped."""
+    loss_scale_window: PosInt = 1000
+    """float16: updates without overflow after which the loss scale doubles."""
+    bucket_mb: PosFloat = 25.0
+    """Size of a bucket of gradients that is reduced together, MiB."""
+
+    @model_validator(mode="after")
+    def _memory_can_be_tried(self) -> "DeepSpeed":
+        if self.zero == 3 and self.max_micro == "auto":
+            raise ConfigError(
+                "max_micro=auto cannot be measured with zero=3, whose ranks cannot go on once one is out of memory; "
+                "give max_micro a number, or use zero=1 or 2"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _parameters_are_sharded(self) -> "DeepSpeed":
+        if self.offload_parameters and self.zero != 3:
+            raise ConfigError(f"offload_parameters needs zero=3, which shards them; zero={self.zero} does not")
+        return self
+
+    def build(
+        self, model: "nn.Module", loss: "Loss", *, metrics: "Metrics | None", optimizer: "Optimizer", world: "World"
+    ) -> Engine:
+        """The engine, on this rank. Collective: every rank must call."""
+        try:
+            from distgrow.engine.deepspeed import DeepSpeedEngine
+        except ImportError as error:
+            raise ConfigError(
+                f"engine.kind=deepspeed needs the extra 'deepspeed': pip install 'distgrow[deepspeed]' ({error})"
+            ) from None
+        return DeepSpeedEngine(model, loss, metrics=metrics, spec=self, optimizer=optimizer, world=world)
+
+
+EngineSpec = Annotated[Torch | DeepSpeed, Field(discriminator="kind"), default_kind("torch")]
+
+
+class SGD(Spec):
+    """torch.optim.SGD."""
+
+    kind: Literal["sgd"] = "sgd"
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Momentum; 0 is plain SGD, the paper's optimizer."""
+    nesterov: bool = False
+    """Nesterov's momentum."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """L2 penalty."""
+    clip: PosFloat | None = None
+    """Largest norm of the mean gradient; none: no clipping."""
+
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> "SGD":
+        if self.nesterov and self.momentum == 0:
+            raise ConfigError("nesterov=true needs momentum above 0")
+        return self
+
+    @property
+    def penalty(self) -> float:
+        """λ of the L2 penalty (λ/2)|θ|², which is part of the objective."""
+        return self.weight_decay
+
+
+class AdamW(Spec):
+    """torch.optim.AdamW."""
+
+    kind: Literal["adamw"] = "adamw"
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Decay of the first moment."""
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    """Decay of the second moment."""
+    eps: PosFloat = 1e-8
+    """Added to the denominator."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """Decoupled weight decay."""
+    clip: PosFloat | None = None
+    """Largest norm of the mean gradient; none: no clipping."""
+
+    @property
+    def penalty(self) -> float:
+        """Decoupled decay is no part of the objective."""
+        return 0.0
+
+
+Optimizer = Annotated[SGD | AdamW, Field(discriminator="kind"), default_kind("sgd")]
+
+
+def plain_sgd(optimizer: SGD | AdamW) -> bool:
+    """Whether an update is θ − η·g and no more."""
+    return isinstance(optimizer, SGD) and optimizer.momentum == 0
+
+
+def check_suits(growth: Ladder, optimizer: SGD | AdamW, engine: Torch | DeepSpeed) -> None:
+    """ConfigError where growth goes by what this optimizer's or engine's updates do not show."""
+    if growth.plain_sgd and not plain_sgd(optimizer):
+        given = "adamw" if isinstance(optimizer, AdamW) else f"sgd with momentum={optimizer.momentum:g}"
+        raise ConfigError(
+            f"growth.kind={growth.name} holds for SGD without momentum, optimizer.kind={given} is none: set "
+            "optimizer.momentum=0, or use growth.kind gns, or tracking with kappa"
+        )
+    if growth.tests_progress and not engine.tests_progress:
+        raise ConfigError(
+            f"growth.kind={growth.name} holds each gradient against the update before, which engine.kind="
+            f"{engine.kind} cannot: use engine.kind=torch, or growth.kind tracking"
+        )

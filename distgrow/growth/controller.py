@@ -1,0 +1,270 @@
+"""Controller: Progress → Progress and Plan; the one place where batch size and learning rate are decided. Pure."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from distgrow.core.lr import LR, NoDecay, Span
+from distgrow.core.noise_stats import Measuring
+from distgrow.core.order import mix_int
+from distgrow.core.plan import Plan, split
+from distgrow.core.progress import Progress
+from distgrow.core.scaling import Group
+from distgrow.core.spec import ConfigError
+from distgrow.core.stages import Budget, Stages, Trigger, climb
+from distgrow.growth.base import Moment
+from distgrow.growth.schedule import Growth
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stride:
+    """Equal updates in a row: `updates` of `plan`, from `begin` on; only the learning rate may still decay."""
+
+    begin: Progress
+    plan: Plan
+    updates: int
+
+    @property
+    def end(self) -> Progress:
+        """The progress after the last of them."""
+        return self.begin.repeat(self.plan.batch, self.updates)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Controller:
+    """A schedule on a group of `world` ranks; every rank evaluates the same decisions from the same Progress."""
+
+    growth: Growth
+    stages: Stages = field(default_factory=Stages)
+    lr: LR = field(default_factory=LR)
+    budget: Budget
+    epoch: int  #: samples of one pass over the training set
+    world: int = 1  #: ranks of the group at hand
+    group: Group | None = None  #: where groups of other sizes may follow it; none: these ranks throughout
+    max_micro: int = 64  #: rows of a micro-batch, at most; fewer where memory has proved to hold fewer
+    measuring: Measuring = field(default_factory=Measuring)
+    seed: int = 0
+    _span: Span = field(init=False)
+    _trigger: Trigger = field(init=False)  #: of adaptive growth: the latest that stages end, mostly never
+    _earliest: Trigger = field(init=False)  #: the soonest that stages end, whatever is measured
+
+    def __post_init__(self) -> None:
+        if self.epoch < 1:
+            raise ConfigError(f"the training set has {self.epoch} samples; it needs at least 1")
+        span = Span(samples=self.budget.total(self.epoch) or 0, epoch=self.epoch)
+        object.__setattr__(self, "_span", span)
+        object.__setattr__(self, "growth", self.growth.on(span))
+        object.__setattr__(self, "_trigger", self.growth.trigger(self.stages, self.lr, span))
+        soonest = self.growth.earliest(self.lr, span) if self.growth.adaptive else self._trigger
+        object.__setattr__(self, "_earliest", soonest)
+        if not span.samples and not isinstance(self.lr.decay, NoDecay):
+            object.__setattr__(self, "_span", Span(samples=self.samples(), epoch=self.epoch))
+
+    def done(self, progress: Progress) -> bool:
+        """Whether the budget is spent."""
+        return self.budget.left(progress, self.epoch) <= 0
+
+    def advance(self, progress: Progress) -> Progress:
+        """The progress with its stage moved up as far as trigger or measurements say; mostly unchanged.
+
+        Another call changes nothing more, so that a run may stop between this and the update.
+        """
+        if self.growth.adaptive:
+            batch = self.batch(progress)
+            rate = self.rate(progress, batch)
+            left = self.budget.left(progress, self.epoch)
+            now = Moment(lr=rate, batch=batch, epoch=self.epoch, left=left, settings=self.lr, span=self._span)
+            progress = progress.cool(self.growth.cools(progress, now))
+            return progress.climb(self.growth.moves(progress, now))
+        here = progress.step if self._trigger.axis == "steps" else progress.ledger.applied
+        return progress.climb(climb(self._trigger, progress.stage, here, self.growth.top) - progress.stage)
+
+    def probe_due(self, progress: Progress) -> bool:
+        """Whether ‖∇f‖ has to be measured exactly before the stage is decided."""
+        return self.growth.probe_due(progress)
+
+    def batch(self, progress: Progress) -> int:
+        """Samples of the next update."""
+        return shorten(self.growth(progress.stage), self.budget.left(progress, self.epoch), self.growth.start)
+
+    def plan(self, progress: Progress) -> Plan:
+        """The next update, whole. ValueError where the batch cannot be split over the world."""
+        batch = self.batch(progress)
+        micro, accum, window = self.cut(progress, batch)
+        return Plan(
+            batch=batch,
+            world=self.world,
+            micro=micro,
+            accum=accum,
+            lr=self.rate(progress, batch),
+            stage=progress.stage,
+            seed=mix_int(self.seed, progress.samples),
+            window=window,
+            product=self.growth.tests_progress,
+            worth=self.growth.worth(progress, batch, self._span),
+        )
+
+    def cut(self, progress: Progress, batch: int) -> tuple[int, int, int]:
+        """The micro-batch, the accumulation and the window of the next update, if it has `batch` samples."""
+        limit = self.max_micro if progress.micro_limit is None else min(self.max_micro, progress.micro_limit)
+        micro, accum = split(batch, self.world, limit)
+        whole, asked = self.world * accum == 1, self.measuring.every is not None
+        every = self.measuring.every or (1 if self.growth.measures and not whole else 16)
+        if progress.step % every or (whole and (batch == 1 or not (asked or self.growth.measures))):
+            return micro, accum, 0
+        if whole:
+            micro, accum = split(batch, 1, -(-batch // 2))
+        return micro, accum, self.measuring.memory(every * batch, self.epoch)
+
+    def ranks(self, stage: int) -> int:
+        """Ranks that a stage wants."""
+        if self.group is None:
+            return self.world
+        return self.group.workforce(stage, self.growth(stage), self.max_micro)
+
+    def hands_over(self, stage: int) -> bool:
+        """Whether another group of ranks has to take over before the first update of a stage."""
+        return self.group is not None and self.ranks(stage) != self.group.asked
+
+    def trial(self, micro: int) -> Plan:
+        """A probe of micro-batches of `micro` rows on every rank."""
+        batch, seed = micro * self.world, mix_int(self.seed, micro)
+        return Plan(batch=batch, world=self.world, micro=micro, accum=1, lr=0.0, stage=0, seed=seed, probe=True)
+
+    def largest_share(self) -> int:
+        """Rows of the largest share of a rank in the run to come: no micro-batch needs more."""
+        return max(-(-batch // self.ranks(stage)) for stage, batch in self.reach())
+
+    def rate(self, progress: Progress, batch: int) -> float:
+        """Learning rate of the next update if it has `batch` samples. ValueError where it is not finite."""
+        try:
+            rate = self.lr.base * self.growth.multiplier(self.lr, progress, batch, self._span)
+        except OverflowError:
+            rate = math.inf
+        if rate == math.inf:
+            raise ConfigError(
+                f"lr.base={self.lr.base:g} grows beyond all numbers by stage {progress.stage}; "
+                "set growth.cap, lengthen the stages or choose a slower lr.rule"
+            )
+        return rate
+
+    def warm(self, progress: Progress, batch: int) -> float:
+        """Warm-up multiplier of the next update if it has `batch` samples; it never falls along a run."""
+        return self.lr.decay.warm(progress.ledger.applied, batch, self._span)
+
+    def forecast(self, progress: Progress | None = None) -> Iterator[Stride]:
+        """The run to come as strides of equal updates, as far as this group takes it, if no update is skipped."""
+        progress = progress or Progress()
+        for stage, batch, updates in self.outline(progress):
+            if self.hands_over(stage):
+                return
+            progress = progress.climb(stage - progress.stage)
+            stride = Stride(begin=progress, plan=self.plan(progress), updates=updates)
+            assert stride.plan.batch == batch
+            yield stride
+            progress = progress.repeat(batch, updates)
+
+    def samples(self) -> int:
+        """Samples that the whole run applies if no update is skipped."""
+        return sum(batch * updates for _, batch, updates in self.outline(Progress()))
+
+    def reach(self) -> Iterator[tuple[int, int]]:
+        """(stage, batch) of all that the run may come to; of adaptive growth the largest batches of each stage."""
+        if not self.growth.adaptive:
+            yield from ((stage, batch) for stage, batch, _ in self.outline(Progress()))
+            return
+        *_, (last, _, _) = self.outline(Progress(), soonest=True)
+        left, start = self.budget.left(Progress(), self.epoch), self.growth.start
+        if self._earliest.axis == "samples" and left < math.inf:
+            last = climb(self._earliest, last, int(left) - 1, self.growth.top)
+        for stage in range(last + 1):
+            batch = self.growth(stage)
+            yield stage, min(batch, self.batch(Progress(stage=stage)))
+            yield stage, int(min(left, batch + min(start, batch) - 1))  # with what the budget may leave over
+
+    def check(self) -> None:
+        """ValueError with what the first stage that cannot be carried out would violate, one constraint a line."""
+        stage = batch = 0
+        for stage, batch in self.reach():
+            if found := self.problems(stage, batch):
+                raise ConfigError("\n".join(found))
+        self.rate(Progress(stage=stage), batch)
+
+    def problems(self, stage: int, batch: int) -> list[str]:
+        """What keeps a batch of a stage from being drawn, split or measured."""
+        world, found = self.ranks(stage), self.unknowns(stage)
+        if world <= batch <= self.epoch and self.max_micro > 1:
+            return found
+        if self.growth.start > self.epoch:
+            return [f"growth.start={self.growth.start} exceeds the {self.epoch} samples of the training set; lower it"]
+        if min(batch, self.growth(stage)) > self.epoch:
+            found.append(
+                f"batch={batch} of stage {stage} exceeds the {self.epoch} samples of the training set; "
+                f"set growth.cap (or growth.start) to at most {self.epoch}, or shorten the budget"
+            )
+        if batch < min(world, self.growth(stage)):
+            found.append(
+                f"the budget ends with a batch of {batch}, fewer than the {world} ranks; "
+                "raise budget or lower launch.workers"
+            )
+            return found
+        try:
+            split(batch, world, self.max_micro)
+        except ValueError as error:
+            found.append(f"stage {stage}: {error}")
+        return found
+
+    def unknowns(self, stage: int) -> list[str]:
+        """What adaptive growth cannot know beforehand and could fail by at a stage."""
+        growth, world = self.growth, self.ranks(stage)
+        if not growth.adaptive:
+            return []
+        found: list[str] = []
+        if growth.measures and growth(stage) == world == 1:
+            found.append(
+                f"growth.kind={growth.name} goes by gradient noise, which a batch of one sample on one rank does not "
+                "show; raise growth.start to at least 2"
+            )
+        if (every := self.measuring.every or 0) > growth.measures_within:
+            found.append(
+                f"run.noise.every={every}: noise is measured less often than growth.kind={growth.name} goes by it, "
+                f"which is every {growth.measures_within:g} updates; lower it to that or raise growth.every"
+            )
+        if growth.start < world <= growth(stage):
+            found.append(
+                f"stage {stage} wants {world} ranks, but the budget may end with a batch of growth.start="
+                f"{growth.start}; raise growth.start to at least {world} or lower launch.workers"
+            )
+        if self.max_micro == 1 and world > 1:
+            found.append(
+                f"max_micro=1 cannot split every batch that the budget may end with over {world} ranks; "
+                "raise engine.max_micro to 2"
+            )
+        return found
+
+    def outline(self, progress: Progress, *, soonest: bool = False) -> Iterator[tuple[int, int, int]]:
+        """(stage, batch, updates) of the run to come: forecast's arithmetic alone, unchecked.
+
+        Adaptive growth is taken to be at every stage as late as it may (mostly never) or, `soonest`, as early.
+        """
+        trigger = self._earliest if soonest else self._trigger
+        left, start, top = self.budget.left(progress, self.epoch), self.growth.start, self.growth.top
+        stage, step, applied = progress.stage, progress.step, progress.ledger.applied
+        by_steps, last_step = trigger.axis == "steps", self.budget.steps or math.inf
+        while left > 0 and step < last_step:
+            stage = climb(trigger, stage, step if by_steps else applied, top)
+            batch = shorten(self.growth(stage), left, start)
+            updates = last_step - step if math.isinf(left) else max(1, (left - min(start, batch)) // batch)
+            if stage < top and (end := trigger.end(stage)) < math.inf:
+                updates = min(updates, end - step if by_steps else -((applied - end) // batch))
+            yield stage, batch, int(updates)
+            step, applied, left = step + int(updates), applied + batch * int(updates), left - batch * updates
+
+
+def shorten(batch: int, left: float, start: int) -> int:
+    """Samples of the next update: the ladder's batch, but the last update takes exactly what is left of the budget.
+
+    A remainder smaller than the ladder's `start` joins the update before it, so that no batch falls below `start`
+    (unless the ladder or the whole budget does), whatever the world size.
+    """
+    return batch if left >= batch + min(start, batch) else int(left)

@@ -1,0 +1,233 @@
+"""Growth that sets the temperature η/b^p and lets the batch follow it, and AdaScale's gain; pure frozen specs."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from distgrow.core.lr import LR, NoDecay, Span, StepDecay
+from distgrow.core.noise_stats import Noise
+from distgrow.core.progress import Progress
+from distgrow.core.spec import ConfigError, PosFloat, PosInt, at_least, one_of
+from distgrow.core.stages import Axis, Dwell, Following, Later, Stages, Trigger
+from distgrow.growth.adaptive import Adaptive
+from distgrow.growth.base import Constant, Ladder, Moment, Plain, needs_samples
+from distgrow.theory.noise import adascale_gain, noise_scale
+
+
+class Plateau(Dwell):
+    """Where the loss has stopped to fall: its least squares line since the last change falls too little."""
+
+    fall: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    """Share of the mean loss that it has to fall by over `epochs` or `samples`, which are also waited for."""
+
+    @model_validator(mode="after")
+    def _has_a_length(self) -> "Plateau":
+        one_of(self, "epochs", "samples")
+        return self
+
+    def reached(self, noise: Noise, epoch: int) -> bool:
+        """Whether the temperature has to fall."""
+        trend, length = noise.trend, self.length(epoch)
+        return self.over(trend.samples, trend.count, epoch) and -trend.slope * length < self.fall * abs(trend.value)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cooling:
+    """The soonest that plateaus, each `length` samples long, can have brought the temperature down to level(m)."""
+
+    length: int
+    step: float  #: the temperature's factor at a plateau, below 1
+    level: Callable[[int], float]
+    axis: Axis = field(default="samples", init=False)
+
+    def end(self, stage: int) -> float:
+        return self.length * max(0, at_least(math.log(self.level(stage)) / math.log(self.step)))
+
+
+class Temperature(Adaptive):
+    """The temperature T = η/b^p falls along lr.decay or at plateaus; the batch is as large as three limits allow [D].
+
+    They are η = T·b^p ≤ lr_max, b ≤ share·B_simple where that is measured, and the cap; beyond it η falls with T. The
+    batch stands on the ladder b₀·δ^m and only climbs; η follows T at every update.
+    """
+
+    kind: Literal["temperature"] = "temperature"
+    brings_rule: ClassVar[bool] = True
+    power: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """p: 1 for SGD, 0.5 for Adam-like optimizers."""
+    lr_max: PosFloat | None = None
+    """Largest learning rate that is stable; default: lr.base, which T begins at: lr.base/start^p."""
+    share: PosFloat | None = None
+    """Limit of b/B_simple, B_simple = tr Σ/|∇f|² as measured; none: nothing is measured for it."""
+    gain: bool = False
+    """η = T·b₀^p times AdaScale's gain in place of (b/b₀)^p: where the gain is less, the temperature is too."""
+    plateau: Plateau | None = None
+    """T falls by δ^p whenever the training loss has stopped to fall, in place of lr.decay; none: it does not."""
+    dwell: Dwell = Dwell(epochs=0.1, updates=10)
+    """How long a stage is at least where something is measured; its updates are measured ones."""
+    confidence: Annotated[float, Field(ge=0)] = 1.0
+    """Standard errors of the measured means that the lower end of B_simple is away."""
+
+    @property
+    def adaptive(self) -> bool:
+        return self.measures or self.plateau is not None
+
+    @property
+    def measures(self) -> bool:
+        return self.gain or self.share is not None
+
+    def boundaries(self, stages: Stages, lr: LR, span: Span) -> Trigger:
+        never = super().boundaries(stages, lr, span)
+        limit, decays = self.limit(lr), not isinstance(lr.decay, NoDecay)
+        if limit < lr.base:
+            raise ConfigError(f"growth.lr_max={limit:g} is below lr.base={lr.base:g}, which the temperature begins at")
+        if self.plateau is not None and decays:
+            raise ConfigError("growth.plateau and lr.decay both let the temperature fall: give one of them")
+        if self.plateau is None and not decays and limit == lr.base:
+            raise ConfigError(
+                "the temperature never falls, so no batch could grow: set lr.decay or growth.plateau, or growth.lr_max "
+                "above lr.base"
+            )
+        if self.adaptive:
+            return never
+        needs_samples("growth.kind=temperature", span)
+        return self._following(lr, span)
+
+    def earliest(self, lr: LR, span: Span) -> Trigger:
+        dwell = self.soonest(self.dwell, span, rungs=max(1, int(self.cap_stage)))
+        if self.plateau is not None:
+            length, step = self.plateau.length(span.epoch), self.factor**-self.power
+            level = (lambda _: 1.0) if self.gain else (lambda stage: self.level(stage + 1, lr))
+            return Later(one=dwell, other=Cooling(length=length, step=step, level=level))
+        return dwell if self.gain or not span.samples else Later(one=dwell, other=self._following(lr, span))
+
+    def moves(self, progress: Progress, now: Moment) -> int:
+        seen = progress.noise.fresh if self.measures else progress.stage_step
+        if not self.dwell.over(progress.stage_samples, seen, now.epoch):
+            return 0
+        room, fallen = self.room(progress.noise), self.fallen(now.settings, progress, now.span)
+        most = min(self.top, progress.stage + 1 if room == math.inf else math.inf)
+        rung = progress.stage
+        while rung < most and self(rung + 1) <= room:
+            if fallen > self.level(rung + 1, now.settings, progress.noise) * (1 + 1e-9):
+                break
+            rung += 1
+        return rung - progress.stage
+
+    def cools(self, progress: Progress, now: Moment) -> int:
+        warmest = progress.cooling < 12 / (self.power * math.log10(self.factor))  # below 1e-12 nothing moves any more
+        return int(warmest and self.plateau is not None and self.plateau.reached(progress.noise, now.epoch))
+
+    def multiplier(self, lr: LR, progress: Progress, batch: int, span: Span) -> float:
+        """T·b^p over η₀, or T·b₀^p times the gain."""
+        warm = lr.decay.warm(progress.ledger.applied, batch, span)
+        scaled = self.scaled(self.rung(progress.stage, batch).ratio, progress.noise)
+        return warm * min(self.limit(lr) / lr.base, scaled * self.fallen(lr, progress, span))
+
+    def most(self, lr: LR, stage: int, rate: float) -> float:
+        ratio = self(stage) / self.start
+        return min(self.limit(lr), rate * ratio**self.power) if self.gain else rate
+
+    def fallen(self, lr: LR, progress: Progress, span: Span) -> float:
+        """The temperature over its first."""
+        return lr.decay.fall(progress.ledger.applied, span) * self.factor ** (-self.power * progress.cooling)
+
+    def limit(self, lr: LR) -> float:
+        """The largest learning rate."""
+        return lr.base if self.lr_max is None else self.lr_max
+
+    def level(self, rung: int, lr: LR, noise: Noise | None = None) -> float:
+        """What the temperature must have fallen to, over its first, for `rung` to be stable."""
+        return self.limit(lr) / lr.base / self.scaled(self(rung) / self.start, noise or Noise())
+
+    def scaled(self, ratio: float, noise: Noise) -> float:
+        """η over that of b₀ at the same temperature, for a batch of ratio·b₀."""
+        return gain(ratio, self.start, noise, self.power) if self.gain else ratio**self.power
+
+    def room(self, noise: Noise) -> float:
+        """The largest batch that the noise scale allows, samples; inf where the gradient is lost in noise."""
+        if self.share is None:
+            return float(self(int(self.top)))
+        variance = noise.variance.end(-self.confidence)
+        gradient_sq = noise.grad_sq.end(self.confidence)
+        return self.share * noise_scale(variance, gradient_sq) if variance > 0 else 0.0
+
+    def _following(self, lr: LR, span: Span) -> Trigger:
+        return Following(decay=lr.decay, span=span, level=lambda stage: self.level(stage + 1, lr))
+
+
+class AdaScale(Ladder):
+    """A plain ladder whose learning rate is η₀ times AdaScale's gain, as measured (Johnson et al. 2020).
+
+    The gain (σ² + |∇f|²)/(σ²/s + |∇f|²), σ² = tr Σ/b₀ and s = b/b₀, lies between 1 and s: an update at b is worth so
+    many at b₀. A decay runs on what the updates are worth, b₀·gain samples each, so it falls as it would have at b₀;
+    the budget, as always, is what is spent. Until noise has been measured the gain is 1.
+    """
+
+    kind: Literal["adascale"] = "adascale"
+    brings_rule: ClassVar[bool] = True
+    start: PosInt = 16
+    """b₀, samples of the batch that lr.base is meant for."""
+    scale: PosInt | None = None
+    """s, for a batch of s·b₀ throughout."""
+    ladder: Plain | None = None
+    """Growth of kind constant, linear, exponential or list, in place of `scale`; it begins at b₀ or above."""
+    power: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Power of the gain that multiplies η₀: 1 for SGD, 0.5 for Adam."""
+
+    @model_validator(mode="after")
+    def _one_ladder(self) -> "AdaScale":
+        one_of(self, "scale", "ladder")
+        least = min(self.plain(stage) for stage in range(int(min(self.plain.top, 1000)) + 1))
+        if least < self.start:
+            raise ConfigError(f"growth.ladder falls to {least} samples, below growth.start={self.start}; lower start")
+        return self
+
+    @property
+    def plain(self) -> Ladder:
+        """The ladder of the batch."""
+        return self.ladder or Constant(start=self.start * (self.scale or 1))
+
+    @property
+    def measures(self) -> bool:
+        return True
+
+    @property
+    def top(self) -> float:
+        return self.plain.top
+
+    def __call__(self, stage: int) -> int:
+        return self.plain(stage)
+
+    def boundaries(self, stages: Stages, lr: LR, span: Span) -> Trigger:
+        if not isinstance(lr.decay, NoDecay | StepDecay):
+            raise ConfigError(
+                f"growth.kind=adascale counts what updates are worth, of which the budget's end is not known: "
+                f"lr.decay.kind={lr.decay.kind} has to be step or none"
+            )
+        return self.plain.boundaries(stages, lr, span)
+
+    def multiplier(self, lr: LR, progress: Progress, batch: int, span: Span) -> float:
+        ratio = self.rung(progress.stage, batch).ratio
+        return gain(ratio, self.start, progress.noise, self.power) * lr.decay.fall(int(progress.worth), span)
+
+    def most(self, lr: LR, stage: int, rate: float) -> float:
+        return rate * (self(stage) / self.start) ** self.power
+
+    def worth(self, progress: Progress, batch: int, span: Span) -> float:
+        ratio = self.rung(progress.stage, batch).ratio
+        return self.start * gain(ratio, self.start, progress.noise, 1.0)
+
+    def remarks(self) -> list[str]:
+        return ["lr is shown as if AdaScale's gain were 1; it is between 1 and b/b₀"]
+
+
+def gain(ratio: float, start: int, noise: Noise, power: float) -> float:
+    """AdaScale's gain of a batch of ratio·b₀ by what has been measured; 1 before that."""
+    variance, gradient_sq = noise.variance.value, noise.grad_sq.value
+    if math.isnan(gradient_sq):
+        return 1.0
+    return adascale_gain(max(1.0, ratio), max(0.0, variance) / start, max(0.0, gradient_sq), power)

@@ -1,0 +1,240 @@
+"""Ray Train adapter: the same run as a TorchTrainer's worker group; it, member.py and worker_group.py import ray."""
+
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError
+from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+
+from distgrow.config.run import Run, parse
+from distgrow.core.scaling import least, most
+from distgrow.core.spec import ConfigError
+from distgrow.distributed.environment import name_interface, name_ray_cluster, named_ray_cluster, ray_train_settings
+from distgrow.distributed.hang_watch import LostPeer, failed_collective
+from distgrow.distributed.world import joined
+from distgrow.launch.elastic import groups, launching
+from distgrow.launch.ray.group import worker_group
+from distgrow.launch.ray.worker import Gauges, knock, outwait_last_group, watch
+from distgrow.run.folder import RunError, RunFolder, TrainingFailed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What the processes of one run must know; plain values, for it travels between hosts."""
+
+    run: dict[str, Any]
+    path: list[str]  #: sys.path of the driver, where the user's own modules are found
+    gpus: bool
+    asked: int | None = None  #: workers that the group's first stage wants, where groups of other sizes may follow
+
+
+def train(run: Run, *, resume: bool | None) -> None:
+    """Train on `launch.workers` Ray workers: on the cluster of launch.address or RAY_ADDRESS, else on a local one.
+
+    On a cluster that others keep running, the training goes on to its end should this process be killed.
+    Raises what the first worker to fail raised where that is for users; a RuntimeError with its traceback otherwise.
+    """
+    folder = RunFolder(Path(run.run.dir).absolute())
+    resume = folder.begun() if resume is None else resume
+    folder.check(resume=resume)
+    placed = run.model_copy(update={"run": run.run.model_copy(update={"dir": str(folder.path)})})
+    with _session(run) as (address, gpus):
+        job = Job(run=placed.model_dump(mode="json"), path=sys.path, gpus=gpus)
+        failure = _train_here(job, folder) if address is None else _train_detached(job, folder, address)
+    if failure is not None:
+        raise failure
+
+
+def _train_here(job: Job, folder: RunFolder) -> Exception | None:
+    """Keep the trainer in this process, with which a local Ray ends anyhow."""
+    folder.stop_requested()  # a request that nobody has used up is not meant for this run
+    with _asking(folder, signal.SIGTERM):
+        failure = _fit(job)
+    folder.stop_requested()
+    return failure
+
+
+def _train_detached(job: Job, folder: RunFolder, address: str) -> Exception | None:
+    """Keep the trainer in an actor beside Ray's head, and wait for it: it needs neither this process nor its host."""
+    trainer = _detached(folder, address)
+    folder.stop_requested()  # a request that nobody has used up is not meant for this run
+    stop = f"touch {folder.stop}"
+    print(f"distgrow: should this command be killed, the run goes on; to end it: {stop}", file=sys.stderr, flush=True)
+    try:
+        with _asking(folder, signal.SIGTERM, signal.SIGINT):
+            failure: Any = ray.get(trainer.train.remote(asdict(job)))
+    except RayActorError as error:
+        raise TrainingFailed(f"Ray has lost the run; the newest checkpoint is good for --resume ({error})") from None
+    folder.stop_requested()
+    ray.kill(trainer)
+    return failure
+
+
+def _detached(folder: RunFolder, address: str) -> Any:
+    """A new actor for the run in this folder; RunError where one is at work already."""
+    make = ray.remote(_Detached).options(
+        name=str(folder.path.resolve()),
+        namespace="distgrow",
+        lifetime="detached",
+        num_cpus=0,
+        resources={"node:__internal_head__": 0.001},
+        max_concurrency=2,
+        runtime_env={"env_vars": {"RAY_TRAIN_ENABLE_STATE_TRACKING": "1", **ray_train_settings()}},
+    )
+    for _ in range(100):
+        try:
+            return make.remote()
+        except ValueError:  # the name is taken
+            _make_room(folder, address)
+            time.sleep(0.1)
+    raise TrainingFailed(f"Ray does not let go of the actor {folder.path.resolve()}; try again")
+
+
+def _make_room(folder: RunFolder, address: str) -> None:
+    """RunError where this folder's actor is at work; one whose run is over makes room."""
+    try:
+        there = ray.get_actor(str(folder.path.resolve()), namespace="distgrow")
+        at_work = ray.get(there.at_work.remote())
+    except (ValueError, RayActorError):  # it has just ended
+        return
+    if at_work:
+        raise RunError(
+            f"run.dir={folder.path} is being trained on the Ray cluster {address} already; follow it on Ray's "
+            f"dashboard or with 'tail -f {folder.metrics}', or end it after a checkpoint with 'touch {folder.stop}'"
+        )
+    ray.kill(there)
+
+
+class _Detached:
+    """A run's trainer in an actor of its own, which ends with the run."""
+
+    def __init__(self) -> None:
+        self._at_work = True
+        self._unused = threading.Timer(60, os._exit, (0,))
+        self._unused.start()
+
+    def train(self, job: dict[str, Any]) -> Exception | None:
+        """Train to the end: what the first worker to fail raised."""
+        self._unused.cancel()
+        try:
+            return _fit(Job(**job))
+        finally:
+            self._at_work = False
+            threading.Timer(5, os._exit, (0,)).start()  # by then a driver that lives has the answer
+
+    def at_work(self) -> bool:
+        """Whether the run goes on."""
+        return self._at_work
+
+
+def _fit(job: Job) -> Exception | None:
+    """Train in Ray Train's worker groups, each of the size that its stages want; what ended the run, where it failed.
+
+    After a group that asked for another size the next one begins, from the checkpoint.
+    """
+    _find_modules(job.path)  # how a stage is cut may ask the user's task for its size
+    run = parse(job.run)
+    folder, elastic = RunFolder(run.run.dir), run.launch.elastic
+    try:
+        with launching(folder) if elastic else nullcontext():
+            for asked in groups(run, folder):
+                told = asdict(replace(job, asked=asked if elastic else None))
+                worker_group(_worker, told, run.launch, folder, asked=asked, gpus=job.gpus).fit()
+    except TrainingFailedError as error:
+        return _first_failure(error)
+    except (ConfigError, TrainingFailed) as error:
+        return error
+    return None
+
+
+def _find_modules(path: list[str]) -> None:
+    """Find the user's own modules where the driver does."""
+    sys.path.extend(entry for entry in path if entry not in sys.path)
+
+
+def _worker(job: dict[str, Any]) -> None:
+    """One rank, in a process of Ray's, in the process group that Ray Train made.
+
+    The driver has looked at the folder; after a failure Ray calls this again, and the run there goes on.
+    """
+    _find_modules(job["path"])
+    run = parse(job["run"])
+    folder = RunFolder(run.run.dir)
+    watch(folder)
+    with joined(run.engine.device, run.launch.timeout_s) as world:
+        world.once(lambda: outwait_last_group(folder))
+    run.fit(resume=None, asked=job["asked"], trackers=[Gauges(run.run.dir)])
+
+
+@contextmanager
+def _session(run: Run) -> Iterator[tuple[str | None, bool]]:
+    """A connection to a Ray cluster, for as long as the context lasts: its address; whether workers get GPUs."""
+
+    def prepare() -> None:  # in here it is pickled by value: Ray's helpers, of which a run has many, load no torch
+        """Run by Ray in each of its processes, before Ray Train makes the process group there."""
+        name_interface(ray.util.get_node_ip_address())
+        name_ray_cluster(ray.get_runtime_context().gcs_address)
+
+    address = run.launch.address or named_ray_cluster()
+    everywhere = {"worker_process_setup_hook": prepare}
+    if address is None:
+        cpus = max(os.cpu_count() or 1, most(run.launch.workers))
+        ray.init(address="local", num_cpus=cpus, runtime_env=everywhere)
+    else:
+        try:
+            knock(address)
+            ray.init(address=address, runtime_env=everywhere)
+        except (OSError, ValueError) as error:  # ConnectionError among them; no address at all
+            raise ConfigError(
+                f"launch.address={address}: no Ray cluster answers there; start one (ray start --head), "
+                f"correct the address, or leave it out for a local one ({error})"
+            ) from None
+    try:
+        there = ray.cluster_resources().get("GPU", 0) >= least(run.launch.workers)
+        yield address, run.engine.device == "cuda" or (run.engine.device == "auto" and there)
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _asking(folder: RunFolder, *signals: signal.Signals) -> Iterator[None]:
+    """These signals to the driver ask the workers to checkpoint and end; sent again, they end the driver."""
+    before: dict[int, Any] = {}
+
+    def ask(number: int, _: Any) -> None:
+        folder.request_stop()
+        signal.signal(number, before[number])
+
+    for number in signals:
+        before[number] = signal.signal(number, ask)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _first_failure(error: TrainingFailedError) -> Exception:
+    """What the worker that failed first raised; peers that only lost it come after it."""
+    if not isinstance(error, WorkerGroupError) or not error.worker_failures:
+        return RuntimeError("".join(traceback.format_exception(error)))
+    failures = error.worker_failures
+    causes = {rank: getattr(told, "cause", None) or told.__cause__ or told for rank, told in failures.items()}
+    rank, cause = min(causes.items(), key=lambda item: (_lost_a_peer(item[1]), item[0]))
+    if isinstance(cause, ConfigError | TrainingFailed):
+        return cause
+    return RuntimeError(f"worker {rank} failed first:\n{''.join(traceback.format_exception(cause))}")
+
+
+def _lost_a_peer(error: BaseException) -> bool:
+    return isinstance(error, LostPeer) or failed_collective(error) or "connectFullMesh" in str(error)

@@ -1,0 +1,93 @@
+"""Worker groups of Ray Train's, each of as many workers as the cluster can give, which Ray's own scheduler is asked."""
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.placement_group import placement_group, remove_placement_group
+
+from distgrow.checkpoint.remote import below
+from distgrow.config.launch import Launch
+from distgrow.core.scaling import least
+from distgrow.run.folder import RunFolder
+
+#: Seconds in which Ray places what fits.
+PROMPTLY_S = 3.0
+
+
+def worker_group(
+    rank: Callable[[dict[str, Any]], None],
+    told: dict[str, Any],
+    launch: Launch,
+    folder: RunFolder,
+    *,
+    asked: int,
+    gpus: bool,
+) -> TorchTrainer:
+    """What calls `rank(told)` in each of `asked` workers, or of as many as the cluster can give in time."""
+    return TorchTrainer(
+        rank,
+        train_loop_config=told,
+        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if gpus else "gloo", timeout_s=round(launch.timeout_s)),
+        scaling_config=scaling(launch, asked, gpus=gpus, stopping=folder.stop.exists),
+        run_config=RunConfig(
+            name=f"{folder.path.name}-{time.time_ns()}",
+            storage_path=str(folder.ray) if launch.storage_path is None else below(launch.storage_path, ".ray"),
+            failure_config=FailureConfig(max_failures=launch.max_failures),
+        ),
+    )
+
+
+def scaling(launch: Launch, asked: int, *, gpus: bool, stopping: Callable[[], bool]) -> ScalingConfig:
+    """What Ray Train needs to know of a group of `asked` workers, or of as many as the cluster can give in time."""
+    whole = ScalingConfig(
+        num_workers=asked,
+        use_gpu=gpus,
+        resources_per_worker=launch.resources_per_worker or None,
+        placement_strategy=launch.placement,
+    )
+    if not launch.elastic:
+        return whole
+    worker = replace(whole, num_workers=1).total_resources
+    given = room(asked, least(launch.workers), worker, launch.placement, launch.resize_wait_s, stopping)
+    if given < asked and not stopping():
+        print(
+            f"distgrow: the cluster had no room for the {asked} workers wanted within {launch.resize_wait_s:g} s "
+            f"(launch.resize_wait_s); going on with {given}",
+            file=sys.stderr,
+            flush=True,
+        )
+    return replace(whole, num_workers=given)
+
+
+def room(
+    wanted: int, least: int, worker: Mapping[str, float], placement: str, wait_s: float, stopping: Callable[[], bool]
+) -> int:
+    """Workers, each taking the resources `worker`, that the cluster has room for: at most `wanted`; none is reserved.
+
+    It waits for room for all of them for `wait_s` seconds, which is a demand that an autoscaler meets if it can, and
+    then settles for as many as fit; `least` is never gone below: Ray waits for those where it starts them.
+    """
+
+    def fits(workers: int, seconds: float) -> bool:
+        group = placement_group([dict(worker)] * workers, strategy=placement)
+        deadline = time.monotonic() + seconds
+        try:
+            while not group.wait(min(1.0, max(0.0, deadline - time.monotonic()))):
+                if time.monotonic() >= deadline or stopping():
+                    return False
+            return True
+        finally:
+            remove_placement_group(group)
+
+    if wanted <= least or fits(wanted, wait_s):
+        return wanted
+    low, high = least, wanted
+    while high - low > 1 and not stopping():
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle, PROMPTLY_S) else (low, middle)
+    return low

@@ -1,0 +1,97 @@
+"""A rank as a member of a Ray cluster: what it does beside training, so that the cluster's faults do no harm."""
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+import ray
+from ray._private.state import state  # as Ray Train does: there is no other way to learn of a drained node
+from ray.util.metrics import Gauge
+
+from distgrow.distributed.environment import head_patience_s
+from distgrow.run.folder import RunError, RunFolder
+from distgrow.tracking.track import Event
+
+
+def watch(folder: RunFolder) -> None:
+    """Look after the head and after this host in threads, to the end of this process."""
+    context = ray.get_runtime_context()
+    _in_thread(lambda: _end_without_head(context.gcs_address, head_patience_s()))
+    node = context.get_node_id()
+    _in_thread(lambda: _save_before_the_end(folder, node))
+
+
+def _in_thread(task: Callable[[], None]) -> None:
+    threading.Thread(target=task, daemon=True).start()
+
+
+def _end_without_head(head: str, limit_s: float) -> None:
+    """End this process where Ray's head has not answered for so long.
+
+    On a host that is cut off from the others Ray itself notices only minutes later, and a rank there, which may be
+    the one that writes into the run's folder, would wait for its peers for half an hour.
+    """
+    answered = time.monotonic()
+    while time.monotonic() - answered < limit_s:
+        with suppress(OSError):
+            knock(head)
+            answered = time.monotonic()
+        time.sleep(min(5.0, limit_s / 4))
+    print(f"distgrow: Ray's head {head} has not answered for {limit_s:.0f} s; this rank ends", flush=True)
+    os._exit(1)
+
+
+def outwait_last_group(folder: RunFolder) -> None:
+    """Return when the first rank of the last worker group, which may live on where it was cut off, writes no more."""
+    try:
+        folder.lock()
+    except RunError:
+        print(f"distgrow: a rank of the last worker group still holds {folder.path}; it ends soon", flush=True)
+        folder.lock(wait_s=4 * head_patience_s())
+    folder.unlock()
+
+
+def _save_before_the_end(folder: RunFolder, node: str) -> None:
+    """Ask for a checkpoint every five seconds while Ray drains this host: it will be taken away (a spot instance, say).
+
+    Ray Train moves the workers to other hosts when the notice has run out, from the newest checkpoint.
+    """
+    while True:
+        time.sleep(5)
+        with suppress(Exception):  # Ray's head may be away; the next look is soon enough
+            if node in state.get_draining_nodes():
+                print("distgrow: Ray drains this host; the run is checkpointed every five seconds", flush=True)
+                folder.checkpoint.touch()
+
+
+class Gauges:
+    """The newest update's figures as Ray's metrics, once in half a second: Ray's dashboard and Prometheus show them."""
+
+    FIGURES = ("step", "samples", "epoch", "stage", "batch", "lr", "loss", "grad_norm", "sfo", "samples_per_s")
+
+    def __init__(self, run: str) -> None:
+        self._gauges = {name: Gauge(f"distgrow_{name}", tag_keys=("run",)) for name in self.FIGURES}
+        self._tags, self._next = {"run": run}, 0.0
+
+    def log(self, event: Event) -> None:
+        """Show the event if it has figures."""
+        now = time.monotonic()
+        if event["event"] == "step" and now < self._next:
+            return
+        self._next = now + 0.5
+        for name, gauge in self._gauges.items():
+            if event.get(name) is not None:
+                gauge.set(event[name], self._tags)
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+def knock(address: str) -> None:
+    """OSError where nothing listens at host:port; Ray itself would try again for minutes."""
+    host, _, port = address.rpartition(":")
+    if port.isdigit() and "://" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()

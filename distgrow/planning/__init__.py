@@ -1,0 +1,1 @@
+"""What a config will do and cost, before it runs."""

@@ -1,0 +1,61 @@
+"""Savings: the seconds and worker-seconds of a plan beside those of a cluster of the largest size held throughout."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from distgrow.core.pace import Pace, Stretch, cost, fitted
+from distgrow.core.progress import Progress
+from distgrow.core.spec import ConfigError
+from distgrow.growth.controller import Controller
+from distgrow.run.folder import RunFolder
+from distgrow.tracking.track import history, read_events
+
+
+def stretches(controller: Controller, *, soonest: bool = False) -> Iterator[Stretch]:
+    """The run to come, `soonest` as in Controller.outline, each stage on the ranks that it wants."""
+    for stage, batch, updates in controller.outline(Progress(), soonest=soonest):
+        yield Stretch(batch=batch, updates=updates, world=controller.ranks(stage))
+
+
+def measured(run: str, given: Pace | None = None) -> Pace:
+    """The pace of an earlier run from its metrics.jsonl; resizes as `given` where that run had none.
+
+    ConfigError where there is no such run or its updates do not tell.
+    """
+    folder = RunFolder(run)
+    if not folder.metrics.is_file():
+        raise ConfigError(f"--like {run}: {folder.metrics} does not exist; name the run.dir of a run that has begun")
+    try:
+        events = history(read_events(folder.metrics))
+        steps = [event for event in events if event["event"] == "step"]
+        updates = [(e["batch"], e["world"], e["batch"] / e["samples_per_s"]) for e in steps if e["samples_per_s"]]
+        resizes = [event["seconds"] for event in events if event["event"] == "resize"]
+        pace = fitted(updates, resizes)
+    except ConfigError as error:
+        raise ConfigError(f"--like {run}: {error}") from None
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+        raise ConfigError(f"--like {run}: a line of {folder.metrics} is damaged: {error!r}; remove it") from None
+    return pace if resizes or given is None else pace.model_copy(update={"resize_s": given.resize_s})
+
+
+def savings(controller: Controller, pace: Pace, *, soonest: bool = False) -> list[str]:
+    """What the run takes as planned and, where it is resized, on its largest number of workers throughout."""
+    largest = max(stretch.world for stretch in stretches(controller, soonest=soonest))
+    planned = cost(pace, stretches(controller, soonest=soonest))
+    held = cost(pace, (replace(stretch, world=largest) for stretch in stretches(controller, soonest=soonest)))
+    rates = f"{pace.samples_per_s:,.4g} samples/s per worker, {pace.latency_s:.3g} s latency"
+    lines = [
+        f"at {rates}, {pace.resize_s:.3g} s a resize: {planned.seconds:,.1f} s, "
+        f"{planned.worker_seconds:,.1f} worker-seconds, {planned.resizes:,} resizes"
+    ]
+    if planned.resizes and pace.resize_s == 0:
+        lines.append("a resize is taken as 0 s, as none was measured: say launch.pace.resize_s")
+    if planned.resizes:
+        saved = held.worker_seconds - planned.worker_seconds
+        verb, longer = ("saved" if saved >= 0 else "lost"), planned.seconds - held.seconds
+        lines.append(
+            f"on {largest:,} workers throughout: {held.seconds:,.1f} s, {held.worker_seconds:,.1f} worker-seconds; "
+            f"{verb}: {abs(saved):,.1f} worker-seconds ({abs(saved) / held.worker_seconds:.1%}) "
+            f"for {abs(longer):,.1f} s {'more' if longer >= 0 else 'less'}"
+        )
+    return lines

@@ -1,0 +1,289 @@
+"""What a config will do, told before it does it: the stage table, predicted SFO and every violated constraint."""
+
+import math
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import chain, islice, pairwise
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from distgrow.config.run import Run, Theory
+from distgrow.core.pace import Pace
+from distgrow.core.plan import split
+from distgrow.core.progress import Progress
+from distgrow.core.spec import ConfigError
+from distgrow.engine.spec import DeepSpeed, EngineSpec
+from distgrow.growth.controller import Controller
+from distgrow.planning.cost import savings
+from distgrow.theory import sgd
+
+#: Problems that are told; a plan may have one for each of a million stages.
+MOST_PROBLEMS = 10
+#: Columns that a table may take: a terminal that has fewer wraps its lines, but no number is cut short.
+WIDTH = 400
+
+#: What η may differ by, relatively, to be taken as constant in predictions.
+EVEN = 0.02
+
+NOT_SGD = "theory: its bound is one of SGD without momentum; nothing is predicted for this optimizer"
+PROBED = "run.probe's evaluations are charged to budget.sfo: there will be fewer updates than are shown"
+AUTO = "engine.max_micro=auto: shown as if memory held every share; it is measured when the run begins"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """One row of the table."""
+
+    stage: int
+    batch: int
+    first_sample: int
+    first_step: int
+    samples: int
+    steps: int
+
+    def progress(self, step: int) -> Progress:
+        """The progress after `step` updates of this stage."""
+        before = Progress(stage=self.stage).repeat(self.first_sample, 1)
+        return replace(before, step=self.first_step).repeat(self.batch, step)
+
+
+#: Titles of the tables of adaptive growth, and whether its stages begin as soon as they may.
+BOUNDS = (
+    ("at slowest: every stage as late as it may begin", False),
+    ("at fastest: every stage as soon as it may begin", True),
+)
+
+
+def stages(controller: Controller, *, soonest: bool = False) -> Iterator[Stage]:
+    """Every stage of the run to come, `soonest` as in Controller.outline; the shortened last update is the last's."""
+    sample = step = 0
+    outline = controller.outline(Progress(), soonest=soonest)
+    ahead = next(outline, None)
+    while ahead is not None:
+        stage, batch, steps = ahead
+        samples = batch * steps
+        ahead = next(outline, None)
+        while ahead is not None and ahead[0] == stage:
+            samples, steps = samples + ahead[1] * ahead[2], steps + ahead[2]
+            ahead = next(outline, None)
+        yield Stage(stage=stage, batch=batch, first_sample=sample, first_step=step, samples=samples, steps=steps)
+        sample, step = sample + samples, step + steps
+
+
+def warn(run: Run, world: int | None = None) -> None:
+    """ConfigError where the run cannot be carried out; a warning where it would pass a known stability limit."""
+    controller = run.controller(world)
+    check_probes(run, controller)
+    controller.check()
+    if (given := run.applicable_theory()) is not None:
+        for stage in stages(controller, soonest=True):
+            for problem in unstable(given, controller, stage):
+                Console(stderr=True, highlight=False, soft_wrap=True).print(f"warning: {problem}", markup=False)
+                return
+
+
+def show(run: Run, world: int | None, rows: int, pace: Pace | None = None) -> bool:
+    """Print the table to standard output, problems to standard error; whether the plan can be carried out.
+
+    It is for `world` ranks, or for those that each stage wants; with a `pace` it tells what that takes.
+    Only the first and last stages are shown where there are more than `rows`; all are computed and checked.
+    Of adaptive growth there are two tables, the bounds of what may come.
+    """
+    controller, console = run.controller(world), Console(width=WIDTH, highlight=False)
+    given = run.applicable_theory()
+    problems = told(given, controller)
+    try:
+        check_probes(run, controller)
+    except ConfigError as error:
+        problems.append(str(error))
+    for title, soonest in BOUNDS if controller.growth.adaptive else (("", False),):
+        if title:
+            console.print(f"{controller.growth.name} growth {title}")
+        for line in [
+            *_bound(controller, soonest, rows),
+            *([] if problems else communication(run.engine, controller, soonest=soonest)),
+            *predictions(given, controller, soonest=soonest),
+            *(savings(controller, pace, soonest=soonest) if pace is not None else []),
+        ]:
+            console.print(line)
+    for line in [
+        *controller.growth.remarks(),
+        *([AUTO] if run.engine.max_micro == "auto" else []),
+        *([NOT_SGD] if given is not run.theory else []),
+        *([PROBED] if run.run.probe.every_epochs is not None and run.budget.sfo is not None else []),
+    ]:
+        console.print(line)
+    errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    for problem in problems:
+        errors.print(f"distgrow: {problem}", markup=False)
+    return not problems
+
+
+def check_probes(run: Run, controller: Controller) -> None:
+    """ConfigError where exact probes cannot be; those of a data set of their own are looked at by `train` alone."""
+    if run.task.kind == "target":
+        return
+    run.run.probe.check(controller.epoch, controller.world, controller.epoch, controller.budget.sfo)
+
+
+def told(given: Theory | None, controller: Controller) -> list[str]:
+    """The first problems of the run to come."""
+    found = (problem for at in controller.reach() for problem in controller.problems(*at))
+    rates = (problem for stage in stages(controller, soonest=True) for problem in unstable(given, controller, stage))
+    return list(dict.fromkeys(islice(chain(found, rates), MOST_PROBLEMS)))
+
+
+def _bound(controller: Controller, soonest: bool, rows: int) -> list[Table | str]:
+    """The table of the run to come, and its sums."""
+    head: list[Stage] = []
+    tail: deque[Stage] = deque(maxlen=max(1, rows // 4))
+    count = 0
+    for stage in stages(controller, soonest=soonest):
+        count += 1
+        if len(head) < rows - rows // 4:
+            head.append(stage)
+        else:
+            tail.append(stage)
+    last = [*head, *tail][-1]
+    return [_table(controller, head, list(tail), count), _total(controller, last, count), *_probes(controller, last)]
+
+
+def _table(controller: Controller, head: list[Stage], tail: list[Stage], count: int) -> Table:
+    table = Table(box=None, header_style="bold")
+    for name in ("stage", "epochs", "samples", "steps", "batch", "world × micro × accum", "lr", "SFO after"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for stage in head:
+        table.add_row(*_row(controller, stage))
+    if hidden := count - len(head) - len(tail):
+        table.add_row(f"… {hidden:,} more")
+    for stage in tail:
+        table.add_row(*_row(controller, stage))
+    return table
+
+
+def _row(controller: Controller, stage: Stage) -> list[str]:
+    last_sample, ranks = stage.first_sample + stage.samples, controller.ranks(stage.stage)
+    try:
+        micro, accum = split(stage.batch, ranks, controller.max_micro)
+        shape = f"{ranks:,} × {micro:,} × {accum:,}"
+    except ConfigError:
+        shape = "—"
+    rates = [controller.rate(stage.progress(step), stage.batch) for step in turns(controller, stage)]
+    shown = rates[:1] + [now for before, now in pairwise(rates) if not math.isclose(before, now)]
+    return [
+        f"{stage.stage:,}",
+        f"{stage.first_sample / controller.epoch:,.2f} – {last_sample / controller.epoch:,.2f}",
+        f"{stage.samples:,}",
+        f"{stage.steps:,}",
+        f"{stage.batch:,}",
+        shape,
+        " – ".join(f"{rate:.4g}" for rate in shown),
+        f"{last_sample:,}",
+    ]
+
+
+def _total(controller: Controller, last: Stage, count: int) -> str:
+    sfo, steps = last.first_sample + last.samples, last.first_step + last.steps
+    constant = -(-sfo // controller.growth.start)
+    return (
+        f"{count:,} stages, {steps:,} updates, {sfo:,} gradient evaluations; "
+        f"at constant batch {controller.growth.start:,}: {constant:,} updates ({constant / steps:.1f} ×)"
+    )
+
+
+def _probes(controller: Controller, last: Stage) -> list[str]:
+    """What exact measurements of ‖∇f‖ add, where growth goes by them."""
+    count = controller.growth.probes(last.first_step + last.steps, last.stage)
+    if count == 0:
+        return []
+    evaluations = f"and {count:,} probes of ‖∇f‖: {count * controller.epoch:,} gradient evaluations more"
+    fewer = ", which budget.sfo leaves for fewer updates than are shown" if controller.budget.sfo else ""
+    return [evaluations + fewer]
+
+
+def communication(engine: EngineSpec, controller: Controller, *, soonest: bool) -> list[str]:
+    """What accumulation costs where ZeRO has to reduce every micro-batch."""
+    if not isinstance(engine, DeepSpeed) or engine.zero == 1:
+        return []
+    shares = {(batch, controller.ranks(stage)) for stage, batch, _ in controller.outline(Progress(), soonest=soonest)}
+    most = max(split(batch, ranks, controller.max_micro)[1] for batch, ranks in shares)
+    if most == 1:
+        return []
+    return [f"ZeRO {engine.zero} reduces every micro-batch: up to {most} reductions an update; zero=1 needs one"]
+
+
+# ── what the theory says, where its constants are given ─────────────────────────────────────────────────────────
+
+
+def turns(controller: Controller, stage: Stage) -> list[int]:
+    """Updates of a stage between which η only rises or only falls: the first, where a warm-up ends, the last."""
+    last, batch = stage.steps - 1, stage.batch
+    end = bisect_left(range(last), 1.0, key=lambda step: controller.warm(stage.progress(step), batch))
+    return sorted({0, end, last})
+
+
+def unstable(given: Theory | None, controller: Controller, stage: Stage) -> list[str]:
+    """The problem that a stage's learning rate reaches 2/L, where L is known."""
+    if given is None:
+        return []
+    highest = max(controller.rate(stage.progress(step), stage.batch) for step in turns(controller, stage))
+    lr, limit = controller.growth.most(controller.lr, stage.stage, highest), given.constants().stable_lr()
+    if lr < limit:
+        return []
+    can = "" if lr == highest else ", by what may be measured,"
+    return [f"lr={lr:.4g} of stage {stage.stage}{can} reaches 2/L={limit:.4g}; lower lr.base or growth.cap"]
+
+
+def predictions(given: Theory | None, controller: Controller, *, soonest: bool) -> list[str]:
+    """Predicted SFO to ‖∇f‖ ≤ ε against the best constant batch at the base learning rate (sgd.py)."""
+    if given is None:
+        return []
+    constants, lr, epsilon = given.constants(), controller.lr.base, given.epsilon
+    if lr >= constants.stable_lr():
+        return []
+    try:
+        best, at = sgd.least_sfo(constants, lr, epsilon), sgd.critical_batch(constants, lr, epsilon)
+        reached = sfo_to_target(constants, controller, epsilon, soonest=soonest)
+        ours = "not within the budget" if reached is None else f"{reached:,} ({reached / best:.2f} × the best constant)"
+        updates = f"{best / at:,.0f}"
+    except (ArithmeticError, ValueError):
+        return ["theory: its constants lead beyond the numbers that a computer has; nothing is predicted"]
+    return [
+        f"predicted SFO to ‖∇f‖ ≤ {epsilon:g}: {ours}",
+        f"best constant batch at lr {lr:g}: b* = {at:,.1f}, {best:,.0f} gradient evaluations, {updates} updates",
+    ]
+
+
+def sfo_to_target(
+    constants: sgd.Constants, controller: Controller, epsilon: float, *, soonest: bool = False
+) -> int | None:
+    """SFO when the bound is first at most ε², to the update; None where that is not within the budget."""
+    runs = [run for stage in stages(controller, soonest=soonest) for run in even(controller, stage)]
+    reached = np.flatnonzero(sgd.bounds(constants, runs) <= epsilon**2)
+    if not len(reached):
+        return None
+    before, (updates, lr, batch) = runs[: reached[0]], runs[reached[0]]
+
+    def there(count: int) -> bool:
+        return sgd.bound(constants, [*before, (count, lr, batch)]) <= epsilon**2
+
+    count = 1 + bisect_left(range(1, updates), True, key=there)
+    return sum(updates * batch for updates, _, batch in before) + count * batch
+
+
+def even(controller: Controller, stage: Stage) -> Iterator[tuple[int, float, int]]:
+    """A stage as (updates, lr, batch) in order, cut where η moves: within one it differs by EVEN at most."""
+    cuts = [*(turns(controller, stage)[:-1] or [0]), stage.steps]
+    ahead = list(pairwise(cuts))[::-1]
+    while ahead:
+        low, high = ahead.pop()
+        one, other = (controller.rate(stage.progress(step), stage.batch) for step in (low, high - 1))
+        if abs(one - other) <= EVEN * max(one, other) or high - low == 1:
+            yield high - low, (one + other) / 2, stage.batch
+        else:
+            middle = (low + high) // 2
+            ahead += [(middle, high), (low, middle)]

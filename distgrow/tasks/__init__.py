@@ -1,0 +1,1 @@
+"""Model, loss and data behind a spec: built in, or the user's own."""

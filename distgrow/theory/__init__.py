@@ -1,0 +1,1 @@
+"""Formulas from papers: plain numbers in, plain numbers out."""

@@ -1,0 +1,164 @@
+"""What gradient noise says of the batch: estimators, noise scale, critical batch and gains, as plain arithmetic.
+
+Symbols: G, the full gradient; |G|² (`grad_sq`); Σ, covariance of one sample's gradient, tr Σ (`variance`), both in
+gradient² units; H, the Hessian: GᵀHG/|G|² (`curvature`) and tr(HΣ)/tr Σ (`noise_curvature`), loss / parameter²; η
+(`lr`); b, samples (`batch`). Averages over steps are the caller's: average numerators and denominators, never ratios.
+[D]: derived for this project, and held against exact enumeration or Monte Carlo by its tests.
+"""
+
+import math
+
+from distgrow.theory.sgd import check_positive
+
+# ── estimators from two mean gradients of one update (McCandlish et al. 2018) ───────────────────────────────────
+
+
+def variance_estimate(small_sq: float, large_sq: float, small: float, large: float) -> float:
+    """tr Σ = (|G_b|² − |G_B|²) / (1/b − 1/B) from mean gradients over b = `small` and B = `large` samples.
+
+    Unbiased with independent samples, the b among the B or not; without replacement from n it is unbiased for
+    tr Σ·n/(n − 1), the variance with the divisor n − 1. Single estimates may be negative.
+    """
+    _check_batches(small, large)
+    return (small_sq - large_sq) / (1 / small - 1 / large)
+
+
+def grad_sq_estimate(
+    small_sq: float, large_sq: float, small: float, large: float, population: float = math.inf
+) -> float:
+    """|G|² = (B|G_B|² − b|G_b|²) / (B − b), unbiased with independent samples; single estimates may be negative.
+
+    Drawn without replacement from n samples (one pass over the data) this is low by tr Σ/(n − 1) on average, more
+    than |G|² itself once the noise scale exceeds n: give `population` = n to add it back [D].
+    """
+    _check_batches(small, large)
+    check_positive(population=population)
+    if large > population:
+        raise ValueError(f"large={large} must be at most population={population}: samples drawn without replacement")
+    plain = (large * large_sq - small * small_sq) / (large - small)
+    return plain + variance_estimate(small_sq, large_sq, small, large) / population
+
+
+def batch_variance(variance: float, batch: float, population: float = math.inf) -> float:
+    """E|G_b − G|² = (σ²/b)·(n − b)/(n − 1) without replacement from n samples; σ²/b from endlessly many."""
+    check_positive(batch=batch, population=population)
+    if not batch <= population:
+        raise ValueError(f"batch={batch} must be at most population={population}: samples drawn without replacement")
+    if math.isinf(population):
+        return variance / batch
+    return variance / batch * (population - batch) / (population - 1) if population > 1 else 0.0
+
+
+def _check_batches(small: float, large: float) -> None:
+    check_positive(small=small)
+    if not large > small:
+        raise ValueError(f"large={large} must be above small={small}: two gradients of one batch size tell no noise")
+
+
+# ── noise scale, and what a batch costs by it ───────────────────────────────────────────────────────────────────
+
+
+def noise_scale(variance: float, grad_sq: float) -> float:
+    """B_simple = tr Σ/|G|², samples; inf where the estimate of |G|² is not positive (McCandlish et al. 2018)."""
+    return variance / grad_sq if grad_sq > 0 else math.inf
+
+
+def sfo_overhead(batch: float, scale: float) -> float:
+    """E/E_min = 1 + b/B, gradient evaluations over those of the smallest batches (McCandlish et al. 2018)."""
+    check_positive(batch=batch, scale=scale)
+    return 1 + batch / scale
+
+
+def steps_overhead(batch: float, scale: float) -> float:
+    """S/S_min = 1 + B/b, serial steps over those of the largest batches; (S/S_min − 1)(E/E_min − 1) = 1."""
+    check_positive(batch=batch, scale=scale)
+    return 1 + scale / batch
+
+
+def temperature(lr: float, batch: float, power: float = 1.0) -> float:
+    """T = η/b^power: power 1 for SGD, ½ for Adam-like optimizers; equal T walk the same path per sample [D]."""
+    check_positive(lr=lr, batch=batch)
+    return lr / batch**power
+
+
+# ── critical batch from measurements ────────────────────────────────────────────────────────────────────────────
+
+
+def critical_batch_now(variance: float, grad_sq: float, lr: float, smoothness: float) -> float:
+    """b̂* = κ·tr Σ/|G|² with κ = 2Lη/(2 − Lη), samples: theory.critical_batch for ε = |G| [D]."""
+    return directed_critical_batch(variance, grad_sq, lr, smoothness, smoothness)
+
+
+def directed_critical_batch(
+    variance: float, grad_sq: float, lr: float, curvature: float, noise_curvature: float
+) -> float:
+    """b̂* = 2η·tr(HΣ) / (|G|²(2 − η·GᵀHG/|G|²)), the batch of most expected progress per sample [D].
+
+    inf where even the full gradient makes no progress (η·curvature ≥ 2) or |G|² is not positive. Where the noise
+    lies along negative curvature it is 0 or less: any batch makes progress.
+    """
+    check_positive(lr=lr)
+    room = grad_sq * (2 - lr * curvature)
+    return 2 * lr * noise_curvature * variance / room if room > 0 and grad_sq > 0 else math.inf
+
+
+def expected_decrease(
+    grad_sq: float, variance: float, lr: float, batch: float, curvature: float, noise_curvature: float
+) -> float:
+    """E[f(θ) − f(θ − ηg)] = η|G|² − (η²/2)(GᵀHG + tr(HΣ)/b), loss; exact on quadratics [D]."""
+    check_positive(lr=lr, batch=batch)
+    return lr * grad_sq - lr**2 / 2 * (curvature * grad_sq + noise_curvature * variance / batch)
+
+
+def progress_product(
+    grad_sq: float, variance: float, lr: float, batch: float, curvature: float, noise_curvature: float
+) -> float:
+    """E⟨g_t, g_{t+1}⟩ = |G|²(1 − η·GᵀHG/|G|²) − η·tr(HΣ)/b for independent batches; exact on quadratics [D].
+
+    Two batches of one pass over n samples share none: their product is lower by about tr Σ/(n − 1).
+    """
+    check_positive(lr=lr, batch=batch)
+    return grad_sq * (1 - lr * curvature) - lr * noise_curvature * variance / batch
+
+
+def progress_critical_batch(batch: float, grad_sq: float, product: float, excess: float = 0.0) -> float:
+    """b̂* = b·(|G|² − I)/|G|², I = mean ⟨g_t, g_{t+1}⟩ at batch b; the batch at which I would be 0 [D].
+
+    Exact where I = 0. Elsewhere off by η·κ_G of the way to it, κ_G = GᵀHG/|G|²: give `excess` = η·κ_G, where it is
+    known, to be exact. inf where |G|² is not positive or, with it, where no batch is large enough (η·κ_G ≥ 1).
+    """
+    check_positive(batch=batch)
+    if grad_sq <= 0 or excess >= 1:
+        return math.inf
+    return batch * (1 - product / grad_sq - excess) / (1 - excess)
+
+
+def removable_loss(lr: float, variance: float, batch: float) -> float:
+    """η·tr Σ/(4b), the loss that SGD's noise keeps up and that annealing η/b to 0 removes [D].
+
+    On a quadratic whose directions have settled it is Σ η·c/(2b(2 − ηh)) over curvatures h with noise c each. This is
+    that for ηh → 0, low by a factor of at most 2/(2 − ηL); directions that have not settled hold less.
+    """
+    check_positive(lr=lr, batch=batch)
+    return lr * variance / (4 * batch)
+
+
+# ── rules of policies ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def adascale_gain(scale: float, variance: float, grad_sq: float, power: float = 1.0) -> float:
+    """AdaScale's gain (σ² + |G|²)/(σ²/s + |G|²), between 1 and s = `scale` ≥ 1 (Johnson et al. 2020).
+
+    `variance` is that of the base batch's gradient, tr Σ/b₀; s, the batch over b₀. It multiplies the learning rate
+    and counts the base steps that an update is worth. `power` ½ is the form for Adam. 0 noise and gradient: 1.
+    """
+    if not (scale >= 1 and variance >= 0 and grad_sq >= 0):
+        raise ValueError(f"scale={scale} must be at least 1, variance={variance} and grad_sq={grad_sq} at least 0")
+    below = variance / scale + grad_sq
+    return ((variance + grad_sq) / below) ** power if below > 0 else 1.0
+
+
+def cabs_batch(lr: float, variance: float, loss: float) -> float:
+    """b = η·tr Σ/f, samples; for SGD without momentum and a least loss of 0 (Balles et al. 2017)."""
+    check_positive(lr=lr, loss=loss)
+    return lr * variance / loss

@@ -1,0 +1,1 @@
+"""Events of a run, and where they are sent: metrics.jsonl, the terminal, TensorBoard, W&B, MLflow."""

@@ -1,0 +1,78 @@
+"""A run at MLflow; the only file that imports mlflow."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param
+from mlflow.exceptions import MlflowException
+
+from distgrow.tracking.spec import KINDS, Ending, MLflow, Opening, Point
+
+_STATUS = {"done": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
+#: Holds the run's own id, by which it is found again.
+TAG = "distgrow.run.folder"
+#: What MLflow takes in one call, at most.
+METRICS, PARAMS = 1000, 100
+#: The longest value of a parameter that every MLflow takes, in characters.
+LONGEST = 500
+
+
+class MLflowRun:
+    """Points are metrics at the update that they belong to, with names such as step/loss and eval/accuracy.
+
+    The latest step/step tells how far the store has come. A point sent again, with its own time, is the same point.
+    """
+
+    def __init__(self, spec: MLflow, opening: Opening) -> None:
+        self._client = MlflowClient(tracking_uri=spec.uri)
+        experiment = self._experiment(spec.experiment)
+        found = self._client.search_runs([experiment], filter_string=f"tags.`{TAG}` = '{opening.id}'", max_results=1)
+        self._id = found[0].info.run_id if found else self._create(spec, opening, experiment)
+        self._client.update_run(self._id, status="RUNNING")
+        latest = found[0].data.metrics if found else {}
+        self.seen: Mapping[str, int] = {kind: int(latest.get(f"{kind}/step", -1)) for kind in KINDS}
+
+    def _create(self, spec: MLflow, opening: Opening, experiment: str) -> str:
+        name = spec.name or opening.folder.resolve().name
+        run = self._client.create_run(experiment, run_name=name, tags={TAG: opening.id})
+        params = [Param(key, value[:LONGEST]) for key, value in flat(opening.settings)]
+        for first in range(0, len(params), PARAMS):
+            self._client.log_batch(run.info.run_id, params=params[first : first + PARAMS])
+        return run.info.run_id
+
+    def _experiment(self, name: str) -> str:
+        found = self._client.get_experiment_by_name(name)
+        if found is not None:
+            return found.experiment_id
+        try:
+            return self._client.create_experiment(name)
+        except MlflowException:  # another run has made it at the same moment
+            found = self._client.get_experiment_by_name(name)
+            if found is None:
+                raise
+            return found.experiment_id
+
+    def publish(self, points: Sequence[Point]) -> None:
+        """See Service."""
+        metrics = [metric for point in points for metric in _metrics(point)]
+        for first in range(0, len(metrics), METRICS):
+            self._client.log_batch(self._id, metrics=metrics[first : first + METRICS])
+
+    def finish(self, ending: Ending) -> None:
+        """See Service."""
+        self._client.set_terminated(self._id, status=_STATUS[ending])
+
+
+def _metrics(point: Point) -> Iterator[Metric]:
+    for name, value in point.figures.items():
+        yield Metric(f"{point.kind}/{name}", value, round(point.time_s * 1000), point.step)
+
+
+def flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Nested settings as (dotted key, text)."""
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", str(value)

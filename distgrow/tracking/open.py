@@ -1,0 +1,64 @@
+"""Reporting: the services that a run reports to, opened for it and found again on resume; knows none of them."""
+
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from distgrow.core.spec import ConfigError
+from distgrow.distributed.world import World
+from distgrow.run.folder import RunFolder
+from distgrow.tracking.background import Behind
+from distgrow.tracking.spec import Opening, TrackerSpec
+from distgrow.tracking.track import Event, Tracker, Trackers, history, read_events
+
+
+@contextmanager
+def reporting(
+    specs: Sequence[TrackerSpec], folder: RunFolder, settings: Mapping[str, Any], world: World, tracker: Tracker
+) -> Iterator[Tracker]:
+    """`tracker` and the services of `specs`, from the first rank. Collective.
+
+    ConfigError where a service cannot be opened for a new run; a run that goes on does not wait for it.
+    """
+    services: list[Behind] = []
+    try:
+        world.once(lambda: services.extend(_opened(specs, folder, settings, tracker) if specs else ()))
+        yield Trackers([tracker, *services]) if services else tracker
+    finally:
+        for service in services:
+            service.close()
+
+
+def check(specs: Sequence[TrackerSpec], world: World) -> None:
+    """ConfigError where the first rank lacks a package. Collective."""
+    world.once(lambda: [spec.check() for spec in specs])
+
+
+def _opened(
+    specs: Sequence[TrackerSpec], folder: RunFolder, settings: Mapping[str, Any], tracker: Tracker
+) -> Iterator[Behind]:
+    events = history(read_events(folder.metrics))
+    opening = Opening(folder=folder.path, settings=settings, id=_id(events, tracker))
+    begun = any(event["event"] == "start" for event in events)
+    for spec in specs:
+        service = Behind(spec.kind, partial(spec.open, opening), events)
+        if not begun and (reason := service.opened()) is not None:
+            raise ConfigError(
+                f"run.trackers: {spec.kind} cannot be opened: {reason}; put that right and go on with --resume, "
+                "or leave it out"
+            )
+        yield service
+
+
+def _id(events: Sequence[Event], tracker: Tracker) -> str:
+    """By which services find the run again: an event of metrics.jsonl, which is kept wherever checkpoints are."""
+    known = [event["id"] for event in events if event["event"] == "tracker"]
+    if known:
+        return known[-1]
+    last = events[-1] if events else {}
+    place = {key: last.get(key, 0) for key in ("step", "samples", "sfo", "time_s")}
+    event = {"event": "tracker", **place, "id": secrets.token_hex(8)}
+    tracker.log(event)
+    return event["id"]

@@ -1,0 +1,1 @@
+"""fit(), the training loop and what it calls: evaluation, micro-batch size, the check of the loss."""

@@ -1,0 +1,138 @@
+"""Survey: what is measured of a run under way, its test set's metrics and exact gradients; moves nothing."""
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from distgrow.core.order import mix_int
+from distgrow.core.progress import Progress, finite
+from distgrow.core.spec import ConfigError
+from distgrow.data.loader import evaluation_batches, random_parts
+from distgrow.distributed.world import World
+from distgrow.engine.batches import memory_for
+from distgrow.engine.functional import Vector
+from distgrow.engine.probes import Probe
+from distgrow.engine.spec import Engine
+from distgrow.growth.controller import Controller
+from distgrow.run.folder import RunSpec
+from distgrow.tasks.tasks import Task
+from distgrow.theory.noise import directed_critical_batch, noise_scale
+from distgrow.tracking.track import RESERVED
+
+Batches = Iterable[tuple[Any, int]]
+Tell = Callable[..., None]
+
+
+class Survey:
+    """The measurements of one run; `tell` takes an event's kind, its progress and its values.
+
+    It does not keep `tell`, the run's own: a cycle of references would leave the loader's workers to the garbage
+    collector.
+    """
+
+    def __init__(self, task: Task, controller: Controller, engine: Engine, run: RunSpec, world: World) -> None:
+        """ConfigError where the data set of probes is too small."""
+        self._task, self._controller, self._engine = task, controller, engine
+        self._run, self._world = run, world
+        self._probed = task.train if task.probe is None else task.probe
+        run.probe.check(len(self._probed), world.size, controller.epoch, controller.budget.sfo)
+
+    def evaluation_due(self, before: Progress, after: Progress) -> bool:
+        """Whether this update crossed an evaluation's place on the samples axis."""
+        every = self._run.eval.every_epochs * self._controller.epoch
+        return before.samples // every != after.samples // every and not self._controller.done(after)
+
+    def evaluate(self, progress: Progress, tell: Tell) -> dict[str, float]:
+        """Evaluate the test set, where there is one. Collective: every rank must call."""
+        if self._task.test is None:
+            return {}
+        rows = min(self._run.eval.rows, progress.micro_limit or self._run.eval.rows)
+        with memory_for(f"evaluation batches of {rows} rows", "lower run.eval.rows and go on with --resume"):
+            metrics = self._engine.evaluate(self._batches(self._task.test, rows))
+        if clash := RESERVED & metrics.keys():
+            raise ConfigError(f"task.metrics returns {', '.join(sorted(clash))}, which every event has; rename it")
+        epoch = progress.samples / self._controller.epoch
+        tell("eval", progress, epoch=epoch, **{name: finite(value) for name, value in metrics.items()})
+        return metrics
+
+    def probe_due(self, progress: Progress) -> bool:
+        """Whether the growth or run.probe wants ‖∇f‖ before the coming update; not again once it is known.
+
+        A budget of gradient evaluations has to leave some for that update.
+        """
+        if not (self._controller.probe_due(progress) or self._wished(progress)):
+            return False
+        budget = self._controller.budget
+        return budget.sfo is None or budget.left(progress, self._controller.epoch) > len(self._probed)
+
+    def _wished(self, progress: Progress) -> bool:
+        return self._run.probe.due(progress, self._controller.epoch)
+
+    def last(self, progress: Progress, tell: Tell) -> Progress:
+        """The progress at the run's end, where run.probe wants to know ‖∇f‖ too. Collective: every rank must call."""
+        return self.probe(progress, tell) if self._run.probe.due_at_the_end(progress) else progress
+
+    def probe(self, progress: Progress, tell: Tell) -> Progress:
+        """The progress that knows what was due, charged with its evaluations. Collective: every rank must call.
+
+        ConfigError where one before the first update has used up the budget.
+        """
+        began, asked = time.monotonic(), self._controller.probe_due(progress)
+        rows = min(self._run.probe.rows, progress.micro_limit or self._run.probe.rows)
+        with memory_for(f"a probe's batches of {rows} rows", "lower run.probe.rows and go on with --resume"):
+            probe = Probe(self._engine, self._world, lambda: self._batches(self._probed, rows))
+            loss, gradient = probe.gradient()
+            norm = probe.norm(gradient)
+            values: dict[str, float] = {"norm": norm, "loss": loss}
+            if self._run.probe.curvature and (self._wished(progress) or not asked):
+                values |= self._curvature(probe, progress, gradient, norm)
+        evaluations = probe.passes * len(self._probed)
+        # a norm that growth has not asked for is kept from its decisions
+        after = progress.probed(norm, evaluations) if asked else progress.surveyed(evaluations)
+        assert not self.probe_due(after), "a probe must be known once it is made"
+        epoch = progress.samples / self._controller.epoch
+        facts = {"epoch": epoch, "evaluations": evaluations, "sfo_probe": after.ledger.probe}
+        found = {name: finite(value) for name, value in values.items()}
+        tell("probe", after, **facts, **found, seconds=time.monotonic() - began)
+        if after.samples == 0 and self._controller.done(after):
+            raise ConfigError(
+                f"budget.sfo={self._controller.budget.sfo}: the exact probe before the first update took "
+                f"{after.ledger.probe} gradient evaluations; raise it, or leave out run.probe.curvature"
+            )
+        return after
+
+    def _curvature(self, probe: Probe, progress: Progress, gradient: Vector, norm: float) -> dict[str, float]:
+        """What run.probe.curvature adds; NaN where the gradient is 0."""
+        spec, samples, seed = self._run.probe, len(self._probed), mix_int(self._run.seed, progress.samples)
+        orders = (mix_int(seed, 1), mix_int(seed, 2))
+        pairs = zip(*(self._parts(min(spec.parts, samples), order) for order in orders), strict=True)
+        noise = probe.noise(gradient, samples, pairs)
+        smoothness, products = probe.smoothness(tolerance=spec.tolerance, most=spec.iterations, seed=seed)
+        along, trace, lr = probe.curvature(gradient), noise.trace.value, self._rate(progress)
+        noise_curvature = noise.curved.value / trace if trace else math.nan
+        critical = math.nan
+        if min(lr, norm, trace) > 0:
+            critical = directed_critical_batch(trace, norm**2, lr, along, noise_curvature)
+        return {
+            "smoothness": smoothness,
+            "smoothness_products": products,
+            "curvature": along,
+            "noise_trace": trace,
+            "noise_trace_error": noise.trace.error,
+            "noise_curvature": noise_curvature,
+            "noise_curvature_error": noise.curved.error / trace if trace else math.nan,
+            "noise_scale": noise_scale(trace, norm**2),
+            "lr": lr,
+            "critical_batch": critical,
+        }
+
+    def _rate(self, progress: Progress) -> float:
+        """The learning rate at the batch that the ladder has come to."""
+        return self._controller.rate(progress, self._controller.growth(progress.stage))
+
+    def _parts(self, parts: int, seed: int) -> Batches:
+        return random_parts(self._probed, self._world, parts, seed, self._task.collate)
+
+    def _batches(self, dataset: Any, rows: int) -> Batches:
+        return evaluation_batches(dataset, self._world, rows, self._task.collate)

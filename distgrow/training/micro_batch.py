@@ -1,0 +1,52 @@
+"""Memory: the largest micro-batch that every rank holds, found by probes, and whether a run can be cut into it."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from distgrow.core.plan import largest
+from distgrow.core.progress import Progress
+from distgrow.core.spec import ConfigError
+from distgrow.data.loader import Loader
+from distgrow.engine.batches import MORE_MEMORY
+from distgrow.engine.spec import Engine
+from distgrow.growth.controller import Controller
+from distgrow.run.folder import TrainingFailed
+
+
+def measured(
+    controller: Controller, engine: Engine, loader: Loader, progress: Progress, tell: Callable[..., None]
+) -> Progress:
+    """The progress that knows the largest micro-batch that the run needs and every rank holds, charged with the probes.
+
+    Each is told as a `probe` event. Where memory holds whole shares, it sets no limit. TrainingFailed where it holds
+    too little. Collective: every rank must call.
+    """
+
+    def fits(micro: int) -> bool:
+        nonlocal progress
+        plan = controller.trial(micro)
+        outcome = engine.update(plan, loader.draw(Progress(), plan))
+        progress = progress.after(plan, outcome)
+        tell("probe", progress, micro=micro, fits=not outcome.out_of_memory)
+        return not outcome.out_of_memory
+
+    needed = controller.largest_share()
+    found = largest(fits, controller.plan(progress).micro, needed)
+    limited = replace(progress, micro_limit=found if found < needed else controller.max_micro)
+    check_split(controller, limited)
+    return limited
+
+
+def check_split(controller: Controller, progress: Progress) -> None:
+    """TrainingFailed where the run's batches cannot be cut into the micro-batches that memory holds."""
+    limit = progress.micro_limit
+    assert limit is not None
+    try:
+        replace(controller, max_micro=min(limit, controller.max_micro)).check()
+    except ConfigError:
+        if limit == 0:
+            raise TrainingFailed(f"a rank's memory does not hold a micro-batch of one row; {MORE_MEMORY}") from None
+        raise TrainingFailed(
+            f"a rank's memory holds micro-batches of {limit} rows, into which this run's batches on {controller.world} "
+            f"ranks cannot be cut; {MORE_MEMORY}, or let growth and budget give multiples of {controller.world}"
+        ) from None
