@@ -16,11 +16,12 @@ import torch
 from paired import Block, Report, Spread, arguments, interleave, keep, ratio, show
 from torch.utils.data import DataLoader
 
+from distgrow.core.errors import ConfigError
 from distgrow.core.order import seeds
 from distgrow.core.progress import Progress
-from distgrow.core.spec import ConfigError
 from distgrow.data import datasets, files
-from distgrow.data.loader import Positions, PrefetchingLoader
+from distgrow.data.loader import PrefetchingLoader
+from distgrow.data.stream import Positions
 from distgrow.growth.controller import Controller
 from distgrow.growth.short_names import budget, constant
 

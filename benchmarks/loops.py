@@ -10,20 +10,27 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from distgrow.checkpoint.spec import Checkpointing
+from distgrow.core.budget import Budget
 from distgrow.core.lr import LR
 from distgrow.core.noise_stats import Measuring
 from distgrow.core.progress import Progress
-from distgrow.core.stages import Budget, Stages
+from distgrow.core.stages import Stages
 from distgrow.data import datasets
 from distgrow.distributed.world import World
-from distgrow.engine.spec import SGD, DeepSpeed, EngineSpec, most_rows
+from distgrow.engine.spec import DeepSpeed, EngineSpec, most_rows
+from distgrow.growth import Growth
 from distgrow.growth.controller import Controller
-from distgrow.growth.schedule import Growth
-from distgrow.run.folder import Checkpointing, RunFolder, RunSpec, StopRequests
+from distgrow.optim.sgd import SGD
+from distgrow.run.folder import RunFolder
+from distgrow.run.stop import StopRequests
 from distgrow.tasks import models
-from distgrow.tasks.tasks import Task
-from distgrow.tracking.track import JSONL, Event, NullTracker, Tracker
-from distgrow.training.fit import Job, Result
+from distgrow.tasks.task import Task
+from distgrow.tracking.base import NullTracker, Tracker
+from distgrow.tracking.events import Event
+from distgrow.tracking.jsonl import JSONL
+from distgrow.training.spec import RunSpec
+from distgrow.training.trainer import Job, Result
 
 LR_BASE = 0.02
 Model = Literal["cnn", "mlp"]

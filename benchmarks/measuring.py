@@ -16,10 +16,14 @@ from overhead import distgrow_block
 from paired import Report, Spread, arguments, in_two_processes, interleave, keep, ratio, show
 
 from distgrow.core.noise_stats import Measuring
-from distgrow.distributed.environment import launched, leave, place
+from distgrow.distributed.environment import launched, place
 from distgrow.distributed.world import World, joined
 from distgrow.engine.spec import Torch
-from distgrow.growth.schedule import Constant, Growth, NoiseScale, ProgressTest
+from distgrow.growth import Growth
+from distgrow.growth.constant import Constant
+from distgrow.growth.noise_scale import NoiseScale
+from distgrow.growth.progress_test import ProgressTest
+from distgrow.launch.local import leave
 
 LIMIT = 1.02  #: largest ratio that is good enough, where a batch comes in one micro-batch a rank
 MICRO, UPDATES = 16, 8  #: rows of a micro-batch; updates of a block with one of them a rank

@@ -15,13 +15,16 @@ import torch
 from loops import Bare, Model, Stamps, bare_loop, build, build_job
 from paired import Block, Report, Spread, arguments, in_two_processes, interleave, keep, ratio, show, spread
 
+from distgrow.core.budget import Budget
 from distgrow.core.progress import Progress
-from distgrow.core.stages import Budget, Every, Stages
-from distgrow.distributed.environment import launched, leave, place
+from distgrow.core.stages import Every, Stages
+from distgrow.distributed.environment import launched, place
 from distgrow.distributed.world import World, joined
 from distgrow.engine.spec import DeepSpeed, EngineSpec, Torch
-from distgrow.growth.schedule import Constant, Exponential
-from distgrow.training.fit import Job
+from distgrow.growth.constant import Constant
+from distgrow.growth.exponential import Exponential
+from distgrow.launch.local import leave
+from distgrow.training.trainer import Job
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

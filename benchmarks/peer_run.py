@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from peer_loops.work import Work, checked, timed
 
-from distgrow.distributed.environment import leave
+from distgrow.launch.local import leave
 
 
 def work_of(options: argparse.Namespace) -> Work:

@@ -13,14 +13,20 @@ from typing import Any
 import numpy as np
 from paired import Block, Spread, interleave, ratio, spread, timed
 
+from distgrow.core.budget import Budget
 from distgrow.core.lr import LR, Cosine
 from distgrow.core.noise_stats import Measured
 from distgrow.core.order import Order, seeds
 from distgrow.core.plan import Plan
 from distgrow.core.progress import Ledger, Outcome, Progress
-from distgrow.core.stages import Budget, Every, Stages
+from distgrow.core.stages import Every, Stages
+from distgrow.growth import Growth
+from distgrow.growth.auto import Auto
 from distgrow.growth.controller import Controller
-from distgrow.growth.schedule import Auto, Exponential, Growth, NoiseScale, Seesaw, Steps
+from distgrow.growth.exponential import Exponential
+from distgrow.growth.noise_scale import NoiseScale
+from distgrow.growth.seesaw import Seesaw
+from distgrow.growth.steps import Steps
 
 #: Steps are those that measure noise.
 AXES: dict[str, tuple[int, ...]] = {

@@ -27,10 +27,10 @@ from paired import Block
 from torch._C._distributed_c10d import HashStore
 
 from distgrow.core.order import Int64s, UInt64s
-from distgrow.distributed.environment import leave
 from distgrow.distributed.world import World, joined
 from distgrow.engine.spec import Torch
-from distgrow.growth.schedule import Constant
+from distgrow.growth.constant import Constant
+from distgrow.launch.local import leave
 
 MICRO = 64  #: rows of a micro-batch, at most
 BYTES_SENT = 200  #: where Linux's struct tcp_info keeps tcpi_bytes_sent, since 4.19
@@ -64,7 +64,7 @@ class Repeated:
         return 10**12
 
     def batch(self, indices: Int64s, seeds: UInt64s) -> Any:
-        """See distgrow.data.loader.Batched."""
+        """See distgrow.data.stream.Batched."""
         return self.arrays.batch(indices % self.rows, seeds)
 
 

@@ -21,8 +21,8 @@ from sfo_results import Result, Setting, Store, provenance, quartiles, settings
 from sfo_sizes import add_options, folder_of, positive_real, problems
 from sfo_tables import MEASURES, family, number
 
+from distgrow.core.errors import ConfigError
 from distgrow.core.pace import Pace, fitted
-from distgrow.core.spec import ConfigError
 
 MODEL = (
     "an update of b samples takes latency + ⌈b/w⌉ ÷ samples/s + all-reduce(w) on the w = min(W, b) of W workers that "

@@ -23,7 +23,7 @@ from sfo_sizes import SEEDS, add_options, folder_of, positive, problems, size_of
 from sfo_tables import MEASURES, final_loss, tables
 from suite_sections import source, today
 
-from distgrow.core.spec import ConfigError
+from distgrow.core.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent
 LEGEND = (

@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
-from distgrow.config.run import Run, parse
-from distgrow.core.spec import ConfigError
+from distgrow.config.load import parse
+from distgrow.config.run import Run
+from distgrow.core.errors import ConfigError
 
 Values = dict[str, Any]
 OFTEN: Values = {"run": {"noise": {"every": 1}}}  #: of policies that measure, as every update shows something here

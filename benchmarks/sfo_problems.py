@@ -10,8 +10,9 @@ from sfo_quadratic import play_standard
 from sfo_results import Course, Minima, Result, key_of
 from sfo_runs import Places, play
 
-from distgrow.config.run import Run, parse
-from distgrow.core.spec import ConfigError
+from distgrow.config.load import parse
+from distgrow.config.run import Run
+from distgrow.core.errors import ConfigError
 
 Play = Callable[[Run, int, Course, float | None], tuple[int, str]]
 """(run, seed, course, ‖∇f‖ to stop at) → samples of an epoch, how the run ended."""

@@ -16,14 +16,17 @@ import torch
 from sfo_results import Course, Reading
 from torch import Tensor, nn
 
+from distgrow.checkpoint.spec import Checkpointing
 from distgrow.config.run import Run
-from distgrow.data.loader import evaluation_batches
+from distgrow.core.errors import TrainingFailed
+from distgrow.data.stream import evaluation_batches
 from distgrow.distributed.world import World
 from distgrow.engine.batches import place
-from distgrow.run.folder import Checkpointing, TrainingFailed
-from distgrow.tasks.tasks import Task
-from distgrow.tracking.track import Event, Tracker
-from distgrow.training.fit import Result, fit
+from distgrow.tasks.task import Task
+from distgrow.tracking.base import Tracker
+from distgrow.tracking.events import Event
+from distgrow.training.fit import fit
+from distgrow.training.trainer import Result
 
 PATIENCE, LEAST = (
     3,

@@ -10,7 +10,7 @@ from sfo_contestants import Scale
 from sfo_paper import paper
 from sfo_problems import Problem, cifar10, digits, quadratic, text
 
-from distgrow.core.spec import ConfigError
+from distgrow.core.errors import ConfigError
 
 README = Path(__file__).parent / "README.md"
 SEEDS = {"standard": 5, "quick": 1, "smoke": 1, "full": 3}

@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from distgrow.core.errors import ConfigError
 from distgrow.core.order import Int64s, UInt64s
-from distgrow.core.spec import ConfigError
 from distgrow.data import datasets, files
 from distgrow.tasks import models
 from distgrow.tasks.architectures import GPT, Images, ResNet, Tokens
-from distgrow.tasks.tasks import Task
+from distgrow.tasks.task import Task
 
 
 def cross_entropy(model: nn.Module, batch: Any) -> Tensor:

@@ -22,9 +22,9 @@ from sfo_runs import trained
 from torch import Tensor
 from torch.func import functional_call, grad, vmap
 
-from distgrow.config.run import parse
-from distgrow.tasks.tasks import Task
-from distgrow.tracking.track import Event
+from distgrow.config.load import parse
+from distgrow.tasks.task import Task
+from distgrow.tracking.events import Event
 
 EPOCHS, SEEDS = 30, 3
 LIMIT = 0.25  #: largest distance of the median ratio from 1 that is good enough

@@ -7,13 +7,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from distgrow.core.budget import Budget
+    from distgrow.core.errors import ConfigError
     from distgrow.core.lr import LR, WSD, Cosine, StepDecay
     from distgrow.core.order import Order
     from distgrow.core.plan import Plan, split
     from distgrow.core.progress import Ledger, Outcome, Progress
-    from distgrow.core.spec import ConfigError
-    from distgrow.core.stages import Budget
-    from distgrow.engine.spec import SGD, AdamW, Torch
+    from distgrow.engine.spec import Torch
     from distgrow.growth.controller import Controller
     from distgrow.growth.short_names import (
         adascale,
@@ -43,28 +43,34 @@ if TYPE_CHECKING:
         sqrt_lr,
         tau_nice_batch,
     )
-    from distgrow.run.folder import RunSpec
-    from distgrow.tasks.tasks import Task
-    from distgrow.training.fit import Result, fit
+    from distgrow.optim.adamw import AdamW
+    from distgrow.optim.sgd import SGD
+    from distgrow.tasks.task import Task
+    from distgrow.training.fit import fit
+    from distgrow.training.spec import RunSpec
+    from distgrow.training.trainer import Result
 
 _HOMES = {
+    "core.budget": ("Budget",),
+    "core.errors": ("ConfigError",),
+    "core.lr": ("LR", "WSD", "Cosine", "StepDecay"),
+    "core.order": ("Order",),
+    "core.plan": ("Plan", "split"),
+    "core.progress": ("Ledger", "Outcome", "Progress"),
+    "engine.spec": ("Torch",),
     "growth.controller": ("Controller",),
-    "engine.spec": ("SGD", "AdamW", "Torch"),
     "growth.short_names": (
         "adascale", "at_temperature", "auto", "batches", "budget", "cabs", "constant", "constant_lr",
         "critical_batch_tracking", "dwell", "every", "exponential", "factor_lr", "increase", "late", "linear",
         "linear_lr", "noise_scale_tracking", "norm_threshold", "optimal", "plateau", "power_lr",
         "progress_test", "seesaw", "sqrt_lr", "tau_nice_batch",
     ),
-    "core.lr": ("LR", "WSD", "Cosine", "StepDecay"),
-    "core.order": ("Order",),
-    "core.plan": ("Plan", "split"),
-    "core.progress": ("Ledger", "Outcome", "Progress"),
-    "run.folder": ("RunSpec",),
-    "core.stages": ("Budget",),
-    "core.spec": ("ConfigError",),
-    "tasks.tasks": ("Task",),
-    "training.fit": ("Result", "fit"),
+    "optim.adamw": ("AdamW",),
+    "optim.sgd": ("SGD",),
+    "tasks.task": ("Task",),
+    "training.fit": ("fit",),
+    "training.spec": ("RunSpec",),
+    "training.trainer": ("Result",),
 }  # fmt: skip
 
 __all__ = [

@@ -12,11 +12,13 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from distgrow.config.run import Run, load
-from distgrow.core.spec import ConfigError
+from distgrow.config.load import load
+from distgrow.config.run import Run
+from distgrow.core.errors import ConfigError, TrainingFailed
 from distgrow.critical_batch.branches import Scaling
-from distgrow.distributed.environment import launched, leave, place, run_groups
-from distgrow.run.folder import RunFolder, TrainingFailed
+from distgrow.distributed.environment import launched, place
+from distgrow.launch.local import leave, run_groups
+from distgrow.run.folder import RunFolder
 
 app = typer.Typer(
     add_completion=False,

@@ -10,15 +10,15 @@ from rich.table import Table
 from torch import nn
 
 from distgrow.config.run import Run
+from distgrow.core.errors import ConfigError, TrainingFailed
 from distgrow.core.plan import Plan, split
 from distgrow.core.progress import Progress
-from distgrow.core.spec import ConfigError
-from distgrow.data.loader import DirectLoader, Positions
+from distgrow.data.loader import DirectLoader
+from distgrow.data.stream import Positions
 from distgrow.distributed.world import World, joined
 from distgrow.engine.spec import Torch
 from distgrow.engine.torch import TorchEngine
-from distgrow.run.folder import TrainingFailed
-from distgrow.tasks.tasks import Task
+from distgrow.tasks.task import Task
 
 #: Samples of the batch that is split, at least.
 LEAST = 8

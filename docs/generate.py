@@ -17,9 +17,9 @@ from pathlib import Path
 import reference
 import yaml
 
-from distgrow.config.run import parse
+from distgrow.config.load import parse
 from distgrow.planning import table
-from distgrow.training.fit import Job
+from distgrow.training.trainer import Job
 
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent

@@ -1,7 +1,7 @@
 """distgrow: fit()."""
 
 from distgrow import RunSpec, Torch, budget, every, exponential, fit, sqrt_lr
-from distgrow.run.folder import Checkpointing
+from distgrow.checkpoint.spec import Checkpointing
 from peer_loops.work import Work
 
 

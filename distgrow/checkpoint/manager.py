@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from distgrow.checkpoint import writer
+from distgrow.checkpoint.spec import Checkpointing
 from distgrow.checkpoint.storage import Store
 from distgrow.checkpoint.writer import Writing
+from distgrow.core.errors import RunError
 from distgrow.core.progress import Progress
 from distgrow.distributed.world import World
 from distgrow.engine.spec import Engine
 from distgrow.run import resize_request
-from distgrow.run.folder import Checkpointing, RunError, RunFolder
-from distgrow.tracking.track import Event, last_total, read_events
+from distgrow.run.folder import RunFolder
+from distgrow.tracking.events import Event, last_total, read_events
 
 
 @contextmanager

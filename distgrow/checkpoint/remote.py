@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 from filelock import FileLock
 
 from distgrow.checkpoint.storage import MANIFEST, NAME, Folder, Store, at, persistently
-from distgrow.core.spec import ConfigError
-from distgrow.run.folder import RunError, RunFolder
+from distgrow.core.errors import ConfigError, RunError
+from distgrow.run.folder import RunFolder
 
 T = TypeVar("T")
 

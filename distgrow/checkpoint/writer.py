@@ -13,10 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from distgrow.checkpoint.storage import MANIFEST, Store, at, free_name
+from distgrow.core.errors import RunError
 from distgrow.core.progress import Progress
 from distgrow.distributed.world import World
 from distgrow.engine.spec import Engine
-from distgrow.run.folder import RunError
 
 _PROGRESS, _FACTS = "progress.json", "facts.json"
 

@@ -1,31 +1,34 @@
-"""Run: the whole YAML as one typed value, `a.b=c` overrides, and errors that say what to write instead."""
+"""Run: the whole YAML as one typed value."""
 
-import re
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import yaml
-from pydantic import ValidationError, model_validator
+from pydantic import model_validator
 
 from distgrow.checkpoint.remote import build_store
-from distgrow.config.errors import explain
 from distgrow.config.launch import Launch
+from distgrow.core.budget import Budget
+from distgrow.core.errors import ConfigError
 from distgrow.core.lr import LR
 from distgrow.core.scaling import Group, workforce
-from distgrow.core.spec import ConfigError, PosFloat, Spec
-from distgrow.core.stages import Budget, Stages
-from distgrow.engine.spec import SGD, EngineSpec, Optimizer, Torch, check_suits, most_rows, plain_sgd
+from distgrow.core.spec import PosFloat, Spec
+from distgrow.core.stages import Stages
+from distgrow.engine.spec import EngineSpec, Torch, check_suits, most_rows
+from distgrow.growth import Growth
+from distgrow.growth.auto import Auto
 from distgrow.growth.controller import Controller
-from distgrow.growth.schedule import Auto, Growth
-from distgrow.run.folder import RunFolder, RunSpec
+from distgrow.optim import Optimizer, plain_sgd
+from distgrow.optim.sgd import SGD
+from distgrow.run.folder import RunFolder
+from distgrow.tasks import TaskSpec
 from distgrow.tasks.architectures import Model
-from distgrow.tasks.tasks import Digits, TaskSpec
+from distgrow.tasks.builtin import Digits
 from distgrow.theory.sgd import Constants
+from distgrow.training.spec import RunSpec
 
 if TYPE_CHECKING:
-    from distgrow.tracking.track import Tracker
-    from distgrow.training.fit import Result
+    from distgrow.tracking.base import Tracker
+    from distgrow.training.trainer import Result
 
 
 class Theory(Spec):
@@ -165,65 +168,3 @@ class Run(Spec):
                 trackers=trackers,
                 about={key: parts[key] for key in ("task", "model", "launch", "theory")},
             )
-
-
-# ── reading ─────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2's numbers: 1e-3 is a number, not a string."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
-)
-
-
-def load(path: str | Path, overrides: Sequence[str] = ()) -> Run:
-    """A config file with `a.b=c` overrides as a Run. ConfigError where anything is wrong with it."""
-    try:
-        values = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)  # a subclass of SafeLoader
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: there is no such config file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: a config is a mapping of keys, this is {type(values).__name__}")
-    for override in overrides:
-        values = apply(values, override)
-    return parse(values)
-
-
-def parse(values: Mapping[str, Any]) -> Run:
-    """Nested mappings as a Run. ConfigError where anything is wrong with them."""
-    try:
-        return Run.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError("\n".join(explain(error, Run))) from None
-
-
-def apply(values: dict[str, Any], override: str) -> dict[str, Any]:
-    """`values` with one `a.b=c` override; c is YAML. A new `kind` drops the old kind's other keys."""
-    key, equals, text = override.partition("=")
-    path = key.strip().split(".")
-    if not equals or not all(path):
-        raise ConfigError(f"override {override!r} must read key.subkey=value")
-    try:
-        value = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"override {override!r}: the value is not YAML: {error}") from None
-    return _placed(values, path, value, key)
-
-
-def _placed(values: Mapping[str, Any], path: list[str], value: Any, key: str) -> dict[str, Any]:
-    head, *rest = path
-    if not rest:
-        union = key != "launch.kind"  # one spec whatever the kind
-        changes_kind = union and head == "kind" and values.get("kind") not in (None, value)
-        return {"kind": value} if changes_kind else {**values, head: value}
-    inner = values.get(head)
-    if inner is not None and not isinstance(inner, Mapping):
-        raise ConfigError(f"override {key}: {head} is the value {inner!r} in the config, not a mapping")
-    return {**values, head: _placed(inner or {}, rest, value, key)}

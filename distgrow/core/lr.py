@@ -10,7 +10,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from distgrow.core.spec import ConfigError, Fraction, PosFloat, PosInt, Spec, one_of
+from distgrow.core.errors import ConfigError
+from distgrow.core.spec import Fraction, PosFloat, PosInt, Spec, one_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from distgrow.core.spec import ConfigError, PosFloat, Spec
+from distgrow.core.errors import ConfigError
+from distgrow.core.spec import PosFloat, Spec
 
 Seconds = Annotated[float, Field(ge=0)]
 #: Updates of one batch and world whose median counts, and how far apart rows per worker must be to tell a slope.

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from distgrow.core.spec import ConfigError
+from distgrow.core.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,8 +4,9 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
+from distgrow.core.errors import ConfigError
 from distgrow.core.progress import Progress
-from distgrow.core.spec import ConfigError, PosFloat, PosInt, Spec
+from distgrow.core.spec import PosFloat, PosInt, Spec
 
 #: Passes over the data set that a probe with curvature takes at least: |G|, noise, a Hessian-vector product or two.
 CURVATURE_PASSES = 8

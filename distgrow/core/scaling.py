@@ -6,7 +6,7 @@ from typing import Annotated, Any, Protocol
 
 from pydantic import PlainSerializer, PlainValidator
 
-from distgrow.core.spec import ConfigError
+from distgrow.core.errors import ConfigError
 
 
 class Workforce(Protocol):

@@ -5,9 +5,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-
-class ConfigError(ValueError):
-    """Something asked for that cannot be: the message names the key, the value, what is allowed and the way out."""
+from distgrow.core.errors import ConfigError
 
 
 class Spec(BaseModel):
@@ -19,7 +17,9 @@ class Spec(BaseModel):
 
 
 PosInt = Annotated[int, Field(ge=1)]
+
 PosFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 

@@ -15,14 +15,17 @@ from typing import Literal
 from pydantic import Field, InstanceOf
 
 from distgrow.checkpoint.storage import NAME, Folder
-from distgrow.config.run import Run, load
+from distgrow.config.load import load
+from distgrow.config.run import Run
+from distgrow.core.errors import ConfigError, RunError
 from distgrow.core.lr import LR, NoDecay, Span
 from distgrow.core.progress import Progress
-from distgrow.core.spec import ConfigError, PosFloat
-from distgrow.engine.spec import SGD, Optimizer
+from distgrow.core.spec import PosFloat
+from distgrow.growth.constant import Constant
 from distgrow.growth.controller import Controller
-from distgrow.growth.schedule import Constant
-from distgrow.run.folder import RunError, RunFolder
+from distgrow.optim import Optimizer
+from distgrow.optim.sgd import SGD
+from distgrow.run.folder import RunFolder
 
 #: Updates of the run's own batch that a branch takes the samples of, by default; about what the paper gives it.
 UPDATES = 500

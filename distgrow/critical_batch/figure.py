@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, NullLocator, StrMethodFormatter
 
-from distgrow.report.curves import Array
+from distgrow.report.log import Array
 from distgrow.report.plots import COLOURS
 
 #: Share of a branch's samples that its training loss is a mean over.

@@ -17,26 +17,23 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from distgrow.checkpoint.spec import Checkpointing
 from distgrow.checkpoint.storage import Folder
+from distgrow.core.budget import Budget
+from distgrow.core.errors import Diverged, TrainingFailed
 from distgrow.core.probe_schedule import Probing
 from distgrow.core.progress import finite
-from distgrow.core.stages import Budget, Stages
+from distgrow.core.stages import Stages
 from distgrow.critical_batch.branches import Branch, Question, Trunk, gain, largest, left, locate, settled
 from distgrow.critical_batch.figure import Branched, figure, last_loss
 from distgrow.distributed.world import World, joined
-from distgrow.run.folder import (
-    Checkpointing,
-    Diverged,
-    Evaluation,
-    RunFolder,
-    RunSpec,
-    StopRequests,
-    TrainingFailed,
-    storing,
-)
-from distgrow.tasks.tasks import Task
-from distgrow.tracking.track import Event, NullTracker
-from distgrow.training.fit import Job, Result
+from distgrow.run.folder import RunFolder, storing
+from distgrow.run.stop import StopRequests
+from distgrow.tasks.task import Task
+from distgrow.tracking.base import NullTracker
+from distgrow.tracking.events import Event
+from distgrow.training.spec import Evaluation, RunSpec
+from distgrow.training.trainer import Job, Result
 
 
 class Seed(Folder):

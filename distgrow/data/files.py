@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from distgrow.core.errors import ConfigError
 from distgrow.core.order import Int64s
-from distgrow.core.spec import ConfigError
 
 Bytes = npt.NDArray[np.uint8]
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from distgrow.run.folder import TrainingFailed
+from distgrow.core.errors import TrainingFailed
 
 #: Seconds between two looks, and in which a rank that lives has answered.
 LOOK_S, ANSWER_S = 2.0, 7.0

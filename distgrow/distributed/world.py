@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
-from distgrow.core.spec import ConfigError
+from distgrow.core.errors import ConfigError
 from distgrow.distributed.environment import local_rank_named, place
 from distgrow.distributed.hang_watch import calling_the_roll
 

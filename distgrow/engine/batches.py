@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from distgrow.core.errors import ConfigError, TrainingFailed
 from distgrow.core.plan import Plan
-from distgrow.core.spec import ConfigError
 from distgrow.distributed.world import World
-from distgrow.run.folder import TrainingFailed
 
 Loss = Callable[[nn.Module, Any], Tensor]
 Metrics = Callable[[nn.Module, Any], dict[str, Tensor]]

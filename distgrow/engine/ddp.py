@@ -8,11 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from distgrow.core.errors import ConfigError, TrainingFailed
 from distgrow.core.plan import Plan
-from distgrow.core.spec import ConfigError
 from distgrow.distributed.world import World
 from distgrow.engine.batches import Loss, WeightedLoss
-from distgrow.run.folder import TrainingFailed
 
 #: From the weighted loss of the last micro-batch what a rank has to tell, in the order of Ranks.told.
 Notes = Callable[[Tensor], Sequence[Tensor | float]]

@@ -13,11 +13,11 @@ from deepspeed.accelerator import get_accelerator
 from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam
 from torch import nn
 
+from distgrow.core.errors import ConfigError, TrainingFailed
 from distgrow.core.noise_stats import Measured
 from distgrow.core.order import mix_int
 from distgrow.core.plan import Plan
 from distgrow.core.progress import Outcome
-from distgrow.core.spec import ConfigError
 from distgrow.distributed.world import World
 from distgrow.engine.batches import (
     MORE_MEMORY,
@@ -35,9 +35,9 @@ from distgrow.engine.ddp import check_agreed
 from distgrow.engine.deepspeed_shards import Shards
 from distgrow.engine.functional import Still, hollow
 from distgrow.engine.noise_hooks import Direction, Parts
-from distgrow.engine.spec import DeepSpeed, Optimizer
+from distgrow.engine.spec import DeepSpeed
 from distgrow.engine.torch import build_optimizer
-from distgrow.run.folder import TrainingFailed
+from distgrow.optim import Optimizer
 
 _DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

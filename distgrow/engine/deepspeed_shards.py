@@ -17,9 +17,10 @@ from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils.tensor_fragment import fragment_address
 from filelock import FileLock
 
+from distgrow.core.errors import RunError
 from distgrow.distributed.world import World
 from distgrow.engine.batches import serialised
-from distgrow.run.folder import RunError, storing
+from distgrow.run.folder import storing
 
 _TAG = "deepspeed"
 #: What DeepSpeed's files hold beside tensors and plain values: records without behaviour.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from distgrow.core.spec import ConfigError
+from distgrow.core.errors import ConfigError
 from distgrow.distributed.world import World
 from distgrow.engine.batches import Loss, WeightedLoss, place
 

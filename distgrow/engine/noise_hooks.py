@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from distgrow.core.plan import Plan
-from distgrow.engine.spec import SGD, Optimizer
+from distgrow.optim import Optimizer
+from distgrow.optim.sgd import SGD
 
 #: What norms of half-precision gradients are computed in.
 _WIDER = {torch.float16: torch.float32, torch.bfloat16: torch.float32}

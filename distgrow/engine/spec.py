@@ -6,10 +6,14 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from distgrow.core.errors import ConfigError
 from distgrow.core.plan import Plan
 from distgrow.core.progress import Outcome
-from distgrow.core.spec import ConfigError, PosFloat, PosInt, Spec, default_kind
+from distgrow.core.spec import PosFloat, PosInt, Spec, default_kind
 from distgrow.growth.base import Ladder
+from distgrow.optim import Optimizer, plain_sgd
+from distgrow.optim.adamw import AdamW
+from distgrow.optim.sgd import SGD
 
 if TYPE_CHECKING:
     from torch import nn
@@ -150,60 +154,6 @@ class DeepSpeed(Spec):
 
 
 EngineSpec = Annotated[Torch | DeepSpeed, Field(discriminator="kind"), default_kind("torch")]
-
-
-class SGD(Spec):
-    """torch.optim.SGD."""
-
-    kind: Literal["sgd"] = "sgd"
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Momentum; 0 is plain SGD, the paper's optimizer."""
-    nesterov: bool = False
-    """Nesterov's momentum."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """L2 penalty."""
-    clip: PosFloat | None = None
-    """Largest norm of the mean gradient; none: no clipping."""
-
-    @model_validator(mode="after")
-    def _nesterov_needs_momentum(self) -> "SGD":
-        if self.nesterov and self.momentum == 0:
-            raise ConfigError("nesterov=true needs momentum above 0")
-        return self
-
-    @property
-    def penalty(self) -> float:
-        """λ of the L2 penalty (λ/2)|θ|², which is part of the objective."""
-        return self.weight_decay
-
-
-class AdamW(Spec):
-    """torch.optim.AdamW."""
-
-    kind: Literal["adamw"] = "adamw"
-    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Decay of the first moment."""
-    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
-    """Decay of the second moment."""
-    eps: PosFloat = 1e-8
-    """Added to the denominator."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    """Decoupled weight decay."""
-    clip: PosFloat | None = None
-    """Largest norm of the mean gradient; none: no clipping."""
-
-    @property
-    def penalty(self) -> float:
-        """Decoupled decay is no part of the objective."""
-        return 0.0
-
-
-Optimizer = Annotated[SGD | AdamW, Field(discriminator="kind"), default_kind("sgd")]
-
-
-def plain_sgd(optimizer: SGD | AdamW) -> bool:
-    """Whether an update is θ − η·g and no more."""
-    return isinstance(optimizer, SGD) and optimizer.momentum == 0
 
 
 def check_suits(growth: Ladder, optimizer: SGD | AdamW, engine: Torch | DeepSpeed) -> None:

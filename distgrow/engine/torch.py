@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from distgrow.core.errors import ConfigError
 from distgrow.core.noise_stats import Measured
 from distgrow.core.order import mix_int
 from distgrow.core.plan import Plan
 from distgrow.core.progress import Outcome
-from distgrow.core.spec import ConfigError
 from distgrow.distributed.world import World
 from distgrow.engine.batches import (
     Buffers,
@@ -33,7 +33,9 @@ from distgrow.engine.batches import (
 from distgrow.engine.ddp import Notes, Ranks
 from distgrow.engine.functional import Still, hollow
 from distgrow.engine.noise_hooks import Direction, Parts
-from distgrow.engine.spec import SGD, Optimizer, Torch
+from distgrow.engine.spec import Torch
+from distgrow.optim import Optimizer
+from distgrow.optim.sgd import SGD
 
 
 class TorchEngine:

@@ -1,1 +1,44 @@
 """Policies that grow the batch, one file each, and the Controller that turns Progress into a Plan."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from distgrow.growth.adascale import AdaScale
+from distgrow.growth.auto import Auto
+from distgrow.growth.cabs import CABS
+from distgrow.growth.constant import Constant
+from distgrow.growth.critical_batch import Tracking
+from distgrow.growth.exponential import Exponential
+from distgrow.growth.increase import Increase
+from distgrow.growth.late import Late
+from distgrow.growth.linear import Linear
+from distgrow.growth.noise_scale import NoiseScale
+from distgrow.growth.norm_threshold import NormThreshold
+from distgrow.growth.optimal import Optimal
+from distgrow.growth.progress_test import ProgressTest
+from distgrow.growth.seesaw import Seesaw
+from distgrow.growth.steps import Steps
+from distgrow.growth.tau_nice import TauNice
+from distgrow.growth.temperature import Temperature
+
+Growth = Annotated[
+    Auto
+    | Constant
+    | Linear
+    | Exponential
+    | Steps
+    | Optimal
+    | Late
+    | Seesaw
+    | Increase
+    | TauNice
+    | NormThreshold
+    | ProgressTest
+    | Tracking
+    | NoiseScale
+    | CABS
+    | Temperature
+    | AdaScale,
+    Field(discriminator="kind"),
+]

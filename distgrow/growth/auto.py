@@ -4,13 +4,13 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from distgrow.core.errors import ConfigError
 from distgrow.core.lr import LR, Rule, Span
 from distgrow.core.lr import Constant as ConstantRule
 from distgrow.core.progress import Progress
-from distgrow.core.spec import ConfigError, PosFloat, PosInt, at_least
+from distgrow.core.spec import PosFloat, PosInt, at_least
 from distgrow.core.stages import Listed, Stages, Trigger
-from distgrow.growth.adaptive import Endless
-from distgrow.growth.base import Moment, needs_samples
+from distgrow.growth.base import Endless, Moment, needs_samples
 from distgrow.theory.noise import removable_loss
 
 Part = Annotated[float, Field(gt=0, lt=1)]

@@ -1,17 +1,18 @@
-"""Ladders: from a stage to its batch size, and how the learning rate goes with it; pure frozen specs."""
+"""What growth policies share: the protocol, caps, geometric growth, and growth by measurement."""
 
 import math
 import sys
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 from pydantic import Field, model_validator
 
+from distgrow.core.errors import ConfigError
 from distgrow.core.lr import LR, NoDecay, Rule, Rung, Span, Sqrt
 from distgrow.core.progress import Progress
-from distgrow.core.spec import ConfigError, PosInt, Spec, at_least
-from distgrow.core.stages import Listed, Stages, Trigger
+from distgrow.core.spec import PosInt, Spec, at_least
+from distgrow.core.stages import Dwell, Listed, Stages, Trigger
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,16 +158,6 @@ class Ladder(Spec):
         return []
 
 
-class Constant(Ladder):
-    """b₀ throughout."""
-
-    kind: Literal["constant"] = "constant"
-
-    @property
-    def top(self) -> float:
-        return 0
-
-
 class Capped(Ladder):
     """A ladder that stops at `cap`."""
 
@@ -178,25 +169,6 @@ class Capped(Ladder):
         if self.cap is not None and self.start > self.cap:
             raise ConfigError(f"start={self.start} is above cap={self.cap}; lower start or raise cap")
         return self
-
-
-class Linear(Capped):
-    """b₀ + c·m."""
-
-    kind: Literal["linear"] = "linear"
-    increment: PosInt = 16
-    """c, samples added at each stage."""
-
-    @property
-    def top(self) -> float:
-        return math.inf if self.cap is None else -(-(self.cap - self.start) // self.increment)
-
-    def __call__(self, stage: int) -> int:
-        batch = self.start + self.increment * stage
-        return batch if self.cap is None else min(batch, self.cap)
-
-    def height(self, stage: int) -> float:
-        return float(stage) if self.cap is None else min(stage, (self.cap - self.start) / self.increment)
 
 
 class Geometrical(Capped):
@@ -243,50 +215,6 @@ class Geometrical(Capped):
         return math.log(batch / self.start) / math.log(self.factor)
 
 
-class Exponential(Geometrical):
-    """min(cap, ⌈b₀·δ^m⌉)."""
-
-    kind: Literal["exponential"] = "exponential"
-
-    def boundaries(self, stages: Stages, lr: LR, span: Span) -> Trigger:
-        return stages.trigger(self.factor**stages.power, span.epoch)
-
-
-class Steps(Ladder):
-    """An explicit list of batch sizes."""
-
-    kind: Literal["list"] = "list"
-    start: int = Field(default=0, init=False, exclude=True)
-    batches: Annotated[list[PosInt], Field(min_length=1)]
-    """The batch of each stage; it stays at the last."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _start_is_the_first(cls, values: Any) -> Any:
-        if isinstance(values, dict) and "start" in values:
-            raise ConfigError("start is the first of batches; remove it")
-        batches = values.get("batches") if isinstance(values, dict) else None
-        if not isinstance(batches, list) or not batches or not isinstance(batches[0], int) or batches[0] < 1:
-            return values  # told by the check of batches itself
-        return {**values, "start": batches[0]}
-
-    @property
-    def top(self) -> float:
-        return len(self.batches) - 1
-
-    def __call__(self, stage: int) -> int:
-        return self.batches[min(stage, len(self.batches) - 1)]
-
-    def boundaries(self, stages: Stages, lr: LR, span: Span) -> Trigger:
-        trigger = super().boundaries(stages, lr, span)
-        if isinstance(trigger, Listed) and len(trigger.ends) not in (self.top, self.top + 1):
-            raise ConfigError(f"growth.batches has {len(self.batches)} stages, stages.every gives {len(trigger.ends)}")
-        return trigger
-
-
-Plain = Annotated[Constant | Linear | Exponential | Steps, Field(discriminator="kind")]
-
-
 def needs_samples(what: str, span: Span) -> None:
     """ConfigError where the budget has no end on the samples axis, which `what` needs."""
     if not span.samples:
@@ -294,3 +222,50 @@ def needs_samples(what: str, span: Span) -> None:
             f"{what} goes by the samples axis, where budget.steps has no end: "
             "give budget.epochs, budget.samples or budget.sfo, or choose another growth.kind"
         )
+
+
+class Adaptive(Geometrical):
+    """A ladder b₀·δ^m up to a cap that measurements move; it only ever climbs."""
+
+    sets_stages: ClassVar[bool] = True
+
+    @property
+    def adaptive(self) -> bool:
+        return True
+
+    def boundaries(self, stages: Stages, lr: LR, span: Span) -> Trigger:
+        self.needs_cap("could grow without end")
+        return super().boundaries(stages, lr, span)
+
+    def soonest(self, dwell: Dwell, span: Span, rungs: int = 1) -> Trigger:
+        """Where stages can end at the soonest if every move climbs up to `rungs` and waits for `dwell`.
+
+        A move of fewer rungs may get to a stage sooner, as `dwell` lasts fewer samples where batches are small.
+        """
+        begins = [0]
+        for stage in range(1, int(self.cap_stage) + 1):
+            below = range(stage - rungs, stage) if stage > rungs else (0,)  # none is left before stage 0 is
+            begins.append(min(begins[m] + dwell.least(self(m), span.epoch) for m in below))
+        return Listed(axis="samples", ends=tuple(begins[1:]))
+
+
+class Endless(Adaptive):
+    """An adaptive ladder whose stages go on beyond the cap, where the learning rate decays instead."""
+
+    decay_power: ClassVar[float]  #: η falls by δ^power for each δ that the batch could not grow by
+
+    @property
+    def top(self) -> float:
+        """A learning rate below 1e-12 of the cap's moves nothing any more."""
+        return self.cap_stage + math.ceil(12 / (self.decay_power * math.log10(self.factor)))
+
+    def remarks(self) -> list[str]:
+        fall = self.factor**-self.decay_power
+        return [f"at the cap lr falls to {fall:.3g} of itself wherever the batch would have grown, which is not shown"]
+
+    def shortfall(self, stage: int) -> float:
+        """η's multiplier for what the cap has kept the batch from: (cap/(b₀δ^m))^power, 1 below the cap."""
+        return self.factor ** (self.decay_power * (self.height(stage) - stage))
+
+    def multiplier(self, lr: LR, progress: Progress, batch: int, span: Span) -> float:
+        return super().multiplier(lr, progress, batch, span) * self.shortfall(progress.stage)

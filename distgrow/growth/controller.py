@@ -4,16 +4,17 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from distgrow.core.budget import Budget
+from distgrow.core.errors import ConfigError
 from distgrow.core.lr import LR, NoDecay, Span
 from distgrow.core.noise_stats import Measuring
 from distgrow.core.order import mix_int
 from distgrow.core.plan import Plan, split
 from distgrow.core.progress import Progress
 from distgrow.core.scaling import Group
-from distgrow.core.spec import ConfigError
-from distgrow.core.stages import Budget, Stages, Trigger, climb
+from distgrow.core.stages import Stages, Trigger, climb
+from distgrow.growth import Growth
 from distgrow.growth.base import Moment
-from distgrow.growth.schedule import Growth
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,16 +2,27 @@
 
 from typing import Literal
 
+from distgrow.core.budget import Budget
 from distgrow.core.lr import LR, Constant, Decay, Factor, Linear, NoDecay, Power, Rule, Sqrt
-from distgrow.core.stages import Budget, Dwell, Every, Stages
-from distgrow.growth.adaptive import NormThreshold, ProgressTest
+from distgrow.core.stages import Dwell, Every, Stages
+from distgrow.growth.adascale import AdaScale
 from distgrow.growth.auto import Auto
-from distgrow.growth.base import Constant as ConstantBatch
-from distgrow.growth.base import Exponential, Plain, Steps
-from distgrow.growth.base import Linear as LinearBatch
-from distgrow.growth.schedule import Increase, Late, Optimal, Seesaw, TauNice
-from distgrow.growth.temperature import AdaScale, Plateau, Temperature
-from distgrow.growth.tracking import CABS, NoiseScale, Tracking
+from distgrow.growth.cabs import CABS
+from distgrow.growth.constant import Constant as ConstantBatch
+from distgrow.growth.critical_batch import Tracking
+from distgrow.growth.exponential import Exponential
+from distgrow.growth.increase import Increase
+from distgrow.growth.late import Late
+from distgrow.growth.linear import Linear as LinearBatch
+from distgrow.growth.noise_scale import NoiseScale
+from distgrow.growth.norm_threshold import NormThreshold
+from distgrow.growth.optimal import Optimal
+from distgrow.growth.progress_test import ProgressTest
+from distgrow.growth.scheduled import Plain
+from distgrow.growth.seesaw import Seesaw
+from distgrow.growth.steps import Steps
+from distgrow.growth.tau_nice import TauNice
+from distgrow.growth.temperature import Plateau, Temperature
 
 
 def constant(batch: int) -> ConstantBatch:

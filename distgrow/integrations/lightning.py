@@ -11,11 +11,11 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor
 
-from distgrow.core.spec import ConfigError
+from distgrow.core.errors import ConfigError
+from distgrow.data.spec import Loading
 from distgrow.distributed.world import World
 from distgrow.growth.controller import Controller
 from distgrow.integrations.session import Course, assign, check_groups, check_rate, weighted
-from distgrow.run.folder import Loading
 
 
 class Growth(Callback):

@@ -10,15 +10,16 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 
+from distgrow.core.errors import ConfigError, Diverged
 from distgrow.core.order import mix_int
 from distgrow.core.plan import Plan
 from distgrow.core.progress import Outcome, Progress
-from distgrow.core.spec import ConfigError
-from distgrow.data.loader import Loader, Positions, build_loader
+from distgrow.data.loader import Loader, build_loader
+from distgrow.data.spec import Loading
+from distgrow.data.stream import Positions
 from distgrow.distributed.world import World
 from distgrow.engine.batches import Buffers, checked_loss, checked_rows, seed
 from distgrow.growth.controller import Controller
-from distgrow.run.folder import Diverged, Loading
 
 #: Updates in a row whose gradient is not finite, after which the run ends, as `run.max_skips` of fit().
 MAX_SKIPS = 20

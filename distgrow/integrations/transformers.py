@@ -12,12 +12,12 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ExportableState, TrainerControl, TrainerState
 
+from distgrow.core.errors import ConfigError
 from distgrow.core.progress import Progress
-from distgrow.core.spec import ConfigError
+from distgrow.data.spec import Loading
 from distgrow.distributed.world import World
 from distgrow.growth.controller import Controller
 from distgrow.integrations.session import Course, assign, check_groups, check_rows, weighted
-from distgrow.run.folder import Loading
 
 
 class Growing:

@@ -7,9 +7,10 @@ from filelock import FileLock, Timeout
 
 from distgrow.checkpoint.remote import build_store
 from distgrow.config.run import Run
+from distgrow.core.errors import RunError, TrainingFailed
 from distgrow.core.progress import Progress
 from distgrow.run import resize_request
-from distgrow.run.folder import RunError, RunFolder, TrainingFailed, storing
+from distgrow.run.folder import RunFolder, storing
 
 
 def groups(run: Run, folder: RunFolder) -> Iterator[int]:

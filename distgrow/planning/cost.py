@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
+from distgrow.core.errors import ConfigError
 from distgrow.core.pace import Pace, Stretch, cost, fitted
 from distgrow.core.progress import Progress
-from distgrow.core.spec import ConfigError
 from distgrow.growth.controller import Controller
 from distgrow.run.folder import RunFolder
-from distgrow.tracking.track import history, read_events
+from distgrow.tracking.events import history, read_events
 
 
 def stretches(controller: Controller, *, soonest: bool = False) -> Iterator[Stretch]:

@@ -1,77 +1,34 @@
-"""What a config will do, told before it does it: the stage table, predicted SFO and every violated constraint."""
+"""What `distgrow plan` prints: the stage table, predictions and every violated constraint."""
 
 import math
-from bisect import bisect_left
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from itertools import chain, islice, pairwise
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from distgrow.config.run import Run, Theory
+from distgrow.core.errors import ConfigError
 from distgrow.core.pace import Pace
 from distgrow.core.plan import split
 from distgrow.core.progress import Progress
-from distgrow.core.spec import ConfigError
 from distgrow.engine.spec import DeepSpeed, EngineSpec
 from distgrow.growth.controller import Controller
 from distgrow.planning.cost import savings
+from distgrow.planning.forecast import BOUNDS, Stage, sfo_to_target, stages, turns, unstable
 from distgrow.theory import sgd
 
 #: Problems that are told; a plan may have one for each of a million stages.
 MOST_PROBLEMS = 10
+
 #: Columns that a table may take: a terminal that has fewer wraps its lines, but no number is cut short.
 WIDTH = 400
 
-#: What η may differ by, relatively, to be taken as constant in predictions.
-EVEN = 0.02
-
 NOT_SGD = "theory: its bound is one of SGD without momentum; nothing is predicted for this optimizer"
+
 PROBED = "run.probe's evaluations are charged to budget.sfo: there will be fewer updates than are shown"
+
 AUTO = "engine.max_micro=auto: shown as if memory held every share; it is measured when the run begins"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stage:
-    """One row of the table."""
-
-    stage: int
-    batch: int
-    first_sample: int
-    first_step: int
-    samples: int
-    steps: int
-
-    def progress(self, step: int) -> Progress:
-        """The progress after `step` updates of this stage."""
-        before = Progress(stage=self.stage).repeat(self.first_sample, 1)
-        return replace(before, step=self.first_step).repeat(self.batch, step)
-
-
-#: Titles of the tables of adaptive growth, and whether its stages begin as soon as they may.
-BOUNDS = (
-    ("at slowest: every stage as late as it may begin", False),
-    ("at fastest: every stage as soon as it may begin", True),
-)
-
-
-def stages(controller: Controller, *, soonest: bool = False) -> Iterator[Stage]:
-    """Every stage of the run to come, `soonest` as in Controller.outline; the shortened last update is the last's."""
-    sample = step = 0
-    outline = controller.outline(Progress(), soonest=soonest)
-    ahead = next(outline, None)
-    while ahead is not None:
-        stage, batch, steps = ahead
-        samples = batch * steps
-        ahead = next(outline, None)
-        while ahead is not None and ahead[0] == stage:
-            samples, steps = samples + ahead[1] * ahead[2], steps + ahead[2]
-            ahead = next(outline, None)
-        yield Stage(stage=stage, batch=batch, first_sample=sample, first_step=step, samples=samples, steps=steps)
-        sample, step = sample + samples, step + steps
 
 
 def warn(run: Run, world: int | None = None) -> None:
@@ -216,28 +173,6 @@ def communication(engine: EngineSpec, controller: Controller, *, soonest: bool) 
     return [f"ZeRO {engine.zero} reduces every micro-batch: up to {most} reductions an update; zero=1 needs one"]
 
 
-# ── what the theory says, where its constants are given ─────────────────────────────────────────────────────────
-
-
-def turns(controller: Controller, stage: Stage) -> list[int]:
-    """Updates of a stage between which η only rises or only falls: the first, where a warm-up ends, the last."""
-    last, batch = stage.steps - 1, stage.batch
-    end = bisect_left(range(last), 1.0, key=lambda step: controller.warm(stage.progress(step), batch))
-    return sorted({0, end, last})
-
-
-def unstable(given: Theory | None, controller: Controller, stage: Stage) -> list[str]:
-    """The problem that a stage's learning rate reaches 2/L, where L is known."""
-    if given is None:
-        return []
-    highest = max(controller.rate(stage.progress(step), stage.batch) for step in turns(controller, stage))
-    lr, limit = controller.growth.most(controller.lr, stage.stage, highest), given.constants().stable_lr()
-    if lr < limit:
-        return []
-    can = "" if lr == highest else ", by what may be measured,"
-    return [f"lr={lr:.4g} of stage {stage.stage}{can} reaches 2/L={limit:.4g}; lower lr.base or growth.cap"]
-
-
 def predictions(given: Theory | None, controller: Controller, *, soonest: bool) -> list[str]:
     """Predicted SFO to ‖∇f‖ ≤ ε against the best constant batch at the base learning rate (sgd.py)."""
     if given is None:
@@ -256,34 +191,3 @@ def predictions(given: Theory | None, controller: Controller, *, soonest: bool) 
         f"predicted SFO to ‖∇f‖ ≤ {epsilon:g}: {ours}",
         f"best constant batch at lr {lr:g}: b* = {at:,.1f}, {best:,.0f} gradient evaluations, {updates} updates",
     ]
-
-
-def sfo_to_target(
-    constants: sgd.Constants, controller: Controller, epsilon: float, *, soonest: bool = False
-) -> int | None:
-    """SFO when the bound is first at most ε², to the update; None where that is not within the budget."""
-    runs = [run for stage in stages(controller, soonest=soonest) for run in even(controller, stage)]
-    reached = np.flatnonzero(sgd.bounds(constants, runs) <= epsilon**2)
-    if not len(reached):
-        return None
-    before, (updates, lr, batch) = runs[: reached[0]], runs[reached[0]]
-
-    def there(count: int) -> bool:
-        return sgd.bound(constants, [*before, (count, lr, batch)]) <= epsilon**2
-
-    count = 1 + bisect_left(range(1, updates), True, key=there)
-    return sum(updates * batch for updates, _, batch in before) + count * batch
-
-
-def even(controller: Controller, stage: Stage) -> Iterator[tuple[int, float, int]]:
-    """A stage as (updates, lr, batch) in order, cut where η moves: within one it differs by EVEN at most."""
-    cuts = [*(turns(controller, stage)[:-1] or [0]), stage.steps]
-    ahead = list(pairwise(cuts))[::-1]
-    while ahead:
-        low, high = ahead.pop()
-        one, other = (controller.rate(stage.progress(step), stage.batch) for step in (low, high - 1))
-        if abs(one - other) <= EVEN * max(one, other) or high - low == 1:
-            yield high - low, (one + other) / 2, stage.batch
-        else:
-            middle = (low + high) // 2
-            ahead += [(middle, high), (low, middle)]

@@ -17,7 +17,7 @@ from importlib.resources import files
 from typing import Any
 from urllib.parse import urlsplit
 
-from distgrow.core.spec import ConfigError
+from distgrow.core.errors import ConfigError
 from distgrow.report.log import Log
 from distgrow.report.page import Picture, content, frame
 from distgrow.report.planned import Foresee, Planned
@@ -221,7 +221,7 @@ class Handler(BaseHTTPRequestHandler):
         return local(str(self.server.server_address[0])) and not local(asked)
 
     def _page(self) -> str:
-        script = files("distgrow.report.write").joinpath("live.js").read_text(encoding="utf-8")
+        script = files("distgrow.report").joinpath("live.js").read_text(encoding="utf-8")
         body = '<p id="state" role="status">reading …</p><main id="content"></main>'
         return frame(self.server.view.names, f"{body}<script>\n{script}</script>")
 

@@ -11,9 +11,10 @@ from typing import IO, Any
 
 import numpy as np
 
+from distgrow.core.errors import RunError
 from distgrow.core.progress import Ledger
-from distgrow.run.folder import RunError, storing
-from distgrow.tracking.track import read_line
+from distgrow.run.folder import storing
+from distgrow.tracking.events import read_line
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Event = dict[str, Any]

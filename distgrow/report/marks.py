@@ -8,8 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from distgrow.report.curves import Array
-from distgrow.report.log import Event
+from distgrow.report.log import Array, Event
 from distgrow.report.runs import Record
 
 #: Marks of one kind along the x axis, at most: hundreds of stages would cover their curve.

@@ -55,7 +55,7 @@ def page(
 
 def frame(names: Sequence[str], body: str) -> str:
     """A page about the runs of these names, with `body` as HTML."""
-    style = files("distgrow.report.write").joinpath("page.css").read_text(encoding="utf-8")
+    style = files("distgrow.report").joinpath("page.css").read_text(encoding="utf-8")
     return _PAGE.substitute(title=escape(f"distgrow report: {', '.join(names)}"), style=style, body=body)
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from distgrow.core.errors import ConfigError
 from distgrow.core.progress import Ledger
-from distgrow.core.spec import ConfigError
 from distgrow.report.log import PLACES, Array, Event, Events, Log
 from distgrow.run.folder import RunFolder
 

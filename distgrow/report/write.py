@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
+from distgrow.core.errors import RunError
 from distgrow.report.page import page
 from distgrow.report.planned import Foresee
 from distgrow.report.plots import paint
 from distgrow.report.runs import read
-from distgrow.run.folder import RunError
 
 
 def write(runs: list[str], out: str | None, foresee: Foresee = lambda _: None, update_s: float | None = None) -> str:

@@ -1,89 +1,17 @@
-"""A run's folder: its spec, its lock, its recorded settings, its files' names, requests to stop; knows no training."""
+"""RunFolder: the files of one run, its lock, and its recorded settings."""
 
 import errno
 import os
-import signal
-import threading
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import yaml
 from filelock import FileLock, Timeout
-from pydantic import Field
 
-from distgrow.core.noise_stats import Measuring
-from distgrow.core.probe_schedule import Probing
-from distgrow.core.spec import ConfigError, PosFloat, PosInt, Spec
-from distgrow.tracking.spec import TrackerSpecs
-
-
-class RunError(ConfigError):
-    """Something that the user can put right keeps a run from starting or going on; nothing is lost."""
-
-
-class TrainingFailed(Exception):
-    """The training itself cannot go on; the last checkpoint is good."""
-
-
-class Diverged(TrainingFailed):
-    """Too many updates in a row were not finite, on every rank."""
-
-
-class Checkpointing(Spec):
-    """When checkpoints are written. One is always written at the end and on SIGTERM."""
-
-    every_s: PosFloat = 60.0
-    """Seconds between two checkpoints, at most (the work that a crash can lose)."""
-    every_steps: PosInt | None = None
-    """Also every so many updates."""
-    keep: PosInt = 3
-    """How many to keep, the newest."""
-
-
-class Evaluation(Spec):
-    """When the test set is evaluated. Always at the end."""
-
-    every_epochs: PosFloat = 1.0
-    """Epochs between two evaluations."""
-    rows: PosInt = 256
-    """Rows of an evaluation batch."""
-
-
-class Loading(Spec):
-    """How samples are loaded."""
-
-    workers: Annotated[int, Field(ge=0)] = 0
-    """Loader processes of each rank; 0 loads in the training process."""
-    prefetch: PosInt = 4
-    """Micro-batches that each loader process draws ahead."""
-
-
-class RunSpec(Spec):
-    """Where a run is kept, and its habits."""
-
-    dir: Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")] = "runs/run"
-    """The run's folder."""
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    """Of parameters, data order, augmentation and dropout."""
-    checkpoint: Checkpointing = Checkpointing()
-    """When checkpoints are written."""
-    eval: Evaluation = Evaluation()
-    """When the test set is evaluated."""
-    probe: Probing = Probing()
-    """When the full gradient is measured exactly."""
-    loader: Loading = Loading()
-    """How samples are loaded."""
-    noise: Measuring = Measuring()
-    """How gradient noise is measured."""
-    trackers: TrackerSpecs = []
-    """Services to report to, beside metrics.jsonl: wandb, mlflow."""
-    log_every: PosInt = 1
-    """Updates between two step lines of metrics.jsonl."""
-    max_skips: PosInt = 20
-    """Non-finite updates in a row after which the run stops."""
+from distgrow.core.errors import RunError
+from distgrow.run.resume_check import differences
 
 
 class _Dumper(yaml.SafeDumper):
@@ -194,67 +122,6 @@ def _take(request: Path) -> bool:
         return False
     request.unlink(missing_ok=True)
     return True
-
-
-class StopRequests:
-    """Whether SIGTERM has come, or somebody asked through the run's folder (looked at once a second)."""
-
-    def __init__(self, folder: RunFolder) -> None:
-        self._folder, self._signalled, self._next_look = folder, threading.Event(), 0.0
-        self._checkpoint = False
-
-    def __call__(self) -> bool:
-        now = time.monotonic()
-        if now >= self._next_look:
-            self._next_look = now + 1.0
-            self._checkpoint = self._folder.checkpoint_requested()
-            if self._folder.stop_requested():
-                self._signalled.set()
-        return self._signalled.is_set()
-
-    def checkpoint(self) -> bool:
-        """Whether the last look has found that somebody asked for a checkpoint; told once."""
-        asked, self._checkpoint = self._checkpoint, False
-        return asked
-
-    @contextmanager
-    def watched(self) -> Iterator[None]:
-        """SIGTERM's usual effect is held back meanwhile; in a thread (as in a Ray worker) it cannot be caught."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = signal.signal(signal.SIGTERM, lambda *_: self._signalled.set())
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGTERM, before)
-
-
-#: Keys that may change on resume: they decide where and how fast a run goes on, not what it computes.
-FREE = ("launch", "theory", "engine.max_micro", "engine.device", "engine.compile", "engine.bucket_mb", "run")
-BOUND = ("run.seed", "run.noise")
-
-
-def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """Keys (dotted) with other values, among those that decide what is computed."""
-    old, new = flatten(before), flatten(after)
-    keys = [key for key in {**old, **new} if _under(key, BOUND) or not _under(key, FREE)]
-    return [(key, old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)]
-
-
-def _under(key: str, prefixes: tuple[str, ...]) -> bool:
-    return any(key == prefix or key.startswith(prefix + ".") for prefix in prefixes)
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings → one with dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 _STORAGE = {

@@ -1,1 +1,10 @@
 """Model, loss and data behind a spec: built in, or the user's own."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from distgrow.tasks.builtin import Cifar10, Digits, Text
+from distgrow.tasks.user import Target
+
+TaskSpec = Annotated[Digits | Cifar10 | Text | Target, Field(discriminator="kind")]

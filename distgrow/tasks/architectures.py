@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from distgrow.core.spec import ConfigError, Fraction, PosInt, Spec
+from distgrow.core.errors import ConfigError
+from distgrow.core.spec import Fraction, PosInt, Spec
 
 if TYPE_CHECKING:
     from torch import nn

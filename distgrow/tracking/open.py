@@ -1,17 +1,32 @@
-"""Reporting: the services that a run reports to, opened for it and found again on resume; knows none of them."""
+"""Opens the trackers of a run, and finds its services again on resume."""
 
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from distgrow.core.spec import ConfigError
+from distgrow.core.errors import ConfigError
 from distgrow.distributed.world import World
 from distgrow.run.folder import RunFolder
 from distgrow.tracking.background import Behind
+from distgrow.tracking.base import Tracker, Trackers
+from distgrow.tracking.events import Event, history, read_events
+from distgrow.tracking.jsonl import JSONL
 from distgrow.tracking.spec import Opening, TrackerSpec
-from distgrow.tracking.track import Event, Tracker, Trackers, history, read_events
+from distgrow.tracking.tensorboard import tensorboard
+from distgrow.tracking.terminal import Terminal
+
+
+@contextmanager
+def tracking(folder: RunFolder, rank: int, samples: int, others: Iterable[Tracker] = ()) -> Iterator[Tracker]:
+    """All trackers and `others` on the first rank, none elsewhere, for a run of `samples` samples."""
+    ours = [JSONL(folder.metrics), Terminal(samples), tensorboard(folder.tensorboard)] if rank == 0 else []
+    tracker = Trackers([*ours, *others] if rank == 0 else [])
+    try:
+        yield tracker
+    finally:
+        tracker.close()
 
 
 @contextmanager

@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import AfterValidator, Field
 
-from distgrow.core.spec import ConfigError, Spec
+from distgrow.core.errors import ConfigError
+from distgrow.core.spec import Spec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

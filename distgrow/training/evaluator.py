@@ -5,20 +5,20 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from distgrow.core.errors import ConfigError
 from distgrow.core.order import mix_int
 from distgrow.core.progress import Progress, finite
-from distgrow.core.spec import ConfigError
-from distgrow.data.loader import evaluation_batches, random_parts
+from distgrow.data.stream import evaluation_batches, random_parts
 from distgrow.distributed.world import World
 from distgrow.engine.batches import memory_for
 from distgrow.engine.functional import Vector
 from distgrow.engine.probes import Probe
 from distgrow.engine.spec import Engine
 from distgrow.growth.controller import Controller
-from distgrow.run.folder import RunSpec
-from distgrow.tasks.tasks import Task
+from distgrow.tasks.task import Task
 from distgrow.theory.noise import directed_critical_batch, noise_scale
-from distgrow.tracking.track import RESERVED
+from distgrow.tracking.tensorboard import RESERVED
+from distgrow.training.spec import RunSpec
 
 Batches = Iterable[tuple[Any, int]]
 Tell = Callable[..., None]

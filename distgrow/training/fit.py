@@ -1,48 +1,36 @@
-"""fit(): the loop that turns decisions into updates; it decides nothing itself."""
+"""fit(): train a model from Python; it builds the parts and starts the loop."""
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from distgrow.checkpoint.manager import Keeper, opened
+from distgrow.checkpoint.manager import opened
 from distgrow.checkpoint.remote import build_store
-from distgrow.checkpoint.storage import Folder, Store
+from distgrow.core.budget import Budget
+from distgrow.core.errors import ConfigError
 from distgrow.core.lr import LR
-from distgrow.core.plan import Plan
-from distgrow.core.progress import Ledger, Outcome, Progress
 from distgrow.core.scaling import Group
-from distgrow.core.spec import ConfigError, Spec
-from distgrow.core.stages import Budget, Stages
-from distgrow.data.loader import DirectLoader, Positions, build_loader
+from distgrow.core.spec import Spec
+from distgrow.core.stages import Stages
 from distgrow.distributed.world import World, joined
 from distgrow.engine.batches import Loss, Metrics
-from distgrow.engine.spec import SGD, Engine, EngineSpec, Optimizer, Torch, check_suits, most_rows
+from distgrow.engine.spec import EngineSpec, Torch, check_suits, most_rows
+from distgrow.growth import Growth
 from distgrow.growth.controller import Controller
-from distgrow.growth.schedule import Growth
-from distgrow.run import resize_request
-from distgrow.run.folder import Diverged, RunFolder, RunSpec, StopRequests, TrainingFailed
-from distgrow.run.resize_request import Handover
-from distgrow.tasks.tasks import Task
+from distgrow.optim import Optimizer
+from distgrow.optim.sgd import SGD
+from distgrow.run.folder import RunFolder
+from distgrow.run.stop import StopRequests
+from distgrow.tasks.task import Task
+from distgrow.tracking.base import Tracker
 from distgrow.tracking.open import check as check_packages
-from distgrow.tracking.open import reporting
-from distgrow.tracking.track import Tracker, step_event, tracking
-from distgrow.training.evaluator import Survey
+from distgrow.tracking.open import reporting, tracking
 from distgrow.training.loss_check import tried
-from distgrow.training.micro_batch import check_split, measured
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Result:
-    """What a run ended with."""
-
-    progress: Progress
-    metrics: dict[str, float]  #: of the test set; empty without one or where the run was stopped early
-    finished: bool  #: False: SIGTERM stopped it, or a group of another size goes on with it; after a checkpoint
+from distgrow.training.spec import RunSpec
+from distgrow.training.trainer import Job, Result
 
 
 def fit(
@@ -120,178 +108,3 @@ def fit(
                 job = Job(task, controller, machine, tracker, folder, run, world, stop, store)
                 measure = engine.max_micro == "auto"
                 return job.resume(measure=measure) if begun else job.begin(measure=measure, spent=spent)
-
-
-class Job:
-    """One run under way: the parts that the loop needs at hand."""
-
-    def __init__(
-        self,
-        task: Task,
-        controller: Controller,
-        engine: Engine,
-        track: Tracker,
-        folder: RunFolder,
-        run: RunSpec,
-        world: World,
-        stop: StopRequests,
-        store: Store | None = None,
-    ) -> None:
-        self.task, self.controller, self.engine, self.track = task, controller, engine, track
-        self.folder, self.run, self.world, self.stop_requested = folder, run, world, stop
-        facts = {"training samples": controller.epoch}
-        store = store or Folder(folder.checkpoints)
-        self.keeper = Keeper(store, engine, folder, run.checkpoint, world, facts)
-        self.positions = Positions(task.train, seed=run.seed, collate=task.collate)
-        self.loader = build_loader(self.positions, controller, world, run.loader)
-        self.survey = Survey(task, controller, engine, run, world)
-        self.began = time.monotonic()  # a resumed run's `began` counts what came before it
-        self.shown_stage = -1
-
-    def begin(self, *, measure: bool, spent: int = 0) -> Result:
-        """A new run, from its first sample; `measure` what micro-batch memory holds; its loss was tried on `spent`."""
-        progress, samples = Progress(ledger=Ledger(probe=spent)), self.controller.samples()
-        self.engine.evaluations += spent if self.world.rank == 0 else 0
-        self.event("start", progress, dir=str(self.folder.path), world=self.world.size, budget_samples=samples)
-        return self.train(self.saved(self.measured(progress) if measure else progress))
-
-    def resume(self, *, measure: bool) -> Result:
-        """The run goes on from its newest intact checkpoint, charged with what it had done beyond that."""
-        began = time.monotonic()
-        found = self.keeper.find()
-        restore_s = time.monotonic() - began
-        if found is None:
-            return self.begin(measure=measure)  # it was killed before its first checkpoint
-        self.began -= found.seconds
-        progress = found.progress
-        facts = {"checkpoint": found.name, "damaged": found.damaged, "restore_s": restore_s}
-        self.event("resume", progress, **facts, sfo_replayed=progress.ledger.replayed)
-        self.take_over(progress)
-        measure = measure and progress.micro_limit is None and not self.controller.done(progress)
-        return self.train(self.measured(self.controller.advance(progress)) if measure else progress)
-
-    def take_over(self, progress: Progress) -> None:
-        """Say so where a group of another size has left the run to this one; the time between counts as the run's."""
-        group, request = self.controller.group, self.world.once(lambda: resize_request.answered(self.folder))
-        if group is None or request is None:
-            return
-        seconds = request.seconds
-        self.began = time.monotonic() - request.time_s - seconds
-        self.event("resize", progress, old=request.old, new=self.world.size, wanted=group.asked, seconds=seconds)
-
-    def train(self, progress: Progress) -> Result:
-        """The path of every global batch, until the budget is spent or somebody asks to stop."""
-        while not self.controller.done(progress):
-            if self.survey.probe_due(progress):
-                progress = self.survey.probe(progress, self.event)
-                continue  # its evaluations may have used up the budget
-            progress = self.controller.advance(progress)
-            if self.controller.hands_over(progress.stage):
-                return self.hand_over(progress)
-            plan = self.controller.plan(progress)
-            self.announce(progress, plan)
-            stop, asked = self.stop_requested(), self.stop_requested.checkpoint()
-            votes = (stop, self.keeper.due(progress, asked=asked), self.keeper.writing())
-            began = time.monotonic()
-            outcome = self.engine.update(plan, self.loader.draw(progress, plan), votes)
-            before, progress = progress, progress.after(plan, outcome)
-            if outcome.out_of_memory:
-                self.shrink(before, progress, plan)
-                continue
-            self.log(progress, plan, outcome, time.monotonic() - began)
-            stop, save, writing = outcome.votes
-            if stop or progress.skips >= self.run.max_skips:
-                return self.stop_early(progress)
-            if self.survey.evaluation_due(before, progress):
-                self.survey.evaluate(progress, self.event)
-            if self.keeper.current and not writing:
-                self.settle()
-            if save:
-                self.written()  # one before it that takes longer than an interval is waited for: no more can be lost
-                self.keeper.begin(progress)
-        return self.finish(progress)
-
-    def measured(self, progress: Progress) -> Progress:
-        """max_micro=auto: the progress that knows how many rows memory holds."""
-        rows = DirectLoader(self.positions, self.world.rank)
-        return measured(self.controller, self.engine, rows, progress, self.event)
-
-    def shrink(self, before: Progress, progress: Progress, plan: Plan) -> None:
-        """A rank ran out of memory: the same batch comes again, in micro-batches half as large, if there are such."""
-        shape = {"batch": plan.batch, "micro": plan.micro, "accum": plan.accum, "world": plan.world}
-        self.event("oom", progress, **shape, sfo_discarded=progress.ledger.discarded)
-        try:
-            check_split(self.controller, progress)
-        except TrainingFailed:
-            self.saved(replace(progress, micro_limit=before.micro_limit))
-            raise
-        self.announce(progress, self.controller.plan(progress), again=True)
-
-    def finish(self, progress: Progress) -> Result:
-        """The last probe, the last checkpoint, the last evaluation."""
-        progress = self.survey.last(progress, self.event)
-        self.saved(progress)
-        metrics = self.survey.evaluate(progress, self.event)
-        self.event("end", progress, reason="done")
-        return Result(progress=progress, metrics=metrics, finished=True)
-
-    def stop_early(self, progress: Progress) -> Result:
-        """A checkpoint, then the end: asked for (SIGTERM, RUN/.stop), or forced by updates that are not finite."""
-        self.saved(progress)
-        failed = progress.skips >= self.run.max_skips
-        reason = "too many updates in a row were not finite" if failed else "stopped on request"
-        self.event("end", progress, reason=reason)
-        if failed:
-            raise Diverged(
-                f"{progress.skips} updates in a row were not finite (run.max_skips={self.run.max_skips}); lower "
-                f"lr.base or set optimizer.clip; the checkpoint of step {progress.step} holds the last good parameters"
-            )
-        return Result(progress=progress, metrics={}, finished=False)
-
-    def hand_over(self, progress: Progress) -> Result:
-        """A checkpoint, then the end: a group of the size that the coming stage wants goes on."""
-        request = Handover(old=self.world.size, asked_at=time.time(), time_s=time.monotonic() - self.began)
-        if self.world.sum([self.stop_requested()])[0]:
-            return self.stop_early(progress)
-        self.saved(progress)
-        self.world.once(lambda: resize_request.ask(self.folder, request))
-        return Result(progress=progress, metrics={}, finished=False)
-
-    def saved(self, progress: Progress) -> Progress:
-        """The same progress, once a checkpoint holds it."""
-        self.written()
-        if not self.keeper.saved(progress):
-            self.keeper.begin(progress)
-            self.written()
-        return progress
-
-    def written(self) -> None:
-        """Wait until no checkpoint is being written."""
-        while self.keeper.current:
-            self.settle()
-
-    def settle(self) -> None:
-        """Go on with the checkpoint that is being written."""
-        if kept := self.keeper.settle():
-            self.event("checkpoint", kept.progress, path=kept.name, seconds=kept.seconds, stall_s=kept.stall_s)
-
-    def announce(self, progress: Progress, plan: Plan, *, again: bool = False) -> None:
-        """Say so when a stage begins, or goes on `again` in other micro-batches."""
-        if again or plan.stage != self.shown_stage:
-            self.shown_stage = plan.stage
-            epoch = progress.samples / self.controller.epoch
-            shape = {"batch": plan.batch, "micro": plan.micro, "accum": plan.accum, "world": plan.world, "lr": plan.lr}
-            self.event("stage", progress, epoch=epoch, stage=plan.stage, **shape)
-
-    def log(self, progress: Progress, plan: Plan, outcome: Outcome, seconds: float) -> None:
-        """The step line of this update."""
-        if outcome.applied and progress.step % self.run.log_every:
-            return
-        rate = plan.batch / seconds if seconds > 0 else 0.0
-        now, epoch = time.monotonic() - self.began, self.controller.epoch
-        self.track.log(step_event(progress, plan, outcome, epoch=epoch, time_s=now, samples_per_s=rate))
-
-    def event(self, kind: str, progress: Progress, **values: Any) -> None:
-        """Any other line of metrics.jsonl."""
-        place = {"event": kind, "step": progress.step, "samples": progress.samples, "sfo": progress.ledger.total}
-        self.track.log({**place, "time_s": time.monotonic() - self.began, **values})

@@ -6,15 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from distgrow.core.errors import ConfigError
 from distgrow.core.progress import Ledger, Progress
-from distgrow.core.spec import ConfigError
-from distgrow.data.loader import Positions
+from distgrow.data.stream import Positions
 from distgrow.distributed.world import World
 from distgrow.engine.batches import place
 from distgrow.growth.base import Ladder
 from distgrow.growth.controller import Controller
 from distgrow.run.folder import RunFolder
-from distgrow.tasks.tasks import Task
+from distgrow.tasks.task import Task
 
 #: Rows that are tried, cut in parts of different sizes.
 ROWS, FIRST = 8, 3

@@ -3,14 +3,13 @@
 from collections.abc import Callable
 from dataclasses import replace
 
+from distgrow.core.errors import ConfigError, TrainingFailed
 from distgrow.core.plan import largest
 from distgrow.core.progress import Progress
-from distgrow.core.spec import ConfigError
 from distgrow.data.loader import Loader
 from distgrow.engine.batches import MORE_MEMORY
 from distgrow.engine.spec import Engine
 from distgrow.growth.controller import Controller
-from distgrow.run.folder import TrainingFailed
 
 
 def measured(

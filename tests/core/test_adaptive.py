@@ -9,13 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from measurements import Quadratic, probed_walk, shown, walk
 
+from distgrow.core.errors import ConfigError
 from distgrow.core.lr import LR
 from distgrow.core.noise_stats import Mean, Measuring
 from distgrow.core.progress import Outcome, Progress
-from distgrow.core.spec import ConfigError
 from distgrow.core.stages import Dwell
-from distgrow.growth.adaptive import NormThreshold, ProgressTest
 from distgrow.growth.controller import Controller
+from distgrow.growth.norm_threshold import NormThreshold
+from distgrow.growth.progress_test import ProgressTest
 from distgrow.growth.short_names import budget, constant_lr, factor_lr
 
 

@@ -12,11 +12,13 @@ from distgrow.core.lr import LR, DecayEvery, StepDecay
 from distgrow.core.plan import Plan
 from distgrow.core.progress import Outcome, Progress
 from distgrow.core.stages import Stages
-from distgrow.growth.base import Constant, Exponential, Steps
+from distgrow.growth import Growth
+from distgrow.growth.adascale import AdaScale
+from distgrow.growth.constant import Constant
 from distgrow.growth.controller import Controller
-from distgrow.growth.schedule import Growth
+from distgrow.growth.exponential import Exponential
 from distgrow.growth.short_names import budget, every
-from distgrow.growth.temperature import AdaScale
+from distgrow.growth.steps import Steps
 from distgrow.theory.noise import adascale_gain
 
 EPOCH = 10**12

@@ -11,11 +11,11 @@ from measurements import shown, walk
 from sfo_quadratic import EPOCH, Quadratic, play, standard
 from sfo_results import Course
 
-from distgrow.config.run import parse
+from distgrow.config.load import parse
+from distgrow.core.errors import ConfigError
 from distgrow.core.lr import LR, DecayEvery, StepDecay
 from distgrow.core.plan import Plan
 from distgrow.core.progress import Outcome, Progress
-from distgrow.core.spec import ConfigError
 from distgrow.growth.auto import Auto
 from distgrow.growth.controller import Controller
 from distgrow.growth.short_names import auto, budget

@@ -11,14 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distgrow import budget, constant, exponential, sqrt_lr
-from distgrow.config.run import parse
+from distgrow.config.load import parse
+from distgrow.core.errors import ConfigError
 from distgrow.core.lr import LR, Cosine
 from distgrow.core.progress import Progress
-from distgrow.core.spec import ConfigError
 from distgrow.critical_batch.branches import Branch, Question, Trunk, gain, largest, left, settled
 from distgrow.critical_batch.figure import Branched, figure, last_loss, smoothed
-from distgrow.engine.spec import SGD, AdamW
 from distgrow.growth.controller import Controller
+from distgrow.optim.adamw import AdamW
+from distgrow.optim.sgd import SGD
 from distgrow.run.folder import RunFolder
 
 losses = st.floats(0, 10) | st.sampled_from([math.inf, math.nan])

@@ -10,9 +10,10 @@ import pytest
 
 from distgrow.checkpoint import writer
 from distgrow.checkpoint.storage import Folder
+from distgrow.core.errors import RunError
 from distgrow.core.progress import Ledger, Progress
 from distgrow.distributed.world import World
-from distgrow.run.folder import RunError, storing
+from distgrow.run.folder import storing
 
 
 class Files:

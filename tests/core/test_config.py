@@ -11,10 +11,11 @@ import yaml
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from distgrow.config.run import Run, apply, load, parse
-from distgrow.core.spec import ConfigError
-from distgrow.engine.spec import SGD
+from distgrow.config.load import apply, load, parse
+from distgrow.config.run import Run
+from distgrow.core.errors import ConfigError
 from distgrow.growth.auto import Auto
+from distgrow.optim.sgd import SGD
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 LETTERS = "abcdefghijklmnopqrstuvwxyz_"

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from distgrow.config.run import apply, load
-from distgrow.core.spec import ConfigError
+from distgrow.config.load import apply, load
+from distgrow.core.errors import ConfigError
 
 BASE = {"lr": {"base": 0.1}}
 

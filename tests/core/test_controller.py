@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from distgrow.core.errors import ConfigError
 from distgrow.core.lr import LR, WSD, Cosine, Decay, DecayEvery, StepDecay
 from distgrow.core.plan import Plan
 from distgrow.core.progress import Outcome, Progress
-from distgrow.core.spec import ConfigError
 from distgrow.core.stages import Stages
+from distgrow.growth import Growth
 from distgrow.growth.controller import Controller
-from distgrow.growth.schedule import Growth
 from distgrow.growth.short_names import (
     batches,
     budget,

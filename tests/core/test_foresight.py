@@ -8,7 +8,7 @@ import pytest
 from scripted import EPOCH, Script
 
 from distgrow import Controller, Outcome, Progress, budget, every, exponential
-from distgrow.config.run import parse
+from distgrow.config.load import parse
 from distgrow.planning import table
 from distgrow.planning.forecast import foresee
 from distgrow.report.planned import Planned, reached

@@ -9,12 +9,14 @@ import pytest
 from distgrow.checkpoint import writer
 from distgrow.checkpoint.manager import back_off
 from distgrow.checkpoint.storage import Folder
-from distgrow.config.run import Run, load
+from distgrow.config.load import load
+from distgrow.config.run import Run
+from distgrow.core.errors import RunError, TrainingFailed
 from distgrow.core.progress import Ledger, Progress
 from distgrow.distributed.world import World
 from distgrow.launch.elastic import groups, launching
 from distgrow.run import resize_request
-from distgrow.run.folder import RunError, RunFolder, TrainingFailed
+from distgrow.run.folder import RunFolder
 from distgrow.run.resize_request import Handover
 
 DIGITS = Path(__file__).parents[2] / "configs/digits.yaml"

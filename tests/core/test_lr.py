@@ -13,8 +13,8 @@ from pydantic import ValidationError
 from distgrow.core.lr import LR, WSD, Cosine, Decay, DecayEvery, NoDecay, Span, StepDecay
 from distgrow.core.progress import Ledger, Progress
 from distgrow.core.stages import Stages
+from distgrow.growth import Growth
 from distgrow.growth.controller import Controller
-from distgrow.growth.schedule import Growth
 from distgrow.growth.short_names import (
     budget,
     constant,

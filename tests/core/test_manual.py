@@ -13,9 +13,9 @@ import reference
 import yaml
 from conftest import ROOT
 
-from distgrow.config.run import parse
+from distgrow.config.load import parse
 from distgrow.core.spec import Spec
-from distgrow.growth.schedule import Growth
+from distgrow.growth import Growth
 from distgrow.planning import table
 
 PAGES = sorted([*(ROOT / "docs").rglob("*.md"), ROOT / "README.md", ROOT / "benchmarks/README.md"])

@@ -10,20 +10,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from measurements import shown, walk
 
+from distgrow.core.budget import Budget
+from distgrow.core.errors import ConfigError
 from distgrow.core.lr import LR, WSD, Cosine, Span
 from distgrow.core.noise_stats import Measuring
 from distgrow.core.plan import Plan
 from distgrow.core.progress import Outcome, Progress
 from distgrow.core.scaling import Group, workforce
-from distgrow.core.spec import ConfigError
-from distgrow.core.stages import Budget, Dwell, climb
-from distgrow.growth.adaptive import NormThreshold, ProgressTest
+from distgrow.core.stages import Dwell, climb
+from distgrow.growth import Growth
 from distgrow.growth.auto import Auto
+from distgrow.growth.cabs import CABS
 from distgrow.growth.controller import Controller
-from distgrow.growth.schedule import Growth
+from distgrow.growth.critical_batch import Tracking
+from distgrow.growth.noise_scale import NoiseScale
+from distgrow.growth.norm_threshold import NormThreshold
+from distgrow.growth.progress_test import ProgressTest
 from distgrow.growth.short_names import budget, every
 from distgrow.growth.temperature import Plateau, Temperature
-from distgrow.growth.tracking import CABS, NoiseScale, Tracking
 
 Adaptive = NormThreshold | ProgressTest | Tracking | NoiseScale | CABS | Temperature | Auto
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from distgrow.core.errors import ConfigError
 from distgrow.core.order import Order, mix_int, seeds
-from distgrow.core.spec import ConfigError
 
 SIZES = [*range(1, 20), 31, 32, 33, 63, 64, 65, 100, 127, 128, 129, 1000, 1437, 4095, 4096, 4097, 5000]
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from distgrow.config.run import Run, load
+from distgrow.config.load import load
+from distgrow.config.run import Run
+from distgrow.core.errors import ConfigError
 from distgrow.core.progress import Outcome, Progress
-from distgrow.core.spec import ConfigError
 from distgrow.planning import table
 
 DIGITS = Path(__file__).parents[2] / "configs/digits.yaml"

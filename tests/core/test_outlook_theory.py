@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from distgrow.config.run import Run, load
+from distgrow.config.load import load
+from distgrow.config.run import Run
+from distgrow.core.errors import ConfigError
 from distgrow.core.progress import Outcome, Progress
-from distgrow.core.spec import ConfigError
-from distgrow.planning import table
+from distgrow.planning import forecast, table
 
 DIGITS = Path(__file__).parents[2] / "configs/digits.yaml"
 
@@ -65,7 +66,7 @@ def test_it_goes_by_the_learning_rates_along_the_stages(decay: str, epsilon: flo
     run = run_of(theory(2.0, epsilon), f"lr.decay={decay}", "growth={kind: constant, start: 16}", "stages={}")
     expected, given = first_small_enough(run, epsilon), run.applicable_theory()
     assert given is not None
-    found = table.sfo_to_target(given.constants(), run.controller(1), epsilon)
+    found = forecast.sfo_to_target(given.constants(), run.controller(1), epsilon)
     assert found == (None if expected is None else pytest.approx(expected, rel=0.01))
 
 

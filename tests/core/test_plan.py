@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from distgrow.core.errors import ConfigError
 from distgrow.core.plan import Plan, split
-from distgrow.core.spec import ConfigError
 
 
 def planned(batch: int, world: int, max_micro: int) -> Plan:

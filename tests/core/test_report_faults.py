@@ -7,10 +7,9 @@ from typing import Any
 import pytest
 from scripted import Script, short
 
-from distgrow.core.spec import ConfigError
+from distgrow.core.errors import ConfigError, RunError
 from distgrow.report.runs import read
 from distgrow.report.write import write
-from distgrow.run.folder import RunError
 
 
 def test_a_torn_last_line_is_left_out(tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scripted import PARTS, Script, crashed, short
 
+from distgrow.core.errors import RunError
 from distgrow.report.log import COLUMNS, Log
-from distgrow.run.folder import RunError
-from distgrow.tracking.track import history, read_events
+from distgrow.tracking.events import history, read_events
 
 
 def eventful() -> Script:

@@ -10,7 +10,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from distgrow.run.folder import RunError, RunFolder, StopRequests, differences, storing
+from distgrow.core.errors import RunError
+from distgrow.run.folder import RunFolder, storing
+from distgrow.run.resume_check import differences
+from distgrow.run.stop import StopRequests
 
 SETTINGS: dict[str, Any] = {
     "growth": {"kind": "exponential", "start": 16, "cap": None},

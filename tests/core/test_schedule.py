@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from triggers import ends
 
+from distgrow.core.errors import ConfigError
 from distgrow.core.lr import LR, Constant, Factor, Power, Span, StepDecay
 from distgrow.core.progress import Progress
-from distgrow.core.spec import ConfigError
 from distgrow.core.stages import Every, Stages
-from distgrow.growth.schedule import Growth, TauNice
+from distgrow.growth import Growth
 from distgrow.growth.short_names import (
     batches,
     budget,
@@ -27,6 +27,7 @@ from distgrow.growth.short_names import (
     seesaw,
     tau_nice_batch,
 )
+from distgrow.growth.tau_nice import TauNice
 from distgrow.theory.finite_sum import FiniteSum
 
 starts = st.integers(1, 500)

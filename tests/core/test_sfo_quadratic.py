@@ -7,7 +7,7 @@ import pytest
 from sfo_quadratic import EPOCH, Quadratic, play, standard
 from sfo_results import Course, Minima
 
-from distgrow.config.run import parse
+from distgrow.config.load import parse
 from distgrow.core.noise_stats import Noise
 from distgrow.core.progress import Progress
 from distgrow.growth.controller import Controller

@@ -11,15 +11,16 @@ from hypothesis import strategies as st
 from measurements import shown, steady, walk
 from pydantic import ValidationError
 
+from distgrow.core.errors import ConfigError
 from distgrow.core.lr import LR, WSD, Cosine, Decay, DecayEvery, Span, StepDecay
 from distgrow.core.noise_stats import Noise, Trend
 from distgrow.core.progress import Ledger, Outcome, Progress
-from distgrow.core.spec import ConfigError
 from distgrow.core.stages import Dwell, Stages
+from distgrow.growth import Growth
+from distgrow.growth.adascale import AdaScale
 from distgrow.growth.controller import Controller
-from distgrow.growth.schedule import Growth
 from distgrow.growth.short_names import budget, constant_lr
-from distgrow.growth.temperature import AdaScale, Plateau, Temperature
+from distgrow.growth.temperature import Plateau, Temperature
 from distgrow.theory.noise import adascale_gain
 
 EPOCH = 10**12

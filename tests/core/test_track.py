@@ -10,10 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from distgrow.core.errors import RunError
 from distgrow.core.plan import Plan
 from distgrow.core.progress import Ledger, Outcome, Progress
-from distgrow.run.folder import RunError
-from distgrow.tracking.track import JSONL, Terminal, history, last_total, read_events, step_event, step_line
+from distgrow.tracking.events import history, last_total, read_events, step_event
+from distgrow.tracking.jsonl import JSONL
+from distgrow.tracking.terminal import Terminal, step_line
 
 PLAN = Plan(batch=256, world=2, micro=64, accum=2, lr=0.28284271247, stage=3)
 

@@ -11,15 +11,17 @@ from hypothesis import strategies as st
 from measurements import Quadratic, shown, walk
 from pydantic import ValidationError
 
+from distgrow.core.errors import ConfigError
 from distgrow.core.lr import LR, StepDecay
 from distgrow.core.noise_stats import Mean, Measuring, Noise
 from distgrow.core.plan import Plan
 from distgrow.core.progress import Outcome, Progress
-from distgrow.core.spec import ConfigError
 from distgrow.core.stages import Dwell
+from distgrow.growth.cabs import CABS
 from distgrow.growth.controller import Controller
+from distgrow.growth.critical_batch import Tracking
+from distgrow.growth.noise_scale import NoiseScale
 from distgrow.growth.short_names import budget, constant_lr, sqrt_lr
-from distgrow.growth.tracking import CABS, NoiseScale, Tracking
 from distgrow.theory.noise import critical_batch_now
 
 Tracker = Tracking | NoiseScale | CABS

@@ -9,10 +9,11 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distgrow.config.run import Run, load, parse
+from distgrow.config.load import load, parse
+from distgrow.config.run import Run
+from distgrow.core.errors import ConfigError
 from distgrow.core.progress import Outcome, Progress
 from distgrow.core.scaling import Group, Workers, Workforce, least, most, workforce
-from distgrow.core.spec import ConfigError
 from distgrow.growth.controller import Controller
 from distgrow.growth.short_names import batches, budget, constant, every, exponential
 

@@ -8,13 +8,13 @@ import torch
 from measured import ENGINES, loss, network, plans, rows
 from torch import Tensor, nn
 
+from distgrow.core.errors import ConfigError, TrainingFailed
 from distgrow.core.plan import Plan
-from distgrow.core.spec import ConfigError
-from distgrow.distributed.environment import leave, place
+from distgrow.distributed.environment import place
 from distgrow.distributed.world import World, joined
 from distgrow.engine.noise_hooks import Parts
-from distgrow.engine.spec import SGD
-from distgrow.run.folder import TrainingFailed
+from distgrow.launch.local import leave
+from distgrow.optim.sgd import SGD
 
 
 class Fickle(nn.Module):

@@ -10,9 +10,12 @@ from torch import Tensor, nn
 
 from distgrow.core.plan import Plan
 from distgrow.data.datasets import digits
-from distgrow.distributed.environment import leave
 from distgrow.distributed.world import World, joined
-from distgrow.engine.spec import SGD, AdamW, DeepSpeed, EngineSpec, Optimizer, Torch
+from distgrow.engine.spec import DeepSpeed, EngineSpec, Torch
+from distgrow.launch.local import leave
+from distgrow.optim import Optimizer
+from distgrow.optim.adamw import AdamW
+from distgrow.optim.sgd import SGD
 
 BATCHES = (22, 22, 17)
 OPTIMIZERS: list[Optimizer] = [

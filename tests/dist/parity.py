@@ -9,9 +9,10 @@ from torch import nn
 
 from distgrow import SGD, AdamW, RunSpec, budget, every, exponential, fit, sqrt_lr
 from distgrow.data.datasets import digits
-from distgrow.distributed.environment import leave
 from distgrow.distributed.world import joined
-from distgrow.engine.spec import DeepSpeed, EngineSpec, Optimizer, Torch
+from distgrow.engine.spec import DeepSpeed, EngineSpec, Torch
+from distgrow.launch.local import leave
+from distgrow.optim import Optimizer
 
 ENGINES: dict[str, EngineSpec] = {
     "torch": Torch(max_micro=6),

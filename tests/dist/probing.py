@@ -12,9 +12,9 @@ from torch import nn
 from distgrow import SGD, RunSpec, budget, every, exponential, fit, sqrt_lr
 from distgrow.core.probe_schedule import Probing
 from distgrow.data.datasets import Arrays, digits
-from distgrow.distributed.environment import leave
 from distgrow.distributed.world import World, joined
 from distgrow.engine.spec import DeepSpeed, EngineSpec
+from distgrow.launch.local import leave
 
 HALF = {"zero 3, bfloat16": DeepSpeed(zero=3, max_micro=6, precision="bfloat16")}
 

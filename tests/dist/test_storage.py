@@ -17,9 +17,9 @@ pytest.importorskip("moto", reason="needs the extra 'dev'")
 
 from distgrow.checkpoint import writer
 from distgrow.checkpoint.remote import Remote
+from distgrow.core.errors import ConfigError, RunError
 from distgrow.core.progress import Progress
-from distgrow.core.spec import ConfigError
-from distgrow.run.folder import RunError, RunFolder
+from distgrow.run.folder import RunFolder
 
 pytestmark = pytest.mark.fault
 

@@ -10,17 +10,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from distgrow.checkpoint.spec import Checkpointing
+from distgrow.core.budget import Budget
 from distgrow.core.lr import LR
 from distgrow.core.noise_stats import Measuring
-from distgrow.core.stages import Budget, Dwell
+from distgrow.core.stages import Dwell
 from distgrow.data.datasets import digits
+from distgrow.data.spec import Loading
 from distgrow.engine.spec import Torch
-from distgrow.growth.adaptive import NormThreshold, ProgressTest
-from distgrow.growth.schedule import Growth
-from distgrow.growth.temperature import AdaScale, Plateau, Temperature
-from distgrow.growth.tracking import NoiseScale, Tracking
-from distgrow.run.folder import Checkpointing, Loading, RunSpec
-from distgrow.training.fit import Result, fit
+from distgrow.growth import Growth
+from distgrow.growth.adascale import AdaScale
+from distgrow.growth.critical_batch import Tracking
+from distgrow.growth.noise_scale import NoiseScale
+from distgrow.growth.norm_threshold import NormThreshold
+from distgrow.growth.progress_test import ProgressTest
+from distgrow.growth.temperature import Plateau, Temperature
+from distgrow.training.fit import fit
+from distgrow.training.spec import RunSpec
+from distgrow.training.trainer import Result
 
 DWELL = Dwell(samples=100, updates=4)
 GROWTHS: dict[str, Growth] = {

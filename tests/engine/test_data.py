@@ -14,13 +14,14 @@ from distgrow.core.noise_stats import Measured
 from distgrow.core.plan import Plan
 from distgrow.core.progress import Outcome, Progress
 from distgrow.core.stages import Dwell
-from distgrow.data.loader import DirectLoader, Loader, Positions, PrefetchingLoader, evaluation_batches
+from distgrow.data.loader import DirectLoader, Loader, PrefetchingLoader
+from distgrow.data.stream import Positions, evaluation_batches
 from distgrow.distributed.world import World
-from distgrow.growth.adaptive import ProgressTest
+from distgrow.growth import Growth
 from distgrow.growth.controller import Controller
-from distgrow.growth.schedule import Growth
+from distgrow.growth.noise_scale import NoiseScale
+from distgrow.growth.progress_test import ProgressTest
 from distgrow.growth.short_names import budget, every, exponential
-from distgrow.growth.tracking import NoiseScale
 
 
 class Noisy:

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from distgrow.core.errors import ConfigError
 from distgrow.core.order import seeds
-from distgrow.core.spec import ConfigError
 from distgrow.data import datasets, files
-from distgrow.tasks.tasks import Cifar10, Digits, Text
+from distgrow.tasks.builtin import Cifar10, Digits, Text
 
 
 def test_the_digits_are_scikit_learns() -> None:

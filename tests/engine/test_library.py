@@ -32,7 +32,7 @@ def test_every_exported_name_exists() -> None:
 
 
 def test_a_train_config_of_every_kind_trains(tmp_path: Path) -> None:
-    from distgrow.config.run import load
+    from distgrow.config.load import load
 
     overrides = ["budget={samples: 400}", "growth.start=8", "run.eval.every_epochs=1000"]
     for number, growth in enumerate(

@@ -15,8 +15,11 @@ from torch import Tensor, nn
 from distgrow.core.noise_stats import Measured, Noise
 from distgrow.core.plan import Plan
 from distgrow.engine.noise_hooks import Parts, inner
-from distgrow.engine.spec import SGD, AdamW, Optimizer, Torch
+from distgrow.engine.spec import Torch
 from distgrow.engine.torch import TorchEngine
+from distgrow.optim import Optimizer
+from distgrow.optim.adamw import AdamW
+from distgrow.optim.sgd import SGD
 
 DOUBLE = Torch(precision="float64")
 OPTIMIZERS = [

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from distgrow.core.spec import ConfigError
+from distgrow.core.errors import ConfigError
 from distgrow.tasks.architectures import GPT, MLP, Images, ResNet, Softmax, Tokens
 
 

@@ -12,14 +12,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from distgrow import Controller, RunSpec, budget, exponential, fit, noise_scale_tracking
-from distgrow.core.spec import ConfigError
+from distgrow.core.errors import ConfigError
 from distgrow.distributed.world import World
-from distgrow.engine.spec import SGD, AdamW, DeepSpeed, Torch, check_suits
-from distgrow.growth.adaptive import NormThreshold, ProgressTest
-from distgrow.growth.schedule import Growth
-from distgrow.growth.tracking import CABS, NoiseScale
+from distgrow.engine.spec import DeepSpeed, Torch, check_suits
+from distgrow.growth import Growth
+from distgrow.growth.cabs import CABS
+from distgrow.growth.noise_scale import NoiseScale
+from distgrow.growth.norm_threshold import NormThreshold
+from distgrow.growth.progress_test import ProgressTest
+from distgrow.optim.adamw import AdamW
+from distgrow.optim.sgd import SGD
 from distgrow.run.folder import RunFolder
-from distgrow.tasks.tasks import Task
+from distgrow.tasks.task import Task
 from distgrow.training.loss_check import check_mean, is_mean, tried
 
 GROWTH = NoiseScale(start=4, cap=16)

@@ -12,8 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from distgrow import RunSpec, budget, constant, fit
-from distgrow.config.run import parse
-from distgrow.core.spec import ConfigError
+from distgrow.config.load import parse
+from distgrow.core.errors import ConfigError
 from distgrow.critical_batch.branches import Question
 from distgrow.critical_batch.run import probe_batch
 from distgrow.data.datasets import digits

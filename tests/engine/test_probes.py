@@ -10,14 +10,17 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from distgrow.core.errors import ConfigError
 from distgrow.core.plan import Plan
-from distgrow.core.spec import ConfigError
 from distgrow.data.datasets import Arrays
-from distgrow.data.loader import evaluation_batches, random_parts
+from distgrow.data.stream import evaluation_batches, random_parts
 from distgrow.distributed.world import World
 from distgrow.engine.probes import Probe
-from distgrow.engine.spec import SGD, AdamW, Optimizer, Torch
+from distgrow.engine.spec import Torch
 from distgrow.engine.torch import TorchEngine
+from distgrow.optim import Optimizer
+from distgrow.optim.adamw import AdamW
+from distgrow.optim.sgd import SGD
 from distgrow.tasks.models import GPT
 
 ROWS, FEATURES, CLASSES = 45, 6, 4

@@ -21,9 +21,9 @@ from sfo_results import Course, Reading, Store
 from sfo_runs import Ended, Places, Watch, looking, play
 from sfo_tasks import cross_entropy, noisy_digits
 
-from distgrow.config.run import parse
+from distgrow.config.load import parse
 from distgrow.data import datasets
-from distgrow.tracking.track import Event
+from distgrow.tracking.events import Event
 from distgrow.training.fit import fit
 
 BASE = sfo_problems.digits().base

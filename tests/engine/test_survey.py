@@ -13,12 +13,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from distgrow import SGD, Budget, ConfigError, RunSpec, StepDecay, Torch, budget, fit, sqrt_lr
+from distgrow.checkpoint.spec import Checkpointing
 from distgrow.core.probe_schedule import Probing
 from distgrow.data.datasets import Arrays
-from distgrow.growth.adaptive import NormThreshold
-from distgrow.growth.schedule import Exponential
-from distgrow.run.folder import Checkpointing, Evaluation
-from distgrow.training.fit import Result
+from distgrow.growth.exponential import Exponential
+from distgrow.growth.norm_threshold import NormThreshold
+from distgrow.training.spec import Evaluation
+from distgrow.training.trainer import Result
 
 EPOCH = 60
 ASKING = NormThreshold(start=4, cap=16, epsilon=0.35, threshold="published", every=7)

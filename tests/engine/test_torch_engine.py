@@ -10,11 +10,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from distgrow.core.errors import ConfigError
 from distgrow.core.plan import Plan, split
-from distgrow.core.spec import ConfigError
 from distgrow.engine.batches import count_rows, map_tensors
-from distgrow.engine.spec import SGD, AdamW, Optimizer, Torch
+from distgrow.engine.spec import Torch
 from distgrow.engine.torch import TorchEngine
+from distgrow.optim import Optimizer
+from distgrow.optim.adamw import AdamW
+from distgrow.optim.sgd import SGD
 
 
 def data(rows: int = 64) -> tuple[torch.Tensor, torch.Tensor]:

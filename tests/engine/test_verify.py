@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from distgrow.config.run import load
+from distgrow.config.load import load
 from distgrow.verify import factorisations, verify
 
 SUMMED = """

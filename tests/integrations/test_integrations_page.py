@@ -5,7 +5,7 @@ import re
 import yaml
 from conftest import ROOT
 
-from distgrow.run.folder import RunSpec
+from distgrow.training.spec import RunSpec
 
 
 def test_the_trackers_shown_are_ones() -> None:

@@ -10,9 +10,9 @@ from problem import EXAMPLES, MOMENTUM, ROWS, Network, Poisoned, Rows, close, co
 from torch import Tensor
 
 from distgrow import Controller, auto
-from distgrow.core.spec import ConfigError
+from distgrow.core.errors import ConfigError
 from distgrow.core.stages import Stages
-from distgrow.run.folder import Loading
+from distgrow.data.spec import Loading
 
 lightning = pytest.importorskip("lightning.pytorch", reason="needs the extra 'lightning'")
 from distgrow.integrations.lightning import Growing, Growth  # noqa: E402

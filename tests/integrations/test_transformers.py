@@ -12,9 +12,8 @@ from problem import EXAMPLES, MOMENTUM, ROWS, Network, Poisoned, Rows, close, co
 from torch import Tensor
 
 from distgrow import Controller, auto, exponential
-from distgrow.core.spec import ConfigError
+from distgrow.core.errors import ConfigError, Diverged
 from distgrow.core.stages import Stages
-from distgrow.run.folder import Diverged
 
 transformers = pytest.importorskip("transformers", reason="needs the extra 'transformers'")
 from distgrow.integrations.transformers import GrowthTrainer  # noqa: E402

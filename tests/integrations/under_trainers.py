@@ -11,7 +11,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))  # conftest, which 
 from problem import MOMENTUM, Network, Rows, controller, flat
 
 from distgrow.core.progress import Progress
-from distgrow.distributed.environment import leave
+from distgrow.launch.local import leave
 
 
 def under_transformers(folder: Path) -> tuple[int, torch.Tensor, Progress]:

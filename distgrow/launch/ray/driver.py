@@ -16,16 +16,17 @@ import ray
 from ray.exceptions import RayActorError
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
-from distgrow.config.run import Run, parse
+from distgrow.config.load import parse
+from distgrow.config.run import Run
+from distgrow.core.errors import ConfigError, RunError, TrainingFailed
 from distgrow.core.scaling import least, most
-from distgrow.core.spec import ConfigError
 from distgrow.distributed.environment import name_interface, name_ray_cluster, named_ray_cluster, ray_train_settings
 from distgrow.distributed.hang_watch import LostPeer, failed_collective
 from distgrow.distributed.world import joined
 from distgrow.launch.elastic import groups, launching
 from distgrow.launch.ray.group import worker_group
 from distgrow.launch.ray.worker import Gauges, knock, outwait_last_group, watch
-from distgrow.run.folder import RunError, RunFolder, TrainingFailed
+from distgrow.run.folder import RunFolder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

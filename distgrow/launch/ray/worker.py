@@ -11,9 +11,10 @@ import ray
 from ray._private.state import state  # as Ray Train does: there is no other way to learn of a drained node
 from ray.util.metrics import Gauge
 
+from distgrow.core.errors import RunError
 from distgrow.distributed.environment import head_patience_s
-from distgrow.run.folder import RunError, RunFolder
-from distgrow.tracking.track import Event
+from distgrow.run.folder import RunFolder
+from distgrow.tracking.events import Event
 
 
 def watch(folder: RunFolder) -> None:

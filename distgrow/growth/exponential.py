@@ -1,0 +1,16 @@
+"""The batch grows by the same factor at each stage."""
+
+from typing import Literal
+
+from distgrow.core.lr import LR, Span
+from distgrow.core.stages import Stages, Trigger
+from distgrow.growth.base import Geometrical
+
+
+class Exponential(Geometrical):
+    """min(cap, ⌈b₀·δ^m⌉)."""
+
+    kind: Literal["exponential"] = "exponential"
+
+    def boundaries(self, stages: Stages, lr: LR, span: Span) -> Trigger:
+        return stages.trigger(self.factor**stages.power, span.epoch)

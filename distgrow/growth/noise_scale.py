@@ -1,0 +1,20 @@
+"""Growth that follows the measured noise scale."""
+
+from typing import Literal
+
+from distgrow.core.progress import Progress
+from distgrow.core.spec import PosFloat
+from distgrow.growth.base import Moment
+from distgrow.growth.target_batch import Tracker
+from distgrow.theory.noise import noise_scale
+
+
+class NoiseScale(Tracker):
+    """b follows the noise scale B_simple = tr Σ/|∇f|² (McCandlish et al. 2018), times `share`."""
+
+    kind: Literal["gns"] = "gns"
+    share: PosFloat = 1.0
+    """The batch over B_simple: 1 costs twice the fewest gradient evaluations and twice the fewest updates."""
+
+    def target(self, variance: float, gradient_sq: float, progress: Progress, now: Moment) -> float:
+        return self.share * noise_scale(variance, gradient_sq)

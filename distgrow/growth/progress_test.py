@@ -1,0 +1,44 @@
+"""Growth when successive updates undo each other (Pflug 1983)."""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from distgrow.core.lr import LR, Rule, Span
+from distgrow.core.lr import Constant as ConstantRule
+from distgrow.core.progress import Progress
+from distgrow.core.spec import PosFloat
+from distgrow.core.stages import Dwell, Trigger
+from distgrow.growth.base import Endless, Moment
+
+
+class ProgressTest(Endless):
+    """One rung more when updates undo each other: when the mean of ⟨g_{t+1}, u_t⟩ since the last change is ≤ 0 [D].
+
+    After Pflug 1983; u_t is the direction of the update before. At the cap η is divided by δ instead. η is constant
+    below it unless lr.rule says else.
+    """
+
+    kind: Literal["progress"] = "progress"
+    default_rule: ClassVar[Rule] = ConstantRule()
+    decay_power: ClassVar[float] = 1.0
+    dwell: Dwell = Dwell(epochs=1.0)
+    """How long a stage is at least, and how many updates it is judged by."""
+    confidence: Annotated[float, Field(ge=0)] = 0.0
+    """Standard errors that the mean has to be below 0 by."""
+    early: PosFloat | None = None
+    """Standard errors below 0 at which a stage need not be as long as `dwell`; none: it always is."""
+
+    @property
+    def tests_progress(self) -> bool:
+        return True
+
+    def earliest(self, lr: LR, span: Span) -> Trigger:
+        return self.soonest(self.dwell if self.early is None else Dwell(updates=self.dwell.updates), span)
+
+    def moves(self, progress: Progress, now: Moment) -> int:
+        product, dwell = progress.noise.product, self.dwell
+        if progress.stage >= self.top or product.count < dwell.updates:
+            return 0
+        errors = self.confidence if progress.stage_samples >= dwell.length(now.epoch) else self.early
+        return int(errors is not None and product.end(errors) <= 0)

@@ -1,0 +1,12 @@
+"""The schedules that need no measurement, as one union."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from distgrow.growth.constant import Constant
+from distgrow.growth.exponential import Exponential
+from distgrow.growth.linear import Linear
+from distgrow.growth.steps import Steps
+
+Plain = Annotated[Constant | Linear | Exponential | Steps, Field(discriminator="kind")]

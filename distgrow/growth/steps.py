@@ -1,0 +1,43 @@
+"""An explicit list of batch sizes, one a stage."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from distgrow.core.errors import ConfigError
+from distgrow.core.lr import LR, Span
+from distgrow.core.spec import PosInt
+from distgrow.core.stages import Listed, Stages, Trigger
+from distgrow.growth.base import Ladder
+
+
+class Steps(Ladder):
+    """An explicit list of batch sizes."""
+
+    kind: Literal["list"] = "list"
+    start: int = Field(default=0, init=False, exclude=True)
+    batches: Annotated[list[PosInt], Field(min_length=1)]
+    """The batch of each stage; it stays at the last."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _start_is_the_first(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "start" in values:
+            raise ConfigError("start is the first of batches; remove it")
+        batches = values.get("batches") if isinstance(values, dict) else None
+        if not isinstance(batches, list) or not batches or not isinstance(batches[0], int) or batches[0] < 1:
+            return values  # told by the check of batches itself
+        return {**values, "start": batches[0]}
+
+    @property
+    def top(self) -> float:
+        return len(self.batches) - 1
+
+    def __call__(self, stage: int) -> int:
+        return self.batches[min(stage, len(self.batches) - 1)]
+
+    def boundaries(self, stages: Stages, lr: LR, span: Span) -> Trigger:
+        trigger = super().boundaries(stages, lr, span)
+        if isinstance(trigger, Listed) and len(trigger.ends) not in (self.top, self.top + 1):
+            raise ConfigError(f"growth.batches has {len(self.batches)} stages, stages.every gives {len(trigger.ends)}")
+        return trigger

@@ -1,0 +1,69 @@
+"""What policies share that follow a target batch computed from measured gradient noise."""
+
+import math
+from abc import abstractmethod
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from distgrow.core.lr import LR, Rule, Span
+from distgrow.core.lr import Constant as ConstantRule
+from distgrow.core.noise_stats import Noise
+from distgrow.core.progress import Progress
+from distgrow.core.spec import PosInt
+from distgrow.core.stages import Dwell, Trigger
+from distgrow.growth.base import Adaptive, Moment
+
+
+class Tracker(Adaptive):
+    """What ladders share that climb to the rung next to a measured batch size, by the distance of logarithms.
+
+    They only climb: where the measured size falls, the batch stays. η is constant unless lr.rule says else.
+    """
+
+    default_rule: ClassVar[Rule] = ConstantRule()
+    dwell: Dwell = Dwell(epochs=0.1, updates=10)
+    """How long a stage is at least; its updates are measured ones."""
+    hysteresis: Annotated[float, Field(ge=1)] = 1.1
+    """Factor by which the measured size has to be beyond the middle between two rungs, √(b_m·b_{m+1})."""
+    confidence: Annotated[float, Field(ge=0)] = 1.0
+    """Standard errors of the measured means that the lower end of the measured size is away; 0: the means alone."""
+    rungs: PosInt = 2
+    """Rungs climbed at once, at most; one where the gradient is lost in noise, and beyond the cap."""
+
+    @property
+    def measures(self) -> bool:
+        return True
+
+    @abstractmethod
+    def target(self, variance: float, gradient_sq: float, progress: Progress, now: Moment) -> float:
+        """The batch size to follow for tr Σ above 0 and |∇f|², samples; inf where |∇f|² is lost in noise."""
+
+    def earliest(self, lr: LR, span: Span) -> Trigger:
+        return self.soonest(self.dwell, span, self.rungs)
+
+    def moves(self, progress: Progress, now: Moment) -> int:
+        stage, noise = progress.stage, progress.noise
+        if stage >= self.top or not self.dwell.over(progress.stage_samples, noise.fresh, now.epoch):
+            return 0
+        variance, gradient_sq = self.ends(noise)
+        if not variance > 0:
+            return 0
+        target = self.target(variance, gradient_sq, progress, now)
+        steady = stage < self.cap_stage and math.isfinite(target)
+        most = min(stage + self.rungs, self.cap_stage) if steady else stage + 1
+        rung = stage
+        while rung < most and target >= self.edge(rung):
+            rung += 1
+        return rung - stage
+
+    def edge(self, rung: int) -> float:
+        """The measured size from which on the rung after `rung` is climbed, samples."""
+        try:
+            return self.hysteresis * self.start * self.factor ** (rung + 0.5)
+        except OverflowError:
+            return math.inf
+
+    def ends(self, noise: Noise) -> tuple[float, float]:
+        """Lower end of tr Σ and upper end of |∇f|²: those of the smallest batch."""
+        return noise.variance.end(-self.confidence), noise.grad_sq.end(self.confidence)

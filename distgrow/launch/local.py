@@ -1,0 +1,64 @@
+"""Groups of local processes, started through torchrun."""
+
+import atexit
+import os
+import sys
+import threading
+from collections.abc import Iterable, Sequence
+from typing import NoReturn
+
+from distgrow.distributed.environment import _defaults
+
+
+def run_groups(groups: Iterable[tuple[int, Sequence[str]]], *, restarts: int = 0) -> int:
+    """Run `python -m distgrow arguments` for each (ranks, arguments), one group after the other: the exit code.
+
+    They run on this host by torchrun's own launcher. Where a rank fails, its group is started again, `restarts` times
+    at most. A signal is passed on to the ranks, which checkpoint and end on SIGTERM; the code is then 128 + its number,
+    also when it comes between two groups.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    try:
+        for workers, arguments in groups:
+            _run_group(workers, arguments, restarts)
+    except ChildFailedError as error:
+        _, first = error.get_first_failure()
+        return 2 if first.exitcode == 2 else 1
+    except SignalException as stopped:
+        return 128 + stopped.sigval
+    return 0
+
+
+def _run_group(workers: int, arguments: Sequence[str], restarts: int) -> None:
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=workers,
+        run_id="distgrow",
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=restarts,
+    )
+    with _defaults(
+        OMP_NUM_THREADS=str(max(1, (os.cpu_count() or 1) // workers)),
+        TORCH_ELASTIC_SHUTDOWN_TIMEOUT="110",  # a checkpoint may take longer than torch's 30 s
+        # a store that outlives a group would give the next one the addresses of ranks that have died
+        TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1",
+    ):
+        elastic_launch(config, sys.executable)("-m", "distgrow", *arguments)
+
+
+def leave() -> NoReturn:
+    """End this process with exit code 0 after its threads and exit handlers, without the interpreter's finalisation.
+
+    A thread in C++ aborts a process that is finalised under it: gloo's outlive their process group, and drop tensors.
+    """
+    threading._shutdown()  # pyright: ignore[reportAttributeAccessIssue]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)

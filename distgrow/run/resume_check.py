@@ -1,0 +1,31 @@
+"""Which settings may change when a run is resumed."""
+
+from collections.abc import Mapping
+from typing import Any
+
+#: Keys that may change on resume: they decide where and how fast a run goes on, not what it computes.
+FREE = ("launch", "theory", "engine.max_micro", "engine.device", "engine.compile", "engine.bucket_mb", "run")
+
+BOUND = ("run.seed", "run.noise")
+
+
+def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Keys (dotted) with other values, among those that decide what is computed."""
+    old, new = flatten(before), flatten(after)
+    keys = [key for key in {**old, **new} if _under(key, BOUND) or not _under(key, FREE)]
+    return [(key, old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)]
+
+
+def _under(key: str, prefixes: tuple[str, ...]) -> bool:
+    return any(key == prefix or key.startswith(prefix + ".") for prefix in prefixes)
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings → one with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

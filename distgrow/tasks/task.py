@@ -1,0 +1,21 @@
+"""Task: model, loss and data, as training takes them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """What is trained, on what. A user's own `task.target` returns this, or (model, loss, train[, test])."""
+
+    model: "nn.Module"
+    loss: "Callable[[nn.Module, Any], Tensor]"  #: (model, collated batch) → mean over its rows
+    train: Any  #: map-style data set
+    test: Any = None  #: map-style data set, or none
+    probe: Any = None  #: map-style data set of exact probes, where `train` augments; default: train
+    metrics: "Callable[[nn.Module, Any], dict[str, Tensor]] | None" = None  #: means over rows; default: the loss
+    collate: Callable[[list[Any]], Any] | None = None  #: rows → batch; default: torch's

@@ -1,0 +1,76 @@
+"""The user's own task, by the name of a function."""
+
+import importlib
+import inspect
+from collections.abc import Callable
+from typing import Any, Literal
+
+from distgrow.core.errors import ConfigError
+from distgrow.core.spec import Spec
+from distgrow.tasks.architectures import Model
+from distgrow.tasks.task import Task
+
+
+class Target(Spec):
+    """Your own model, loss and data, from a function of yours."""
+
+    kind: Literal["target"] = "target"
+    target: str
+    """package.module:function; it returns a distgrow.Task or (model, loss, train[, test])."""
+    args: dict[str, Any] = {}
+    """Keyword arguments for the function."""
+
+    def train_size(self) -> int:
+        """Samples of the training set; the function is called to find out."""
+        return len(self.build(None).train)
+
+    def build(self, model: Model | None) -> Task:
+        """Model, loss and data."""
+        if model is not None:
+            raise ConfigError("task.kind=target brings its own model: remove model")
+        function = self._function()
+        try:
+            inspect.signature(function).bind(**self.args)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"task.args={self.args!r} do not fit task.target={self.target!r}: {error}") from None
+        made = function(**self.args)
+        if isinstance(made, tuple) and len(made) in (3, 4):
+            made = Task(model=made[0], loss=made[1], train=made[2], test=made[3] if len(made) == 4 else None)
+        return _checked(made, self.target)
+
+    def _function(self) -> Callable[..., Any]:
+        module, _, name = self.target.partition(":")
+        if not module or not name:
+            raise ConfigError(f"task.target={self.target!r} must read package.module:function")
+        try:
+            found = importlib.import_module(module)
+        except ImportError as error:
+            raise ConfigError(f"task.target={self.target!r} does not import: {error}; is it on PYTHONPATH?") from error
+        except (Exception, SystemExit) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise ConfigError(f"task.target={self.target!r}: {module} fails where it is imported: {reason}") from error
+        function = getattr(found, name, None)
+        if not callable(function):
+            raise ConfigError(f"task.target={self.target!r}: {module} has no function {name!r}")
+        return function
+
+
+def _checked(task: Any, target: str) -> Task:
+    """The task, or a ValueError that says what is wrong with what the user's function returned."""
+    from torch import nn
+
+    made, wanted = f"task.target={target!r}", "it must return a distgrow.Task or (model, loss, train[, test])"
+    if not isinstance(task, Task):
+        raise ConfigError(f"{made} returned {type(task).__name__}; {wanted}")
+    if not isinstance(task.model, nn.Module):
+        raise ConfigError(f"{made}: model is a {type(task.model).__name__}, not a torch module; {wanted}")
+    if not callable(task.loss):
+        raise ConfigError(f"{made}: loss is a {type(task.loss).__name__}, not loss(model, batch); {wanted}")
+    for name, data in (("train", task.train), ("test", task.test), ("probe", task.probe)):
+        if data is not None and not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
+            raise ConfigError(f"{made}: {name} is no map-style data set (no length or no items); {wanted}")
+    if not len(task.train):
+        raise ConfigError(f"{made}: the training set is empty")
+    if not any(parameter.requires_grad for parameter in task.model.parameters()):
+        raise ConfigError(f"{made}: model has no parameter that can be trained (requires_grad)")
+    return task
