@@ -21,7 +21,7 @@ from distgrow.core.order import seeds
 from distgrow.core.progress import Progress
 from distgrow.data import datasets, files
 from distgrow.data.loader import PrefetchingLoader
-from distgrow.data.stream import Positions
+from distgrow.data.stream import SampleStream
 from distgrow.growth.controller import Controller
 from distgrow.growth.short_names import budget, constant
 
@@ -82,7 +82,7 @@ def endless(loader: Any) -> Iterator[Any]:
 def drawn(dataset: Any, batch: int, workers: int) -> Iterator[Any]:
     """Batches from distgrow's loader, as the training loop draws them."""
     control = Controller(growth=constant(batch), budget=budget(samples=10**12), epoch=len(dataset), max_micro=batch)
-    loader = PrefetchingLoader(Positions(dataset), 0, control, workers=workers, prefetch=PREFETCH, pin=False)
+    loader = PrefetchingLoader(SampleStream(dataset), 0, control, workers=workers, prefetch=PREFETCH, pin=False)
     progress = Progress()
     while True:
         plan = control.plan(progress)

@@ -30,7 +30,7 @@ from distgrow.tracking.base import NullTracker, Tracker
 from distgrow.tracking.events import Event
 from distgrow.tracking.jsonl import JSONL
 from distgrow.training.spec import RunSpec
-from distgrow.training.trainer import Job, Result
+from distgrow.training.trainer import Result, Trainer
 
 LR_BASE = 0.02
 Model = Literal["cnn", "mlp"]
@@ -183,7 +183,7 @@ class Stamps:
         self.inner.close()
 
 
-class Endless(Job):
+class Endless(Trainer):
     """The loop of a real run, which here ends without a checkpoint."""
 
     def finish(self, progress: Progress) -> Result:

@@ -24,7 +24,7 @@ from distgrow.engine.spec import DeepSpeed, EngineSpec, Torch
 from distgrow.growth.constant import Constant
 from distgrow.growth.exponential import Exponential
 from distgrow.launch.local import leave
-from distgrow.training.trainer import Job
+from distgrow.training.trainer import Trainer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +97,7 @@ def block(work: Callable[[], object], world: World) -> Block:
     return run
 
 
-def distgrow_block(job: Job, updates: int, world: World) -> Block:
+def distgrow_block(job: Trainer, updates: int, world: World) -> Block:
     """A block of updates of a real run, going on where the one before it ended."""
     progress = Progress()
 

@@ -147,7 +147,7 @@ def serve(world: World, *, alone: bool) -> None:
     """Answer until stdin ends. Collective: every rank must call."""
     with tempfile.TemporaryDirectory() as folder:
         blocks = Blocks(world, Path(folder))
-        while line := sys.stdin.readline() if alone else world.once(sys.stdin.readline):
+        while line := sys.stdin.readline() if alone else world.on_rank0(sys.stdin.readline):
             seconds, sent = blocks(**json.loads(line))
             everybody = [sent] if alone else world.gather(sent)
             if world.rank == 0:

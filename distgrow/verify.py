@@ -14,7 +14,7 @@ from distgrow.core.errors import ConfigError, TrainingFailed
 from distgrow.core.plan import Plan, split
 from distgrow.core.progress import Progress
 from distgrow.data.loader import DirectLoader
-from distgrow.data.stream import Positions
+from distgrow.data.stream import SampleStream
 from distgrow.distributed.world import World, joined
 from distgrow.engine.spec import Torch
 from distgrow.engine.torch import TorchEngine
@@ -48,7 +48,7 @@ def factorisations(batch: int) -> list[tuple[int, int]]:
 def updated(run: Run, task: Task, plan: Plan) -> torch.Tensor:
     """All parameters, flat, after one update of a copy of the model: every rank's part, one rank after the other."""
     model = copy.deepcopy(task.model)
-    positions = Positions(task.train, seed=run.run.seed, collate=task.collate)
+    positions = SampleStream(task.train, seed=run.run.seed, collate=task.collate)
     with joined(run.engine.device) as world:
         engine = TorchEngine(
             model, task.loss, spec=plain(run), optimizer=run.optimizer, world=World(device=world.device)

@@ -19,7 +19,7 @@ import yaml
 
 from distgrow.config.load import parse
 from distgrow.planning import table
-from distgrow.training.trainer import Job
+from distgrow.training.trainer import Trainer
 
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
@@ -48,7 +48,7 @@ def _planned(found: "re.Match[str]") -> str:
 
 def _architecture(page: str) -> str:
     """The page with its generated sections."""
-    loop = textwrap.dedent(inspect.getsource(Job.train))
+    loop = textwrap.dedent(inspect.getsource(Trainer.train))
     for name, text in {
         "loop": f"```python\n{loop}```",
         "tree": _tree(),

@@ -40,7 +40,11 @@ class Commands:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder)}
+        self.environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)]),
+        }
 
     def start(self, *words: str, module: tuple[str, ...] = ("distgrow",)) -> "subprocess.Popen[str]":
         """Start a command and do not wait for it."""

@@ -1,4 +1,4 @@
-"""Keeper: when a run's checkpoints are taken, how they are written behind the training, and how they are found."""
+"""CheckpointManager: when a run's checkpoints are taken, how they are written in the background, how they are found."""
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -25,13 +25,13 @@ def opened(
     folder: RunFolder, store: Store, world: World, settings: Mapping[str, Any], *, resume: bool | None
 ) -> Iterator[bool]:
     """The run's folder is locked for as long as the context lasts; whether it holds a run to go on with. Collective."""
-    world.once(lambda: folder.lock(wait_s=20 if resume is None else 0))  # a killed group may still be ending
+    world.on_rank0(lambda: folder.lock(wait_s=20 if resume is None else 0))  # a killed group may still be ending
     try:
-        world.once(lambda: store.pull(folder, resume=resume))
-        begun = world.once(folder.begun) if resume is None else resume
-        world.once(lambda: folder.reopen(settings) if begun else folder.create(settings))
+        world.on_rank0(lambda: store.pull(folder, resume=resume))
+        begun = world.on_rank0(folder.begun) if resume is None else resume
+        world.on_rank0(lambda: folder.reopen(settings) if begun else folder.create(settings))
         yield begun
-        world.once(lambda: store.push(folder))
+        world.on_rank0(lambda: store.push(folder))
     finally:
         folder.unlock()
 
@@ -78,7 +78,7 @@ class Kept:
     stall_s: float  #: of these, the seconds that training waited
 
 
-class Keeper:
+class CheckpointManager:
     """The checkpoints of one run under way; every method but `due` and `writing` is collective."""
 
     def __init__(
@@ -146,12 +146,12 @@ class Keeper:
 
     def find(self) -> Found | None:
         """Load the newest intact checkpoint; None where no checkpoint was ever written."""
-        found = self._world.once(self._look)
+        found = self._world.on_rank0(self._look)
         if found is None:
             return None
-        path = self._world.all(lambda: self._fetched(found.name))
+        path = self._world.on_all_ranks(lambda: self._fetched(found.name))
         self._engine.load(path)
-        self._world.once(lambda: writer.clean(self._store, keep=self._spec.keep, current=found.name))
+        self._world.on_rank0(lambda: writer.clean(self._store, keep=self._spec.keep, current=found.name))
         self._charged, self._saved = found.progress.ledger.total, found.progress
         self._written = not found.lost
         return found

@@ -42,11 +42,11 @@ class Writing:
         """
         self.progress, self.began = progress, time.monotonic()
         self._store, self._world, self._keep = store, world, keep
-        files = world.all(engine.snapshot)
+        files = world.on_all_ranks(engine.snapshot)
         if world.rank == 0:
             files[_PROGRESS] = json.dumps(progress.to_dict()).encode()
             files[_FACTS] = json.dumps(dict(facts or {})).encode()
-        self.name, self._place = world.once(self._begin)
+        self.name, self._place = world.on_rank0(self._begin)
         self._digests: dict[str, str] = {}
         self._gathered = False
         self._failure: Exception | None = None
@@ -63,13 +63,13 @@ class Writing:
         """
         self._thread.join()
         try:
-            self._world.all(self._raise_failure)
+            self._world.on_all_ranks(self._raise_failure)
             if self._gathered:
                 return True
             digests = {file: digest for part in self._world.gather(self._digests) for file, digest in part.items()}
         except Exception:
             if not self._gathered:  # else it may be a checkpoint already
-                self._world.once(lambda: self._store.delete(self._place))
+                self._world.on_rank0(lambda: self._store.delete(self._place))
             raise
         self._gathered = True
         if self._world.rank == 0:

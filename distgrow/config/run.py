@@ -10,7 +10,7 @@ from distgrow.config.launch import Launch
 from distgrow.core.budget import Budget
 from distgrow.core.errors import ConfigError
 from distgrow.core.lr import LR
-from distgrow.core.scaling import Group, workforce
+from distgrow.core.scaling import Group, scaling_policy
 from distgrow.core.spec import PosFloat, Spec
 from distgrow.core.stages import Stages
 from distgrow.engine.spec import EngineSpec, Torch, check_suits, most_rows
@@ -105,7 +105,7 @@ class Run(Spec):
 
     def controller(self, world: int | None = None) -> Controller:
         """The schedule on `world` ranks, or on those that each stage wants. ValueError where it cannot be."""
-        wants, most = workforce(self.launch.workers), most_rows(self.engine.max_micro, self.task.train_size())
+        wants, most = scaling_policy(self.launch.workers), most_rows(self.engine.max_micro, self.task.train_size())
         first = wants(0, self.growth(0), most)
         return Controller(
             growth=self.growth,
@@ -114,7 +114,7 @@ class Run(Spec):
             budget=self.budget,
             epoch=self.task.train_size(),
             world=first if world is None else world,
-            group=Group(workforce=wants, asked=first) if world is None else None,
+            group=Group(scaling_policy=wants, asked=first) if world is None else None,
             max_micro=most,
             measuring=self.run.noise,
             seed=self.run.seed,
@@ -144,7 +144,7 @@ class Run(Spec):
             back_off(RunFolder(self.run.dir), self.launch.backoff_s)
         with joined(self.engine.device, self.launch.timeout_s, alone=self.engine.needs_group) as world:
             torch.manual_seed(self.run.seed)
-            task = world.all(lambda: self.task.build(self.model))
+            task = world.on_all_ranks(lambda: self.task.build(self.model))
             parts = self.model_dump(mode="json")
             return fit(
                 task.model,
@@ -162,7 +162,9 @@ class Run(Spec):
                 engine=self.engine,
                 run=self.run,
                 resume=resume,
-                group=Group(workforce=workforce(self.launch.workers), asked=asked) if asked is not None else None,
+                group=Group(scaling_policy=scaling_policy(self.launch.workers), asked=asked)
+                if asked is not None
+                else None,
                 storage=self.launch.storage_path,
                 world=world,
                 trackers=trackers,

@@ -31,7 +31,7 @@ class Order:
             raise ConfigError(f"n={self.n} samples: an order needs at least 1 (and at most 2**62)")
 
     def __call__(self, positions: npt.ArrayLike) -> tuple[Int64s, Int64s]:
-        """Positions (any shape, ≥ 0) → (epochs, indices), int64 arrays of the same shape."""
+        """SampleStream (any shape, ≥ 0) → (epochs, indices), int64 arrays of the same shape."""
         where = np.asarray(positions, dtype=np.int64)
         epochs, offsets = np.divmod(where.reshape(-1), self.n)
         keys = mix(epochs.astype(np.uint64) ^ _base(self.seed, _GOLDEN))

@@ -1,4 +1,4 @@
-"""Workforce: how many ranks each stage wants, as `launch.workers` says; pure, and ignorant of who starts them."""
+"""ScalingPolicy: how many ranks each stage wants, as `launch.workers` says; pure, and ignorant of who starts them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from pydantic import PlainSerializer, PlainValidator
 from distgrow.core.errors import ConfigError
 
 
-class Workforce(Protocol):
+class ScalingPolicy(Protocol):
     """Ranks that a stage wants; the last word on it, nobody else works it out."""
 
     def __call__(self, stage: int, batch: int, max_micro: int) -> int: ...
@@ -37,7 +37,7 @@ class Range:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rungs:
+class Staged:
     """So many from a stage on; the first stage is 0 and the stages rise."""
 
     workers: tuple[tuple[int, int], ...]  #: (stage, ranks from it on)
@@ -50,7 +50,7 @@ class Rungs:
 class Group:
     """A group of ranks that one of another size may follow."""
 
-    workforce: Workforce
+    scaling_policy: ScalingPolicy
     asked: int  #: ranks that its first stage wanted; the cluster may have given fewer
 
 
@@ -59,13 +59,13 @@ class Group:
 _FORMS = "write a number, a range [least, most], or from which stage on how many, {0: 1, 3: 4}"
 
 
-def workforce(workers: "Workers") -> Workforce:
+def scaling_policy(workers: "Workers") -> ScalingPolicy:
     """What the three forms of `launch.workers` mean."""
     if isinstance(workers, int):
         return Fixed(workers=workers)
     if isinstance(workers, list):
         return Range(least=workers[0], most=workers[1])
-    return Rungs(workers=tuple(sorted(workers.items())))
+    return Staged(workers=tuple(sorted(workers.items())))
 
 
 def least(workers: "Workers") -> int:

@@ -33,7 +33,7 @@ from distgrow.tasks.task import Task
 from distgrow.tracking.base import NullTracker
 from distgrow.tracking.events import Event
 from distgrow.training.spec import Evaluation, RunSpec
-from distgrow.training.trainer import Job, Result
+from distgrow.training.trainer import Result, Trainer
 
 
 class Seed(Folder):
@@ -85,7 +85,7 @@ def probe_batch(path: str, question: Question) -> None:
         for damage in trunk.damaged:
             console.print(f"damaged and not used: {damage}")
         torch.manual_seed(run.run.seed)
-        task = world.all(lambda: run.task.build(run.model))
+        task = world.on_all_ranks(lambda: run.task.build(run.model))
         schedule = replace(run.controller(world.size), epoch=len(task.train))
         samples, powers = settled(question, trunk, schedule.epoch, left(trunk, schedule))
         branches: list[Branched] = []
@@ -110,7 +110,7 @@ def seeded(trunk: Trunk, out: Path, world: World) -> Iterator[RunFolder]:
             shutil.copytree(trunk.checkpoint, target, copy_function=_linked)
             return place
 
-    folder = RunFolder(world.once(made))
+    folder = RunFolder(world.on_rank0(made))
     try:
         yield folder
     finally:
@@ -135,10 +135,12 @@ def trained(trunk: Trunk, growth: Branch, samples: int, task: Task, folder: RunF
     model, recorder = copy.deepcopy(task.model), Recorder()
     engine = run.engine.build(model, task.loss, metrics=task.metrics, optimizer=run.optimizer, world=world)
     stop, track = StopRequests(folder), recorder if world.rank == 0 else NullTracker()
-    job = Job(task, controller, engine, track, folder, _quiet(run.run, folder), world, stop, Seed(folder.checkpoints))
+    trainer = Trainer(
+        task, controller, engine, track, folder, _quiet(run.run, folder), world, stop, Seed(folder.checkpoints)
+    )
     with stop.watched():
         try:
-            result = job.resume(measure=False)
+            result = trainer.resume(measure=False)
         except Diverged:
             result = None
     if result is not None and not result.finished:

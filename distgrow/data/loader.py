@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from distgrow.core.plan import Plan
 from distgrow.core.progress import Progress
 from distgrow.data.spec import Loading
-from distgrow.data.stream import Positions
+from distgrow.data.stream import SampleStream
 from distgrow.distributed.world import World
 from distgrow.growth.controller import Controller
 
@@ -31,7 +31,7 @@ class Loader(Protocol):
 class DirectLoader:
     """Loads in this process, when asked."""
 
-    def __init__(self, positions: Positions, rank: int) -> None:
+    def __init__(self, positions: SampleStream, rank: int) -> None:
         self._positions, self._rank = positions, rank
 
     def draw(self, progress: Progress, plan: Plan) -> Iterator[Any]:
@@ -39,7 +39,7 @@ class DirectLoader:
         return map(self._positions.__getitems__, plan.rows(progress.samples, self._rank))
 
 
-def build_loader(positions: Positions, controller: Controller, world: World, spec: Loading) -> Loader:
+def build_loader(positions: SampleStream, controller: Controller, world: World, spec: Loading) -> Loader:
     """The loader that a run's spec asks for."""
     if spec.workers == 0:
         return DirectLoader(positions, world.rank)
@@ -55,7 +55,7 @@ class PrefetchingLoader:
     """
 
     def __init__(
-        self, positions: Positions, rank: int, controller: Controller, *, workers: int, prefetch: int, pin: bool
+        self, positions: SampleStream, rank: int, controller: Controller, *, workers: int, prefetch: int, pin: bool
     ) -> None:
         self._controller, self._rank, self._sampler = controller, rank, _Sampler()
         self._source = DataLoader(
@@ -118,7 +118,7 @@ class _Sampler:
             yield self.issued[-1]
 
 
-def _as_dataset(positions: Positions) -> Dataset[Any]:
+def _as_dataset(positions: SampleStream) -> Dataset[Any]:
     return positions  # pyright: ignore[reportReturnType]
 
 

@@ -54,7 +54,7 @@ def batched(dataset: Any, collate: Callable[[list[Any]], Any] | None) -> Batched
 _AHEAD = 1024  #: positions
 
 
-class Positions:
+class SampleStream:
     """A map-style data set seen along the endless shuffled sample stream.
 
     Indices and seeds are made for a block of positions ahead: for a few at a time, numpy's calls would cost most.

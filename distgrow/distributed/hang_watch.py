@@ -30,7 +30,7 @@ class LostPeer(TrainingFailed):
 
 
 @contextmanager
-def calling_the_roll(rank: int, size: int) -> Iterator[None]:
+def watching_for_hangs(rank: int, size: int) -> Iterator[None]:
     """LostPeer, with the name of who stayed away, where a collective fails or takes too long meanwhile."""
     store = dist.distributed_c10d._get_default_store()
     over = threading.Event()

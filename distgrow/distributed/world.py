@@ -16,7 +16,7 @@ from torch._C._distributed_c10d import HashStore
 
 from distgrow.core.errors import ConfigError
 from distgrow.distributed.environment import local_rank_named, place
-from distgrow.distributed.hang_watch import calling_the_roll
+from distgrow.distributed.hang_watch import watching_for_hangs
 
 T = TypeVar("T")
 Device = Literal["auto", "cpu", "cuda"]
@@ -31,13 +31,15 @@ class World:
     rank: int = 0
     size: int = 1
     device: torch.device = torch.device("cpu")
-    alike: bool = False  #: all ranks compute on the same make of machine: from equal numbers the same, bit by bit
+    same_hardware: bool = (
+        False  #: all ranks compute on the same make of machine: from equal numbers the same, bit by bit
+    )
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """`values` added up over all ranks, in float64 on the CPU. Collective: every rank must call."""
-        return self.summing(values)()
+        return self.sum_async(values)()
 
-    def summing(self, values: Sequence[float]) -> Callable[[], list[float]]:
+    def sum_async(self, values: Sequence[float]) -> Callable[[], list[float]]:
         """As `sum`, but other work can be done until the result is called for. Collective: every rank must call."""
         if self.size == 1:
             return lambda: list(values)
@@ -50,16 +52,16 @@ class World:
 
         return wait
 
-    def meaning(self, values: Sequence[float]) -> Callable[[], list[float]]:
+    def mean_async(self, values: Sequence[float]) -> Callable[[], list[float]]:
         """The means of `values` that ranks have computed from equal tensors, so that decisions by them are equal too.
 
         Between unlike machines they may differ in last bits. Collective: every rank must call.
         """
-        if self.alike:
+        if self.same_hardware:
             return lambda: list(values)
-        return self.summing([value / self.size for value in values])
+        return self.sum_async([value / self.size for value in values])
 
-    def once(self, action: Callable[[], T]) -> T:
+    def on_rank0(self, action: Callable[[], T]) -> T:
         """Do `action` on one rank and give every rank its result, or its error. Collective: every rank must call."""
         if self.size == 1:
             return action()
@@ -74,7 +76,7 @@ class World:
             raise box[1]
         return box[0]
 
-    def all(self, action: Callable[[], T]) -> T:
+    def on_all_ranks(self, action: Callable[[], T]) -> T:
         """Do `action` on every rank; where some fail, every rank raises what the first of them did. Collective."""
         if self.size == 1:
             return action()
@@ -136,9 +138,9 @@ def joined(device: Device = "auto", timeout_s: float = 600, *, alone: bool = Fal
         group = {} if size > 1 else {"store": HashStore(), "rank": 0, "world_size": 1}
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s), **group)
     world = World(rank=rank, size=size, device=where)
-    roll = calling_the_roll(rank, size) if size > 1 else nullcontext()
+    roll = watching_for_hangs(rank, size) if size > 1 else nullcontext()
     with local_rank_named() if alone else nullcontext(), roll:
-        yield replace(world, alike=len(set(world.gather(_machine(where)))) == 1)
+        yield replace(world, same_hardware=len(set(world.gather(_machine(where)))) == 1)
     if ours:  # after an error the group stays until the process ends, so that the error is told before others lose us
         dist.destroy_process_group()
 

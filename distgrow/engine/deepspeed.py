@@ -33,7 +33,7 @@ from distgrow.engine.batches import (
 )
 from distgrow.engine.ddp import check_agreed
 from distgrow.engine.deepspeed_shards import Shards
-from distgrow.engine.functional import Still, hollow
+from distgrow.engine.functional import FunctionalObjective, hollow
 from distgrow.engine.noise_hooks import Direction, Parts
 from distgrow.engine.spec import DeepSpeed
 from distgrow.engine.torch import build_optimizer
@@ -96,7 +96,7 @@ class DeepSpeedEngine:
             losses.append(loss.detach().float())
         loss = sum(losses[1:], start=losses[0]).item() / self.world.size
         agreed = [plan.batch / self.world.size, plan.lr / self.world.size]
-        known = self.world.summing([loss, short, self._parts.share().item(), *agreed, *votes])
+        known = self.world.sum_async([loss, short, self._parts.share().item(), *agreed, *votes])
         for group in self._engine.optimizer.param_groups:
             group["lr"] = plan.lr * group.get("lr_scale", 1.0)
         self._engine.step()
@@ -160,10 +160,10 @@ class DeepSpeedEngine:
         self._engine.train(was_training)
         return found
 
-    def still(self) -> Still:
+    def still(self) -> FunctionalObjective:
         """See Engine; from the parameters that the forward pass uses, rounded where it is in half precision."""
         model = self._engine.module.model
-        return Still(
+        return FunctionalObjective(
             self._hollow,
             self._loss,
             parameters={name: self._whole(parameter) for name, parameter in model.named_parameters()},

@@ -42,7 +42,7 @@ class Shards:
 
     def load(self, folder: Path) -> None:
         """Read the shards of all ranks, on any number of ranks; executes no code from the files. Collective."""
-        ranks = self._world.once(lambda: check(folder / _TAG))
+        ranks = self._world.on_rank0(lambda: check(folder / _TAG))
         if ranks == self._world.size:
             self._engine.load_checkpoint(str(folder), tag=_TAG)
             return
@@ -52,7 +52,7 @@ class Shards:
                 f"needs, knows Adam's state alone: go on with {ranks}, or use optimizer.kind=adamw from the start"
             )
         universal = folder.with_name(f".partial-universal-{folder.name}")
-        self._world.all(lambda: convert_once(folder / _TAG, universal / _TAG))
+        self._world.on_all_ranks(lambda: convert_once(folder / _TAG, universal / _TAG))
         self._engine._config.load_universal_checkpoint = True  # DeepSpeed asks its config, which knew no checkpoint
         self._engine.load_checkpoint(str(universal), tag=_TAG)
         self._engine._config.load_universal_checkpoint = False

@@ -1,4 +1,4 @@
-"""Still: a model's objective as it is at one moment, with derivatives; whatever is done with it, training is not moved.
+"""FunctionalObjective: a model's objective at one moment, with derivatives; nothing done with it moves training.
 
 It works on a copy of the model without tensors, which are lent to it at each call: no module that trains changes its
 mode, no hook of DDP or DeepSpeed fires, no `.grad` is written.
@@ -43,7 +43,7 @@ def hollow(model: nn.Module) -> nn.Module | ConfigError:
         )
 
 
-class Still:
+class FunctionalObjective:
     """f(θ) = mean loss + (λ/2)|θ|² at one θ, in eval mode and at least single precision, batch by batch."""
 
     def __init__(

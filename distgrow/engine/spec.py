@@ -10,7 +10,7 @@ from distgrow.core.errors import ConfigError
 from distgrow.core.plan import Plan
 from distgrow.core.progress import Outcome
 from distgrow.core.spec import PosFloat, PosInt, Spec, default_kind
-from distgrow.growth.base import Ladder
+from distgrow.growth.base import GrowthPolicy
 from distgrow.optim import Optimizer, plain_sgd
 from distgrow.optim.adamw import AdamW
 from distgrow.optim.sgd import SGD
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from distgrow.distributed.world import World
     from distgrow.engine.batches import Loss, Metrics
-    from distgrow.engine.functional import Still
+    from distgrow.engine.functional import FunctionalObjective
 
 
 class Engine(Protocol):
@@ -45,7 +45,7 @@ class Engine(Protocol):
         """
         ...
 
-    def still(self) -> "Still":
+    def still(self) -> "FunctionalObjective":
         """The objective at the present parameters, in eval mode; nothing done with it moves the engine. Collective."""
         ...
 
@@ -156,7 +156,7 @@ class DeepSpeed(Spec):
 EngineSpec = Annotated[Torch | DeepSpeed, Field(discriminator="kind"), default_kind("torch")]
 
 
-def check_suits(growth: Ladder, optimizer: SGD | AdamW, engine: Torch | DeepSpeed) -> None:
+def check_suits(growth: GrowthPolicy, optimizer: SGD | AdamW, engine: Torch | DeepSpeed) -> None:
     """ConfigError where growth goes by what this optimizer's or engine's updates do not show."""
     if growth.plain_sgd and not plain_sgd(optimizer):
         given = "adamw" if isinstance(optimizer, AdamW) else f"sgd with momentum={optimizer.momentum:g}"

@@ -31,7 +31,7 @@ from distgrow.engine.batches import (
     serialised,
 )
 from distgrow.engine.ddp import Notes, Ranks
-from distgrow.engine.functional import Still, hollow
+from distgrow.engine.functional import FunctionalObjective, hollow
 from distgrow.engine.noise_hooks import Direction, Parts
 from distgrow.engine.spec import Torch
 from distgrow.optim import Optimizer
@@ -106,7 +106,7 @@ class TorchEngine:
         self._direction.look(self._optimizer)
         penalty, product = self._direction.found(grad_norm)
         batch_sq = grad_norm * grad_norm + penalty if plan.window else math.nan
-        known = self.world.meaning([penalty, batch_sq, product])
+        known = self.world.mean_async([penalty, batch_sq, product])
 
         def measured() -> Measured:
             penalty, batch_sq, product = known()
@@ -223,9 +223,9 @@ class TorchEngine:
         self.model.train(was_training)
         return found
 
-    def still(self) -> Still:
+    def still(self) -> FunctionalObjective:
         """See Engine."""
-        return Still(
+        return FunctionalObjective(
             hollow(self.model),
             self._loss,
             parameters=dict(self.model.named_parameters()),

@@ -11,13 +11,13 @@ from distgrow.core.noise_stats import Noise
 from distgrow.core.progress import Progress
 from distgrow.core.spec import PosInt, one_of
 from distgrow.core.stages import Stages, Trigger
-from distgrow.growth.base import Ladder
+from distgrow.growth.base import GrowthPolicy
 from distgrow.growth.constant import Constant
 from distgrow.growth.scheduled import Plain
 from distgrow.theory.noise import adascale_gain
 
 
-class AdaScale(Ladder):
+class AdaScale(GrowthPolicy):
     """A plain ladder whose learning rate is η₀ times AdaScale's gain, as measured (Johnson et al. 2020).
 
     The gain (σ² + |∇f|²)/(σ²/s + |∇f|²), σ² = tr Σ/b₀ and s = b/b₀, lies between 1 and s: an update at b is worth so
@@ -45,7 +45,7 @@ class AdaScale(Ladder):
         return self
 
     @property
-    def plain(self) -> Ladder:
+    def plain(self) -> GrowthPolicy:
         """The ladder of the batch."""
         return self.ladder or Constant(start=self.start * (self.scale or 1))
 

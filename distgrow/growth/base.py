@@ -27,7 +27,7 @@ class Moment:
     span: Span
 
 
-class Ladder(Spec):
+class GrowthPolicy(Spec):
     """What all ladders share; subclasses give `__call__`, `top` and `height`."""
 
     sets_stages: ClassVar[bool] = False  #: whether it has no use for `stages`
@@ -85,7 +85,7 @@ class Ladder(Spec):
         """Its `growth.kind`."""
         return type(self).model_fields["kind"].default
 
-    def on(self, span: Span) -> "Ladder":
+    def on(self, span: Span) -> "GrowthPolicy":
         """The same, with what depends on the training set and the budget."""
         return self
 
@@ -114,7 +114,7 @@ class Ladder(Spec):
         return Listed(axis="samples", ends=())
 
     def moves(self, progress: Progress, now: Moment) -> int:
-        """Rungs that an adaptive ladder climbs before the coming update; mostly 0."""
+        """Stages that an adaptive ladder climbs before the coming update; mostly 0."""
         return 0
 
     def cools(self, progress: Progress, now: Moment) -> int:
@@ -158,7 +158,7 @@ class Ladder(Spec):
         return []
 
 
-class Capped(Ladder):
+class Capped(GrowthPolicy):
     """A ladder that stops at `cap`."""
 
     cap: PosInt | None = None

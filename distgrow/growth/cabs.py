@@ -4,11 +4,11 @@ from typing import Literal
 
 from distgrow.core.progress import Progress
 from distgrow.growth.base import Moment
-from distgrow.growth.target_batch import Tracker
+from distgrow.growth.target_batch import TargetBatch
 from distgrow.theory.noise import cabs_batch
 
 
-class CABS(Tracker):
+class CABS(TargetBatch):
     """b follows η·tr Σ/f (Balles et al. 2017): SGD without momentum, and a loss whose least value is near 0."""
 
     kind: Literal["cabs"] = "cabs"

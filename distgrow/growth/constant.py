@@ -2,10 +2,10 @@
 
 from typing import Literal
 
-from distgrow.growth.base import Ladder
+from distgrow.growth.base import GrowthPolicy
 
 
-class Constant(Ladder):
+class Constant(GrowthPolicy):
     """b₀ throughout."""
 
     kind: Literal["constant"] = "constant"

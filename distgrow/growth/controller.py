@@ -121,7 +121,7 @@ class Controller:
         """Ranks that a stage wants."""
         if self.group is None:
             return self.world
-        return self.group.workforce(stage, self.growth(stage), self.max_micro)
+        return self.group.scaling_policy(stage, self.growth(stage), self.max_micro)
 
     def hands_over(self, stage: int) -> bool:
         """Whether another group of ranks has to take over before the first update of a stage."""

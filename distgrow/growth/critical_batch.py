@@ -10,11 +10,11 @@ from distgrow.core.progress import Progress
 from distgrow.core.spec import PosFloat, one_of
 from distgrow.core.stages import Stages, Trigger
 from distgrow.growth.base import Endless, Moment
-from distgrow.growth.target_batch import Tracker
+from distgrow.growth.target_batch import TargetBatch
 from distgrow.theory.noise import critical_batch_now, noise_scale
 
 
-class Tracking(Tracker, Endless):
+class Tracking(TargetBatch, Endless):
     """b follows the critical batch κ·tr Σ/|∇f|²; at the cap η falls with the root of the growth it leaves out [D]."""
 
     kind: Literal["tracking"] = "tracking"

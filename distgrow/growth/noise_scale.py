@@ -5,11 +5,11 @@ from typing import Literal
 from distgrow.core.progress import Progress
 from distgrow.core.spec import PosFloat
 from distgrow.growth.base import Moment
-from distgrow.growth.target_batch import Tracker
+from distgrow.growth.target_batch import TargetBatch
 from distgrow.theory.noise import noise_scale
 
 
-class NoiseScale(Tracker):
+class NoiseScale(TargetBatch):
     """b follows the noise scale B_simple = tr Σ/|∇f|² (McCandlish et al. 2018), times `share`."""
 
     kind: Literal["gns"] = "gns"

@@ -8,10 +8,10 @@ from distgrow.core.errors import ConfigError
 from distgrow.core.lr import LR, Span
 from distgrow.core.spec import PosInt
 from distgrow.core.stages import Listed, Stages, Trigger
-from distgrow.growth.base import Ladder
+from distgrow.growth.base import GrowthPolicy
 
 
-class Steps(Ladder):
+class Steps(GrowthPolicy):
     """An explicit list of batch sizes."""
 
     kind: Literal["list"] = "list"

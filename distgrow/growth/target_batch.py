@@ -15,7 +15,7 @@ from distgrow.core.stages import Dwell, Trigger
 from distgrow.growth.base import Adaptive, Moment
 
 
-class Tracker(Adaptive):
+class TargetBatch(Adaptive):
     """What ladders share that climb to the rung next to a measured batch size, by the distance of logarithms.
 
     They only climb: where the measured size falls, the batch stays. η is constant unless lr.rule says else.
@@ -29,7 +29,7 @@ class Tracker(Adaptive):
     confidence: Annotated[float, Field(ge=0)] = 1.0
     """Standard errors of the measured means that the lower end of the measured size is away; 0: the means alone."""
     rungs: PosInt = 2
-    """Rungs climbed at once, at most; one where the gradient is lost in noise, and beyond the cap."""
+    """Stages climbed at once, at most; one where the gradient is lost in noise, and beyond the cap."""
 
     @property
     def measures(self) -> bool:

@@ -8,11 +8,11 @@ from distgrow.core.errors import ConfigError
 from distgrow.core.lr import LR, Span
 from distgrow.core.spec import PosFloat
 from distgrow.core.stages import Stages, Trigger
-from distgrow.growth.base import Ladder
+from distgrow.growth.base import GrowthPolicy
 from distgrow.theory.finite_sum import FiniteSum
 
 
-class TauNice(Ladder):
+class TauNice(GrowthPolicy):
     """The best constant batch of SGD on a strongly convex finite sum whose constants are known (Alfarra et al. 2020).
 
     τ* = n(κ − (L_max − L))/(κ + nL − L_max), κ = 2h̄/(εμ), as a whole number of samples; tau_nice.py has the symbols.

@@ -15,7 +15,7 @@ from distgrow.core.errors import ConfigError
 from distgrow.data.spec import Loading
 from distgrow.distributed.world import World
 from distgrow.growth.controller import Controller
-from distgrow.integrations.session import Course, assign, check_groups, check_rate, weighted
+from distgrow.integrations.session import GrowthSession, assign, check_groups, check_rate, weighted
 
 
 class Growth(Callback):
@@ -37,10 +37,10 @@ class Growth(Callback):
     ) -> None:
         self._controller, self._dataset = controller, dataset
         self._rows: dict[str, Any] = {"collate": collate, "items": items, "loading": loading}
-        self._course: Course | None = None
+        self._course: GrowthSession | None = None
 
     @property
-    def course(self) -> Course:
+    def course(self) -> GrowthSession:
         """Where the run is; there once fit() has begun."""
         assert self._course is not None, "trainer.fit has not begun"
         return self._course
@@ -52,7 +52,7 @@ class Growth(Callback):
         check_module(pl_module)
         check_trainer(trainer)
         world = World(rank=trainer.global_rank, size=trainer.world_size, device=trainer.strategy.root_device)
-        self._course = Course(self._controller, self._dataset, world=world, **self._rows)
+        self._course = GrowthSession(self._controller, self._dataset, world=world, **self._rows)
         assert isinstance(pl_module, Growing)
         pl_module.growth = self
         pl_module.automatic_optimization = False  # from here on: Lightning allows clipping to be set only before

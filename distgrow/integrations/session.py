@@ -1,4 +1,4 @@
-"""Course: where a run under somebody else's trainer is, what comes next and what has been done; knows no trainer."""
+"""GrowthSession: where a run under another trainer is, what comes next and what has been done; knows no trainer."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,7 +16,7 @@ from distgrow.core.plan import Plan
 from distgrow.core.progress import Outcome, Progress
 from distgrow.data.loader import Loader, build_loader
 from distgrow.data.spec import Loading
-from distgrow.data.stream import Positions
+from distgrow.data.stream import SampleStream
 from distgrow.distributed.world import World
 from distgrow.engine.batches import Buffers, checked_loss, checked_rows, seed
 from distgrow.growth.controller import Controller
@@ -25,7 +25,7 @@ from distgrow.growth.controller import Controller
 MAX_SKIPS = 20
 
 
-class Course:
+class GrowthSession:
     """One run under another trainer, which asks it before and tells it after each update.
 
     What a trainer's loop is given as a batch is only the positions of this rank's rows: the rows themselves are drawn
@@ -48,7 +48,7 @@ class Course:
         check_rows(dataset)
         check_length(dataset, controller)
         self.controller.check()
-        self._positions = Positions(dataset, seed=controller.seed, collate=collate)
+        self._positions = SampleStream(dataset, seed=controller.seed, collate=collate)
         self._loading, self._items = loading or Loading(), items
         self._loader: Loader | None = None
         self._buffers: Buffers | None = None

@@ -17,7 +17,7 @@ from distgrow.core.progress import Progress
 from distgrow.data.spec import Loading
 from distgrow.distributed.world import World
 from distgrow.growth.controller import Controller
-from distgrow.integrations.session import Course, assign, check_groups, check_rows, weighted
+from distgrow.integrations.session import GrowthSession, assign, check_groups, check_rows, weighted
 
 
 class Growing:
@@ -47,7 +47,7 @@ class Growing:
         super().__init__(model, args, **settings)  # pyright: ignore[reportCallIssue]
         trainer = self._trainer()
         dataset, collate = _rows(trainer)
-        self.course = Course(
+        self.course = GrowthSession(
             controller,
             dataset,
             collate=collate,
@@ -124,7 +124,7 @@ class RatesAsSet(LRScheduler):
 class GrowthCallback(TrainerCallback, ExportableState):
     """Keeps Progress in the Trainer's checkpoints, ends each pass over the data, and training with the budget."""
 
-    def __init__(self, course: Course) -> None:
+    def __init__(self, course: GrowthSession) -> None:
         self._course, self._pass = course, 0
 
     def state(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Handover: what a group of ranks leaves for the one of another size that follows it; a file in the run's folder.
+"""ResizeRequest: what a group of ranks leaves for the one of another size that follows it; a file in the run's folder.
 
 The group that ends *asks*, whoever starts groups *takes* the request, the group that begins *answers* it. A request
 that is damaged is still a request: all that is lost with it is how long the change took.
@@ -13,7 +13,7 @@ from distgrow.run.folder import RunFolder, storing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Handover:
+class ResizeRequest:
     """A request for a group of another size."""
 
     old: int  #: ranks of the group that asked
@@ -26,7 +26,7 @@ class Handover:
         return max(0.0, time.time() - self.asked_at)
 
 
-def ask(folder: RunFolder, request: Handover) -> None:
+def ask(folder: RunFolder, request: ResizeRequest) -> None:
     """Leave the request, whole or not at all."""
     partial = folder.path / ".resize-partial"
     with storing(folder.path):
@@ -48,11 +48,11 @@ def pending(folder: RunFolder) -> bool:
     return _asked(folder).exists() or _taken(folder).exists()
 
 
-def answered(folder: RunFolder) -> Handover | None:
+def answered(folder: RunFolder) -> ResizeRequest | None:
     """The request that the group at hand answers by beginning; None without one, or where it is damaged."""
     try:
         values = json.loads(_taken(folder).read_text(encoding="utf-8"))
-        return Handover(old=int(values["old"]), asked_at=float(values["asked_at"]), time_s=float(values["time_s"]))
+        return ResizeRequest(old=int(values["old"]), asked_at=float(values["asked_at"]), time_s=float(values["time_s"]))
     except (OSError, ValueError, TypeError, KeyError):
         return None
     finally:

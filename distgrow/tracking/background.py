@@ -1,4 +1,4 @@
-"""Behind: a tracker that reports to a service from a thread of its own, so that no service can hold up training."""
+"""BackgroundTracker: reports to a service from a thread of its own, so that no service can hold up training."""
 
 import queue
 import sys
@@ -25,7 +25,7 @@ TOGETHER = 100
 _ENDINGS: Mapping[str, Ending] = {"done": "done", "stopped on request": "stopped"}
 
 
-class Behind:
+class BackgroundTracker:
     """A Tracker for a service: what fails is told on stderr and tried again; what never arrives is in metrics.jsonl.
 
     The service is opened in the thread too, and gets what it lacks of the `past`, the events of the run before this

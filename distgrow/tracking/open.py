@@ -9,7 +9,7 @@ from typing import Any
 from distgrow.core.errors import ConfigError
 from distgrow.distributed.world import World
 from distgrow.run.folder import RunFolder
-from distgrow.tracking.background import Behind
+from distgrow.tracking.background import BackgroundTracker
 from distgrow.tracking.base import Tracker, Trackers
 from distgrow.tracking.events import Event, history, read_events
 from distgrow.tracking.jsonl import JSONL
@@ -37,9 +37,9 @@ def reporting(
 
     ConfigError where a service cannot be opened for a new run; a run that goes on does not wait for it.
     """
-    services: list[Behind] = []
+    services: list[BackgroundTracker] = []
     try:
-        world.once(lambda: services.extend(_opened(specs, folder, settings, tracker) if specs else ()))
+        world.on_rank0(lambda: services.extend(_opened(specs, folder, settings, tracker) if specs else ()))
         yield Trackers([tracker, *services]) if services else tracker
     finally:
         for service in services:
@@ -48,17 +48,17 @@ def reporting(
 
 def check(specs: Sequence[TrackerSpec], world: World) -> None:
     """ConfigError where the first rank lacks a package. Collective."""
-    world.once(lambda: [spec.check() for spec in specs])
+    world.on_rank0(lambda: [spec.check() for spec in specs])
 
 
 def _opened(
     specs: Sequence[TrackerSpec], folder: RunFolder, settings: Mapping[str, Any], tracker: Tracker
-) -> Iterator[Behind]:
+) -> Iterator[BackgroundTracker]:
     events = history(read_events(folder.metrics))
     opening = Opening(folder=folder.path, settings=settings, id=_id(events, tracker))
     begun = any(event["event"] == "start" for event in events)
     for spec in specs:
-        service = Behind(spec.kind, partial(spec.open, opening), events)
+        service = BackgroundTracker(spec.kind, partial(spec.open, opening), events)
         if not begun and (reason := service.opened()) is not None:
             raise ConfigError(
                 f"run.trackers: {spec.kind} cannot be opened: {reason}; put that right and go on with --resume, "

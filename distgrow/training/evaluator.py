@@ -1,4 +1,4 @@
-"""Survey: what is measured of a run under way, its test set's metrics and exact gradients; moves nothing."""
+"""Evaluator: what is measured of a run under way, its test set's metrics and exact gradients; moves nothing."""
 
 import math
 import time
@@ -24,7 +24,7 @@ Batches = Iterable[tuple[Any, int]]
 Tell = Callable[..., None]
 
 
-class Survey:
+class Evaluator:
     """The measurements of one run; `tell` takes an event's kind, its progress and its values.
 
     It does not keep `tell`, the run's own: a cycle of references would leave the loader's workers to the garbage

@@ -30,7 +30,7 @@ from distgrow.tracking.open import check as check_packages
 from distgrow.tracking.open import reporting, tracking
 from distgrow.training.loss_check import tried
 from distgrow.training.spec import RunSpec
-from distgrow.training.trainer import Job, Result
+from distgrow.training.trainer import Result, Trainer
 
 
 def fit(
@@ -105,6 +105,6 @@ def fit(
                 tracking(folder, world.rank, controller.samples(), trackers) as lines,
                 reporting(run.trackers, folder, settings, world, lines) as tracker,
             ):
-                job = Job(task, controller, machine, tracker, folder, run, world, stop, store)
+                job = Trainer(task, controller, machine, tracker, folder, run, world, stop, store)
                 measure = engine.max_micro == "auto"
                 return job.resume(measure=measure) if begun else job.begin(measure=measure, spent=spent)

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from distgrow.core.errors import ConfigError
 from distgrow.core.progress import Ledger, Progress
-from distgrow.data.stream import Positions
+from distgrow.data.stream import SampleStream
 from distgrow.distributed.world import World
 from distgrow.engine.batches import place
-from distgrow.growth.base import Ladder
+from distgrow.growth.base import GrowthPolicy
 from distgrow.growth.controller import Controller
 from distgrow.run.folder import RunFolder
 from distgrow.tasks.task import Task
@@ -20,7 +20,7 @@ from distgrow.tasks.task import Task
 ROWS, FIRST = 8, 3
 
 
-def goes_by_means(growth: Ladder) -> bool:
+def goes_by_means(growth: GrowthPolicy) -> bool:
     """Whether growth measures what only a mean over samples shows."""
     return growth.measures or growth.tests_progress or growth.probes_norm
 
@@ -33,7 +33,7 @@ def tried(task: Task, controller: Controller, folder: RunFolder, world: World) -
     growth = controller.growth
     if not goes_by_means(growth):
         return 0
-    spent = world.once(lambda: 0 if folder.begun() else check_mean(task, growth, controller.seed))
+    spent = world.on_rank0(lambda: 0 if folder.begun() else check_mean(task, growth, controller.seed))
     if controller.done(Progress(ledger=Ledger(probe=spent))):
         raise ConfigError(
             f"budget.sfo={controller.budget.sfo}: growth.kind={growth.name} has the loss tried at the start, which "
@@ -49,7 +49,7 @@ def is_mean(whole: float, parts: list[tuple[int, float]], tolerance: float) -> b
     return abs(whole - mean) <= tolerance * scale
 
 
-def check_mean(task: Task, growth: Ladder, seed: int) -> int:
+def check_mean(task: Task, growth: GrowthPolicy, seed: int) -> int:
     """ConfigError where the loss is no mean over samples: held, in eval mode, against that of a batch cut in two.
 
     Gives the evaluations that it took. Nothing is decided where the loss draws random numbers of its own, is not finite
@@ -62,7 +62,7 @@ def check_mean(task: Task, growth: Ladder, seed: int) -> int:
             "it needs at least 2"
         )
     cut = min(FIRST, rows - 1)
-    positions = Positions(task.train, seed=seed, collate=task.collate)
+    positions = SampleStream(task.train, seed=seed, collate=task.collate)
     losses: list[float | None] = []
     for number, part in enumerate([range(rows), range(rows), range(cut), range(cut, rows)]):
         losses.append(_loss(task, positions.__getitems__(part), seed=min(number, 1)))

@@ -4,24 +4,24 @@ import time
 from dataclasses import dataclass, replace
 from typing import Any
 
-from distgrow.checkpoint.manager import Keeper
+from distgrow.checkpoint.manager import CheckpointManager
 from distgrow.checkpoint.storage import Folder, Store
 from distgrow.core.errors import Diverged, TrainingFailed
 from distgrow.core.plan import Plan
 from distgrow.core.progress import Ledger, Outcome, Progress
 from distgrow.data.loader import DirectLoader, build_loader
-from distgrow.data.stream import Positions
+from distgrow.data.stream import SampleStream
 from distgrow.distributed.world import World
 from distgrow.engine.spec import Engine
 from distgrow.growth.controller import Controller
 from distgrow.run import resize_request
 from distgrow.run.folder import RunFolder
-from distgrow.run.resize_request import Handover
+from distgrow.run.resize_request import ResizeRequest
 from distgrow.run.stop import StopRequests
 from distgrow.tasks.task import Task
 from distgrow.tracking.base import Tracker
 from distgrow.tracking.events import step_event
-from distgrow.training.evaluator import Survey
+from distgrow.training.evaluator import Evaluator
 from distgrow.training.micro_batch import check_split, measured
 from distgrow.training.spec import RunSpec
 
@@ -35,7 +35,7 @@ class Result:
     finished: bool  #: False: SIGTERM stopped it, or a group of another size goes on with it; after a checkpoint
 
 
-class Job:
+class Trainer:
     """One run under way: the parts that the loop needs at hand."""
 
     def __init__(
@@ -54,10 +54,10 @@ class Job:
         self.folder, self.run, self.world, self.stop_requested = folder, run, world, stop
         facts = {"training samples": controller.epoch}
         store = store or Folder(folder.checkpoints)
-        self.keeper = Keeper(store, engine, folder, run.checkpoint, world, facts)
-        self.positions = Positions(task.train, seed=run.seed, collate=task.collate)
+        self.checkpoints = CheckpointManager(store, engine, folder, run.checkpoint, world, facts)
+        self.positions = SampleStream(task.train, seed=run.seed, collate=task.collate)
         self.loader = build_loader(self.positions, controller, world, run.loader)
-        self.survey = Survey(task, controller, engine, run, world)
+        self.evaluator = Evaluator(task, controller, engine, run, world)
         self.began = time.monotonic()  # a resumed run's `began` counts what came before it
         self.shown_stage = -1
 
@@ -71,7 +71,7 @@ class Job:
     def resume(self, *, measure: bool) -> Result:
         """The run goes on from its newest intact checkpoint, charged with what it had done beyond that."""
         began = time.monotonic()
-        found = self.keeper.find()
+        found = self.checkpoints.find()
         restore_s = time.monotonic() - began
         if found is None:
             return self.begin(measure=measure)  # it was killed before its first checkpoint
@@ -85,7 +85,7 @@ class Job:
 
     def take_over(self, progress: Progress) -> None:
         """Say so where a group of another size has left the run to this one; the time between counts as the run's."""
-        group, request = self.controller.group, self.world.once(lambda: resize_request.answered(self.folder))
+        group, request = self.controller.group, self.world.on_rank0(lambda: resize_request.answered(self.folder))
         if group is None or request is None:
             return
         seconds = request.seconds
@@ -95,8 +95,8 @@ class Job:
     def train(self, progress: Progress) -> Result:
         """The path of every global batch, until the budget is spent or somebody asks to stop."""
         while not self.controller.done(progress):
-            if self.survey.probe_due(progress):
-                progress = self.survey.probe(progress, self.event)
+            if self.evaluator.probe_due(progress):
+                progress = self.evaluator.probe(progress, self.event)
                 continue  # its evaluations may have used up the budget
             progress = self.controller.advance(progress)
             if self.controller.hands_over(progress.stage):
@@ -104,7 +104,7 @@ class Job:
             plan = self.controller.plan(progress)
             self.announce(progress, plan)
             stop, asked = self.stop_requested(), self.stop_requested.checkpoint()
-            votes = (stop, self.keeper.due(progress, asked=asked), self.keeper.writing())
+            votes = (stop, self.checkpoints.due(progress, asked=asked), self.checkpoints.writing())
             began = time.monotonic()
             outcome = self.engine.update(plan, self.loader.draw(progress, plan), votes)
             before, progress = progress, progress.after(plan, outcome)
@@ -115,13 +115,13 @@ class Job:
             stop, save, writing = outcome.votes
             if stop or progress.skips >= self.run.max_skips:
                 return self.stop_early(progress)
-            if self.survey.evaluation_due(before, progress):
-                self.survey.evaluate(progress, self.event)
-            if self.keeper.current and not writing:
+            if self.evaluator.evaluation_due(before, progress):
+                self.evaluator.evaluate(progress, self.event)
+            if self.checkpoints.current and not writing:
                 self.settle()
             if save:
                 self.written()  # one before it that takes longer than an interval is waited for: no more can be lost
-                self.keeper.begin(progress)
+                self.checkpoints.begin(progress)
         return self.finish(progress)
 
     def measured(self, progress: Progress) -> Progress:
@@ -142,9 +142,9 @@ class Job:
 
     def finish(self, progress: Progress) -> Result:
         """The last probe, the last checkpoint, the last evaluation."""
-        progress = self.survey.last(progress, self.event)
+        progress = self.evaluator.last(progress, self.event)
         self.saved(progress)
-        metrics = self.survey.evaluate(progress, self.event)
+        metrics = self.evaluator.evaluate(progress, self.event)
         self.event("end", progress, reason="done")
         return Result(progress=progress, metrics=metrics, finished=True)
 
@@ -163,29 +163,29 @@ class Job:
 
     def hand_over(self, progress: Progress) -> Result:
         """A checkpoint, then the end: a group of the size that the coming stage wants goes on."""
-        request = Handover(old=self.world.size, asked_at=time.time(), time_s=time.monotonic() - self.began)
+        request = ResizeRequest(old=self.world.size, asked_at=time.time(), time_s=time.monotonic() - self.began)
         if self.world.sum([self.stop_requested()])[0]:
             return self.stop_early(progress)
         self.saved(progress)
-        self.world.once(lambda: resize_request.ask(self.folder, request))
+        self.world.on_rank0(lambda: resize_request.ask(self.folder, request))
         return Result(progress=progress, metrics={}, finished=False)
 
     def saved(self, progress: Progress) -> Progress:
         """The same progress, once a checkpoint holds it."""
         self.written()
-        if not self.keeper.saved(progress):
-            self.keeper.begin(progress)
+        if not self.checkpoints.saved(progress):
+            self.checkpoints.begin(progress)
             self.written()
         return progress
 
     def written(self) -> None:
         """Wait until no checkpoint is being written."""
-        while self.keeper.current:
+        while self.checkpoints.current:
             self.settle()
 
     def settle(self) -> None:
         """Go on with the checkpoint that is being written."""
-        if kept := self.keeper.settle():
+        if kept := self.checkpoints.settle():
             self.event("checkpoint", kept.progress, path=kept.name, seconds=kept.seconds, stall_s=kept.stall_s)
 
     def announce(self, progress: Progress, plan: Plan, *, again: bool = False) -> None:

@@ -16,7 +16,7 @@ from distgrow.core.lr import LR, WSD, Cosine, Span
 from distgrow.core.noise_stats import Measuring
 from distgrow.core.plan import Plan
 from distgrow.core.progress import Outcome, Progress
-from distgrow.core.scaling import Group, workforce
+from distgrow.core.scaling import Group, scaling_policy
 from distgrow.core.stages import Dwell, climb
 from distgrow.growth import Growth
 from distgrow.growth.auto import Auto
@@ -245,11 +245,11 @@ def test_the_largest_batch_in_reach_must_fit_the_training_set() -> None:
 
 def test_ranks_that_follow_the_stages_must_fit_the_smallest_last_batch() -> None:
     growth = ProgressTest(start=4, cap=64)
-    wants = workforce([1, 8])
-    group = Group(workforce=wants, asked=1)
+    wants = scaling_policy([1, 8])
+    group = Group(scaling_policy=wants, asked=1)
     with pytest.raises(ConfigError, match=r"wants 8 ranks, but the budget may end with a batch of growth\.start=4"):
         controller(growth, group=group).check()
-    controller(growth, group=Group(workforce=workforce([1, 4]), asked=1)).check()
+    controller(growth, group=Group(scaling_policy=scaling_policy([1, 4]), asked=1)).check()
 
 
 def test_micro_batches_of_one_row_cannot_take_any_last_batch_on_several_ranks() -> None:

@@ -70,7 +70,8 @@ def main(folder: Path, *words: str) -> None:
     if words[0] == "unlike":
         torch.set_num_threads(1 + place()[0])
     with joined("cpu") as world:
-        told = f"{world.alike} {world.meaning([world.rank, 1.0])()}" if words[0] == "unlike" else second(world, *words)
+        means = f"{world.same_hardware} {world.mean_async([world.rank, 1.0])()}"
+        told = means if words[0] == "unlike" else second(world, *words)
         (folder / f"told.{world.rank}").write_text(told)
 
 

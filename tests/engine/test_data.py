@@ -15,7 +15,7 @@ from distgrow.core.plan import Plan
 from distgrow.core.progress import Outcome, Progress
 from distgrow.core.stages import Dwell
 from distgrow.data.loader import DirectLoader, Loader, PrefetchingLoader
-from distgrow.data.stream import Positions, evaluation_batches
+from distgrow.data.stream import SampleStream, evaluation_batches
 from distgrow.distributed.world import World
 from distgrow.growth import Growth
 from distgrow.growth.controller import Controller
@@ -61,18 +61,18 @@ def drawn(
 
 
 def test_a_row_and_its_randomness_follow_from_seed_and_position_alone() -> None:
-    one = drawn(lambda rank: DirectLoader(Positions(Noisy(), seed=3), rank), controller())
-    other = drawn(lambda rank: DirectLoader(Positions(Noisy(), seed=3), rank), controller(world=3, max_micro=2))
+    one = drawn(lambda rank: DirectLoader(SampleStream(Noisy(), seed=3), rank), controller())
+    other = drawn(lambda rank: DirectLoader(SampleStream(Noisy(), seed=3), rank), controller(world=3, max_micro=2))
     assert torch.equal(torch.stack(one), torch.stack(other))
     assert sorted(row[0].item() for row in one[:50]) == list(range(50))
     assert len({row[1].item() for row in one}) == len(one)  # a new draw in every epoch
-    another = drawn(lambda rank: DirectLoader(Positions(Noisy(), seed=4), rank), controller())
+    another = drawn(lambda rank: DirectLoader(SampleStream(Noisy(), seed=4), rank), controller())
     assert not torch.equal(torch.stack(one), torch.stack(another))
 
 
 @pytest.mark.parametrize("skip", [(), (0,), (3, 4, 9)])
 def test_prefetching_draws_what_direct_loading_draws(skip: tuple[int, ...]) -> None:
-    control, positions = controller(world=2), Positions(Noisy(), seed=3)
+    control, positions = controller(world=2), SampleStream(Noisy(), seed=3)
     direct = drawn(lambda rank: DirectLoader(positions, rank), control, skip)
     ahead = drawn(
         lambda rank: PrefetchingLoader(positions, rank, control, workers=2, prefetch=3, pin=False), control, skip
@@ -93,7 +93,7 @@ def test_moves_that_nobody_foresaw_lose_and_repeat_no_row(
     growth: Growth, world: int, max_micro: int, skip: tuple[int, ...]
 ) -> None:
     control = Controller(growth=growth, budget=budget(samples=170), epoch=50, world=world, max_micro=max_micro)
-    positions, shows = Positions(Noisy(), seed=3), Measured(parts_sq=100.0, batch_sq=1.0, product=-1.0)
+    positions, shows = SampleStream(Noisy(), seed=3), Measured(parts_sq=100.0, batch_sq=1.0, product=-1.0)
     direct = drawn(lambda rank: DirectLoader(positions, rank), control, skip, shows)
     ahead = drawn(
         lambda rank: PrefetchingLoader(positions, rank, control, workers=2, prefetch=3, pin=False),
@@ -117,7 +117,7 @@ def plans(control: Controller, skip: tuple[int, ...], shows: Measured) -> list[P
 
 def test_workers_survive_growth() -> None:
     control = controller()
-    loader = PrefetchingLoader(Positions(Noisy()), 0, control, workers=2, prefetch=2, pin=False)
+    loader = PrefetchingLoader(SampleStream(Noisy()), 0, control, workers=2, prefetch=2, pin=False)
     progress, pids = Progress(), set()
     while not control.done(progress):
         progress = control.advance(progress)
@@ -131,7 +131,7 @@ def test_workers_survive_growth() -> None:
 
 def test_workers_end_with_their_loader() -> None:
     control = controller()
-    loader = PrefetchingLoader(Positions(Noisy()), 0, control, workers=2, prefetch=2, pin=False)
+    loader = PrefetchingLoader(SampleStream(Noisy()), 0, control, workers=2, prefetch=2, pin=False)
     list(loader.draw(Progress(), control.plan(Progress())))
     assert len(multiprocessing.active_children()) == 2
     del loader
@@ -140,7 +140,7 @@ def test_workers_end_with_their_loader() -> None:
 
 def test_workers_ignore_sigterm_but_from_their_trainer() -> None:
     control = controller()
-    loader = PrefetchingLoader(Positions(Noisy()), 0, control, workers=2, prefetch=1, pin=False)
+    loader = PrefetchingLoader(SampleStream(Noisy()), 0, control, workers=2, prefetch=1, pin=False)
     list(loader.draw(Progress(), control.plan(Progress())))
     workers = multiprocessing.active_children()
     subprocess.run(["kill", *(str(worker.pid) for worker in workers)], check=True)
@@ -154,7 +154,7 @@ def test_workers_ignore_sigterm_but_from_their_trainer() -> None:
 
 def test_loading_leaves_the_process_random_states_alone() -> None:
     states = random.getstate(), torch.get_rng_state(), np.random.get_state(legacy=False)["state"]["key"].tolist()
-    Positions(Noisy()).__getitems__(range(5))
+    SampleStream(Noisy()).__getitems__(range(5))
     assert random.getstate() == states[0]
     assert torch.equal(torch.get_rng_state(), states[1])
     assert np.random.get_state(legacy=False)["state"]["key"].tolist() == states[2]
@@ -177,7 +177,7 @@ def test_a_tensor_data_set_is_indexed_at_once_and_the_same() -> None:
     tensors = torch.arange(34).reshape(17, 2), torch.randn(17, 3, 4, dtype=torch.float64), torch.arange(17)
     dataset = torch.utils.data.TensorDataset(*tensors)
     for rows in (range(5), range(3, 40), range(100, 101)):
-        whole, single = (Positions(each, seed=3).__getitems__(rows) for each in (dataset, OneByOne(dataset)))
+        whole, single = (SampleStream(each, seed=3).__getitems__(rows) for each in (dataset, OneByOne(dataset)))
         assert type(whole) is type(single)
         for one, other in zip(whole, single, strict=True):
             torch.testing.assert_close(one, other, rtol=0, atol=0)
@@ -186,7 +186,7 @@ def test_a_tensor_data_set_is_indexed_at_once_and_the_same() -> None:
     ):
         torch.testing.assert_close(list(one[0]), list(other[0]), rtol=0, atol=0)
         assert one[1] == other[1]
-    own = Positions(dataset, collate=lambda rows: sum(float(row[2]) for row in rows))
+    own = SampleStream(dataset, collate=lambda rows: sum(float(row[2]) for row in rows))
     assert own.__getitems__(range(17)) == sum(range(17))  # a collation of one's own still sees the rows
 
 
@@ -207,5 +207,5 @@ def test_an_order_over_a_billion_samples_feeds_a_loader() -> None:
             return torch.tensor(index)
 
     control = Controller(growth=exponential(64, 2, 256), budget=budget(samples=4096), epoch=10**9)
-    rows = drawn(lambda rank: DirectLoader(Positions(Billion()), rank), control)
+    rows = drawn(lambda rank: DirectLoader(SampleStream(Billion()), rank), control)
     assert len({int(row) for row in islice(rows, 4096)}) == 4096

@@ -173,7 +173,7 @@ def _worker(job: dict[str, Any]) -> None:
     folder = RunFolder(run.run.dir)
     watch(folder)
     with joined(run.engine.device, run.launch.timeout_s) as world:
-        world.once(lambda: outwait_last_group(folder))
+        world.on_rank0(lambda: outwait_last_group(folder))
     run.fit(resume=None, asked=job["asked"], trackers=[Gauges(run.run.dir)])
 
 

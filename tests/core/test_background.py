@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from distgrow.tracking.background import Behind, point_of
+from distgrow.tracking.background import BackgroundTracker, point_of
 from distgrow.tracking.spec import Ending, Point
 
 
@@ -40,8 +40,8 @@ class Kept:
             assert self.arrived.wait_for(condition, 20)
 
 
-def behind(service: Kept) -> Behind:
-    return Behind("fake", lambda: service, retry_s=0.01)
+def behind(service: Kept) -> BackgroundTracker:
+    return BackgroundTracker("fake", lambda: service, retry_s=0.01)
 
 
 def test_everything_arrives_in_order_before_the_end() -> None:
@@ -116,7 +116,7 @@ def test_a_service_that_hangs_does_not_hold_up_the_run() -> None:
 def test_an_update_is_sent_once_whatever_is_made_again() -> None:
     service = Kept()
     service.seen = {"step": 3, "eval": 0}
-    tracker = Behind("fake", lambda: service, [step(number) for number in (2, 3)], retry_s=0.01)
+    tracker = BackgroundTracker("fake", lambda: service, [step(number) for number in (2, 3)], retry_s=0.01)
     for number in (3, 4, 5, 4, 5, 6):
         tracker.log(step(number))
     tracker.log({**step(2), "event": "eval"})
@@ -133,7 +133,7 @@ def test_a_service_that_is_opened_late_gets_what_it_has_not(capfd: pytest.Captur
             raise away.pop()
         return service
 
-    tracker = Behind("fake", opened, [step(number) for number in range(350)], retry_s=0.01)
+    tracker = BackgroundTracker("fake", opened, [step(number) for number in range(350)], retry_s=0.01)
     assert tracker.opened() is not None
     for number in range(350, 360):
         tracker.log(step(number))
@@ -146,7 +146,7 @@ def test_a_service_that_is_opened_late_gets_what_it_has_not(capfd: pytest.Captur
 def test_a_past_longer_than_the_queue_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("distgrow.tracking.background.WAITING", 20)
     service = Kept()
-    tracker = Behind("fake", lambda: service, [step(number) for number in range(500)], retry_s=0.01)
+    tracker = BackgroundTracker("fake", lambda: service, [step(number) for number in range(500)], retry_s=0.01)
     for number in range(500, 515):
         tracker.log(step(number))
     tracker.close()

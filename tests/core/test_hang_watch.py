@@ -33,5 +33,5 @@ def test_a_thread_is_found_where_it_is() -> None:
     found = whereabouts(thread.ident or 0)
     over.set()
     thread.join()
-    assert found.startswith(("test_rollcall.py:", "threading.py:"))
+    assert found.startswith(("test_hang_watch.py:", "threading.py:"))
     assert whereabouts(thread.ident or 0) == "nowhere"

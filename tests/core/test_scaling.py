@@ -13,7 +13,7 @@ from distgrow.config.load import load, parse
 from distgrow.config.run import Run
 from distgrow.core.errors import ConfigError
 from distgrow.core.progress import Outcome, Progress
-from distgrow.core.scaling import Group, Workers, Workforce, least, most, workforce
+from distgrow.core.scaling import Group, ScalingPolicy, Workers, least, most, scaling_policy
 from distgrow.growth.controller import Controller
 from distgrow.growth.short_names import batches, budget, constant, every, exponential
 
@@ -35,7 +35,7 @@ def test_within_a_range_as_many_work_as_have_a_full_micro_batch(
     workers: list[int], stage: int, batch: int, max_micro: int
 ) -> None:
     full = [n for n in range(workers[0], workers[1] + 1) if n * max_micro <= batch]
-    assert workforce(workers)(stage, batch, max_micro) == max(full, default=workers[0])
+    assert scaling_policy(workers)(stage, batch, max_micro) == max(full, default=workers[0])
 
 
 @given(ladders, st.integers(0, 9), st.integers(1, 200))
@@ -43,22 +43,24 @@ def test_on_a_ladder_the_last_rung_reached_counts(rungs: dict[int, int], stage: 
     reached = stage
     while reached not in rungs:
         reached -= 1
-    assert workforce(rungs)(stage, batch, 8) == rungs[reached]
+    assert scaling_policy(rungs)(stage, batch, 8) == rungs[reached]
 
 
 @given(st.integers(1, 100), st.integers(0, 9), st.integers(1, 200), st.integers(1, 20))
 def test_a_number_is_that_number_whatever_the_stage(workers: int, stage: int, batch: int, max_micro: int) -> None:
-    assert workforce(workers)(stage, batch, max_micro) == workers
+    assert scaling_policy(workers)(stage, batch, max_micro) == workers
 
 
-def controller(workers: Workforce, asked: int, world: int, sizes: list[int], max_micro: int) -> Controller:
+def controller(workers: ScalingPolicy, asked: int, world: int, sizes: list[int], max_micro: int) -> Controller:
     return Controller(
         growth=batches(sizes), stages=every(samples=100), budget=budget(samples=450), epoch=1000, world=world,
-        group=Group(workforce=workers, asked=asked), max_micro=max_micro,
+        group=Group(scaling_policy=workers, asked=asked), max_micro=max_micro,
     )  # fmt: skip
 
 
-def taken_by_groups(workers: Workforce, sizes: list[int], max_micro: int) -> list[tuple[int, list[tuple[int, int]]]]:
+def taken_by_groups(
+    workers: ScalingPolicy, sizes: list[int], max_micro: int
+) -> list[tuple[int, list[tuple[int, int]]]]:
     """A run in the groups that it asks for: each group's ranks, and the (stage, batch) of each of its updates."""
     progress, found = Progress(), list[tuple[int, list[tuple[int, int]]]]()
     while not found or not controller(workers, 1, 1, sizes, max_micro).done(progress):
@@ -85,15 +87,15 @@ def taken_by_groups(workers: Workforce, sizes: list[int], max_micro: int) -> lis
 def test_groups_that_follow_one_another_take_the_updates_of_a_run_of_one_group(
     workers: Workers, sizes: list[int], max_micro: int
 ) -> None:
-    taken = taken_by_groups(workforce(workers), sizes, max_micro)
-    [(_, whole)] = taken_by_groups(workforce(1), sizes, max_micro)
+    taken = taken_by_groups(scaling_policy(workers), sizes, max_micro)
+    [(_, whole)] = taken_by_groups(scaling_policy(1), sizes, max_micro)
     assert [update for _, updates in taken for update in updates] == whole
     assert all(updates for _, updates in taken)  # no group begins only to ask for another
     assert all(before != after for (before, _), (after, _) in pairwise(taken))
 
 
 def test_a_group_that_was_given_fewer_than_it_asked_for_asks_again_at_the_next_change_only() -> None:
-    given_two = controller(workforce([1, 8]), 4, 2, [32, 33, 64, 8], 8)
+    given_two = controller(scaling_policy([1, 8]), 4, 2, [32, 33, 64, 8], 8)
     assert [given_two.hands_over(stage) for stage in range(4)] == [False, False, True, True]
     assert given_two.plan(Progress()).world == 2
 
@@ -170,6 +172,6 @@ def test_a_stage_is_checked_on_its_own_workers() -> None:
     run_of("launch.workers={0: 2, 3: 32}", "growth.start=8").controller().check()
     late = Controller(
         growth=constant(8), stages=every(samples=50), budget=budget(samples=400), epoch=1000,
-        group=Group(workforce=workforce({0: 1, 2: 9}), asked=1),
+        group=Group(scaling_policy=scaling_policy({0: 1, 2: 9}), asked=1),
     )  # fmt: skip
     late.check()  # a constant batch stays in stage 0

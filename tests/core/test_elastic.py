@@ -17,7 +17,7 @@ from distgrow.distributed.world import World
 from distgrow.launch.elastic import groups, launching
 from distgrow.run import resize_request
 from distgrow.run.folder import RunFolder
-from distgrow.run.resize_request import Handover
+from distgrow.run.resize_request import ResizeRequest
 
 DIGITS = Path(__file__).parents[2] / "configs/digits.yaml"
 LADDER = "launch.workers={0: 1, 1: 4, 2: 2}"
@@ -60,7 +60,7 @@ def save(folder: RunFolder, samples: int, stage: int) -> Path:
 
 
 def ask(folder: RunFolder) -> None:
-    resize_request.ask(folder, Handover(old=1, asked_at=time.time() - 5, time_s=60.0))
+    resize_request.ask(folder, ResizeRequest(old=1, asked_at=time.time() - 5, time_s=60.0))
 
 
 def test_a_run_that_nobody_has_begun_starts_with_what_its_first_stage_wants(folder: RunFolder) -> None:
