@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from measurements import shown, walk
 from sfo_quadratic import EPOCH, Quadratic, play, standard
-from sfo_results import GrowthSession
+from sfo_results import Course
 
 from distgrow.config.load import parse
 from distgrow.core.errors import ConfigError
@@ -170,7 +170,7 @@ def test_without_a_cap_the_largest_batch_is_a_quarter_of_the_data_or_a_stage_at_
 def test_at_equal_gradient_evaluations_it_ends_below_every_constant_batch(epochs: int) -> None:
     def norm(growth: dict, lr: float) -> float:
         values = {"growth": growth, "lr": {"base": lr}, "budget": {"epochs": float(epochs)}}
-        course = GrowthSession()
+        course = Course()
         play(standard(), parse({"task": {"kind": "digits"}, **values}), EPOCH, course, None)
         assert course.last is not None
         return course.last.grad_norm
