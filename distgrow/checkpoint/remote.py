@@ -1,4 +1,4 @@
-"""Checkpoints in S3, GCS, HDFS …, for hosts that share no folder; the only file that knows pyarrow's file systems."""
+"""Checkpoints in object storage (S3, GCS, HDFS), for hosts without a shared folder. Only it imports pyarrow.fs."""
 
 import shutil
 from collections.abc import Callable
@@ -15,10 +15,15 @@ T = TypeVar("T")
 
 
 class Remote:
-    """Checkpoints in S3, GCS, HDFS …: whatever pyarrow has a file system for. One run at a time writes to a place."""
+    """Keep checkpoints in any file system of pyarrow. Only one run at a time may write to a place."""
 
     def __init__(self, uri: str, cache: Path) -> None:
-        """`uri` is the run's own place; `cache` a folder of this host."""
+        """Connect to the storage.
+
+        Args:
+            uri: The run's own place in the storage.
+            cache: A folder on this host for fetched files.
+        """
         self.where, self._cache = uri, cache
         self._files, self._root = _connect(uri)
 
@@ -135,7 +140,7 @@ class Remote:
         return self._storing(lambda: self._files.get_file_info(path)).is_file
 
     def _list(self, below: str) -> list[str]:
-        """The paths of all files below a folder of the run's."""
+        """Return the paths of all files below a folder of this run."""
         from pyarrow.fs import FileSelector
 
         chosen = FileSelector(f"{self._root}/{below}", allow_not_found=True, recursive=True)
@@ -152,7 +157,7 @@ class Remote:
 
 
 def _put(file: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
+    """Write a file as a whole or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f".{file.name}.partial")
     partial.write_bytes(content)
@@ -160,14 +165,14 @@ def _put(file: Path, content: bytes) -> None:
 
 
 def build_store(folder: RunFolder, storage_path: str | None) -> Store:
-    """Where a run's checkpoints are kept: in its folder, or in a place of its name below `storage_path`."""
+    """Return the storage of a run's checkpoints: its folder, or a place of its name below `storage_path`."""
     if storage_path is None:
         return Folder(folder.checkpoints)
     return Remote(below(storage_path, folder.path.resolve().name), cache=folder.path / ".fetched")
 
 
 def below(uri: str, name: str) -> str:
-    """The URI of a place within a place; its options stay behind."""
+    """Return the URI of `name` below `uri`, without the options of `uri`."""
     address, mark, options = uri.partition("?")
     return f"{address.rstrip('/')}/{name}{mark}{options}"
 

@@ -1,7 +1,7 @@
-"""Where checkpoints are kept: the stores' protocol, and a folder that all ranks see; knows no torch.
+"""Storage of checkpoints: the protocol, and its implementation in a shared folder. Knows no torch.
 
-A checkpoint is a folder of files with a name. It is written under a name that nobody looks for and appears at once:
-a folder is renamed into place; an object store, which cannot rename, gets the manifest last.
+A checkpoint is a named folder of files. It is written under a hidden name and appears in one step: a file system
+renames the folder, an object store (which cannot rename) receives the manifest last.
 """
 
 import errno
@@ -26,63 +26,67 @@ ATTEMPTS, PAUSE_S = 4, 1.0
 
 
 class Store(Protocol):
-    """Files in named folders, each of which appears whole or not at all."""
+    """Keep files in named folders, each of which appears as a whole or not at all."""
 
     where: str
     """For people."""
 
     def begin(self, name: str) -> str:
-        """A place to write a checkpoint's files to, for all ranks."""
+        """Return a hidden place to which all ranks write the files of checkpoint `name`."""
         ...
 
     def write(self, place: str, file: str, data: bytes) -> None:
-        """Write one file; it is safe when this returns."""
+        """Write one file. It is durable when this returns."""
         ...
 
     def commit(self, place: str, name: str, manifest: bytes) -> None:
-        """The files at `place` become the checkpoint `name`."""
+        """Turn the files at `place` into the checkpoint `name`."""
         ...
 
     def names(self) -> list[str]:
-        """The names of all checkpoints, the oldest first."""
+        """Return the names of all checkpoints, the oldest first."""
         ...
 
     def delete(self, name: str) -> None:
-        """Delete a checkpoint, or what was begun at a place."""
+        """Delete a checkpoint, or the files at a hidden place."""
         ...
 
     def sweep(self) -> None:
-        """Delete what killed writes have left."""
+        """Delete the files of writes that were killed."""
         ...
 
     def fetch(self, name: str) -> Path:
-        """A checkpoint as a folder of this host; several ranks of a host may ask."""
+        """Return a folder on this host that holds the checkpoint. Several ranks of a host may call this at once."""
         ...
 
     def push(self, folder: RunFolder) -> None:
-        """Keep a copy of the run's config and metrics beside the checkpoints, where they are elsewhere."""
+        """Copy the run's config and metrics beside the checkpoints if these are not in the run's folder."""
         ...
 
     def pull(self, folder: RunFolder, *, resume: bool | None) -> None:
-        """Bring the kept config and metrics back to a host that lacks them. RunError where another run is kept."""
+        """Copy config and metrics back to a host that lacks them.
+
+        Raises:
+            RunError: if the storage holds another run.
+        """
         ...
 
 
 def at(name: str) -> tuple[int, int]:
-    """What a checkpoint is sorted by: its step, and its number among those of the same step."""
+    """Return the sort key of a checkpoint's name: its step, and its number among those of the same step."""
     match = NAME.fullmatch(name)
     assert match is not None, name
     return int(match[1]), int(match[2] or 0)
 
 
 def free_name(step: int, taken: Sequence[str]) -> str:
-    """The name of a new checkpoint."""
+    """Return a name for a new checkpoint of `step` that is not in `taken`."""
     again = [at(name)[1] for name in taken if at(name)[0] == step]
     return f"step-{step:08d}" + (f".{max(again) + 1}" if again else "")
 
 
 def persistently(action: Callable[[], T]) -> T:
-    """What `action` gives; where storage fails in a way that may pass, it is tried again a few times."""
+    """Return the result of `action`. Try again a few times if the storage fails in a way that may pass."""
     for attempt in range(1, ATTEMPTS):
         try:
             return action()
@@ -94,7 +98,7 @@ def persistently(action: Callable[[], T]) -> T:
 
 
 class Folder:
-    """Checkpoints in a folder that every rank sees: a local disk, NFS, Lustre …"""
+    """Keep checkpoints in a folder that every rank can read: a local disk, NFS, Lustre."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.where = path, str(path)
@@ -153,10 +157,10 @@ class Folder:
         return self.path / name
 
     def push(self, folder: RunFolder) -> None:
-        """They are there."""
+        """Do nothing: config and metrics are in the same folder."""
 
     def pull(self, folder: RunFolder, *, resume: bool | None) -> None:
-        """They are there."""
+        """Do nothing: config and metrics are in the same folder."""
 
 
 def _flush(path: Path) -> None:

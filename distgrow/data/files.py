@@ -1,4 +1,4 @@
-"""Files of raw data: which there are, how many samples they hold, and their content as numpy arrays; loads no torch."""
+"""Files of raw data: which files there are, how many samples they hold, and their content as arrays. Loads no torch."""
 
 import io
 import sysconfig
@@ -17,7 +17,11 @@ Bytes = npt.NDArray[np.uint8]
 
 
 def parquet_files(folder: Path, part: str) -> list[Path]:
-    """The Parquet files of one part ("train" or "test") below a folder, or a ValueError that says how to get them."""
+    """Return the Parquet files of one part ("train" or "test") below a folder.
+
+    Raises:
+        ConfigError: if there are none. It says how to get them.
+    """
     files = sorted(file for file in folder.rglob("*.parquet") if part in file.name)
     if not files:
         raise ConfigError(
@@ -29,7 +33,7 @@ def parquet_files(folder: Path, part: str) -> list[Path]:
 
 
 def parquet_rows(files: list[Path]) -> int:
-    """Rows of Parquet files, from their footers alone."""
+    """Count the rows of Parquet files from their footers alone."""
     parquet, rows = _parquet(), 0
     for file in files:
         with _reading(file):
@@ -38,7 +42,16 @@ def parquet_rows(files: list[Path]) -> int:
 
 
 def parquet_images(files: list[Path], *, limit: int | None, label: str = "label") -> tuple[Bytes, Int64s]:
-    """Images (n, 3, height, width) and labels (n,), from a struct of encoded `bytes` and an integer (Hugging Face)."""
+    """Read images and labels from Parquet files in the layout of Hugging Face.
+
+    Args:
+        files: Files with a struct of encoded `bytes` and an integer label in each row.
+        limit: Number of rows to read; None reads all.
+        label: Name of the label's column.
+
+    Returns:
+        Images (n, 3, height, width) as uint8, and labels (n,).
+    """
     pixels: list[Bytes] = []
     labels: list[int] = []
     for file in files:
@@ -59,7 +72,7 @@ def parquet_images(files: list[Path], *, limit: int | None, label: str = "label"
 
 
 def _pixels(encoded: bytes) -> Bytes:
-    """An encoded image as (3, height, width)."""
+    """Decode an image as (3, height, width)."""
     from PIL import Image
 
     return np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB")).transpose(2, 0, 1)
@@ -67,7 +80,7 @@ def _pixels(encoded: bytes) -> Bytes:
 
 @contextmanager
 def _reading(file: Path) -> Iterator[None]:
-    """pyarrow's and pillow's complaints about a file, told by its name."""
+    """Turn errors of pyarrow and pillow into a ConfigError that names the file."""
     try:
         yield
     except (OSError, ValueError, TypeError) as error:
@@ -86,7 +99,7 @@ def _parquet() -> Any:
 
 
 def read_text(path: Path | None, pattern: str) -> bytes:
-    """A file, or all files below a folder that match; without a path, Python's own standard library."""
+    """Read a file, or all files below a folder that match `pattern`. Without a path, read Python's standard library."""
     if path is None:
         files = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
     elif path.is_dir():
@@ -113,7 +126,7 @@ def _matching(folder: Path, pattern: str) -> list[Path]:
 
 
 def tokens(text: bytes, *, characters: bool) -> tuple[Int64s, int]:
-    """The token stream of a text and the size of its vocabulary: bytes, or the characters that occur."""
+    """Return the tokens of a text and the size of its vocabulary. Tokens are bytes, or the characters that occur."""
     if not characters:
         return np.frombuffer(text, np.uint8).astype(np.int64), 256
     points = np.frombuffer(text.decode("utf-8", errors="replace").encode("utf-32-le"), np.uint32)

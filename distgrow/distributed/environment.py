@@ -1,4 +1,4 @@
-"""What the launcher has set for this process; the only reader of the environment; loads no torch."""
+"""The environment that a launcher has set for this process. Nothing else reads it. Loads no torch."""
 
 import os
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 
 def launched() -> bool:
-    """Whether a launcher (torchrun, Ray Train) has put this process into a group."""
+    """Return whether a launcher (torchrun, Ray Train) has put this process into a process group."""
     return "WORLD_SIZE" in os.environ
 
 
@@ -14,43 +14,46 @@ _NAMES = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
 
 
 def place() -> tuple[int, int, int]:
-    """(rank, world size, rank on this host) as the launcher has set them; (0, 1, 0) without one."""
+    """Return (rank, world size, local rank) as the launcher set them, or (0, 1, 0) without a launcher."""
     rank, size, local = (os.environ.get(name, default) for name, default in _NAMES)
     return int(rank), int(size), int(local)
 
 
 @contextmanager
 def local_rank_named() -> Iterator[None]:
-    """LOCAL_RANK is set meanwhile: DeepSpeed insists on it, in one process too."""
+    """Set LOCAL_RANK inside the context. DeepSpeed needs it even in a single process."""
     with _defaults(LOCAL_RANK="0"):
         yield
 
 
 def named_ray_cluster() -> str | None:
-    """The Ray cluster that the environment names, as `ray job submit` does for its drivers."""
+    """Return the address in RAY_ADDRESS, which `ray job submit` sets for its drivers, or None."""
     return os.environ.get("RAY_ADDRESS")
 
 
 def name_ray_cluster(address: str) -> None:
-    """Say which Ray cluster this process belongs to: Ray's own helpers would guess, wrongly where a host has two."""
+    """Set the address of the Ray cluster that this process belongs to.
+
+    Ray's own helpers would guess it, and guess wrong if a host runs two clusters.
+    """
     os.environ["RAY_ADDRESS"] = address
 
 
 def ray_train_settings() -> dict[str, str]:
-    """This process' settings of Ray Train, for the process that keeps its trainer."""
+    """Return this process' environment variables of Ray Train, for the process that runs its controller."""
     return {name: value for name, value in os.environ.items() if name.startswith("RAY_TRAIN_")}
 
 
 def head_patience_s() -> float:
-    """Seconds that Ray's processes go on without the cluster's head before they end, by Ray's own setting."""
+    """Return the seconds that Ray's processes survive without the cluster's head, as Ray is configured."""
     setting = "RAY_gcs_rpc_server_reconnect_timeout_s"
     return float(os.environ.get(setting, "60"))
 
 
 def name_interface(address: str) -> None:
-    """Bind gloo and NCCL to the network interface that owns this host's `address`, unless the user has named one.
+    """Bind gloo and NCCL to the network interface that owns `address`, unless the user has named an interface.
 
-    Left alone, gloo binds to what the host's name resolves to, which is the loopback on many hosts.
+    Without this, gloo binds to the address of the host's name, which is the loopback address on many hosts.
     """
     import psutil
 
@@ -62,7 +65,7 @@ def name_interface(address: str) -> None:
 
 @contextmanager
 def _defaults(**values: str) -> Iterator[None]:
-    """Variables of the environment that are set meanwhile, unless the user has set them."""
+    """Set environment variables inside the context, except those that the user has set."""
     missing = [name for name in values if name not in os.environ]
     os.environ.update({name: values[name] for name in missing})
     try:

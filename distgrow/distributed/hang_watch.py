@@ -1,8 +1,9 @@
-"""Roll call: who stayed away where ranks wait for each other in vain, and what it does instead; knows no training.
+"""Hang detection: which rank did not join a collective, and what it does instead. Knows no training.
 
-Ranks that wait cannot tell who is missing: a ring passes on only that a neighbour is silent. So on every rank a thread
-looks every few seconds whether somebody has called the roll, and then answers with the line of Python that the rank's
-own thread is in. Who does not answer has ended; who answers from elsewhere than a collective stayed away.
+A rank that waits cannot see who is missing, since a ring only shows that a neighbour is silent. Therefore each rank
+runs a thread that looks every few seconds for a request for status. It answers with the line of Python that its rank
+executes. A rank without an answer has ended. A rank that answers from outside a collective is the one that the others
+wait for.
 """
 
 import sys
@@ -26,12 +27,12 @@ _CALL, _HERE = "distgrow/roll", "waits"
 
 
 class LostPeer(TrainingFailed):
-    """A rank did not take part in what all ranks do together: it hangs, or has ended."""
+    """Raised if a rank did not join a collective: it hangs or has ended."""
 
 
 @contextmanager
 def watching_for_hangs(rank: int, size: int) -> Iterator[None]:
-    """LostPeer, with the name of who stayed away, where a collective fails or takes too long meanwhile."""
+    """Raise LostPeer with the name of the missing rank if a collective inside the context fails or times out."""
     store = dist.distributed_c10d._get_default_store()
     over = threading.Event()
     worker = threading.get_ident()  # not always the main thread: Ray Train has its own
@@ -52,13 +53,13 @@ def watching_for_hangs(rank: int, size: int) -> Iterator[None]:
 
 
 def failed_collective(error: BaseException) -> bool:
-    """Whether an error says that ranks could not reach each other."""
+    """Return whether an error says that ranks could not reach each other."""
     words = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Socket Timeout")
     return isinstance(error, dist.DistError) or any(word in str(error) for word in words)
 
 
 def _answer(store: Any, rank: int, worker: int, over: threading.Event) -> None:
-    """Answer once the roll is called."""
+    """Answer once another rank asks for this rank's status."""
     try:
         while not over.wait(LOOK_S):
             if store.check([_CALL]):
@@ -69,7 +70,7 @@ def _answer(store: Any, rank: int, worker: int, over: threading.Event) -> None:
 
 
 def whereabouts(thread: int) -> str:
-    """What a thread does: 'waits' for other ranks, or the place in the code that it is at."""
+    """Return 'waits' if a thread waits for other ranks, else the line of code that it executes."""
     frame = sys._current_frames().get(thread)
     if frame is None:
         return "nowhere"
@@ -80,7 +81,7 @@ def whereabouts(thread: int) -> str:
 
 
 def _call(store: Any, rank: int, size: int) -> str:
-    """Call the roll: one sentence about who stayed away."""
+    """Ask every rank for its status and return one sentence about those that are missing."""
     answers: dict[int, str] = {rank: _HERE}
     try:
         store.set(f"{_CALL}/{rank}", _HERE)
@@ -97,7 +98,7 @@ def _call(store: Any, rank: int, size: int) -> str:
 
 
 def verdict(answers: dict[int, str], size: int) -> str:
-    """Who stayed away, from each rank's answer."""
+    """Return one sentence about the missing ranks, given the status of those that answered."""
     silent = [str(rank) for rank in range(size) if rank not in answers]
     elsewhere = [f"rank {rank} stayed away: it is at {place}" for rank, place in answers.items() if place != _HERE]
     if silent:

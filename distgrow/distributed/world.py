@@ -26,7 +26,7 @@ _MAKE = ("model name", "flags", "Features", "CPU implementer", "CPU part")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class World:
-    """`size` ranks of which this process is one; `size` 1 needs no process group."""
+    """Describe this rank and its peers. A world of size 1 needs no process group."""
 
     rank: int = 0
     size: int = 1
@@ -36,11 +36,11 @@ class World:
     )
 
     def sum(self, values: Sequence[float]) -> list[float]:
-        """`values` added up over all ranks, in float64 on the CPU. Collective: every rank must call."""
+        """Sum `values` over all ranks, in float64 on the CPU. Collective: every rank must call."""
         return self.sum_async(values)()
 
     def sum_async(self, values: Sequence[float]) -> Callable[[], list[float]]:
-        """As `sum`, but other work can be done until the result is called for. Collective: every rank must call."""
+        """Start a sum over all ranks and return a function that waits for it. Collective: every rank must call."""
         if self.size == 1:
             return lambda: list(values)
         tensor = torch.tensor(values, dtype=torch.float64)
@@ -53,16 +53,17 @@ class World:
         return wait
 
     def mean_async(self, values: Sequence[float]) -> Callable[[], list[float]]:
-        """The means of `values` that ranks have computed from equal tensors, so that decisions by them are equal too.
+        """Average `values` over ranks so that all ranks decide alike. Collective: every rank must call.
 
-        Between unlike machines they may differ in last bits. Collective: every rank must call.
+        All ranks have computed `values` from equal tensors. On identical hardware they are equal bit by bit, and
+        nothing is communicated. On other hardware the last bits may differ.
         """
         if self.same_hardware:
             return lambda: list(values)
         return self.sum_async([value / self.size for value in values])
 
     def on_rank0(self, action: Callable[[], T]) -> T:
-        """Do `action` on one rank and give every rank its result, or its error. Collective: every rank must call."""
+        """Run `action` on rank 0. Return its result, or raise its error, on every rank. Collective: every rank must call."""
         if self.size == 1:
             return action()
         box: list[Any] = [None, None]
@@ -77,7 +78,7 @@ class World:
         return box[0]
 
     def on_all_ranks(self, action: Callable[[], T]) -> T:
-        """Do `action` on every rank; where some fail, every rank raises what the first of them did. Collective."""
+        """Run `action` on every rank. If one fails, every rank raises its error. Collective: every rank must call."""
         if self.size == 1:
             return action()
         result: Any = None
@@ -92,7 +93,7 @@ class World:
         return result
 
     def gather(self, value: T) -> list[T]:
-        """Every rank's value, in the order of ranks. Collective: every rank must call."""
+        """Return the values of all ranks, ordered by rank. Collective: every rank must call."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -113,7 +114,7 @@ class World:
 
 
 def _sendable(error: Exception) -> Exception:
-    """The error, or one with its traceback as text where pickle cannot carry it to other ranks."""
+    """Return the error, or a RuntimeError with its traceback as text if it cannot be pickled."""
     try:
         pickle.loads(pickle.dumps(error))
         return error
@@ -123,10 +124,17 @@ def _sendable(error: Exception) -> Exception:
 
 @contextmanager
 def joined(device: Device = "auto", timeout_s: float = 600, *, alone: bool = False) -> Iterator[World]:
-    """The World that the environment describes, its process group joined for as long as the context lasts.
+    """Join the process group that the environment describes, and leave it when the context ends.
 
-    A group that somebody else has made (Ray Train) is used and left alone. One process makes a group of its own
-    where `alone` asks for one. `timeout_s` is how long a rank waits for others; LostPeer names who did not come.
+    An existing process group (for example Ray Train's) is used and left as it is.
+
+    Args:
+        device: "auto", "cpu" or "cuda".
+        timeout_s: Seconds that a rank waits for the others before LostPeer names the missing rank.
+        alone: Whether a single process makes a process group too.
+
+    Yields:
+        The World of this rank.
     """
     rank, size, local_rank = place()
     if dist.is_initialized():
@@ -146,7 +154,7 @@ def joined(device: Device = "auto", timeout_s: float = 600, *, alone: bool = Fal
 
 
 def _machine(device: torch.device) -> tuple[str, ...]:
-    """What the last bits of a sum depend on."""
+    """Return what the last bits of a sum depend on: processor, threads, device."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     cpu = sorted({line for line in lines if line.startswith(_MAKE)})

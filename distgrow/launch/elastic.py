@@ -1,4 +1,4 @@
-"""Groups of ranks, one after the other, each of the size that its stages want; knows neither torchrun nor Ray."""
+"""Elastic launch: groups of ranks in sequence, each as large as its stages want. Knows neither torchrun nor Ray."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,9 +14,12 @@ from distgrow.run.folder import RunFolder, storing
 
 
 def groups(run: Run, folder: RunFolder) -> Iterator[int]:
-    """Ranks wanted by the first group and, each time that one has ended and asked for another, by the next.
+    """Yield the number of ranks of the first group, and then of each group that follows.
 
-    TrainingFailed where the size stays: the group's last checkpoint must then be damaged, and would be again and again.
+    A group follows if the one before has ended and asked for another size.
+
+    Raises:
+        TrainingFailed: if the size stays the same. The group's last checkpoint must be damaged then.
     """
     size = wanted(run, folder)
     yield size
@@ -31,9 +34,9 @@ def groups(run: Run, folder: RunFolder) -> Iterator[int]:
 
 
 def wanted(run: Run, folder: RunFolder) -> int:
-    """Ranks that the stage of the newest intact checkpoint wants, the first stage where there is none yet.
+    """Return the number of ranks for the stage of the newest intact checkpoint, or for the first stage without one.
 
-    The group resumes from the same checkpoint; so it never begins with another size than its stage wants.
+    The group resumes from the same checkpoint, so it always starts with the size that its stage wants.
     """
     from distgrow.checkpoint import writer  # loads torch
 
@@ -46,7 +49,10 @@ def wanted(run: Run, folder: RunFolder) -> int:
 
 @contextmanager
 def launching(folder: RunFolder) -> Iterator[None]:
-    """Nobody else starts groups of this run meanwhile, also not between two of them, when no rank holds the folder."""
+    """Keep other launchers of this run out while the context lasts.
+
+    This also holds between two groups, when no rank has the folder locked.
+    """
     lock = FileLock(folder.path / ".launching")
     with storing(folder.path):
         folder.path.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Groups of local processes, started through torchrun."""
+"""Local launch: groups of processes on this host, through torchrun."""
 
 import atexit
 import os
@@ -11,11 +11,13 @@ from distgrow.distributed.environment import _defaults
 
 
 def run_groups(groups: Iterable[tuple[int, Sequence[str]]], *, restarts: int = 0) -> int:
-    """Run `python -m distgrow arguments` for each (ranks, arguments), one group after the other: the exit code.
+    """Run `python -m distgrow arguments` for each (ranks, arguments), one group after the other.
 
-    They run on this host by torchrun's own launcher. Where a rank fails, its group is started again, `restarts` times
-    at most. A signal is passed on to the ranks, which checkpoint and end on SIGTERM; the code is then 128 + its number,
-    also when it comes between two groups.
+    If a rank fails, its group is started again, at most `restarts` times. A signal is passed on to the ranks, which
+    write a checkpoint and end on SIGTERM.
+
+    Returns:
+        The exit code: 0, that of the failed group, or 128 plus the number of the signal.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -53,9 +55,9 @@ def _run_group(workers: int, arguments: Sequence[str], restarts: int) -> None:
 
 
 def leave() -> NoReturn:
-    """End this process with exit code 0 after its threads and exit handlers, without the interpreter's finalisation.
+    """End this process with exit code 0, after threads and exit handlers, without finalising the interpreter.
 
-    A thread in C++ aborts a process that is finalised under it: gloo's outlive their process group, and drop tensors.
+    Gloo's threads outlive their process group and release tensors. A finalised interpreter aborts on that.
     """
     threading._shutdown()  # pyright: ignore[reportAttributeAccessIssue]
     atexit._run_exitfuncs()

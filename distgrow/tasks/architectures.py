@@ -1,4 +1,4 @@
-"""Architectures: specs of the built-in models, and the inputs that they are built for; loads no torch."""
+"""Architectures: specs of the built-in models, and the inputs that they take. Loads no torch."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -39,7 +39,7 @@ class Softmax(Spec):
     kind: Literal["softmax"] = "softmax"
 
     def build(self, inputs: Inputs) -> "nn.Module":
-        """The model for these inputs; ValueError where it does not fit them."""
+        """Build the model for these inputs. Raise ConfigError if it does not fit them."""
         from distgrow.tasks import models
 
         images = _images(self.kind, inputs)
@@ -54,7 +54,7 @@ class MLP(Spec):
     """Widths of the hidden layers."""
 
     def build(self, inputs: Inputs) -> "nn.Module":
-        """The model for these inputs; ValueError where it does not fit them."""
+        """Build the model for these inputs. Raise ConfigError if it does not fit them."""
         from distgrow.tasks import models
 
         images = _images(self.kind, inputs)
@@ -69,7 +69,7 @@ class ResNet(Spec):
     """batch: statistics of each micro-batch; sync_batch: of one micro-batch of all ranks (GPU); group: of a sample."""
 
     def build(self, inputs: Inputs) -> "nn.Module":
-        """The model for these inputs; ValueError where it does not fit them."""
+        """Build the model for these inputs. Raise ConfigError if it does not fit them."""
         from distgrow.tasks import models
 
         images = _images(self.kind, inputs)
@@ -94,7 +94,7 @@ class GPT(Spec):
     """Dropped share of activations while training."""
 
     def build(self, inputs: Inputs) -> "nn.Module":
-        """The model for these inputs; ValueError where it does not fit them."""
+        """Build the model for these inputs. Raise ConfigError if it does not fit them."""
         from distgrow.tasks import models
 
         if not isinstance(inputs, Tokens):

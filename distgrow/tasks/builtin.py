@@ -24,11 +24,11 @@ class Digits(Spec):
     kind: Literal["digits"] = "digits"
 
     def train_size(self) -> int:
-        """Samples of the training set, found without loading it."""
+        """Count the samples of the training set without loading it."""
         return 1437
 
     def build(self, model: Model | None) -> Task:
-        """Model, loss and data."""
+        """Build model, loss and data."""
         from distgrow.data import datasets
 
         train, test = datasets.digits()
@@ -47,12 +47,12 @@ class Cifar10(Spec):
     """Random shifts by up to 4 pixels and mirroring."""
 
     def train_size(self) -> int:
-        """Samples of the training set, found without loading it."""
+        """Count the samples of the training set without loading it."""
         rows = files.parquet_rows(files.parquet_files(Path(self.path), "train"))
         return rows if self.subset is None else min(rows, self.subset)
 
     def build(self, model: Model | None) -> Task:
-        """Model, loss and data."""
+        """Build model, loss and data."""
         from distgrow.data import datasets
 
         parts = [files.parquet_files(Path(self.path), part) for part in ("train", "test")]
@@ -78,11 +78,11 @@ class Text(Spec):
     """Share of the text, its end, that is held out."""
 
     def train_size(self) -> int:
-        """Samples of the training set."""
+        """Count the samples of the training set."""
         return (len(self._split()[0]) - 1) // self.length
 
     def build(self, model: Model | None) -> Task:
-        """Model, loss and data."""
+        """Build model, loss and data."""
         from distgrow.data import datasets
 
         train, test, vocabulary = self._split()
@@ -103,7 +103,7 @@ class Text(Spec):
 
 
 def _classification(model: "nn.Module", train: Any, test: Any, probe: Any = None) -> Task:
-    """Cross-entropy over the last dimension of the logits, and the share of right answers."""
+    """Build a task with cross-entropy over the last dimension of the logits, and accuracy as its metric."""
     import torch.nn.functional as F
 
     def metrics(model: "nn.Module", batch: Any) -> "dict[str, Tensor]":

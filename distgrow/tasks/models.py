@@ -1,4 +1,4 @@
-"""Built-in models: softmax regression, MLP, CIFAR ResNets and a small GPT; knows shapes, not data."""
+"""Built-in models: softmax regression, MLP, CIFAR ResNets and a small GPT. Knows shapes, not data."""
 
 import math
 from collections.abc import Callable
@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 
 def softmax_regression(features: int, classes: int) -> nn.Module:
-    """One linear layer over flattened inputs, (rows, …) → (rows, classes)."""
+    """Build one linear layer over flattened inputs, (rows, …) → (rows, classes)."""
     return nn.Sequential(nn.Flatten(), nn.Linear(features, classes))
 
 
 def mlp(features: int, hidden: list[int], classes: int) -> nn.Module:
-    """ReLU layers over flattened inputs, (rows, …) → (rows, classes)."""
+    """Build ReLU layers over flattened inputs, (rows, …) → (rows, classes)."""
     layers: list[nn.Module] = [nn.Flatten()]
     for width_in, width_out in zip([features, *hidden], hidden, strict=False):
         layers += [nn.Linear(width_in, width_out), nn.ReLU()]
@@ -25,22 +25,22 @@ Norm = Callable[[int], nn.Module]
 
 
 def batch_norm(channels: int) -> nn.Module:
-    """Statistics of the micro-batch."""
+    """Normalise by the statistics of the micro-batch."""
     return nn.BatchNorm2d(channels)
 
 
 def sync_batch_norm(channels: int) -> nn.Module:
-    """Statistics of one micro-batch of every rank together; GPUs only."""
+    """Normalise by the statistics of one micro-batch of all ranks together. GPUs only."""
     return nn.SyncBatchNorm(channels)
 
 
 def group_norm(channels: int) -> nn.Module:
-    """Statistics of each sample alone, in groups of 8 channels."""
+    """Normalise each sample by its own statistics, in groups of 8 channels."""
     return nn.GroupNorm(max(1, channels // 8), channels)
 
 
 class _Block(nn.Module):
-    """Two 3×3 convolutions with a shortcut (He et al. 2016)."""
+    """Apply two 3×3 convolutions with a shortcut (He et al. 2016)."""
 
     def __init__(self, width_in: int, width: int, stride: int, norm: Norm) -> None:
         super().__init__()
@@ -58,9 +58,10 @@ class _Block(nn.Module):
 
 
 def resnet(channels: int, classes: int, *, widths: list[int], blocks: int, norm: Norm) -> nn.Module:
-    """A CIFAR ResNet: 3×3 stem, one group of `blocks` blocks per width, halving the image between groups.
+    """Build a CIFAR ResNet: a 3×3 stem, then one group of `blocks` blocks per width. Each group halves the image.
 
-    widths 16, 32, 64 with 1 or 3 blocks are ResNet-8 and ResNet-20; 64, 128, 256, 512 with 2 is ResNet-18.
+    Widths 16, 32, 64 with 1 or 3 blocks are ResNet-8 and ResNet-20. Widths 64, 128, 256, 512 with 2 blocks are
+    ResNet-18.
     """
     layers: list[nn.Module] = [nn.Conv2d(channels, widths[0], 3, 1, 1, bias=False), norm(widths[0]), nn.ReLU()]
     width_in = widths[0]
@@ -72,7 +73,7 @@ def resnet(channels: int, classes: int, *, widths: list[int], blocks: int, norm:
 
 
 class _Attention(nn.Module):
-    """Causal self-attention and a GELU layer, both pre-normalised and residual."""
+    """Apply causal self-attention and a GELU layer, both pre-normalised and residual."""
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -92,7 +93,7 @@ class _Attention(nn.Module):
 
 
 class GPT(nn.Module):
-    """A decoder-only transformer, tokens (rows, length) → logits (rows, length, vocabulary)."""
+    """Map tokens (rows, length) to logits (rows, length, vocabulary) by a decoder-only transformer."""
 
     def __init__(self, vocabulary: int, length: int, *, layers: int, width: int, heads: int, dropout: float) -> None:
         super().__init__()

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """What is trained, on what. A user's own `task.target` returns this, or (model, loss, train[, test])."""
+    """Hold what is trained, on what. The function of `task.target` returns this, or (model, loss, train[, test])."""
 
     model: "nn.Module"
     loss: "Callable[[nn.Module, Any], Tensor]"  #: (model, collated batch) → mean over its rows

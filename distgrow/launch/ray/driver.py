@@ -1,4 +1,4 @@
-"""Ray Train adapter: the same run as a TorchTrainer's worker group; it, member.py and worker_group.py import ray."""
+"""Ray driver: the same run in a worker group of Ray Train. Only the files of this folder import ray."""
 
 import os
 import signal
@@ -31,7 +31,7 @@ from distgrow.run.folder import RunFolder
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """What the processes of one run must know; plain values, for it travels between hosts."""
+    """Hold what the processes of one run must know. Plain values, since they travel between hosts."""
 
     run: dict[str, Any]
     path: list[str]  #: sys.path of the driver, where the user's own modules are found
@@ -40,10 +40,14 @@ class Job:
 
 
 def train(run: Run, *, resume: bool | None) -> None:
-    """Train on `launch.workers` Ray workers: on the cluster of launch.address or RAY_ADDRESS, else on a local one.
+    """Train on `launch.workers` Ray workers.
 
-    On a cluster that others keep running, the training goes on to its end should this process be killed.
-    Raises what the first worker to fail raised where that is for users; a RuntimeError with its traceback otherwise.
+    The cluster is the one of launch.address or RAY_ADDRESS, else a new local one. On an existing cluster the training
+    goes on to its end if this process is killed.
+
+    Raises:
+        ConfigError: or any other error for users that the first failed worker raised.
+        RuntimeError: with the worker's traceback for all other errors.
     """
     folder = RunFolder(Path(run.run.dir).absolute())
     resume = folder.begun() if resume is None else resume
@@ -57,7 +61,7 @@ def train(run: Run, *, resume: bool | None) -> None:
 
 
 def _train_here(job: Job, folder: RunFolder) -> Exception | None:
-    """Keep the trainer in this process, with which a local Ray ends anyhow."""
+    """Run the trainer in this process. A local cluster ends with this process anyway."""
     folder.stop_requested()  # a request that nobody has used up is not meant for this run
     with _asking(folder, signal.SIGTERM):
         failure = _fit(job)
@@ -66,7 +70,7 @@ def _train_here(job: Job, folder: RunFolder) -> Exception | None:
 
 
 def _train_detached(job: Job, folder: RunFolder, address: str) -> Exception | None:
-    """Keep the trainer in an actor beside Ray's head, and wait for it: it needs neither this process nor its host."""
+    """Run the trainer in an actor on Ray's head node and wait for it. It survives this process and this host."""
     trainer = _detached(folder, address)
     folder.stop_requested()  # a request that nobody has used up is not meant for this run
     stop = f"touch {folder.stop}"
@@ -82,7 +86,11 @@ def _train_detached(job: Job, folder: RunFolder, address: str) -> Exception | No
 
 
 def _detached(folder: RunFolder, address: str) -> Any:
-    """A new actor for the run in this folder; RunError where one is at work already."""
+    """Create an actor for the run in this folder.
+
+    Raises:
+        RunError: if an actor already trains this run.
+    """
     make = ray.remote(_Detached).options(
         name=str(folder.path.resolve()),
         namespace="distgrow",
@@ -102,7 +110,11 @@ def _detached(folder: RunFolder, address: str) -> Any:
 
 
 def _make_room(folder: RunFolder, address: str) -> None:
-    """RunError where this folder's actor is at work; one whose run is over makes room."""
+    """Remove this folder's actor if its run has ended.
+
+    Raises:
+        RunError: if the actor still trains.
+    """
     try:
         there = ray.get_actor(str(folder.path.resolve()), namespace="distgrow")
         at_work = ray.get(there.at_work.remote())
@@ -117,7 +129,7 @@ def _make_room(folder: RunFolder, address: str) -> None:
 
 
 class _Detached:
-    """A run's trainer in an actor of its own, which ends with the run."""
+    """Hold the trainer of a run in an actor of its own, which ends with the run."""
 
     def __init__(self) -> None:
         self._at_work = True
@@ -125,7 +137,7 @@ class _Detached:
         self._unused.start()
 
     def train(self, job: dict[str, Any]) -> Exception | None:
-        """Train to the end: what the first worker to fail raised."""
+        """Train to the end. Return the error of the first failed worker, or None."""
         self._unused.cancel()
         try:
             return _fit(Job(**job))
@@ -134,14 +146,17 @@ class _Detached:
             threading.Timer(5, os._exit, (0,)).start()  # by then a driver that lives has the answer
 
     def at_work(self) -> bool:
-        """Whether the run goes on."""
+        """Return whether the run is still going on."""
         return self._at_work
 
 
 def _fit(job: Job) -> Exception | None:
-    """Train in Ray Train's worker groups, each of the size that its stages want; what ended the run, where it failed.
+    """Train in worker groups of Ray Train, each of the size that its stages want.
 
-    After a group that asked for another size the next one begins, from the checkpoint.
+    A group that asked for another size is followed by the next one, which resumes from the last checkpoint.
+
+    Returns:
+        The error that ended the run, or None.
     """
     _find_modules(job.path)  # how a stage is cut may ask the user's task for its size
     run = parse(job.run)
@@ -159,14 +174,14 @@ def _fit(job: Job) -> Exception | None:
 
 
 def _find_modules(path: list[str]) -> None:
-    """Find the user's own modules where the driver does."""
+    """Put the driver's module search path on this process' path, so that the user's own modules are found."""
     sys.path.extend(entry for entry in path if entry not in sys.path)
 
 
 def _worker(job: dict[str, Any]) -> None:
-    """One rank, in a process of Ray's, in the process group that Ray Train made.
+    """Run one rank in a Ray process, inside the process group that Ray Train made.
 
-    The driver has looked at the folder; after a failure Ray calls this again, and the run there goes on.
+    The driver has checked the folder. After a failure Ray calls this again, and the run resumes.
     """
     _find_modules(job["path"])
     run = parse(job["run"])
@@ -179,10 +194,14 @@ def _worker(job: dict[str, Any]) -> None:
 
 @contextmanager
 def _session(run: Run) -> Iterator[tuple[str | None, bool]]:
-    """A connection to a Ray cluster, for as long as the context lasts: its address; whether workers get GPUs."""
+    """Connect to a Ray cluster while the context lasts.
+
+    Yields:
+        The cluster's address (None for a local one), and whether workers get GPUs.
+    """
 
     def prepare() -> None:  # in here it is pickled by value: Ray's helpers, of which a run has many, load no torch
-        """Run by Ray in each of its processes, before Ray Train makes the process group there."""
+        """Prepare a Ray process, before Ray Train makes the process group in it."""
         name_interface(ray.util.get_node_ip_address())
         name_ray_cluster(ray.get_runtime_context().gcs_address)
 
@@ -209,7 +228,10 @@ def _session(run: Run) -> Iterator[tuple[str | None, bool]]:
 
 @contextmanager
 def _asking(folder: RunFolder, *signals: signal.Signals) -> Iterator[None]:
-    """These signals to the driver ask the workers to checkpoint and end; sent again, they end the driver."""
+    """Turn signals to the driver into a request that the workers write a checkpoint and end.
+
+    A second signal ends the driver.
+    """
     before: dict[int, Any] = {}
 
     def ask(number: int, _: Any) -> None:
@@ -226,7 +248,7 @@ def _asking(folder: RunFolder, *signals: signal.Signals) -> Iterator[None]:
 
 
 def _first_failure(error: TrainingFailedError) -> Exception:
-    """What the worker that failed first raised; peers that only lost it come after it."""
+    """Return the error of the worker that failed first. Peers that only lost it fail later."""
     if not isinstance(error, WorkerGroupError) or not error.worker_failures:
         return RuntimeError("".join(traceback.format_exception(error)))
     failures = error.worker_failures

@@ -1,4 +1,4 @@
-"""Worker groups of Ray Train's, each of as many workers as the cluster can give, which Ray's own scheduler is asked."""
+"""Worker groups of Ray Train: as many workers as the cluster can give, according to Ray's own scheduler."""
 
 import sys
 import time
@@ -28,7 +28,7 @@ def worker_group(
     asked: int,
     gpus: bool,
 ) -> TorchTrainer:
-    """What calls `rank(told)` in each of `asked` workers, or of as many as the cluster can give in time."""
+    """Build a TorchTrainer that runs `rank(told)` in each of `asked` workers, or in as many as fit in time."""
     return TorchTrainer(
         rank,
         train_loop_config=told,
@@ -43,7 +43,7 @@ def worker_group(
 
 
 def scaling(launch: Launch, asked: int, *, gpus: bool, stopping: Callable[[], bool]) -> ScalingConfig:
-    """What Ray Train needs to know of a group of `asked` workers, or of as many as the cluster can give in time."""
+    """Return Ray Train's settings for a group of `asked` workers, or of as many as fit in time."""
     whole = ScalingConfig(
         num_workers=asked,
         use_gpu=gpus,
@@ -67,10 +67,18 @@ def scaling(launch: Launch, asked: int, *, gpus: bool, stopping: Callable[[], bo
 def room(
     wanted: int, least: int, worker: Mapping[str, float], placement: str, wait_s: float, stopping: Callable[[], bool]
 ) -> int:
-    """Workers, each taking the resources `worker`, that the cluster has room for: at most `wanted`; none is reserved.
+    """Return the number of workers, at most `wanted`, for which the cluster has room. Nothing is reserved.
 
-    It waits for room for all of them for `wait_s` seconds, which is a demand that an autoscaler meets if it can, and
-    then settles for as many as fit; `least` is never gone below: Ray waits for those where it starts them.
+    For `wait_s` seconds all of them are demanded, which an autoscaler can meet. After that, as many as fit are enough,
+    but never fewer than `least`: Ray waits for those when it starts them.
+
+    Args:
+        wanted: Largest number of workers.
+        least: Smallest number of workers.
+        worker: Resources of one worker.
+        placement: Ray's placement strategy.
+        wait_s: Seconds to wait for all of them.
+        stopping: Whether the run has been asked to stop.
     """
 
     def fits(workers: int, seconds: float) -> bool:

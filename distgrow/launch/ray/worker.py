@@ -1,4 +1,4 @@
-"""A rank as a member of a Ray cluster: what it does beside training, so that the cluster's faults do no harm."""
+"""Ray worker: what a rank does beside training so that faults of the cluster do no harm."""
 
 import os
 import socket
@@ -18,7 +18,7 @@ from distgrow.tracking.events import Event
 
 
 def watch(folder: RunFolder) -> None:
-    """Look after the head and after this host in threads, to the end of this process."""
+    """Watch the head node and this host in threads until the process ends."""
     context = ray.get_runtime_context()
     _in_thread(lambda: _end_without_head(context.gcs_address, head_patience_s()))
     node = context.get_node_id()
@@ -30,10 +30,10 @@ def _in_thread(task: Callable[[], None]) -> None:
 
 
 def _end_without_head(head: str, limit_s: float) -> None:
-    """End this process where Ray's head has not answered for so long.
+    """End this process if Ray's head has not answered for `limit_s` seconds.
 
-    On a host that is cut off from the others Ray itself notices only minutes later, and a rank there, which may be
-    the one that writes into the run's folder, would wait for its peers for half an hour.
+    On a host that is cut off Ray notices this only after minutes. A rank there would wait for its peers for half an
+    hour, and it may be the rank that writes into the run's folder.
     """
     answered = time.monotonic()
     while time.monotonic() - answered < limit_s:
@@ -46,7 +46,7 @@ def _end_without_head(head: str, limit_s: float) -> None:
 
 
 def outwait_last_group(folder: RunFolder) -> None:
-    """Return when the first rank of the last worker group, which may live on where it was cut off, writes no more."""
+    """Wait until rank 0 of the previous worker group no longer writes. It may still live on a host that was cut off."""
     try:
         folder.lock()
     except RunError:
@@ -56,9 +56,9 @@ def outwait_last_group(folder: RunFolder) -> None:
 
 
 def _save_before_the_end(folder: RunFolder, node: str) -> None:
-    """Ask for a checkpoint every five seconds while Ray drains this host: it will be taken away (a spot instance, say).
+    """Ask for a checkpoint every five seconds while Ray drains this host, for example a spot instance.
 
-    Ray Train moves the workers to other hosts when the notice has run out, from the newest checkpoint.
+    When the notice has run out, Ray Train moves the workers to other hosts, which resume from the newest checkpoint.
     """
     while True:
         time.sleep(5)
@@ -69,7 +69,7 @@ def _save_before_the_end(folder: RunFolder, node: str) -> None:
 
 
 class Gauges:
-    """The newest update's figures as Ray's metrics, once in half a second: Ray's dashboard and Prometheus show them."""
+    """Export the newest update's figures as Ray metrics, every half second at most, for dashboard and Prometheus."""
 
     FIGURES = ("step", "samples", "epoch", "stage", "batch", "lr", "loss", "grad_norm", "sfo", "samples_per_s")
 
@@ -78,7 +78,7 @@ class Gauges:
         self._tags, self._next = {"run": run}, 0.0
 
     def log(self, event: Event) -> None:
-        """Show the event if it has figures."""
+        """Export the event if it has figures."""
         now = time.monotonic()
         if event["event"] == "step" and now < self._next:
             return
@@ -92,7 +92,11 @@ class Gauges:
 
 
 def knock(address: str) -> None:
-    """OSError where nothing listens at host:port; Ray itself would try again for minutes."""
+    """Check that something listens at host:port.
+
+    Raises:
+        OSError: at once if nothing does. Ray itself would retry for minutes.
+    """
     host, _, port = address.rpartition(":")
     if port.isdigit() and "://" not in host:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
