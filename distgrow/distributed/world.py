@@ -63,7 +63,10 @@ class World:
         return self.sum_async([value / self.size for value in values])
 
     def on_rank0(self, action: Callable[[], T]) -> T:
-        """Run `action` on rank 0. Return its result, or raise its error, on every rank. Collective: every rank must call."""
+        """Run `action` on rank 0. Every rank returns its result, or raises its error.
+
+        Collective: every rank must call.
+        """
         if self.size == 1:
             return action()
         box: list[Any] = [None, None]

@@ -37,28 +37,28 @@ class FiniteSum:
             raise ValueError(f"optimum_sq={self.optimum_sq} must be at least 0")
 
     def expected_smoothness(self, batch: Number) -> Number:
-        """L(τ) = [n(τ−1)L + (n−τ)L_max] / (τ(n−1)): E‖∇f_S(x) − ∇f_S(x*)‖² ≤ 2L(τ)(f(x) − f*)."""
+        """Return L(τ) = [n(τ−1)L + (n−τ)L_max] / (τ(n−1)): E‖∇f_S(x) − ∇f_S(x*)‖² ≤ 2L(τ)(f(x) − f*)."""
         n, full, one = self.samples, self.smoothness, self.largest_smoothness
         return (n * (batch - 1) * full + (n - batch) * one) / (batch * (n - 1))
 
     def optimum_noise(self, batch: Number) -> Number:
-        """σ(τ) = (n−τ)h̄ / (τ(n−1)) = E‖∇f_S(x*)‖², gradient²."""
+        """Return σ(τ) = (n−τ)h̄ / (τ(n−1)) = E‖∇f_S(x*)‖², gradient²."""
         return (self.samples - batch) * self.optimum_sq / (batch * (self.samples - 1))
 
     def complexity(self, batch: Number, epsilon: float) -> Number:
-        """τ·max{L(τ), 2σ(τ)/(εμ)}: gradient evaluations to ε, up to a factor that does not depend on τ."""
+        """Return τ·max{L(τ), 2σ(τ)/(εμ)}: gradient evaluations to ε, up to a factor that does not depend on τ."""
         check_positive(batch=batch, epsilon=epsilon)
         noise = 2 * self.optimum_noise(batch) / (epsilon * self.mu)
         return plain(batch * np.maximum(self.expected_smoothness(batch), noise))
 
     def lr(self, batch: float, epsilon: float) -> float:
-        """η = ½ min{1/L(τ), εμ/(2σ(τ))}, the learning rate that reaches ε."""
+        """Return η = ½ min{1/L(τ), εμ/(2σ(τ))}, the learning rate that reaches ε."""
         check_positive(batch=batch, epsilon=epsilon)
         noise = 2 * self.optimum_noise(batch) / (epsilon * self.mu)
         return 1 / (2 * max(self.expected_smoothness(batch), noise))
 
     def best_batch(self, epsilon: float) -> float:
-        """τ* = n(κ − (L_max − L))/(κ + nL − L_max), κ = 2h̄/(εμ); 1 where that is below 1 (κ < L_max).
+        """Return τ* = n(κ − (L_max − L))/(κ + nL − L_max), κ = 2h̄/(εμ); 1 where that is below 1 (κ < L_max).
 
         The τ at which the two arguments of `complexity` are equal: one rises along τ, the other falls.
         """
@@ -68,7 +68,7 @@ class FiniteSum:
         return n * (kappa - (one - full)) / (kappa + n * full - one) if kappa > one else 1.0
 
     def best_whole_batch(self, epsilon: float) -> int:
-        """The whole number of samples that costs least: one of the two beside `best_batch`."""
+        """Return the whole number of samples that costs least: one of the two beside `best_batch`."""
         best = self.best_batch(epsilon)
         whole = {math.floor(best), min(self.samples, math.ceil(best))}
         return min(sorted(whole), key=lambda batch: self.complexity(float(batch), epsilon))

@@ -1,7 +1,7 @@
 """The bound of SGD, the critical batch size and SFO complexity: plain numbers in, plain numbers out; knows no schedule.
 
-Beside it stand growth_theory.py (optimal stages, R, serial steps, thresholds, Seesaw), noise_theory.py (noise scale,
-AdaScale's gain, Adam's critical batch), allocation.py (PL) and tau_nice.py.
+See also staged.py (optimal stages, R, serial steps, thresholds, Seesaw), noise.py (noise scale, AdaScale's gain,
+Adam's critical batch), allocation.py (PL) and finite_sum.py.
 
 Symbols (Umeda & Iiduka, arXiv 2508.05297): Δ = f(θ₀) − f*, loss units (`gap`); L, smoothness, loss / parameter²
 (`smoothness`); σ² = tr Σ of one sample's gradient noise (`variance`); ε, target of ‖∇f‖ (`epsilon`); η, learning
@@ -22,19 +22,19 @@ Number = TypeVar("Number", float, Array)
 
 
 def check_positive(**values: float | Array | Sequence[float]) -> None:
-    """ValueError that names the first of `values` that is not a number above 0, or has an element that is not."""
+    """Raise ValueError that names the first of `values` that is not a number above 0, or has such an element."""
     for key, value in values.items():
         if not (value > 0 if isinstance(value, float | int) else np.all(np.asarray(value) > 0)):
             raise ValueError(f"{key}={value} must be above 0")
 
 
 def plain(value: Any) -> Any:
-    """A numpy scalar as a Python float; an array as it is."""
+    """Return a numpy scalar as a Python float; an array as it is."""
     return value if isinstance(value, np.ndarray) else float(value)
 
 
 def over(above: float | Array, below: Number) -> Number:
-    """above/below elementwise; inf where `below` is not positive."""
+    """Return above/below elementwise; inf where `below` is not positive."""
     with np.errstate(divide="ignore"):
         return plain(np.divide(above, np.maximum(below, 0.0)))
 
@@ -51,19 +51,19 @@ class Constants:
         check_positive(smoothness=self.smoothness, variance=self.variance, gap=self.gap)
 
     def stable_lr(self) -> float:
-        """2/L, the learning rate that no stage may reach."""
+        """Return 2/L, the learning rate that no stage may reach."""
         return 2 / self.smoothness
 
     def c1(self, lr: float) -> float:
-        """C₁ = 2Δ / ((2 − Lη)η)."""
+        """Return C₁ = 2Δ / ((2 − Lη)η)."""
         return 2 * self.gap / ((2 - self._checked(lr)) * lr)
 
     def c2(self, lr: float) -> float:
-        """C₂ = Lησ² / (2 − Lη)."""
+        """Return C₂ = Lησ² / (2 − Lη)."""
         return self.smoothness * lr * self.variance / (2 - self._checked(lr))
 
     def tradeoff(self, lr: float) -> "Tradeoff":
-        """SGD's bound of min ‖∇f‖² at a constant (b, η): C₁/T + C₂/b."""
+        """Return SGD's bound of min ‖∇f‖² at a constant (b, η): C₁/T + C₂/b."""
         return Tradeoff(a=self.c1(lr), b=self.c2(lr))
 
     def _checked(self, lr: float) -> float:
@@ -93,24 +93,24 @@ class Tradeoff:
             raise ValueError(f"c={self.c} must be at least 0")
 
     def steps_to(self, batch: Number, target: float) -> Number:
-        """K(b) = Ab / ((ε − C)b − B), updates; inf for b ≤ B/(ε − C)."""
+        """Return K(b) = Ab / ((ε − C)b − B), updates; inf for b ≤ B/(ε − C)."""
         check_positive(batch=batch)
         return over(self.a * batch, self._room(target) * batch - self.b)
 
     def sfo_to(self, batch: Number, target: float) -> Number:
-        """N(b) = b·K(b), gradient evaluations; convex in b."""
+        """Return N(b) = b·K(b), gradient evaluations; convex in b."""
         return batch * self.steps_to(batch, target)
 
     def critical_batch(self, target: float) -> float:
-        """b* = 2B/(ε − C), the batch at which N(b) is least, samples."""
+        """Return b* = 2B/(ε − C), the batch at which N(b) is least, samples."""
         return 2 * self.b / self._room(target)
 
     def least_sfo(self, target: float) -> float:
-        """N* = N(b*) = 4AB/(ε − C)², gradient evaluations."""
+        """Return N* = N(b*) = 4AB/(ε − C)², gradient evaluations."""
         return 4 * self.a * self.b / self._room(target) ** 2
 
     def critical_steps(self, target: float) -> float:
-        """K* = K(b*) = 2A/(ε − C), updates."""
+        """Return K* = K(b*) = 2A/(ε − C), updates."""
         return 2 * self.a / self._room(target)
 
     def _room(self, target: float) -> float:
@@ -120,7 +120,9 @@ class Tradeoff:
 
 
 def measured_critical_batch(batches: Sequence[float], steps: Sequence[float]) -> float:
-    """b* from the updates that runs at several constant batches took to one target, samples; A, B, C may be unknown.
+    """Return b*, samples, from the updates that runs at several constant batches took to one target.
+
+    A, B and C may be unknown.
 
     1/K = (ε − C)/A − (B/A)/b is a line in 1/b: b* = −2·slope/intercept of its least squares fit [D]. ValueError
     where the updates do not fall as the batch grows: noise then is no part of what they took.
@@ -138,7 +140,7 @@ def measured_critical_batch(batches: Sequence[float], steps: Sequence[float]) ->
 
 
 def bound(constants: Constants, steps: Iterable[tuple[float, float, float]]) -> float:
-    """Upper bound of min_t E‖∇f(θ_t)‖² after (updates, lr, batch) runs in order.
+    """Return upper bound of min_t E‖∇f(θ_t)‖² after (updates, lr, batch) runs in order.
 
     [2Δ + Lσ² Σ η²/b] / [(2 − L·η_max) Σ η]; inf while η_max ≥ 2/L or before the first update.
     """
@@ -147,7 +149,7 @@ def bound(constants: Constants, steps: Iterable[tuple[float, float, float]]) -> 
 
 
 def bounds(constants: Constants, steps: Iterable[tuple[float, float, float]]) -> Array:
-    """`bound` after each of the (updates, lr, batch) runs: what a schedule's curve is drawn from."""
+    """Return `bound` after each of the (updates, lr, batch) runs: what a schedule's curve is drawn from."""
     count, lr, batch = np.array(list(steps), float).reshape(-1, 3).T
     check_positive(batch=batch)
     if not (np.all(count >= 0) and np.all(lr >= 0)):
@@ -158,30 +160,30 @@ def bounds(constants: Constants, steps: Iterable[tuple[float, float, float]]) ->
 
 
 def steps_to(constants: Constants, lr: float, batch: Number, epsilon: float) -> Number:
-    """T(b) = C₁b / (ε²b − C₂), updates at constant batch until the bound is ε²; inf where it never is (b ≤ C₂/ε²)."""
+    """Return T(b) = C₁b / (ε²b − C₂), updates at constant batch until the bound is ε²; inf if b ≤ C₂/ε²."""
     check_positive(epsilon=epsilon)
     return constants.tradeoff(lr).steps_to(batch, epsilon**2)
 
 
 def sfo_to(constants: Constants, lr: float, batch: Number, epsilon: float) -> Number:
-    """N(b) = b·T(b), gradient evaluations at constant batch until the bound is ε²; convex in b."""
+    """Return N(b) = b·T(b), gradient evaluations at constant batch until the bound is ε²; convex in b."""
     return batch * steps_to(constants, lr, batch, epsilon)
 
 
 def critical_batch(constants: Constants, lr: float, epsilon: float) -> float:
-    """b* = 2C₂/ε², the batch at which N(b) is least, samples."""
+    """Return b* = 2C₂/ε², the batch at which N(b) is least, samples."""
     check_positive(epsilon=epsilon)
     return constants.tradeoff(lr).critical_batch(epsilon**2)
 
 
 def critical_steps(constants: Constants, lr: float, epsilon: float) -> float:
-    """T* = 2C₁/ε² = T(b*), updates."""
+    """Return T* = 2C₁/ε² = T(b*), updates."""
     check_positive(epsilon=epsilon)
     return constants.tradeoff(lr).critical_steps(epsilon**2)
 
 
 def least_sfo(constants: Constants, lr: float, epsilon: float) -> float:
-    """N* = 4C₁C₂/ε⁴ = N(b*) = 8ΔLσ²/((2 − Lη)²ε⁴), gradient evaluations.
+    """Return N* = 4C₁C₂/ε⁴ = N(b*) = 8ΔLσ²/((2 − Lη)²ε⁴), gradient evaluations.
 
     With η = η_max it is also the universal lower bound: no schedule of batches and learning rates up to η_max has a
     bound of ε² after fewer; only b_t ∝ η_t reaches it [D].
@@ -191,20 +193,20 @@ def least_sfo(constants: Constants, lr: float, epsilon: float) -> float:
 
 
 def cost_of_wrong_batch(ratio: Number) -> Number:
-    """N(b)/N* = x²/(2x − 1) at x = b/b*, the same η; inf for x ≤ ½."""
+    """Return N(b)/N* = x²/(2x − 1) at x = b/b*, the same η; inf for x ≤ ½."""
     check_positive(ratio=ratio)
     return over(ratio * ratio, 2 * ratio - 1)
 
 
 def best_lr(constants: Constants, batch: Number, epsilon: float) -> Number:
-    """η(b) = ε²b / (L(ε²b + σ²)), the constant learning rate at which N is least for a given batch [D]; below 1/L."""
+    """Return η(b) = ε²b / (L(ε²b + σ²)) < 1/L, the constant learning rate at which N(b) is least [D]."""
     check_positive(batch=batch, epsilon=epsilon)
     signal = epsilon**2 * batch
     return signal / (constants.smoothness * (signal + constants.variance))
 
 
 def sfo_at_best_lr(constants: Constants, batch: Number, epsilon: float) -> Number:
-    """N(b) at `best_lr`: 2ΔL(σ²/ε⁴)·(1 + b/B) gradient evaluations, B = σ²/ε² the noise scale at the target [D].
+    """Return N(b) at `best_lr`: 2ΔL(σ²/ε⁴)·(1 + b/B) gradient evaluations, B = σ²/ε² the noise scale at the target [D].
 
     Unlike N(b) at one η it has no best batch: it rises along b, gently up to B. Updates are N/b.
     """
@@ -213,8 +215,9 @@ def sfo_at_best_lr(constants: Constants, batch: Number, epsilon: float) -> Numbe
 
 
 def sfo_table(constants: Constants, lrs: Sequence[float], batches: Sequence[float], epsilon: float) -> Array:
-    """N(b) for every pair, gradient evaluations, (lrs, batches); inf where b never arrives. Its least entry is the
-    best constant (b, η), the baseline that stands beside every growth result."""
+    """Return N(b), gradient evaluations, for every pair: (lrs, batches); inf if the bound never reaches ε².
+
+    The least entry is the best constant (b, η), the baseline beside every growth result."""
     columns = np.asarray(batches, float)
     return np.array([sfo_to(constants, lr, columns, epsilon) for lr in lrs]).reshape(len(lrs), len(columns))
 
@@ -223,14 +226,14 @@ def sfo_table(constants: Constants, lrs: Sequence[float], batches: Sequence[floa
 
 
 def check_growth(growth: float, lr_factor: float, steps_factor: float = 1.0) -> None:
-    """ValueError unless δ > 1, γ > 0 and τ > 0."""
+    """Raise ValueError unless δ > 1, γ > 0 and τ > 0."""
     check_positive(lr_factor=lr_factor, steps_factor=steps_factor)
     if not growth > 1:
         raise ValueError(f"growth={growth} must be above 1: the batch's factor from stage to stage")
 
 
 def exponent(growth: float, lr_factor: float, steps_factor: float) -> float:
-    """p of N ~ ε^(−p) when batch, learning rate and steps per stage grow by δ, γ and τ [D].
+    """Return p of N ~ ε^(−p) when batch, learning rate and steps per stage grow by δ, γ and τ [D].
 
     2 ln(τδ)/ln(τγ) if τγ² ≤ δ, else 2 ln(τδ)/ln(δ/γ); at least 4, with equality iff δ = τγ². inf where the bound
     has a floor or falls only along the logarithm of N (the divisor is not positive).
@@ -242,12 +245,12 @@ def exponent(growth: float, lr_factor: float, steps_factor: float) -> float:
 
 
 def optimal_steps_ratio(growth: float, lr_factor: float) -> float:
-    """τ = δ/γ²: steps of a stage over those of the one before, where `exponent` is least [D]."""
+    """Return τ = δ/γ²: steps of a stage over those of the one before, where `exponent` is least [D]."""
     check_growth(growth, lr_factor)
     return growth / lr_factor**2
 
 
 def optimal_sample_ratio(growth: float, lr_factor: float) -> float:
-    """τδ = (δ/γ)²: samples (and epochs) of a stage over those of the one before, where `exponent` is least [D]."""
+    """Return τδ = (δ/γ)²: samples of a stage over those of the one before, where `exponent` is least [D]."""
     check_growth(growth, lr_factor)
     return (growth / lr_factor) ** 2

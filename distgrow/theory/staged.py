@@ -1,7 +1,7 @@
 """Staged growth in closed form: its bound, floor, SFO and serial steps against the best constant; knows no schedule.
 
 Stage m = 0 … M − 1 has batch b₀δ^m, learning rate η₀γ^m and T₀τ^m updates (the family of Umeda & Iiduka, arXiv
-2508.05297): δ `growth`, γ `lr_factor`, τ `steps_factor`. Other symbols and units as in theory.py; [D] as there.
+2508.05297): δ `growth`, γ `lr_factor`, τ `steps_factor`. Other symbols and units as in sgd.py; [D] as there.
 """
 
 import math
@@ -23,7 +23,7 @@ from distgrow.theory.sgd import (
 
 
 def geometric_sum(ratio: float, count: Number) -> Number:
-    """1 + ratio + … + ratio^(count − 1), `count` ≥ 0; for an infinite count the limit, inf where there is none."""
+    """Return 1 + ratio + … + ratio^(count − 1), `count` ≥ 0. For an infinite count return the limit, or inf."""
     check_positive(ratio=ratio)
     if ratio == 1.0:
         return plain(count)
@@ -50,15 +50,15 @@ class Staged:
         check_growth(self.growth, self.lr_factor, self.steps_factor)
 
     def updates(self, stages: Number) -> Number:
-        """T₀ Σ τ^m, serial steps of the first M stages."""
+        """Return T₀ Σ τ^m, serial steps of the first M stages."""
         return self.steps * geometric_sum(self.steps_factor, stages)
 
     def sfo(self, stages: Number) -> Number:
-        """T₀b₀ Σ (τδ)^m, gradient evaluations of the first M stages."""
+        """Return T₀b₀ Σ (τδ)^m, gradient evaluations of the first M stages."""
         return self.steps * self.batch * geometric_sum(self.steps_factor * self.growth, stages)
 
     def bound(self, constants: Constants, stages: Number) -> Number:
-        """Upper bound of min ‖∇f‖² after M stages, the closed form of theory.bound; inf once η₀γ^(M−1) reaches 2/L."""
+        """Return the upper bound of min ‖∇f‖² after M stages, sgd.bound in closed form; inf once η₀γ^(M−1) ≥ 2/L."""
         lr_sum = self.lr * self.steps * geometric_sum(self.steps_factor * self.lr_factor, stages)
         noise_ratio = self.steps_factor * self.lr_factor**2 / self.growth
         noise = self.lr**2 * self.steps / self.batch * geometric_sum(noise_ratio, stages)
@@ -68,7 +68,7 @@ class Staged:
         return plain(over(2 * constants.gap + constants.smoothness * constants.variance * noise, margin))
 
     def floor(self, constants: Constants) -> float:
-        """The bound's limit over ever more stages, for γ ≤ δ [D]; 0 where there is no floor.
+        """Return the bound's limit over ever more stages, for γ ≤ δ [D]; 0 where there is no floor.
 
         Finite Σ η (τγ < 1, as with constant epochs, τ = 1/δ) and linear scaling (γ = δ: Lσ²η₀/b₀ over 2 − Lη) have
         one. For γ > 1 the learning rate is bound to reach 2/L: 2 then stands for 2 − Lη, so that the bound of every
@@ -89,7 +89,7 @@ class Staged:
 
 
 def optimal_stage_shares(growth: float, lr_factor: float, stages: int) -> Array:
-    """Shares of the budget in samples (or epochs) of M stages, in proportion (δ/γ)^(2m) [D]; they sum to 1."""
+    """Return shares of the budget in samples (or epochs) of M stages, in proportion (δ/γ)^(2m) [D]; they sum to 1."""
     check_positive(stages=stages)
     powers = np.arange(stages - 1, -1, -1.0)  # from the last stage back, so that no power overflows
     ratio = optimal_sample_ratio(growth, lr_factor)
@@ -100,7 +100,7 @@ def optimal_stage_shares(growth: float, lr_factor: float, stages: int) -> Array:
 def optimal_staged(
     constants: Constants, lr: float, epsilon: float, growth: float, lr_factor: float, stages: int
 ) -> Staged:
-    """The (b₀, T₀) with which M stages of optimal lengths bring the bound to ε² at the least SFO [D].
+    """Return the (b₀, T₀) with which M stages of optimal lengths bring the bound to ε² at the least SFO [D].
 
     T₀ = 4Δ / ((2 − Lη_max) ε² η₀ Σ q^m) and b₀ = MLσ²T₀η₀²/(2Δ), q = τγ: gap and noise weigh the same.
     """
@@ -118,7 +118,7 @@ def optimal_staged(
 
 
 def sfo_ratio(growth: float, lr_factor: float, stages: Number) -> Number:
-    """R = M·(q−1)/(q+1)·(q^M+1)/(q^M−1) ≥ 1, q = τγ = δ/γ: SFO of M optimal stages over N* [D].
+    """Return R = M·(q−1)/(q+1)·(q^M+1)/(q^M−1) ≥ 1, q = τγ = δ/γ: SFO of M optimal stages over N* [D].
 
     `stages` may be an array. 2 − Lη_max is taken to be the same for both, as where Lη ≪ 2.
     """
@@ -131,7 +131,7 @@ def sfo_ratio(growth: float, lr_factor: float, stages: Number) -> Number:
 
 
 def serial_ratio(growth: float, lr_factor: float, stages: Number, constant_lr: float = 1.0) -> Number:
-    """Serial steps of M optimal stages over T* of the best constant batch at η = `constant_lr`·η₀ [D].
+    """Return serial steps of M optimal stages over T* of the best constant batch at η = `constant_lr`·η₀ [D].
 
     Σ τ^m / Σ q^m · η/η₀, for τ = 1 M(q−1)/(q^M−1) · η/η₀. Against a constant that may use the largest learning rate
     of the stages, η₀γ^(M−1), it is at least 1: within the bound growth saves serial steps only by a larger η.
@@ -149,20 +149,20 @@ def serial_ratio(growth: float, lr_factor: float, stages: Number, constant_lr: f
 
 
 def published_threshold(first: float, batch_ratio: Number) -> Number:
-    """ε_m = ε₀√(b₀/b_m), the ‖∇f‖ at which stage m ends (Umeda & Iiduka, arXiv 2508.05302); ratio = b_m/b₀."""
+    """Return ε_m = ε₀√(b₀/b_m), the ‖∇f‖ at which stage m ends (Umeda & Iiduka, arXiv 2508.05302); ratio = b_m/b₀."""
     check_positive(first=first, batch_ratio=batch_ratio)
     return plain(first / batch_ratio**0.5)
 
 
 def critical_threshold(first: float, growth: float, lr_factor: float, stage: Number) -> Number:
-    """ε_m = ε₀(γ/δ)^(m/2), the ‖∇f‖ for which b_m is as critical as b₀ was for ε₀ [D]; for Lη ≪ 2."""
+    """Return ε_m = ε₀(γ/δ)^(m/2), the ‖∇f‖ for which b_m is as critical as b₀ was for ε₀ [D]; for Lη ≪ 2."""
     check_growth(growth, lr_factor)
     check_positive(first=first)
     return plain(first * (lr_factor / growth) ** (stage / 2))
 
 
 def seesaw(decay: float) -> tuple[float, float]:
-    """Factors of (η, b) where a schedule divides η by α: (1/√α, α) (Seesaw, arXiv 2510.14717).
+    """Return factors of (η, b) where a schedule divides η by α: (1/√α, α) (Seesaw, arXiv 2510.14717).
 
     η/√b, the temperature of Adam and of normalised SGD, falls by α as it would have with b kept.
     """
@@ -171,7 +171,7 @@ def seesaw(decay: float) -> tuple[float, float]:
 
 
 def increase(decay: float) -> tuple[float, float]:
-    """Factors of (η, b) where a schedule divides η by α: (1, α) (Smith et al. 2017, AdaBatch).
+    """Return factors of (η, b) where a schedule divides η by α: (1, α) (Smith et al. 2017, AdaBatch).
 
     η/b, SGD's temperature, falls by α as it would have with b kept.
     """
