@@ -14,6 +14,7 @@ from distgrow.core.errors import ConfigError, TrainingFailed
 from distgrow.core.plan import Plan, split
 from distgrow.core.progress import Progress
 from distgrow.data.loader import DirectLoader
+from distgrow.data.seeding import seed_generators
 from distgrow.data.stream import SampleStream
 from distgrow.distributed.world import World, joined
 from distgrow.engine.spec import Torch
@@ -71,7 +72,7 @@ def plain(run: Run) -> Torch:
 
 def verify(run: Run) -> bool:
     """Print the relative parameter difference of every factorisation; whether all are within the tolerance."""
-    torch.manual_seed(run.run.seed)
+    seed_generators(run.run.seed)
     task = run.task.build(run.model)
     first = run.controller(1).plan(Progress())
     first = replace(first, batch=max(first.batch, min(LEAST, len(task.train))))  # a small one has few factorisations

@@ -134,16 +134,15 @@ class Run(Spec):
 
         Collective: every rank must call.
         """
-        import torch
-
         from distgrow.checkpoint.manager import back_off
+        from distgrow.data.seeding import seed_generators
         from distgrow.distributed.world import joined
         from distgrow.training.fit import fit
 
         if resume is None:
             back_off(RunFolder(self.run.dir), self.launch.backoff_s)
         with joined(self.engine.device, self.launch.timeout_s, alone=self.engine.needs_group) as world:
-            torch.manual_seed(self.run.seed)
+            seed_generators(self.run.seed, world.device)
             task = world.on_all_ranks(lambda: self.task.build(self.model))
             parts = self.model_dump(mode="json")
             return fit(

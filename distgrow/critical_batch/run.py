@@ -13,7 +13,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -26,6 +25,7 @@ from distgrow.core.progress import finite
 from distgrow.core.stages import Stages
 from distgrow.critical_batch.branches import Branch, Question, Trunk, gain, largest, left, locate, settled
 from distgrow.critical_batch.figure import Branched, figure, last_loss
+from distgrow.data.seeding import seed_generators
 from distgrow.distributed.world import World, joined
 from distgrow.run.folder import RunFolder, storing
 from distgrow.run.stop import StopRequests
@@ -84,7 +84,7 @@ def probe_batch(path: str, question: Question) -> None:
         console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, quiet=world.rank > 0)
         for damage in trunk.damaged:
             console.print(f"damaged and not used: {damage}")
-        torch.manual_seed(run.run.seed)
+        seed_generators(run.run.seed)
         task = world.on_all_ranks(lambda: run.task.build(run.model))
         schedule = replace(run.controller(world.size), epoch=len(task.train))
         samples, powers = settled(question, trunk, schedule.epoch, left(trunk, schedule))
@@ -131,7 +131,7 @@ def trained(trunk: Trunk, growth: Branch, samples: int, task: Task, folder: RunF
     budget = Budget(samples=trunk.progress.ledger.applied + samples)
     controller = replace(growth.trunk, growth=growth, budget=budget, stages=Stages())
     controller.check()
-    torch.manual_seed(run.run.seed)
+    seed_generators(run.run.seed)
     model, recorder = copy.deepcopy(task.model), Recorder()
     engine = run.engine.build(model, task.loss, metrics=task.metrics, optimizer=run.optimizer, world=world)
     stop, track = StopRequests(folder), recorder if world.rank == 0 else NullTracker()

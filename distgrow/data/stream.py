@@ -1,19 +1,17 @@
 """The endless shuffled stream of samples: a data set's rows by position."""
 
 import math
-import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from numpy.random import mtrand
 from torch import Tensor
 from torch.utils.data import TensorDataset, default_collate
 
 from distgrow.core.order import Int64s, Order, UInt64s, seeds
 from distgrow.core.plan import cut
+from distgrow.data.seeding import kept_generators, seed_generators
 from distgrow.distributed.world import World
 
 
@@ -75,8 +73,8 @@ class SampleStream:
         indices, row_seeds = self._look_up(positions)
         if self._batched is not None:
             return self._batched.batch(indices, row_seeds)
-        with kept_random_state(self._numbers):
-            return self.collate([self._row(*pair) for pair in zip(indices.tolist(), row_seeds.tolist(), strict=True)])
+        with kept_generators(numbers=self._numbers):
+            return _collated_one_by_one(self.dataset, indices, row_seeds, self.collate)
 
     def _look_up(self, positions: range) -> tuple[Int64s, UInt64s]:
         """Indices and seeds of some positions."""
@@ -86,28 +84,6 @@ class SampleStream:
             self._indices, self._seeds = self.order(block)[1], seeds(self.seed, block)
         rows = slice(positions.start - self._block.start, positions.stop - self._block.start)
         return self._indices[rows], self._seeds[rows]
-
-    def _row(self, index: int, seed: int) -> Any:
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-        torch.default_generator.manual_seed(seed)
-        return self.dataset[index]
-
-
-@contextmanager
-def kept_random_state(numbers: np.random.MT19937) -> Iterator[None]:
-    """Python's, numpy's and torch's CPU random states are afterwards what they were before.
-
-    np.random draws from `numbers` meanwhile: its own state would take long to copy.
-    """
-    python, numpy, cpu = random.getstate(), mtrand.get_bit_generator(), torch.get_rng_state()
-    mtrand.set_bit_generator(numbers)
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        mtrand.set_bit_generator(numpy)
-        torch.set_rng_state(cpu)
 
 
 def evaluation_batches(
@@ -143,5 +119,14 @@ def random_parts(
 def _collated(dataset: Any, indices: Int64s, collate: Callable[[list[Any]], Any] | None) -> Any:
     if (whole := batched(dataset, collate)) is not None:
         return whole.batch(indices, seeds(0, indices))
-    with kept_random_state(np.random.MT19937(0)):
-        return (collate or default_collate)([dataset[int(i)] for i in indices])
+    with kept_generators():
+        return _collated_one_by_one(dataset, indices, seeds(0, indices), collate or default_collate)
+
+
+def _collated_one_by_one(dataset: Any, indices: Int64s, row_seeds: UInt64s, collate: Callable[[list[Any]], Any]) -> Any:
+    """Return the collated rows `indices`, each read after the generators were seeded with its own seed."""
+    rows: list[Any] = []
+    for index, seed in zip(indices.tolist(), row_seeds.tolist(), strict=True):
+        seed_generators(seed)
+        rows.append(dataset[index])
+    return collate(rows)

@@ -92,13 +92,6 @@ def serialised(state: Any) -> bytes:
     return file.getvalue()
 
 
-def seed(number: int, device: torch.device) -> None:
-    """Seed dropout and the like, on the CPU and on the device; torch.manual_seed asks every backend, slowly."""
-    torch.default_generator.manual_seed(number)
-    if device.type == "cuda":
-        torch.cuda.manual_seed(number)
-
-
 def place(batch: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
     """The batch on a device, its floating-point tensors as `dtype` where one is given."""
     if device.type == "cpu" and dtype is None:

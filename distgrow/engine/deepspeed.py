@@ -18,6 +18,7 @@ from distgrow.core.noise_stats import Measured
 from distgrow.core.order import mix_int
 from distgrow.core.plan import Plan
 from distgrow.core.progress import Outcome
+from distgrow.data.seeding import seed_generators
 from distgrow.distributed.world import World
 from distgrow.engine.batches import (
     MORE_MEMORY,
@@ -29,7 +30,6 @@ from distgrow.engine.batches import (
     means,
     place,
     ran_out_of_memory,
-    seed,
 )
 from distgrow.engine.ddp import check_agreed
 from distgrow.engine.deepspeed_shards import Shards
@@ -78,7 +78,7 @@ class DeepSpeedEngine:
 
     def update(self, plan: Plan, micro_batches: Iterable[Any], votes: Sequence[bool] = ()) -> Outcome:
         """See Engine. Raises ValueError where a micro-batch does not have the rows that the plan gave it."""
-        seed(mix_int(plan.seed, self.world.rank), self.world.device)
+        seed_generators(mix_int(plan.seed, self.world.rank), self.world.device)
         self._buffers.keep()
         self._parts.begin(plan)
         self._direction.begin(plan)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from distgrow.data.seeding import kept_generators, seed_generators
 from distgrow.distributed.world import World
 from distgrow.engine.functional import Vector
 from distgrow.engine.spec import Engine
@@ -150,6 +151,10 @@ def dot(one: Vector, other: Vector) -> float:
 
 @contextmanager
 def kept_random_state(device: torch.device) -> Iterator[None]:
-    """Torch's random states on the CPU and on the device are afterwards what they were before."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    """Seed the generators for a probe, and restore their states at its end.
+
+    A loss that draws random numbers then has the same gradient in a run that was resumed.
+    """
+    with kept_generators(device):
+        seed_generators(0, device)
         yield

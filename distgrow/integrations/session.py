@@ -15,10 +15,11 @@ from distgrow.core.order import mix_int
 from distgrow.core.plan import Plan
 from distgrow.core.progress import Outcome, Progress
 from distgrow.data.loader import Loader, build_loader
+from distgrow.data.seeding import seed_generators
 from distgrow.data.spec import Loading
 from distgrow.data.stream import SampleStream
 from distgrow.distributed.world import World
-from distgrow.engine.batches import Buffers, checked_loss, checked_rows, seed
+from distgrow.engine.batches import Buffers, checked_loss, checked_rows
 from distgrow.growth.controller import Controller
 
 #: Updates in a row whose gradient is not finite, after which the run ends, as `run.max_skips` of fit().
@@ -87,7 +88,7 @@ class GrowthSession:
         plan = self.controller.plan(self.progress)
         self._buffers = self._buffers or Buffers(model)
         self._buffers.keep()
-        seed(mix_int(plan.seed, self.world.rank), self.world.device)
+        seed_generators(mix_int(plan.seed, self.world.rank), self.world.device)
         return plan
 
     def draw(self, plan: Plan) -> Iterator[tuple[Any, float, bool]]:

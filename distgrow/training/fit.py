@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
-import torch
 from torch import nn
 
 from distgrow.checkpoint.manager import opened
@@ -15,6 +14,7 @@ from distgrow.core.lr import LR
 from distgrow.core.scaling import Group
 from distgrow.core.spec import Spec
 from distgrow.core.stages import Stages
+from distgrow.data.seeding import seed_generators
 from distgrow.distributed.world import World, joined
 from distgrow.engine.batches import Loss, Metrics
 from distgrow.engine.spec import EngineSpec, Torch, check_suits, most_rows
@@ -28,7 +28,7 @@ from distgrow.tasks.task import Task
 from distgrow.tracking.base import Tracker
 from distgrow.tracking.open import check as check_packages
 from distgrow.tracking.open import reporting, tracking
-from distgrow.training.loss_check import tried
+from distgrow.training.loss_check import check_loss
 from distgrow.training.spec import RunSpec
 from distgrow.training.trainer import Result, Trainer
 
@@ -96,10 +96,10 @@ def fit(
         )
         controller.check()
         check_packages(run.trackers, world)
-        spent = 0 if resume else tried(task, controller, folder, world)
+        check_loss(task, controller, folder, world, workers=run.loader.workers)
         store = build_store(folder, storage)
         with opened(folder, store, world, settings, resume=resume) as begun:
-            torch.manual_seed(run.seed)
+            seed_generators(run.seed, world.device)
             machine = engine.build(model, loss, metrics=metrics, optimizer=optimizer, world=world)
             with (
                 tracking(folder, world.rank, controller.samples(), trackers) as lines,
@@ -107,4 +107,4 @@ def fit(
             ):
                 job = Trainer(task, controller, machine, tracker, folder, run, world, stop, store)
                 measure = engine.max_micro == "auto"
-                return job.resume(measure=measure) if begun else job.begin(measure=measure, spent=spent)
+                return job.resume(measure=measure) if begun else job.begin(measure=measure)

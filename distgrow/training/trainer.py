@@ -8,7 +8,7 @@ from distgrow.checkpoint.manager import CheckpointManager
 from distgrow.checkpoint.storage import Folder, Store
 from distgrow.core.errors import Diverged, TrainingFailed
 from distgrow.core.plan import Plan
-from distgrow.core.progress import Ledger, Outcome, Progress
+from distgrow.core.progress import Outcome, Progress
 from distgrow.data.loader import DirectLoader, build_loader
 from distgrow.data.stream import SampleStream
 from distgrow.distributed.world import World
@@ -61,10 +61,9 @@ class Trainer:
         self.began = time.monotonic()  # a resumed run's `began` counts what came before it
         self.shown_stage = -1
 
-    def begin(self, *, measure: bool, spent: int = 0) -> Result:
-        """A new run, from its first sample; `measure` what micro-batch memory holds; its loss was tried on `spent`."""
-        progress, samples = Progress(ledger=Ledger(probe=spent)), self.controller.samples()
-        self.engine.evaluations += spent if self.world.rank == 0 else 0
+    def begin(self, *, measure: bool) -> Result:
+        """Train a new run from its first sample; with `measure`, find out what micro-batch memory holds."""
+        progress, samples = Progress(), self.controller.samples()
         self.event("start", progress, dir=str(self.folder.path), world=self.world.size, budget_samples=samples)
         return self.train(self.saved(self.measured(progress) if measure else progress))
 

@@ -80,6 +80,18 @@ def test_prefetching_draws_what_direct_loading_draws(skip: tuple[int, ...]) -> N
     assert torch.equal(torch.stack(direct), torch.stack(ahead))
 
 
+def mixed(rows: list[torch.Tensor]) -> torch.Tensor:
+    """A collation that draws from all three generators."""
+    return torch.stack(rows) * random.random() * float(np.random.rand()) * float(torch.rand(()))
+
+
+def test_what_a_collation_draws_is_the_same_in_loader_processes() -> None:
+    control, positions = controller(world=2), SampleStream(Noisy(), seed=3, collate=mixed)
+    direct = drawn(lambda rank: DirectLoader(positions, rank), control)
+    ahead = drawn(lambda rank: PrefetchingLoader(positions, rank, control, workers=2, prefetch=3, pin=False), control)
+    assert torch.equal(torch.stack(direct), torch.stack(ahead))
+
+
 @pytest.mark.parametrize("skip", [(), (2, 3)])
 @pytest.mark.parametrize(
     ("growth", "world", "max_micro"),
@@ -139,7 +151,7 @@ def test_workers_end_with_their_loader() -> None:
 
 
 def test_workers_ignore_sigterm_but_from_their_trainer() -> None:
-    control = controller()
+    control = controller(max_micro=1)  # of an update's four micro-batches each of two workers loads some
     loader = PrefetchingLoader(SampleStream(Noisy()), 0, control, workers=2, prefetch=1, pin=False)
     list(loader.draw(Progress(), control.plan(Progress())))
     workers = multiprocessing.active_children()
