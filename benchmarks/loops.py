@@ -27,7 +27,7 @@ from distgrow.run.stop import StopRequests
 from distgrow.tasks import models
 from distgrow.tasks.task import Task
 from distgrow.tracking.base import NullTracker, Tracker
-from distgrow.tracking.events import Event
+from distgrow.tracking.base_event import Line
 from distgrow.tracking.jsonl import JSONL
 from distgrow.training.spec import RunSpec
 from distgrow.training.trainer import Result, Trainer
@@ -172,7 +172,7 @@ class Stamps:
         self.inner = inner
         self.moments: list[float] = []
 
-    def log(self, event: Event) -> None:
+    def log(self, event: Line) -> None:
         """Log, then look at the clock."""
         self.inner.log(event)
         if event["event"] == "step":

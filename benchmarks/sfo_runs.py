@@ -24,7 +24,7 @@ from distgrow.distributed.world import World
 from distgrow.engine.batches import place
 from distgrow.tasks.task import Task
 from distgrow.tracking.base import Tracker
-from distgrow.tracking.events import Event
+from distgrow.tracking.base_event import Line
 from distgrow.training.fit import fit
 from distgrow.training.trainer import Result
 
@@ -67,7 +67,7 @@ class Watch:
         self._still = still  # nothing about the schedule will change
         self._next, self._seen = places.after(0, epoch), -1
 
-    def log(self, event: Event) -> None:
+    def log(self, event: Line) -> None:
         """Count updates; look where a place has been passed, and at the end."""
         if event["event"] == "step":
             rate = event["samples_per_s"]
@@ -81,7 +81,7 @@ class Watch:
     def close(self) -> None:
         """Nothing is open."""
 
-    def _read(self, event: Event) -> None:
+    def _read(self, event: Line) -> None:
         self._seen = event["step"]
         reading = self._look()
         self._course.read(event["sfo"], reading)

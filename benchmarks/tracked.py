@@ -24,7 +24,7 @@ from torch.func import functional_call, grad, vmap
 
 from distgrow.config.load import parse
 from distgrow.tasks.task import Task
-from distgrow.tracking.events import Event
+from distgrow.tracking.base_event import Line
 
 EPOCHS, SEEDS = 30, 3
 LIMIT = 0.25  #: largest distance of the median ratio from 1 that is good enough
@@ -52,11 +52,11 @@ class Pairs:
     """A tracker that keeps each probe, and the exact tr Σ there, with the update before it."""
 
     def __init__(self, task: Task) -> None:
-        self.found: list[tuple[Event, Event]] = []
-        self._last: Event = {}
+        self.found: list[tuple[Line, Line]] = []
+        self._last: Line = {}
         self._task = task
 
-    def log(self, event: Event) -> None:
+    def log(self, event: Line) -> None:
         """Keep a probe once noise has been measured."""
         if event["event"] == "step":
             self._last = event
@@ -80,7 +80,7 @@ def exact_variance(task: Task) -> float:
     return sum(float(gradients.double().var(0).sum()) for gradients in each.values())
 
 
-def pairs(growth: dict[str, Any], lr: float, seed: int, epochs: int) -> list[tuple[Event, Event]]:
+def pairs(growth: dict[str, Any], lr: float, seed: int, epochs: int) -> list[tuple[Line, Line]]:
     """(step, probe) of one run."""
     run = parse(
         {
@@ -114,7 +114,7 @@ def measure(*, quick: bool) -> Iterator[Agreement]:
         )
 
 
-def scale(step: Event) -> float:
+def scale(step: Line) -> float:
     """The estimated noise scale; inf where the gradient was lost in noise."""
     return step["noise_scale"] or math.inf
 

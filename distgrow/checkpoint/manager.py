@@ -17,7 +17,9 @@ from distgrow.distributed.world import World
 from distgrow.engine.spec import Engine
 from distgrow.run import resize_request
 from distgrow.run.folder import RunFolder
-from distgrow.tracking.events import Event, last_total, read_events
+from distgrow.tracking.base_event import Event
+from distgrow.tracking.events import Checkpoint, End, Resume, Start
+from distgrow.tracking.read import last_total, read_events
 
 
 @contextmanager
@@ -52,8 +54,8 @@ def failures(events: Iterable[Event]) -> int:
     """How often a run has failed since its last checkpoint, if it ended after these events."""
     count = 0
     for event in events:
-        kind = event["event"]
-        count = 1 if kind in ("start", "checkpoint") else 0 if kind == "end" else count + (kind == "resume")
+        begun = isinstance(event, Start | Checkpoint)
+        count = 1 if begun else 0 if isinstance(event, End) else count + isinstance(event, Resume)
     return count
 
 
@@ -164,11 +166,11 @@ class CheckpointManager:
         return path
 
     def _look(self) -> Found | None:
-        events = read_events(self._folder.metrics)
-        if not self._store.names() and all(event["event"] != "checkpoint" for event in events):
+        events = list(read_events(self._folder.metrics))
+        if not self._store.names() and not any(isinstance(event, Checkpoint) for event in events):
             return None
         name, progress, damaged = writer.newest(self._store)
         writer.compare(Path(self._store.fetch(name)), self._facts)
         lost = max(0, last_total(events) - progress.ledger.total)
-        seconds = max((event.get("time_s", 0.0) for event in events), default=0.0)
+        seconds = max((event.time_s for event in events), default=0.0)
         return Found(name=name, progress=progress.replaying(lost), lost=lost, damaged=damaged, seconds=seconds)

@@ -31,7 +31,7 @@ from distgrow.run.folder import RunFolder, storing
 from distgrow.run.stop import StopRequests
 from distgrow.tasks.task import Task
 from distgrow.tracking.base import NullTracker
-from distgrow.tracking.events import Event
+from distgrow.tracking.base_event import Line
 from distgrow.training.spec import Evaluation, RunSpec
 from distgrow.training.trainer import Result, Trainer
 
@@ -60,10 +60,10 @@ class Recorder:
     """Keeps what a branch's updates tell."""
 
     def __init__(self) -> None:
-        self.updates: list[Event] = []
-        self.last: Event = {}
+        self.updates: list[Line] = []
+        self.last: Line = {}
 
-    def log(self, event: Event) -> None:
+    def log(self, event: Line) -> None:
         """Keep the event."""
         self.last = event
         if event["event"] in ("step", "skip"):

@@ -8,7 +8,8 @@ from distgrow.core.pace import Pace, Stretch, cost, fitted
 from distgrow.core.progress import Progress
 from distgrow.growth.controller import Controller
 from distgrow.run.folder import RunFolder
-from distgrow.tracking.events import history, read_events
+from distgrow.tracking.events import Resize, Step
+from distgrow.tracking.read import history, read_events
 
 
 def stretches(controller: Controller, *, soonest: bool = False) -> Iterator[Stretch]:
@@ -27,14 +28,12 @@ def measured(run: str, given: Pace | None = None) -> Pace:
         raise ConfigError(f"--like {run}: {folder.metrics} does not exist; name the run.dir of a run that has begun")
     try:
         events = history(read_events(folder.metrics))
-        steps = [event for event in events if event["event"] == "step"]
-        updates = [(e["batch"], e["world"], e["batch"] / e["samples_per_s"]) for e in steps if e["samples_per_s"]]
-        resizes = [event["seconds"] for event in events if event["event"] == "resize"]
+        steps = [event for event in events if isinstance(event, Step) and event.world and event.samples_per_s]
+        updates = [(step.batch, step.world or 1, step.batch / (step.samples_per_s or 1)) for step in steps]
+        resizes = [event.seconds for event in events if isinstance(event, Resize) and event.seconds is not None]
         pace = fitted(updates, resizes)
     except ConfigError as error:
         raise ConfigError(f"--like {run}: {error}") from None
-    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
-        raise ConfigError(f"--like {run}: a line of {folder.metrics} is damaged: {error!r}; remove it") from None
     return pace if resizes or given is None else pace.model_copy(update={"resize_s": given.resize_s})
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from distgrow.core.errors import RunError
 from distgrow.core.progress import Ledger
 from distgrow.run.folder import storing
-from distgrow.tracking.events import read_line
+from distgrow.tracking.read import checked, read_line
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Event = dict[str, Any]
@@ -48,7 +48,7 @@ class Log:
         self._begin()
 
     def _begin(self) -> None:
-        self._offset, self._file = 0, -1
+        self._offset, self._file, self._lines = 0, -1, 0
         self._columns = {key: array("d") for key in COLUMNS}
         self._events, self._after, self._spent = list[Event](), list[int](), list[Ledger]()
 
@@ -105,14 +105,11 @@ class Log:
         except (ValueError, RecursionError):
             events = []
         if len(events) != len(texts):
-            events = [read_line(text, self.path) for text in texts]
-        for event in events:
-            if not isinstance(event, dict) or not event.keys() >= _PLACES_SET or not isinstance(event["event"], str):
-                raise self._damaged(event, f"lacks one of {', '.join(PLACES)}")
-            needed = _NEEDED_SETS.get(event["event"], _PLACES_SET)
-            if not event.keys() >= needed:
-                missing = [key for key in _NEEDED[event["event"]] if key not in event]
-                raise self._damaged(event, f"lacks {', '.join(missing)}")
+            for number, text in enumerate(texts, start=self._lines + 1):
+                read_line(text, self.path, number)
+        for number, event in enumerate(events, start=self._lines + 1):
+            checked(event, self.path, number)
+        self._lines += len(lines)
         return events
 
     def _damaged(self, event: Any, fault: str) -> RunError:

@@ -3,13 +3,13 @@
 from collections.abc import Iterable
 from typing import Protocol
 
-from distgrow.tracking.events import Event
+from distgrow.tracking.base_event import Line
 
 
 class Tracker(Protocol):
     """A place where events go: each is a flat mapping with `event`, `step`, `samples`, `time_s` and its own keys."""
 
-    def log(self, event: Event) -> None: ...
+    def log(self, event: Line) -> None: ...
 
     def close(self) -> None: ...
 
@@ -17,7 +17,7 @@ class Tracker(Protocol):
 class NullTracker:
     """Nothing is kept: for all ranks but the first."""
 
-    def log(self, event: Event) -> None:
+    def log(self, event: Line) -> None:
         """Do nothing."""
 
     def close(self) -> None:
@@ -30,7 +30,7 @@ class Trackers:
     def __init__(self, trackers: Iterable[Tracker]) -> None:
         self._trackers = list(trackers)
 
-    def log(self, event: Event) -> None:
+    def log(self, event: Line) -> None:
         """Log to all."""
         for tracker in self._trackers:
             tracker.log(event)

@@ -1,82 +1,267 @@
-"""Events of a run: one flat mapping each, how they are made and how they are read back."""
+"""Events of a run: a frozen class for each kind of line of metrics.jsonl."""
 
-import json
-from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypedDict, get_args
 
-from distgrow.core.errors import RunError
 from distgrow.core.plan import Plan
 from distgrow.core.progress import Outcome, Progress, finite
-from distgrow.run.folder import storing
-
-Event = Mapping[str, Any]
-
-
-def read_events(path: Path) -> list[dict[str, Any]]:
-    """All whole lines of a metrics.jsonl; none where there is no such file. RunError where a line is damaged."""
-    if not path.exists():
-        return []
-    with storing(path), path.open(encoding="utf-8", errors="replace") as file:
-        return [read_line(line.strip(), path) for line in file if line.endswith("\n")]
-
-
-def read_line(line: str, path: Path) -> dict[str, Any]:
-    """One line of a metrics.jsonl. RunError where it is damaged."""
-    fault = "is not JSON"
-    try:
-        event = json.loads(line)
-        if isinstance(event, dict) and "event" in event:
-            return event
-        fault = "lacks one of event, step, samples, time_s"
-    except (ValueError, RecursionError):
-        pass
-    shown = line if len(line) <= 80 else line[:80] + " …"
-    raise RunError(f"{path} is damaged: the line {shown!r} {fault}; repair or remove that line")
+from distgrow.tracking.base_event import PLACE, SPENT, Event
+from distgrow.tracking.fields import (
+    Above0,
+    Amount,
+    Count,
+    Figure,
+    OldAmount,
+    OldCount,
+    OldFigure,
+    OldText,
+    OldTexts,
+    Positive,
+    Text,
+    Truth,
+    shown_number,
+)
 
 
-def history(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The events of the run as if it had never crashed: what a resume went back over is left out."""
-    kept: list[dict[str, Any]] = []
-    for event in events:
-        if event["event"] == "resume":
-            kept = [old for old in kept if old["samples"] <= event["samples"]]
-        kept.append(event)
-    return kept
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start(Event):
+    """Hold the beginning of a new run."""
+
+    kind: ClassVar[str] = "start"
+
+    dir: OldText = None  #: run.dir
+    world: OldCount = None  #: ranks
+    budget_samples: OldAmount = None  #: samples to go
 
 
-def last_total(events: Iterable[Event]) -> int:
-    """The largest SFO total that was logged: how far a crashed run had come."""
-    return max((event.get("sfo", 0) for event in events), default=0)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resume(Event):
+    """Hold that a run goes on from a checkpoint."""
+
+    kind: ClassVar[str] = "resume"
+
+    checkpoint: OldText = None  #: its name
+    damaged: OldTexts = None  #: what is wrong with newer ones
+    restore_s: OldAmount = None  #: seconds that finding and loading it took
+    sfo_replayed: OldCount = None
 
 
-def step_event(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resize(Event):
+    """Hold that a group of another number of workers goes on."""
+
+    kind: ClassVar[str] = "resize"
+
+    old: OldCount = None  #: workers before
+    new: OldCount = None  #: workers now
+    wanted: OldCount = None  #: workers that the stage wants
+    seconds: OldAmount = None  #: from the last update of the old group to the first of the new one
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage(Event):
+    """Hold the beginning of a stage, or that it goes on in other micro-batches."""
+
+    kind: ClassVar[str] = "stage"
+
+    epoch: Amount  #: passes over the training set
+    stage: Count
+    batch: Positive
+    micro: Positive
+    accum: Positive
+    world: Positive
+    lr: Amount
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Update(Event):
+    """Hold an update: its shape, what it measured and what has been spent after it."""
+
+    step: Count
+    samples: Positive
+    epoch: Above0
+    stage: Count
+    batch: Positive
+    micro: OldCount
+    accum: OldCount
+    world: OldCount
+    lr: Amount
+    loss: Figure
+    grad_norm: Figure
+    grad_sq: OldFigure
+    noise_trace: OldFigure
+    noise_scale: OldFigure
+    sfo: Count  # pyright: ignore[reportGeneralTypeIssues] an update's line always has it
+    sfo_applied: OldCount
+    sfo_skipped: OldCount
+    sfo_replayed: OldCount
+    sfo_discarded: OldCount
+    sfo_probe: OldCount
+    time_s: Amount
+    samples_per_s: OldAmount
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step(Update):
+    """Hold an update that was applied."""
+
+    kind: ClassVar[str] = "step"
+
+    step: Positive
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Skip(Update):
+    """Hold an update that was not applied, as its gradient was not finite."""
+
+    kind: ClassVar[str] = "skip"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutOfMemory(Event):
+    """Hold that a rank ran out of memory: the same batch comes again, in smaller micro-batches."""
+
+    kind: ClassVar[str] = "oom"
+
+    batch: OldCount = None
+    micro: OldCount = None
+    accum: OldCount = None
+    world: OldCount = None
+    sfo_discarded: OldCount = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation(Event):
+    """Hold the metrics of the test set, which are the keys in `more`."""
+
+    kind: ClassVar[str] = "eval"
+
+    epoch: OldAmount = None
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The metrics that are finite numbers, by name."""
+        found = {name: shown_number(value) for name, value in self.more.items() if name not in SPENT}
+        return {name: value for name, value in found.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GradientProbe(Event):
+    """Hold an exact measurement of the objective; what `run.probe.curvature` adds is in `more`."""
+
+    kind: ClassVar[str] = "probe"
+
+    epoch: OldAmount = None
+    evaluations: OldCount = None  #: gradients that it took
+    sfo_probe: OldCount = None
+    norm: OldFigure = None  #: ‖∇f‖
+    loss: OldFigure = None
+    seconds: OldAmount = None
+
+    def figure(self, name: str) -> float | None:
+        """Return a figure in `more`, or None if it was not measured or is not finite."""
+        return shown_number(self.more.get(name))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryProbe(Event):
+    """Hold a trial of a micro-batch: `max_micro: auto`."""
+
+    kind: ClassVar[str] = "probe"
+
+    micro: Count
+    fits: Truth
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint(Event):
+    """Hold that a checkpoint is complete."""
+
+    kind: ClassVar[str] = "checkpoint"
+
+    path: OldText = None  #: its name
+    seconds: OldAmount = None  #: from the snapshot to the manifest
+    stall_s: OldAmount = None  #: of these, the seconds that training waited
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceId(Event):
+    """Hold the id by which services such as MLflow find the run again."""
+
+    kind: ClassVar[str] = "tracker"
+
+    id: Text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class End(Event):
+    """Hold why the run ended: "done", "stopped on request", or what failed."""
+
+    kind: ClassVar[str] = "end"
+
+    reason: Text
+
+
+Known = (
+    Start | Resume | Resize | Stage | Step | Skip | OutOfMemory | Evaluation | GradientProbe | MemoryProbe | Checkpoint
+    | ServiceId | End
+)  # fmt: skip
+#: The kinds of lines and their classes; a probe that says whether memory `fits` is a MemoryProbe.
+KINDS: Mapping[str, type[Event]] = {kind.kind: kind for kind in reversed(get_args(Known))}
+#: Keys of an evaluation that are not metrics.
+RESERVED = frozenset({"event", "step", "samples", "epoch", "sfo", "time_s"}) | SPENT
+
+
+def from_json(line: Any) -> Event:
+    """Return the event that a line of metrics.jsonl holds.
+
+    Raises:
+        ValueError: it is no event, lacks a key, or holds a value of another kind.
+    """
+    if not isinstance(line, dict) or not line.keys() >= set(PLACE) or not isinstance(line["event"], str):
+        raise ValueError(f"lacks one of {', '.join(PLACE)}")
+    kind = KINDS.get(line["event"], Event)
+    return (MemoryProbe if kind is GradientProbe and "fits" in line else kind).from_json(line)
+
+
+class Shape(TypedDict):
+    """Hold how an update's batch is split over ranks and micro-batches."""
+
+    batch: int
+    micro: int
+    accum: int
+    world: int
+
+
+def shape_of(plan: Plan) -> Shape:
+    """Return how the plan splits its batch."""
+    return Shape(batch=plan.batch, micro=plan.micro, accum=plan.accum, world=plan.world)
+
+
+def update_event(
     progress: Progress, plan: Plan, outcome: Outcome, *, epoch: int, time_s: float, samples_per_s: float
-) -> dict[str, Any]:
-    """A `step` line of metrics.jsonl, as it stands after the update."""
+) -> Step | Skip:
+    """Return the event of an update; `progress` is what it left, `epoch` the samples of one pass."""
     ledger = progress.ledger
-    return {
-        "event": "step" if outcome.applied else "skip",
-        "step": progress.step,
-        "samples": progress.samples,
-        "epoch": progress.samples / epoch,
-        "stage": plan.stage,
-        "batch": plan.batch,
-        "micro": plan.micro,
-        "accum": plan.accum,
-        "world": plan.world,
-        "lr": plan.lr,
-        "loss": finite(outcome.loss),
-        "grad_norm": finite(outcome.grad_norm),
-        "grad_sq": finite(progress.noise.grad_sq.value),
-        "noise_trace": finite(progress.noise.variance.value),
-        "noise_scale": finite(progress.noise.scale),
-        "sfo": ledger.total,
-        "sfo_applied": ledger.applied,
-        "sfo_skipped": ledger.skipped,
-        "sfo_replayed": ledger.replayed,
-        "sfo_discarded": ledger.discarded,
-        "sfo_probe": ledger.probe,
-        "time_s": time_s,
-        "samples_per_s": samples_per_s,
-    }
+    return (Step if outcome.applied else Skip)(
+        step=progress.step,
+        samples=progress.samples,
+        epoch=progress.samples / epoch,
+        stage=plan.stage,
+        **shape_of(plan),
+        lr=plan.lr,
+        loss=finite(outcome.loss),
+        grad_norm=finite(outcome.grad_norm),
+        grad_sq=finite(progress.noise.grad_sq.value),
+        noise_trace=finite(progress.noise.variance.value),
+        noise_scale=finite(progress.noise.scale),
+        sfo=ledger.total,
+        sfo_applied=ledger.applied,
+        sfo_skipped=ledger.skipped,
+        sfo_replayed=ledger.replayed,
+        sfo_discarded=ledger.discarded,
+        sfo_probe=ledger.probe,
+        time_s=time_s,
+        samples_per_s=samples_per_s,
+    )

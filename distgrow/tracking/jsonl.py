@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 from distgrow.run.folder import storing
-from distgrow.tracking.events import Event
+from distgrow.tracking.base_event import Line
 
 _JSON = json.JSONEncoder(allow_nan=False, check_circular=False)
 
@@ -17,13 +17,13 @@ class JSONL:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path, self._waiting = path, list[Event]()
+        self._path, self._waiting = path, list[Line]()
         self._due = 0.0
         with storing(path):
             _drop_torn_line(path)
             self._file = path.open("a", encoding="utf-8")
 
-    def log(self, event: Event) -> None:
+    def log(self, event: Line) -> None:
         """Append the event."""
         self._waiting.append(event)
         if time.monotonic() >= self._due or event["event"] != "step":

@@ -11,8 +11,10 @@ from distgrow.distributed.world import World
 from distgrow.run.folder import RunFolder
 from distgrow.tracking.background import BackgroundTracker
 from distgrow.tracking.base import Tracker, Trackers
-from distgrow.tracking.events import Event, history, read_events
+from distgrow.tracking.base_event import Event
+from distgrow.tracking.events import ServiceId, Start
 from distgrow.tracking.jsonl import JSONL
+from distgrow.tracking.read import history, read_events
 from distgrow.tracking.spec import Opening, TrackerSpec
 from distgrow.tracking.tensorboard import tensorboard
 from distgrow.tracking.terminal import Terminal
@@ -56,9 +58,9 @@ def _opened(
 ) -> Iterator[BackgroundTracker]:
     events = history(read_events(folder.metrics))
     opening = Opening(folder=folder.path, settings=settings, id=_id(events, tracker))
-    begun = any(event["event"] == "start" for event in events)
+    begun = any(isinstance(event, Start) for event in events)
     for spec in specs:
-        service = BackgroundTracker(spec.kind, partial(spec.open, opening), events)
+        service = BackgroundTracker(spec.kind, partial(spec.open, opening), (event.to_json() for event in events))
         if not begun and (reason := service.opened()) is not None:
             raise ConfigError(
                 f"run.trackers: {spec.kind} cannot be opened: {reason}; put that right and go on with --resume, "
@@ -69,11 +71,10 @@ def _opened(
 
 def _id(events: Sequence[Event], tracker: Tracker) -> str:
     """By which services find the run again: an event of metrics.jsonl, which is kept wherever checkpoints are."""
-    known = [event["id"] for event in events if event["event"] == "tracker"]
+    known = [event.id for event in events if isinstance(event, ServiceId)]
     if known:
         return known[-1]
-    last = events[-1] if events else {}
-    place = {key: last.get(key, 0) for key in ("step", "samples", "sfo", "time_s")}
-    event = {"event": "tracker", **place, "id": secrets.token_hex(8)}
-    tracker.log(event)
-    return event["id"]
+    last = events[-1] if events else Start(step=0, samples=0, sfo=0, time_s=0)
+    event = ServiceId(step=last.step, samples=last.samples, sfo=last.sfo, time_s=last.time_s, id=secrets.token_hex(8))
+    tracker.log(event.to_json())
+    return event.id

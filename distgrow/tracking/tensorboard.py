@@ -4,10 +4,7 @@ import time
 from pathlib import Path
 
 from distgrow.tracking.base import NullTracker, Tracker
-from distgrow.tracking.events import Event
-
-#: Keys of an evaluation's event that are not its metrics.
-RESERVED = frozenset({"event", "step", "samples", "epoch", "sfo", "time_s"})
+from distgrow.tracking.base_event import Line
 
 _PLACES = ("step", "samples", "sfo", "time_s")
 
@@ -21,7 +18,7 @@ class TensorBoard:
         self._writer = SummaryWriter(str(folder))
         self._next = 0.0
 
-    def log(self, event: Event) -> None:
+    def log(self, event: Line) -> None:
         """Write the event's numbers."""
         kind, now = event["event"], time.monotonic()
         if kind == "step" and now < self._next:

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from distgrow.tracking.events import Event
-from distgrow.tracking.tensorboard import RESERVED
+from distgrow.tracking.base_event import Line
+from distgrow.tracking.events import RESERVED
 
 
 class Terminal:
@@ -21,11 +21,11 @@ class Terminal:
         self._budget = budget
         self._live = Live(console=self._console, refresh_per_second=8) if self._console.is_terminal else None
         self._next = 0.0
-        self._newest: Event | None = None
+        self._newest: Line | None = None
         if self._live is not None:
             self._live.start()
 
-    def log(self, event: Event) -> None:
+    def log(self, event: Line) -> None:
         """Show the event if it is one for people."""
         kind = event["event"]
         if kind == "step":
@@ -44,7 +44,7 @@ class Terminal:
                 self._live.update(self._line(self._newest))
             self._live.stop()
 
-    def _step(self, event: Event) -> None:
+    def _step(self, event: Line) -> None:
         self._newest, now = event, time.monotonic()
         if now < self._next:
             return
@@ -54,7 +54,7 @@ class Terminal:
         else:
             self._console.print(self._line(event))
 
-    def _line(self, event: Event) -> Text:
+    def _line(self, event: Line) -> Text:
         return Text(step_line(event, self._budget), no_wrap=self._live is not None, overflow="ellipsis")
 
 
@@ -69,7 +69,7 @@ _SHOWN = {
 }
 
 
-def step_line(event: Event, budget: float) -> str:
+def step_line(event: Line, budget: float) -> str:
     """stage, batch = world × micro × accum, LR, loss, SFO, samples/s and time left of a step event."""
     loss = "not finite" if event["loss"] is None else f"{event['loss']:.4f}"
     rate = event["samples_per_s"]
@@ -81,7 +81,7 @@ def step_line(event: Event, budget: float) -> str:
     )
 
 
-def _evaluation(event: Event) -> str:
+def _evaluation(event: Line) -> str:
     own = {key: value for key, value in event.items() if key not in RESERVED}
     figures = ", ".join(f"{key} {'not finite' if value is None else f'{value:.4f}'}" for key, value in own.items())
     return f"epoch {event['epoch']:.1f}: {figures}"

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 from distgrow.core.errors import ConfigError
@@ -17,19 +17,15 @@ from distgrow.engine.spec import Engine
 from distgrow.growth.controller import Controller
 from distgrow.tasks.task import Task
 from distgrow.theory.noise import directed_critical_batch, noise_scale
-from distgrow.tracking.tensorboard import RESERVED
+from distgrow.tracking.event_log import EventLog
+from distgrow.tracking.events import RESERVED, Evaluation, GradientProbe
 from distgrow.training.spec import RunSpec
 
 Batches = Iterable[tuple[Any, int]]
-Tell = Callable[..., None]
 
 
 class Evaluator:
-    """The measurements of one run; `tell` takes an event's kind, its progress and its values.
-
-    It does not keep `tell`, the run's own: a cycle of references would leave the loader's workers to the garbage
-    collector.
-    """
+    """Measure one run, and log what was measured as events."""
 
     def __init__(self, task: Task, controller: Controller, engine: Engine, run: RunSpec, world: World) -> None:
         """ConfigError where the data set of probes is too small."""
@@ -43,7 +39,7 @@ class Evaluator:
         every = self._run.eval.every_epochs * self._controller.epoch
         return before.samples // every != after.samples // every and not self._controller.done(after)
 
-    def evaluate(self, progress: Progress, tell: Tell) -> dict[str, float]:
+    def evaluate(self, progress: Progress, events: EventLog) -> dict[str, float]:
         """Evaluate the test set, where there is one. Collective: every rank must call."""
         if self._task.test is None:
             return {}
@@ -53,7 +49,8 @@ class Evaluator:
         if clash := RESERVED & metrics.keys():
             raise ConfigError(f"task.metrics returns {', '.join(sorted(clash))}, which every event has; rename it")
         epoch = progress.samples / self._controller.epoch
-        tell("eval", progress, epoch=epoch, **{name: finite(value) for name, value in metrics.items()})
+        shown = {name: finite(value) for name, value in metrics.items()}
+        events.log(Evaluation(**events.place(progress), epoch=epoch, more=shown))
         return metrics
 
     def probe_due(self, progress: Progress) -> bool:
@@ -69,11 +66,11 @@ class Evaluator:
     def _wished(self, progress: Progress) -> bool:
         return self._run.probe.due(progress, self._controller.epoch)
 
-    def last(self, progress: Progress, tell: Tell) -> Progress:
+    def last(self, progress: Progress, events: EventLog) -> Progress:
         """The progress at the run's end, where run.probe wants to know ‖∇f‖ too. Collective: every rank must call."""
-        return self.probe(progress, tell) if self._run.probe.due_at_the_end(progress) else progress
+        return self.probe(progress, events) if self._run.probe.due_at_the_end(progress) else progress
 
-    def probe(self, progress: Progress, tell: Tell) -> Progress:
+    def probe(self, progress: Progress, events: EventLog) -> Progress:
         """The progress that knows what was due, charged with its evaluations. Collective: every rank must call.
 
         ConfigError where one before the first update has used up the budget.
@@ -84,17 +81,24 @@ class Evaluator:
             probe = Probe(self._engine, self._world, lambda: self._batches(self._probed, rows))
             loss, gradient = probe.gradient()
             norm = probe.norm(gradient)
-            values: dict[str, float] = {"norm": norm, "loss": loss}
+            curvature: dict[str, float] = {}
             if self._run.probe.curvature and (self._wished(progress) or not asked):
-                values |= self._curvature(probe, progress, gradient, norm)
+                curvature = self._curvature(probe, progress, gradient, norm)
         evaluations = probe.passes * len(self._probed)
         # a norm that growth has not asked for is kept from its decisions
         after = progress.probed(norm, evaluations) if asked else progress.surveyed(evaluations)
         assert not self.probe_due(after), "a probe must be known once it is made"
-        epoch = progress.samples / self._controller.epoch
-        facts = {"epoch": epoch, "evaluations": evaluations, "sfo_probe": after.ledger.probe}
-        found = {name: finite(value) for name, value in values.items()}
-        tell("probe", after, **facts, **found, seconds=time.monotonic() - began)
+        event = GradientProbe(
+            **events.place(after),
+            epoch=progress.samples / self._controller.epoch,
+            evaluations=evaluations,
+            sfo_probe=after.ledger.probe,
+            norm=finite(norm),
+            loss=finite(loss),
+            seconds=time.monotonic() - began,
+            more={name: finite(value) for name, value in curvature.items()},
+        )
+        events.log(event)
         if after.samples == 0 and self._controller.done(after):
             raise ConfigError(
                 f"budget.sfo={self._controller.budget.sfo}: the exact probe before the first update took "

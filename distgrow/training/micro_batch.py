@@ -1,6 +1,5 @@
 """Memory: the largest micro-batch that every rank holds, found by probes, and whether a run can be cut into it."""
 
-from collections.abc import Callable
 from dataclasses import replace
 
 from distgrow.core.errors import ConfigError, TrainingFailed
@@ -10,14 +9,14 @@ from distgrow.data.loader import Loader
 from distgrow.engine.batches import MORE_MEMORY
 from distgrow.engine.spec import Engine
 from distgrow.growth.controller import Controller
+from distgrow.tracking.event_log import EventLog
+from distgrow.tracking.events import MemoryProbe
 
 
-def measured(
-    controller: Controller, engine: Engine, loader: Loader, progress: Progress, tell: Callable[..., None]
-) -> Progress:
+def measured(controller: Controller, engine: Engine, loader: Loader, progress: Progress, events: EventLog) -> Progress:
     """The progress that knows the largest micro-batch that the run needs and every rank holds, charged with the probes.
 
-    Each is told as a `probe` event. Where memory holds whole shares, it sets no limit. TrainingFailed where it holds
+    Each is logged as a `probe` event. Where memory holds whole shares, it sets no limit. TrainingFailed where it holds
     too little. Collective: every rank must call.
     """
 
@@ -26,7 +25,7 @@ def measured(
         plan = controller.trial(micro)
         outcome = engine.update(plan, loader.draw(Progress(), plan))
         progress = progress.after(plan, outcome)
-        tell("probe", progress, micro=micro, fits=not outcome.out_of_memory)
+        events.log(MemoryProbe(**events.place(progress), micro=micro, fits=not outcome.out_of_memory))
         return not outcome.out_of_memory
 
     needed = controller.largest_share()

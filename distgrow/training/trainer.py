@@ -2,7 +2,6 @@
 
 import time
 from dataclasses import dataclass, replace
-from typing import Any
 
 from distgrow.checkpoint.manager import CheckpointManager
 from distgrow.checkpoint.storage import Folder, Store
@@ -20,7 +19,8 @@ from distgrow.run.resize_request import ResizeRequest
 from distgrow.run.stop import StopRequests
 from distgrow.tasks.task import Task
 from distgrow.tracking.base import Tracker
-from distgrow.tracking.events import step_event
+from distgrow.tracking.event_log import EventLog
+from distgrow.tracking.events import Checkpoint, End, OutOfMemory, Resize, Resume, Stage, Start, shape_of, update_event
 from distgrow.training.evaluator import Evaluator
 from distgrow.training.micro_batch import check_split, measured
 from distgrow.training.spec import RunSpec
@@ -50,7 +50,7 @@ class Trainer:
         stop: StopRequests,
         store: Store | None = None,
     ) -> None:
-        self.task, self.controller, self.engine, self.track = task, controller, engine, track
+        self.task, self.controller, self.engine, self.events = task, controller, engine, EventLog(track)
         self.folder, self.run, self.world, self.stop_requested = folder, run, world, stop
         facts = {"training samples": controller.epoch}
         store = store or Folder(folder.checkpoints)
@@ -58,13 +58,13 @@ class Trainer:
         self.positions = SampleStream(task.train, seed=run.seed, collate=task.collate)
         self.loader = build_loader(self.positions, controller, world, run.loader)
         self.evaluator = Evaluator(task, controller, engine, run, world)
-        self.began = time.monotonic()  # a resumed run's `began` counts what came before it
         self.shown_stage = -1
 
     def begin(self, *, measure: bool) -> Result:
         """Train a new run from its first sample; with `measure`, find out what micro-batch memory holds."""
         progress, samples = Progress(), self.controller.samples()
-        self.event("start", progress, dir=str(self.folder.path), world=self.world.size, budget_samples=samples)
+        place, folder = self.events.place(progress), str(self.folder.path)
+        self.events.log(Start(**place, dir=folder, world=self.world.size, budget_samples=samples))
         return self.train(self.saved(self.measured(progress) if measure else progress))
 
     def resume(self, *, measure: bool) -> Result:
@@ -74,10 +74,13 @@ class Trainer:
         restore_s = time.monotonic() - began
         if found is None:
             return self.begin(measure=measure)  # it was killed before its first checkpoint
-        self.began -= found.seconds
+        self.events.began -= found.seconds
         progress = found.progress
-        facts = {"checkpoint": found.name, "damaged": found.damaged, "restore_s": restore_s}
-        self.event("resume", progress, **facts, sfo_replayed=progress.ledger.replayed)
+        place, replayed = self.events.place(progress), progress.ledger.replayed
+        facts = Resume(
+            **place, checkpoint=found.name, damaged=found.damaged, restore_s=restore_s, sfo_replayed=replayed
+        )
+        self.events.log(facts)
         self.take_over(progress)
         measure = measure and progress.micro_limit is None and not self.controller.done(progress)
         return self.train(self.measured(self.controller.advance(progress)) if measure else progress)
@@ -88,14 +91,15 @@ class Trainer:
         if group is None or request is None:
             return
         seconds = request.seconds
-        self.began = time.monotonic() - request.time_s - seconds
-        self.event("resize", progress, old=request.old, new=self.world.size, wanted=group.asked, seconds=seconds)
+        self.events.began = time.monotonic() - request.time_s - seconds
+        place = self.events.place(progress)
+        self.events.log(Resize(**place, old=request.old, new=self.world.size, wanted=group.asked, seconds=seconds))
 
     def train(self, progress: Progress) -> Result:
         """The path of every global batch, until the budget is spent or somebody asks to stop."""
         while not self.controller.done(progress):
             if self.evaluator.probe_due(progress):
-                progress = self.evaluator.probe(progress, self.event)
+                progress = self.evaluator.probe(progress, self.events)
                 continue  # its evaluations may have used up the budget
             progress = self.controller.advance(progress)
             if self.controller.hands_over(progress.stage):
@@ -115,7 +119,7 @@ class Trainer:
             if stop or progress.skips >= self.run.max_skips:
                 return self.stop_early(progress)
             if self.evaluator.evaluation_due(before, progress):
-                self.evaluator.evaluate(progress, self.event)
+                self.evaluator.evaluate(progress, self.events)
             if self.checkpoints.current and not writing:
                 self.settle()
             if save:
@@ -126,12 +130,12 @@ class Trainer:
     def measured(self, progress: Progress) -> Progress:
         """max_micro=auto: the progress that knows how many rows memory holds."""
         rows = DirectLoader(self.positions, self.world.rank)
-        return measured(self.controller, self.engine, rows, progress, self.event)
+        return measured(self.controller, self.engine, rows, progress, self.events)
 
     def shrink(self, before: Progress, progress: Progress, plan: Plan) -> None:
         """A rank ran out of memory: the same batch comes again, in micro-batches half as large, if there are such."""
-        shape = {"batch": plan.batch, "micro": plan.micro, "accum": plan.accum, "world": plan.world}
-        self.event("oom", progress, **shape, sfo_discarded=progress.ledger.discarded)
+        place = self.events.place(progress)
+        self.events.log(OutOfMemory(**place, **shape_of(plan), sfo_discarded=progress.ledger.discarded))
         try:
             check_split(self.controller, progress)
         except TrainingFailed:
@@ -141,10 +145,10 @@ class Trainer:
 
     def finish(self, progress: Progress) -> Result:
         """The last probe, the last checkpoint, the last evaluation."""
-        progress = self.evaluator.last(progress, self.event)
+        progress = self.evaluator.last(progress, self.events)
         self.saved(progress)
-        metrics = self.evaluator.evaluate(progress, self.event)
-        self.event("end", progress, reason="done")
+        metrics = self.evaluator.evaluate(progress, self.events)
+        self.events.log(End(**self.events.place(progress), reason="done"))
         return Result(progress=progress, metrics=metrics, finished=True)
 
     def stop_early(self, progress: Progress) -> Result:
@@ -152,7 +156,7 @@ class Trainer:
         self.saved(progress)
         failed = progress.skips >= self.run.max_skips
         reason = "too many updates in a row were not finite" if failed else "stopped on request"
-        self.event("end", progress, reason=reason)
+        self.events.log(End(**self.events.place(progress), reason=reason))
         if failed:
             raise Diverged(
                 f"{progress.skips} updates in a row were not finite (run.max_skips={self.run.max_skips}); lower "
@@ -162,7 +166,7 @@ class Trainer:
 
     def hand_over(self, progress: Progress) -> Result:
         """A checkpoint, then the end: a group of the size that the coming stage wants goes on."""
-        request = ResizeRequest(old=self.world.size, asked_at=time.time(), time_s=time.monotonic() - self.began)
+        request = ResizeRequest(old=self.world.size, asked_at=time.time(), time_s=self.events.seconds())
         if self.world.sum([self.stop_requested()])[0]:
             return self.stop_early(progress)
         self.saved(progress)
@@ -185,25 +189,22 @@ class Trainer:
     def settle(self) -> None:
         """Go on with the checkpoint that is being written."""
         if kept := self.checkpoints.settle():
-            self.event("checkpoint", kept.progress, path=kept.name, seconds=kept.seconds, stall_s=kept.stall_s)
+            place = self.events.place(kept.progress)
+            self.events.log(Checkpoint(**place, path=kept.name, seconds=kept.seconds, stall_s=kept.stall_s))
 
     def announce(self, progress: Progress, plan: Plan, *, again: bool = False) -> None:
         """Say so when a stage begins, or goes on `again` in other micro-batches."""
         if again or plan.stage != self.shown_stage:
             self.shown_stage = plan.stage
             epoch = progress.samples / self.controller.epoch
-            shape = {"batch": plan.batch, "micro": plan.micro, "accum": plan.accum, "world": plan.world, "lr": plan.lr}
-            self.event("stage", progress, epoch=epoch, stage=plan.stage, **shape)
+            self.events.log(
+                Stage(**self.events.place(progress), epoch=epoch, stage=plan.stage, **shape_of(plan), lr=plan.lr)
+            )
 
     def log(self, progress: Progress, plan: Plan, outcome: Outcome, seconds: float) -> None:
         """The step line of this update."""
         if outcome.applied and progress.step % self.run.log_every:
             return
         rate = plan.batch / seconds if seconds > 0 else 0.0
-        now, epoch = time.monotonic() - self.began, self.controller.epoch
-        self.track.log(step_event(progress, plan, outcome, epoch=epoch, time_s=now, samples_per_s=rate))
-
-    def event(self, kind: str, progress: Progress, **values: Any) -> None:
-        """Any other line of metrics.jsonl."""
-        place = {"event": kind, "step": progress.step, "samples": progress.samples, "sfo": progress.ledger.total}
-        self.track.log({**place, "time_s": time.monotonic() - self.began, **values})
+        now, epoch = self.events.seconds(), self.controller.epoch
+        self.events.log(update_event(progress, plan, outcome, epoch=epoch, time_s=now, samples_per_s=rate))

@@ -44,7 +44,10 @@ def test_a_missing_folder_is_named_and_not_made(tmp_path: Path) -> None:
         ("", "'' is not JSON; repair or remove that line"),
         ("[1, 2]", r"'\[1, 2\]' lacks one of event, step, samples, time_s; repair or remove that line"),
         ('{"event": "step"}', "lacks one of event, step, samples, time_s; repair or remove that line"),
-        ('{"event": "step", "step": 1, "samples": 8, "time_s": 1.0}', "lacks sfo, epoch, stage, batch, lr, loss, grad"),
+        (
+            '{"event": "step", "step": 1, "samples": 8, "time_s": 1.0}',
+            "lacks epoch, stage, batch, lr, loss, grad_norm, sfo",
+        ),
         ("x" * 10_000, "'x{80} …' is not JSON"),
     ],
 )
@@ -53,21 +56,21 @@ def test_a_damaged_line_is_shown(tmp_path: Path, line: str, fault: str) -> None:
     metrics = tmp_path / "run" / "metrics.jsonl"
     first, *others = metrics.read_text().splitlines()
     metrics.write_text("\n".join([first, line, *others, ""]))
-    with pytest.raises(ConfigError, match=rf"{metrics} is damaged: the line .*{fault}"):
+    with pytest.raises(ConfigError, match=rf"{metrics}:\d+ is damaged: the line .*{fault}"):
         write([run], None)
 
 
 @pytest.mark.parametrize(
     ("kind", "key", "value", "fault"),
     [
-        ("step", "batch", 0, "must have step, samples, epoch, batch above 0"),
-        ("step", "samples", None, "must have step, samples, epoch, batch above 0"),
-        ("step", "epoch", 0, "must have step, samples, epoch, batch above 0"),
+        ("step", "batch", 0, "holds batch=0, which must be a whole number above 0"),
+        ("step", "samples", None, "holds samples=None, which must be a whole number above 0"),
+        ("step", "epoch", 0, "holds epoch=0, which must be a finite number above 0"),
         ("step", "event", [], "lacks one of event, step, samples, time_s"),
-        ("stage", "batch", None, "holds something that is no number"),
-        ("stage", "lr", "x", "holds something that is no number"),
-        ("end", "sfo", "abc", "holds something that is no number"),
-        ("end", "sfo_skipped", None, "holds something that is no number"),
+        ("stage", "batch", None, "holds batch=None, which must be a whole number above 0"),
+        ("stage", "lr", "x", "holds lr='x', which must be a finite number of at least 0"),
+        ("end", "sfo", "abc", "holds sfo='abc', which must be a whole number of at least 0"),
+        ("end", "sfo_skipped", None, "holds sfo_skipped=None, which must be a whole number of at least 0"),
     ],
 )
 def test_a_line_whose_numbers_cannot_be_is_named(tmp_path: Path, kind: str, key: str, value: Any, fault: str) -> None:
@@ -76,7 +79,7 @@ def test_a_line_whose_numbers_cannot_be_is_named(tmp_path: Path, kind: str, key:
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]
     next(line for line in lines if line["event"] == kind)[key] = value
     metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    with pytest.raises(ConfigError, match=rf"{metrics} is damaged: the line .*{fault}"):
+    with pytest.raises(ConfigError, match=rf"{metrics}:\d+ is damaged: the line .*{fault}"):
         write([run], None)
 
 
@@ -84,7 +87,7 @@ def test_a_line_whose_numbers_cannot_be_is_named(tmp_path: Path, kind: str, key:
     ("file", "told"),
     [
         ("config.yaml", "cannot be read: .*; repair its config.yaml or metrics.jsonl"),
-        ("metrics.jsonl", "metrics.jsonl is damaged: the line .* is not JSON; repair or remove that line"),
+        ("metrics.jsonl", "metrics.jsonl:1 is damaged: the line .* is not JSON; repair or remove that line"),
     ],
 )
 def test_a_file_that_is_no_text_is_named(tmp_path: Path, file: str, told: str) -> None:

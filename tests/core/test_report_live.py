@@ -75,7 +75,7 @@ def test_a_damaged_line_is_shown_until_it_is_repaired(tmp_path: Path) -> None:
     good = (run / "metrics.jsonl").read_text()
     (run / "metrics.jsonl").write_text(good + "<oops>\n")
     shown = view(run)
-    assert "is damaged: the line &#x27;&lt;oops&gt;&#x27; is not JSON" in shown.content()
+    assert ":11 is damaged: the line &#x27;&lt;oops&gt;&#x27; is not JSON" in shown.content()
     (run / "metrics.jsonl").write_text(good)
     assert updates(shown.content()) == ["5"]
 

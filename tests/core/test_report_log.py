@@ -11,7 +11,7 @@ from scripted import PARTS, Script, crashed, short
 
 from distgrow.core.errors import RunError
 from distgrow.report.log import COLUMNS, Log
-from distgrow.tracking.events import history, read_events
+from distgrow.tracking.read import history, read_events
 
 
 def eventful() -> Script:
@@ -52,7 +52,7 @@ def test_what_is_kept_is_the_history_of_the_run(tmp_path: Path, script: Script) 
     path = Path(script.save(tmp_path / "run")) / "metrics.jsonl"
     log = Log(path)
     log.advance()
-    kept = history(read_events(path))
+    kept = [event.to_json() for event in history(read_events(path))]
     steps = [event for event in kept if event["event"] == "step"]
     for key in set(COLUMNS) & set(steps[0]):
         expected = [np.nan if step[key] is None else step[key] for step in steps]
@@ -88,7 +88,9 @@ def test_what_is_no_number_is_a_damaged_line_until_it_is_repaired(tmp_path: Path
     path.write_text("\n".join([*lines, ""]))
     log = Log(path)
     for _ in range(2):
-        with pytest.raises(RunError, match="is damaged: the line .* holds something that is no number; repair"):
+        with pytest.raises(
+            RunError, match="is damaged: the line .* holds samples=.*, which must be a whole number .*; repair"
+        ):
             log.advance()
     path.write_text(good)
     assert log.advance()

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from distgrow.core.errors import RunError
 from distgrow.core.plan import Plan
 from distgrow.core.progress import Ledger, Outcome, Progress
-from distgrow.tracking.events import history, last_total, read_events, step_event
+from distgrow.tracking.base_event import Event
+from distgrow.tracking.events import Checkpoint, Evaluation, Resume, update_event
 from distgrow.tracking.jsonl import JSONL
+from distgrow.tracking.read import history, last_total, read_events
 from distgrow.tracking.terminal import Terminal, step_line
 
 PLAN = Plan(batch=256, world=2, micro=64, accum=2, lr=0.28284271247, stage=3)
@@ -25,7 +27,7 @@ def step(number: int = 7, loss: float = 0.125, rate: float = 1000.0) -> dict[str
     ledger = Ledger(applied=256 * number, skipped=256, replayed=512)
     progress = Progress(step=number, samples=256 * (number + 1), stage=3, ledger=ledger)
     outcome = Outcome(loss=loss, grad_norm=math.inf)
-    return step_event(progress, PLAN, outcome, epoch=1437, time_s=1.5, samples_per_s=rate)
+    return update_event(progress, PLAN, outcome, epoch=1437, time_s=1.5, samples_per_s=rate).to_json()
 
 
 floats = st.floats(allow_nan=False, allow_infinity=False)
@@ -35,36 +37,37 @@ floats = st.floats(allow_nan=False, allow_infinity=False)
 @given(st.lists(st.dictionaries(st.sampled_from("abc"), st.none() | floats | st.text(max_size=5)), max_size=5))
 def test_every_number_is_read_as_it_was_logged(tmp_path_factory: pytest.TempPathFactory, rows: list[Any]) -> None:
     path = tmp_path_factory.mktemp("log") / "metrics.jsonl"
-    logged = [{"event": "step", "step": k, **row} for k, row in enumerate(rows)]
+    logged = [{"event": "eval", "step": k, "samples": 8 * k, "time_s": 0.5, **row} for k, row in enumerate(rows)]
     tracker = JSONL(path)
     for event in logged:
         tracker.log(event)
     tracker.close()
-    assert read_events(path) == logged
+    assert [event.to_json() for event in read_events(path)] == logged
 
 
 def test_a_line_that_is_not_a_steps_is_on_the_disk_at_once(tmp_path: Path) -> None:
     tracker = JSONL(tmp_path / "metrics.jsonl")
     tracker.log(step(1))
     tracker.log(step(2))
-    tracker.log({"event": "checkpoint", "step": 2})
-    kinds = [event["event"] for event in read_events(tmp_path / "metrics.jsonl")]
+    tracker.log(Checkpoint(step=2, samples=16, time_s=1.0).to_json())
+    kinds = [event.kind for event in read_events(tmp_path / "metrics.jsonl")]
     tracker.close()
     assert kinds == ["step", "step", "checkpoint"]
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.integers(0, 400))
+@given(st.integers(0, 450))
 def test_a_file_torn_anywhere_goes_on_with_whole_lines(tmp_path_factory: pytest.TempPathFactory, size: int) -> None:
     path = tmp_path_factory.mktemp("torn") / "metrics.jsonl"
-    before = [{"event": "eval", "step": k, "note": "ε" * 30} for k in range(4)]
+    before = [Evaluation(step=k, samples=k, time_s=1.0, more={"note": "ε" * 30}).to_json() for k in range(4)]
     content = "".join(json.dumps(event, ensure_ascii=False) + "\n" for event in before).encode()
     path.write_bytes(content[:size])
     whole = content[:size].count(b"\n")
     tracker = JSONL(path)
-    tracker.log({"event": "resume", "step": 1})
+    resume = Resume(step=1, samples=1, time_s=1.0).to_json()
+    tracker.log(resume)
     tracker.close()
-    assert read_events(path) == [*before[:whole], {"event": "resume", "step": 1}]
+    assert [event.to_json() for event in read_events(path)] == [*before[:whole], resume]
 
 
 def test_no_number_that_json_lacks_is_written() -> None:
@@ -85,15 +88,16 @@ def test_the_total_that_a_crash_had_reached_is_the_largest_logged(tmp_path: Path
 
 
 def test_a_damaged_line_is_named_with_its_file(tmp_path: Path) -> None:
-    (tmp_path / "metrics.jsonl").write_text('{"event": "start"}\n{"event": sta\n')
-    with pytest.raises(RunError, match=r"metrics.jsonl is damaged: the line '{\"event\": sta' is not JSON"):
-        read_events(tmp_path / "metrics.jsonl")
+    good = json.dumps(Checkpoint(step=2, samples=16, time_s=1.0).to_json())
+    (tmp_path / "metrics.jsonl").write_text(f'{good}\n{{"event": sta\n')
+    with pytest.raises(RunError, match=r"metrics.jsonl:2 is damaged: the line '{\"event\": sta' is not JSON"):
+        list(read_events(tmp_path / "metrics.jsonl"))
 
 
 def test_history_leaves_out_what_a_resume_went_back_over() -> None:
-    events = [{"event": "step", "samples": k} for k in (8, 16, 24)]
-    events += [{"event": "resume", "samples": 8}, {"event": "step", "samples": 16}]
-    assert [event["samples"] for event in history(events)] == [8, 8, 16]
+    events: list[Event] = [Evaluation(step=k // 8, samples=k, time_s=1.0) for k in (8, 16, 24)]
+    events += [Resume(step=1, samples=8, time_s=1.0), Evaluation(step=2, samples=16, time_s=2.0)]
+    assert [event.samples for event in history(events)] == [8, 8, 16]
 
 
 def test_the_live_line_holds_what_the_run_is_doing() -> None:

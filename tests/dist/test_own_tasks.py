@@ -224,7 +224,7 @@ def test_auto_resume_begins_a_run_and_goes_on_with_one(odd: Commands) -> None:
         (("config.yaml", ""), "config.yaml is damaged: it holds None"),
         (("config.yaml", "5"), "config.yaml is damaged: it holds 5"),
         (("config.yaml", "a: ["), "config.yaml is damaged: while parsing"),
-        (("metrics.jsonl", "5\n"), "metrics.jsonl is damaged: the line '5' lacks one of event"),
+        (("metrics.jsonl", "5\n"), "metrics.jsonl:1 is damaged: the line '5' lacks one of event"),
         (("checkpoints/step-00000010.bak", ""), None),
     ],
 )

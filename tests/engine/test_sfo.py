@@ -23,7 +23,7 @@ from sfo_tasks import cross_entropy, noisy_digits
 
 from distgrow.config.load import parse
 from distgrow.data import datasets
-from distgrow.tracking.events import Event
+from distgrow.tracking.base_event import Line
 from distgrow.training.fit import fit
 
 BASE = sfo_problems.digits().base
@@ -121,7 +121,7 @@ class Probes:
     def __init__(self) -> None:
         self.norms: list[float] = []
 
-    def log(self, event: Event) -> None:
+    def log(self, event: Line) -> None:
         if event["event"] == "probe":
             self.norms.append(event["norm"])
 

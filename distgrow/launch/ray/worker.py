@@ -14,7 +14,7 @@ from ray.util.metrics import Gauge
 from distgrow.core.errors import RunError
 from distgrow.distributed.environment import head_patience_s
 from distgrow.run.folder import RunFolder
-from distgrow.tracking.events import Event
+from distgrow.tracking.base_event import Line
 
 
 def watch(folder: RunFolder) -> None:
@@ -77,7 +77,7 @@ class Gauges:
         self._gauges = {name: Gauge(f"distgrow_{name}", tag_keys=("run",)) for name in self.FIGURES}
         self._tags, self._next = {"run": run}, 0.0
 
-    def log(self, event: Event) -> None:
+    def log(self, event: Line) -> None:
         """Export the event if it has figures."""
         now = time.monotonic()
         if event["event"] == "step" and now < self._next:

@@ -1,0 +1,114 @@
+"""Events are read as they were written, whatever a newer version added, and a value of another kind is refused."""
+
+import json
+import math
+from dataclasses import fields
+from typing import Any, get_args
+
+import pytest
+
+from distgrow.core.plan import Plan
+from distgrow.core.progress import Ledger, Outcome, Progress
+from distgrow.tracking.base_event import Event
+from distgrow.tracking.events import (
+    Checkpoint,
+    End,
+    Evaluation,
+    GradientProbe,
+    Known,
+    MemoryProbe,
+    OutOfMemory,
+    Resize,
+    Resume,
+    ServiceId,
+    Stage,
+    Start,
+    from_json,
+    update_event,
+)
+
+PLACE = {"step": 3, "samples": 96, "sfo": 128, "time_s": 1.5}
+PLAN = Plan(batch=32, world=2, micro=8, accum=2, lr=0.1, stage=1)
+PROGRESS = Progress(step=3, samples=96, stage=1, ledger=Ledger(applied=96, probe=32))
+SHAPE = {"batch": 32, "micro": 8, "accum": 2, "world": 2}
+
+
+def update(*, applied: bool) -> Event:
+    """The event of an update."""
+    outcome = Outcome(applied=applied, loss=0.5 if applied else math.nan, grad_norm=2.0)
+    return update_event(PROGRESS, PLAN, outcome, epoch=48, time_s=1.5, samples_per_s=640.0)
+
+
+EVENTS = [
+    Start(**PLACE, dir="runs/x", world=2, budget_samples=960),
+    Resume(**PLACE, checkpoint="step-00000003", damaged=["a file"], restore_s=0.1, sfo_replayed=0),
+    Resize(**PLACE, old=1, new=2, wanted=2, seconds=3.0),
+    Stage(**PLACE, epoch=2.0, stage=1, **SHAPE, lr=0.1),
+    update(applied=True),
+    update(applied=False),
+    OutOfMemory(**PLACE, **SHAPE, sfo_discarded=32),
+    Evaluation(**PLACE, epoch=2.0, more={"loss": 0.25, "accuracy": None}),
+    GradientProbe(**PLACE, epoch=2.0, evaluations=48, sfo_probe=48, norm=0.5, loss=None, seconds=0.2, more={"lr": 0.1}),
+    MemoryProbe(**PLACE, micro=8, fits=True),
+    Checkpoint(**PLACE, path="step-00000003", seconds=0.1, stall_s=0.01),
+    ServiceId(**PLACE, id="abc"),
+    End(**PLACE, reason="done"),
+]
+#: Keys that each line has had since the first version, in the order in which they are written.
+KEYS = {
+    "start": "step samples sfo time_s dir world budget_samples",
+    "resume": "step samples sfo time_s checkpoint damaged restore_s sfo_replayed",
+    "resize": "step samples sfo time_s old new wanted seconds",
+    "stage": "step samples sfo time_s epoch stage batch micro accum world lr",
+    "step": "step samples epoch stage batch micro accum world lr loss grad_norm grad_sq noise_trace noise_scale sfo "
+    "sfo_applied sfo_skipped sfo_replayed sfo_discarded sfo_probe time_s samples_per_s",
+    "oom": "step samples sfo time_s batch micro accum world sfo_discarded",
+    "eval": "step samples sfo time_s epoch loss accuracy",
+    "probe": "step samples sfo time_s epoch evaluations sfo_probe norm loss seconds lr",
+    "checkpoint": "step samples sfo time_s path seconds stall_s",
+    "tracker": "step samples sfo time_s id",
+    "end": "step samples sfo time_s reason",
+}
+
+
+def test_there_is_an_event_of_each_kind() -> None:
+    assert {type(event) for event in EVENTS} == set(get_args(Known))
+
+
+@pytest.mark.parametrize("event", EVENTS, ids=lambda event: type(event).__name__)
+def test_an_event_is_read_back_as_it_was_written(event: Event) -> None:
+    assert from_json(json.loads(json.dumps(event.to_json(), allow_nan=False))) == event
+
+
+@pytest.mark.parametrize(
+    "event", [event for event in EVENTS if not isinstance(event, MemoryProbe)], ids=lambda e: e.kind
+)
+def test_the_keys_of_a_line_are_those_that_other_programs_know(event: Event) -> None:
+    assert " ".join(event.to_json()) == f"event {KEYS[event.kind if event.kind != 'skip' else 'step']}"
+
+
+def test_keys_and_kinds_of_a_newer_version_are_kept() -> None:
+    line = {**EVENTS[3].to_json(), "momentum": [0.9], "sfo_probe": 3}
+    assert from_json(line).to_json() == line
+    unknown = {"event": "certificate", "step": 1, "samples": 8, "time_s": 0.5, "held": {"yes": True}}
+    assert from_json(unknown).to_json() == unknown
+
+
+TEXTS, OF_EITHER_SIGN = ["x", ""], [-1, -0.5]
+NO_VALUES = [[1], {}, 10**400, math.inf, -math.inf, math.nan]
+SIGNED = {"loss", "grad_norm", "grad_sq", "noise_trace", "noise_scale", "norm"}
+
+
+def other_kinds(event: Event, name: str) -> list[Any]:
+    """Values that the field must not hold."""
+    value = getattr(event, name)
+    bad = [*NO_VALUES, *([] if isinstance(value, str) else TEXTS), *([] if isinstance(value, bool) else [True])]
+    return bad if name in SIGNED else [*bad, *OF_EITHER_SIGN]
+
+
+@pytest.mark.parametrize("event", EVENTS, ids=lambda event: type(event).__name__)
+def test_no_field_takes_a_value_of_another_kind(event: Event) -> None:
+    for name in (field.name for field in fields(event) if field.name != "more"):
+        for bad in other_kinds(event, name):
+            with pytest.raises(ValueError, match=rf"holds {name}=.*, which must be "):
+                from_json({**event.to_json(), name: bad})
