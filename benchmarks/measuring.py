@@ -63,7 +63,7 @@ def measure_cost(accum: int, world: World, rounds: int, folder: Path) -> Cost:
     }
     seconds = interleave({name: distgrow_block(job, updates, world) for name, job in jobs.items()}, rounds)
     for job in jobs.values():
-        job.track.close()
+        job.events.tracker.close()
     made = {name: job.controller.budget.steps or 0 for name, job in jobs.items()}
     extra = [job.engine.evaluations - made[name] * batch // world.size for name, job in jobs.items()]
     return Cost(

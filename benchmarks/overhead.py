@@ -129,7 +129,7 @@ def measure_overhead(case: Case, world: World, rounds: int, folder: Path) -> Ove
         "logging": block(lambda: logging.updates(case.updates, micro, case.accum), world),
     }
     seconds = interleave(blocks, rounds)
-    job.track.close()
+    job.events.tracker.close()
     return Overhead(
         model=case.model,
         engine="torch" if isinstance(case.engine, Torch) else f"ZeRO {case.engine.zero}",
@@ -150,7 +150,7 @@ def measure_transition(model: Model, world: World, ladders: int, folder: Path) -
     growth = Exponential(start=start, factor=2, cap=start * 2 ** (rungs - 1))
     stages = Stages(every=Every(steps=updates))
     job = build_job(build(model), world, growth, engine=Torch(device="cpu", max_micro=64), folder=folder, stages=stages)
-    job.track = stamps = Stamps(job.track)
+    job.events.tracker = stamps = Stamps(job.events.tracker)
     job.controller = replace(job.controller, budget=Budget(steps=rungs * updates))
     bare = Bare(build(model), world)
     extra: dict[str, list[float]] = {"distgrow": [], "bare": []}
@@ -165,7 +165,7 @@ def measure_transition(model: Model, world: World, ladders: int, folder: Path) -
                 bare.updates(1, min(64, share), max(1, share // 64))
                 moments.append(time.perf_counter())
         extra["bare"] += extra_of_first(moments, updates)
-    job.track.close()
+    job.events.tracker.close()
     return Transition(
         model=model,
         world=world.size,

@@ -62,7 +62,9 @@ class Event:
             values.pop("event", None)
         if missing := [name for name, _, optional in readers if name not in values and not optional]:
             raise ValueError(f"lacks {', '.join(missing)}")
-        own = {name: _checked(name, read, values.pop(name)) if name in values else None for name, read, _ in readers}
+        own: dict[str, Any] = {
+            name: _checked(name, read, values.pop(name)) if name in values else None for name, read, _ in readers
+        }
         for name in SPENT & values.keys():
             _checked(name, count, values[name])
         return cls(**own, more=values)

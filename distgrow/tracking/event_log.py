@@ -8,11 +8,11 @@ from distgrow.tracking.base_event import Event, Place
 
 
 class EventLog:
-    """Log the events of one run; `began` is when it would have begun if it had never been interrupted."""
+    """Log the events of one run."""
 
     def __init__(self, tracker: Tracker) -> None:
-        self._tracker = tracker
-        self.began = time.monotonic()
+        self.tracker = tracker
+        self.began = time.monotonic()  #: when the run would have begun if it had never been interrupted
 
     def seconds(self) -> float:
         """Return the seconds that the run has taken."""
@@ -24,4 +24,4 @@ class EventLog:
 
     def log(self, event: Event) -> None:
         """Hand the event to the trackers."""
-        self._tracker.log(event.to_json())
+        self.tracker.log(event.to_json())

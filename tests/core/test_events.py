@@ -9,7 +9,7 @@ import pytest
 
 from distgrow.core.plan import Plan
 from distgrow.core.progress import Ledger, Outcome, Progress
-from distgrow.tracking.base_event import Event
+from distgrow.tracking.base_event import Event, Place
 from distgrow.tracking.events import (
     Checkpoint,
     End,
@@ -24,13 +24,14 @@ from distgrow.tracking.events import (
     Stage,
     Start,
     from_json,
+    shape_of,
     update_event,
 )
 
-PLACE = {"step": 3, "samples": 96, "sfo": 128, "time_s": 1.5}
+PLACE = Place(step=3, samples=96, sfo=128, time_s=1.5)
 PLAN = Plan(batch=32, world=2, micro=8, accum=2, lr=0.1, stage=1)
 PROGRESS = Progress(step=3, samples=96, stage=1, ledger=Ledger(applied=96, probe=32))
-SHAPE = {"batch": 32, "micro": 8, "accum": 2, "world": 2}
+SHAPE = shape_of(PLAN)
 
 
 def update(*, applied: bool) -> Event:

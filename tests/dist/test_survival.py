@@ -117,13 +117,15 @@ def test_a_rank_that_hangs_is_named_and_replaced(distgrow: Commands, undisturbed
 
 def test_each_further_failure_without_a_new_checkpoint_waits_twice_as_long(tmp_path: Path) -> None:
     from distgrow.checkpoint.manager import failures
+    from distgrow.tracking.events import KINDS
 
     def found(*kinds: str) -> int:
-        return failures({"event": kind} for kind in kinds)
+        place = {"step": 0, "samples": 0, "time_s": 0.0, "reason": "done"}
+        return failures(KINDS[kind].from_json({"event": kind, **place}) for kind in kinds)
 
     assert found() == found("start", "end") == 0
-    assert found("start", "step") == found("start", "checkpoint", "step") == 1
-    assert found("start", "resume", "step", "resume") == 3
+    assert found("start", "eval") == found("start", "checkpoint", "eval") == 1
+    assert found("start", "resume", "eval", "resume") == 3
     assert found("start", "resume", "resume", "checkpoint", "resume") == 2
 
 
