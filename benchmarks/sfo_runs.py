@@ -97,7 +97,7 @@ def play(run: Run, seed: int, course: Course, stop_at: float | None, *, places: 
     """One run, its parameters, order and augmentation from `seed`: samples of an epoch, and how it ended."""
     torch.manual_seed(seed)
     task = run.task.build(run.model)
-    penalty = run.optimizer.weight_decay if run.optimizer.kind == "sgd" else 0.0  # AdamW's is no part of f
+    penalty = run.optimizer.penalty
     still = stop_at is not None and run.growth.kind == "constant" and run.lr.decay.kind == "none"
     watch = Watch(looking(task, penalty, run.run.eval.rows), course, places, len(task.train), stop_at, still)
     with tempfile.TemporaryDirectory(prefix="sfo-") as folder, redirect_stderr(io.StringIO()):

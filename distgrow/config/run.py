@@ -13,11 +13,12 @@ from distgrow.core.lr import LR
 from distgrow.core.scaling import Group, scaling_policy
 from distgrow.core.spec import PosFloat, Spec
 from distgrow.core.stages import Stages
-from distgrow.engine.spec import EngineSpec, Torch, check_suits, most_rows
+from distgrow.engine.compatible import check_compatible
+from distgrow.engine.spec import EngineSpec, Torch, most_rows
 from distgrow.growth import Growth
 from distgrow.growth.auto import Auto
 from distgrow.growth.controller import Controller
-from distgrow.optim import Optimizer, plain_sgd
+from distgrow.optim import Optimizer
 from distgrow.optim.sgd import SGD
 from distgrow.run.folder import RunFolder
 from distgrow.tasks import TaskSpec
@@ -76,11 +77,11 @@ class Run(Spec):
 
     def applicable_theory(self) -> Theory | None:
         """The constants, where the optimizer is the one that theory.py's bound is of."""
-        return self.theory if plain_sgd(self.optimizer) else None
+        return self.theory if self.optimizer.plain_sgd else None
 
     @model_validator(mode="after")
     def _growth_suits_what_computes(self) -> "Run":
-        check_suits(self.growth, self.optimizer, self.engine)
+        check_compatible(self.growth, self.optimizer, self.engine)
         return self
 
     @model_validator(mode="after")
@@ -91,7 +92,7 @@ class Run(Spec):
                 f"launch.workers={workers} follows engine.max_micro, which auto finds out later: "
                 "give engine.max_micro a number, or launch.workers stages, {0: 1, 3: 4}"
             )
-        if launch.elastic and self.engine.kind == "deepspeed" and self.optimizer.kind != "adamw":
+        if launch.elastic and not self.engine.resizes(self.optimizer):
             raise ConfigError(
                 f"launch.workers={workers} changes with the stage, for which DeepSpeed's checkpoints need "
                 f"optimizer.kind=adamw; with {self.optimizer.kind} give launch.workers one number, or engine.kind=torch"

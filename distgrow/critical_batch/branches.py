@@ -23,8 +23,7 @@ from distgrow.core.progress import Progress
 from distgrow.core.spec import PosFloat
 from distgrow.growth.constant import Constant
 from distgrow.growth.controller import Controller
-from distgrow.optim import Optimizer
-from distgrow.optim.sgd import SGD
+from distgrow.optim import OptimizerSpec
 from distgrow.run.folder import RunFolder
 
 #: Updates of the run's own batch that a branch takes the samples of, by default; about what the paper gives it.
@@ -49,10 +48,10 @@ class Branch(Constant):
         return self.gain * self.trunk.rate(progress, self.trunk.growth(progress.stage)) / lr.base
 
 
-def gain(rule: Scaling, optimizer: Optimizer, k: int) -> float:
+def gain(rule: Scaling, optimizer: OptimizerSpec, k: int) -> float:
     """f(k): what the learning rate is multiplied by where the batch is multiplied by k."""
     if rule == "auto":
-        rule = "linear" if isinstance(optimizer, SGD) else "sqrt"
+        rule = optimizer.scaling
     return {"linear": float(k), "sqrt": math.sqrt(k), "constant": 1.0}[rule]
 
 

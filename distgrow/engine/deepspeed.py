@@ -34,10 +34,9 @@ from distgrow.engine.batches import (
 from distgrow.engine.ddp import check_agreed
 from distgrow.engine.deepspeed_shards import Shards
 from distgrow.engine.functional import FunctionalObjective, hollow
-from distgrow.engine.noise_hooks import Direction, Parts
+from distgrow.engine.noise_hooks import MicroBatchNorms, StepProducts
 from distgrow.engine.spec import DeepSpeed
-from distgrow.engine.torch import build_optimizer
-from distgrow.optim import Optimizer
+from distgrow.optim import OptimizerSpec
 
 _DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -52,7 +51,7 @@ class DeepSpeedEngine:
         *,
         metrics: Metrics | None,
         spec: DeepSpeed,
-        optimizer: Optimizer,
+        optimizer: OptimizerSpec,
         world: World,
     ) -> None:
         deepspeed.utils.logger.setLevel("ERROR")
@@ -71,17 +70,17 @@ class DeepSpeedEngine:
             config=settings(spec, optimizer, world),
         )
         self._buffers = Buffers(model)
-        self._shards = Shards(self._engine, world)
-        self._parts, self._direction = Parts(model.parameters(), world.size), Direction(optimizer)
-        self._engine.basic_optimizer.register_step_pre_hook(self._direction.look)
+        self._shards = Shards(self._engine, world, resizes=spec.resizes(optimizer))
+        self._norms, self._products = MicroBatchNorms(model.parameters(), world.size), StepProducts(optimizer)
+        self._products.watch(self._engine.basic_optimizer)
         self._clear_padding()
 
     def update(self, plan: Plan, micro_batches: Iterable[Any], votes: Sequence[bool] = ()) -> Outcome:
         """See Engine. Raises ValueError where a micro-batch does not have the rows that the plan gave it."""
         seed_generators(mix_int(plan.seed, self.world.rank), self.world.device)
         self._buffers.keep()
-        self._parts.begin(plan)
-        self._direction.begin(plan)
+        self._norms.begin(plan)
+        self._products.begin(plan)
         losses: list[torch.Tensor] = []
         short = False
         for batch in micro_batches:
@@ -92,11 +91,11 @@ class DeepSpeedEngine:
             loss = self._engine(None, math.nan) if loss is None else loss  # NaN: no rank applies the update then
             with self._no_way_back(plan.micro):
                 self._engine.backward(loss, scale_wrt_gas=False)
-            self._parts.end(plan.weight(rows), self._loss_scale())
+            self._norms.end(plan.weight(rows), self._loss_scale())
             losses.append(loss.detach().float())
         loss = sum(losses[1:], start=losses[0]).item() / self.world.size
         agreed = [plan.batch / self.world.size, plan.lr / self.world.size]
-        known = self.world.sum_async([loss, short, self._parts.share().item(), *agreed, *votes])
+        known = self.world.sum_async([loss, short, float(share) if (share := self._norms.total()) is not None else math.nan, *agreed, *votes])
         for group in self._engine.optimizer.param_groups:
             group["lr"] = plan.lr * group.get("lr_scale", 1.0)
         self._engine.step()
@@ -117,8 +116,8 @@ class DeepSpeedEngine:
     def _measured(self, plan: Plan, parts_sq: float, grad_norm: float) -> Measured:
         """What an applied update has shown of noise; `parts_sq` without the penalty. Collective."""
         penalty, product = 0.0, math.nan
-        if self._direction.wanted:
-            penalty, product = self.world.sum(self._direction.found(grad_norm))
+        if self._products.wanted:
+            penalty, product = self.world.sum(self._products.results(grad_norm))
         batch_sq = grad_norm * grad_norm + penalty if plan.window else math.nan
         return Measured(parts_sq=parts_sq + penalty, batch_sq=batch_sq, product=product)
 
@@ -202,7 +201,7 @@ class DeepSpeedEngine:
         return place(batch, self.world.device, _DTYPES[self.spec.precision])
 
 
-def settings(spec: DeepSpeed, optimizer: Optimizer, world: World) -> dict[str, Any]:
+def settings(spec: DeepSpeed, optimizer: OptimizerSpec, world: World) -> dict[str, Any]:
     """DeepSpeed's config. Its own batch sizes are placeholders: accumulation and weighting are the caller's."""
     zero: dict[str, Any] = {"stage": spec.zero, "reduce_bucket_size": int(spec.bucket_mb * 2**20 / 4)}
     if spec.offload_optimizer:
@@ -237,14 +236,11 @@ def settings(spec: DeepSpeed, optimizer: Optimizer, world: World) -> dict[str, A
 
 
 def _optimizer(
-    parameters: list[nn.Parameter], settings: Optimizer, spec: DeepSpeed, world: World
+    parameters: list[nn.Parameter], optimizer: OptimizerSpec, spec: DeepSpeed, world: World
 ) -> torch.optim.Optimizer:
-    if not spec.fused:
-        return build_optimizer(parameters, settings)
-    if settings.kind != "adamw":
-        raise ConfigError(
-            f"engine.fused=true has no kernel for optimizer.kind={settings.kind}; use adamw or fused=false"
-        )
-    betas, on_cpu = (settings.beta1, settings.beta2), spec.offload_optimizer or world.device.type == "cpu"
-    common = {"lr": 0.0, "betas": betas, "eps": settings.eps, "weight_decay": settings.weight_decay}
-    return DeepSpeedCPUAdam(parameters, adamw_mode=True, **common) if on_cpu else FusedAdam(parameters, **common)
+    kernel: dict[str, Any] | None = optimizer.fused_adamw() if spec.fused else None
+    if kernel is None:
+        return optimizer.build(parameters)
+    if spec.offload_optimizer or world.device.type == "cpu":
+        return DeepSpeedCPUAdam(parameters, lr=0.0, adamw_mode=True, **kernel)
+    return FusedAdam(parameters, lr=0.0, **kernel)

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from deepspeed.checkpoint import ds_to_universal
-from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam
 from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
 from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
 from deepspeed.runtime.zero.config import ZeroStageEnum
@@ -30,8 +29,9 @@ _RECORDS = [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]
 class Shards:
     """The files of a DeepSpeed engine's state; every rank reads and writes its own."""
 
-    def __init__(self, engine: Any, world: World) -> None:
-        self._engine, self._world = engine, world
+    def __init__(self, engine: Any, world: World, *, resizes: bool) -> None:
+        """Take over the engine's files; `resizes` tells whether another number of ranks can go on with them."""
+        self._engine, self._world, self._resizes = engine, world, resizes
         self._files = engine.checkpoint_engine = _Files()
 
     def snapshot(self) -> dict[str, bytes]:
@@ -46,7 +46,7 @@ class Shards:
         if ranks == self._world.size:
             self._engine.load_checkpoint(str(folder), tag=_TAG)
             return
-        if not isinstance(self._engine.basic_optimizer, torch.optim.AdamW | DeepSpeedCPUAdam | FusedAdam):
+        if not self._resizes:
             raise RunError(
                 f"{folder} was written by {ranks} ranks; DeepSpeed's universal format, which another number of ranks "
                 f"needs, knows Adam's state alone: go on with {ranks}, or use optimizer.kind=adamw from the start"

@@ -10,10 +10,7 @@ from distgrow.core.errors import ConfigError
 from distgrow.core.plan import Plan
 from distgrow.core.progress import Outcome
 from distgrow.core.spec import PosFloat, PosInt, Spec, default_kind
-from distgrow.growth.base import GrowthPolicy
-from distgrow.optim import Optimizer, plain_sgd
-from distgrow.optim.adamw import AdamW
-from distgrow.optim.sgd import SGD
+from distgrow.optim import OptimizerSpec
 
 if TYPE_CHECKING:
     from torch import nn
@@ -89,10 +86,17 @@ class Torch(Spec):
     bucket_mb: PosFloat = 25.0
     """Size of DDP's gradient buckets, MiB."""
 
+    def check_optimizer(self, optimizer: OptimizerSpec) -> None:
+        """Check that it can make the optimizer's steps: it can make all."""
+
+    def resizes(self, optimizer: OptimizerSpec) -> bool:
+        """Return whether a checkpoint goes on with another number of ranks."""
+        return True
+
     def build(
-        self, model: "nn.Module", loss: "Loss", *, metrics: "Metrics | None", optimizer: "Optimizer", world: "World"
+        self, model: "nn.Module", loss: "Loss", *, metrics: "Metrics | None", optimizer: OptimizerSpec, world: "World"
     ) -> Engine:
-        """The engine, on this rank. Collective: every rank must call."""
+        """Build the engine on this rank. Collective: every rank must call."""
         from distgrow.engine.torch import TorchEngine
 
         return TorchEngine(model, loss, metrics=metrics, spec=self, optimizer=optimizer, world=world)
@@ -140,10 +144,32 @@ class DeepSpeed(Spec):
             raise ConfigError(f"offload_parameters needs zero=3, which shards them; zero={self.zero} does not")
         return self
 
+    def check_optimizer(self, optimizer: OptimizerSpec) -> None:
+        """Check that it can make the optimizer's steps.
+
+        Raises:
+            ConfigError: It cannot: ZeRO's flat shards cut parameters anywhere, and `fused` has AdamW's kernel alone.
+        """
+        if optimizer.per_tensor:
+            raise ConfigError(
+                f"optimizer.kind={optimizer.name} goes by norms or shapes of whole parameters, which engine.zero="
+                f"{self.zero} cuts into flat shards: its steps would be other ones; use engine.kind=torch, or "
+                "optimizer.kind sgd or adamw"
+            )
+        if self.fused and optimizer.fused_adamw() is None:
+            raise ConfigError(
+                f"engine.fused=true has no kernel for optimizer.kind={optimizer.name}; use adamw or fused=false"
+            )
+
+    def resizes(self, optimizer: OptimizerSpec) -> bool:
+        """Return whether a checkpoint goes on with another number of ranks, by DeepSpeed's universal format."""
+        return optimizer.adam_moments
+
     def build(
-        self, model: "nn.Module", loss: "Loss", *, metrics: "Metrics | None", optimizer: "Optimizer", world: "World"
+        self, model: "nn.Module", loss: "Loss", *, metrics: "Metrics | None", optimizer: OptimizerSpec, world: "World"
     ) -> Engine:
-        """The engine, on this rank. Collective: every rank must call."""
+        """Build the engine on this rank. Collective: every rank must call."""
+        self.check_optimizer(optimizer)
         try:
             from distgrow.engine.deepspeed import DeepSpeedEngine
         except ImportError as error:
@@ -155,17 +181,3 @@ class DeepSpeed(Spec):
 
 EngineSpec = Annotated[Torch | DeepSpeed, Field(discriminator="kind"), default_kind("torch")]
 
-
-def check_suits(growth: GrowthPolicy, optimizer: SGD | AdamW, engine: Torch | DeepSpeed) -> None:
-    """ConfigError where growth goes by what this optimizer's or engine's updates do not show."""
-    if growth.plain_sgd and not plain_sgd(optimizer):
-        given = "adamw" if isinstance(optimizer, AdamW) else f"sgd with momentum={optimizer.momentum:g}"
-        raise ConfigError(
-            f"growth.kind={growth.name} holds for SGD without momentum, optimizer.kind={given} is none: set "
-            "optimizer.momentum=0, or use growth.kind gns, or tracking with kappa"
-        )
-    if growth.tests_progress and not engine.tests_progress:
-        raise ConfigError(
-            f"growth.kind={growth.name} holds each gradient against the update before, which engine.kind="
-            f"{engine.kind} cannot: use engine.kind=torch, or growth.kind tracking"
-        )

@@ -32,9 +32,9 @@ from distgrow.engine.batches import (
 )
 from distgrow.engine.ddp import Notes, Ranks
 from distgrow.engine.functional import FunctionalObjective, hollow
-from distgrow.engine.noise_hooks import Direction, Parts
+from distgrow.engine.noise_hooks import MicroBatchNorms, StepProducts
 from distgrow.engine.spec import Torch
-from distgrow.optim import Optimizer
+from distgrow.optim import OptimizerSpec
 from distgrow.optim.sgd import SGD
 
 
@@ -48,7 +48,7 @@ class TorchEngine:
         *,
         metrics: Metrics | None = None,
         spec: Torch | None = None,
-        optimizer: Optimizer | None = None,
+        optimizer: OptimizerSpec | None = None,
         world: World | None = None,
     ) -> None:
         self.spec, self.world, settings = spec or Torch(), world or World(), optimizer or SGD()
@@ -60,19 +60,20 @@ class TorchEngine:
         self.evaluations = 0
         self._metrics = metrics or (lambda model, batch: {"loss": loss(model, batch)})
         self._parameters = list(self.model.parameters())
-        self._optimizer = build_optimizer(self._parameters, settings)
+        self._optimizer = settings.build(self._parameters)
         self._clip, self._used = settings.clip, False
-        self._state_copies = state_copies(settings)
+        self._state_copies = settings.state_copies
         self._loss, self._penalty, self._buffers = loss, settings.penalty, Buffers(self.model)
-        self._parts, self._direction = Parts(self._parameters, self.world.size), Direction(settings)
+        self._norms, self._products = MicroBatchNorms(self._parameters, self.world.size), StepProducts(settings)
+        self._products.watch(self._optimizer)
         self._ranks = Ranks(self.model, loss, self.world, self.spec.bucket_mb) if self.world.size > 1 else None
 
     def update(self, plan: Plan, micro_batches: Iterable[Any], votes: Sequence[bool] = ()) -> Outcome:
         """See Engine. Raises ValueError where a micro-batch does not have the rows that the plan gave it."""
         seed_generators(mix_int(plan.seed, self.world.rank), self.world.device)
         self._buffers.keep()
-        self._parts.begin(plan)
-        self._direction.begin(plan)
+        self._norms.begin(plan)
+        self._products.begin(plan)
         ballast = self._ballast(plan) if plan.probe else ()
         notes = self.accumulate(plan, micro_batches, votes)
         if notes is None:
@@ -86,8 +87,8 @@ class TorchEngine:
         if not math.isfinite(grad_norm):
             return self._dropped(outcome)
         with memory_for("the optimizer's state"):
-            measured = self._measure(plan, grad_norm, parts_sq)
             self.step(plan.lr)
+        measured = self._measure(plan, grad_norm, parts_sq)
         self._forget()
         return outcome if measured is None else replace(outcome, measured=measured())
 
@@ -97,14 +98,13 @@ class TorchEngine:
         """Mean loss, what Parts has seen on all ranks, and the votes cast; None where a rank's were lost."""
         if self._ranks is not None:
             return self._ranks.told(notes, plan, len(votes))
-        return notes[0], self._parts.share().item(), tuple(votes)
+        return notes[0], float(share) if (share := self._norms.total()) is not None else math.nan, tuple(votes)
 
     def _measure(self, plan: Plan, grad_norm: float, parts_sq: float) -> Callable[[], Measured] | None:
-        """Before the step of an update that will be applied: what it shows of noise, to be had later. Collective."""
+        """After the step of an update: what it shows of noise, to be had later. Collective."""
         if not (plan.window or plan.product):
             return None
-        self._direction.look(self._optimizer)
-        penalty, product = self._direction.found(grad_norm)
+        penalty, product = self._products.results(grad_norm)
         batch_sq = grad_norm * grad_norm + penalty if plan.window else math.nan
         known = self.world.mean_async([penalty, batch_sq, product])
 
@@ -159,9 +159,10 @@ class TorchEngine:
         self, plan: Plan, weight: float, before: list[Tensor], votes: Sequence[bool], loss: Tensor
     ) -> Sequence[Tensor | float]:
         """What this rank has to tell the others once the last backward has come to all parameters; see Ranks.told."""
-        whole = self._parts.whole  # it is not where a forward's part on another device or thread comes later
-        self._parts.end(weight)
-        share = (self._parts.share() if whole else math.nan) if plan.window else 0.0
+        whole = self._norms.complete  # it is not where a forward's part on another device or thread comes later
+        self._norms.end(weight)
+        total = self._norms.total() if whole else None
+        share = (math.nan if total is None else total) if plan.window else 0.0
         return [sum(before, start=loss), share, plan.batch, plan.lr, *votes]
 
     def _backward(self, batch: Any, weight: float, notes: Notes | None, *, last: bool) -> Tensor | None:
@@ -172,7 +173,7 @@ class TorchEngine:
                 loss = self._weighted(batch, weight, notes)
                 loss.backward()
                 if notes is None:
-                    self._parts.end(weight)
+                    self._norms.end(weight)
                 return loss.detach()
         except (RuntimeError, MemoryError) as error:
             if not ran_out_of_memory(error):
@@ -190,7 +191,7 @@ class TorchEngine:
         if self._optimizer.state:
             return []
         with memory_for("the optimizer's state"):
-            copies = self._state_copies + self._direction.copies(plan)
+            copies = self._state_copies + self._products.copies(plan)
             return [torch.empty_like(p) for p in self._parameters for _ in range(copies)]
 
     def _check_use(self) -> None:
@@ -282,19 +283,3 @@ class TorchEngine:
             nn.utils.clip_grads_with_norm_(self._parameters, self._clip, norm)
         return norm
 
-
-def build_optimizer(parameters: Sequence[nn.Parameter], spec: Optimizer) -> torch.optim.Optimizer:
-    """The torch optimizer of a spec; its learning rate is assigned at every update.
-
-    The fused ones: AdamW's step takes half the time of the default, on a CPU too. They know no complex numbers.
-    """
-    fused = not any(parameter.is_complex() for parameter in parameters)
-    common = {"lr": 0.0, "weight_decay": spec.weight_decay, "fused": fused}
-    if isinstance(spec, SGD):
-        return torch.optim.SGD(parameters, momentum=spec.momentum, nesterov=spec.nesterov, **common)
-    return torch.optim.AdamW(parameters, betas=(spec.beta1, spec.beta2), eps=spec.eps, **common)
-
-
-def state_copies(spec: Optimizer) -> int:
-    """How many times the parameters' size an optimizer's state takes."""
-    return int(spec.momentum > 0) if isinstance(spec, SGD) else 2

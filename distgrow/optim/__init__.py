@@ -1,4 +1,4 @@
-"""Optimizers, one file each, and what growth asks of them."""
+"""Optimizers, one file each; a new one is a file and a member of the union `Optimizer`."""
 
 from typing import Annotated
 
@@ -6,11 +6,9 @@ from pydantic import Field
 
 from distgrow.core.spec import default_kind
 from distgrow.optim.adamw import AdamW
+from distgrow.optim.base import OptimizerSpec
 from distgrow.optim.sgd import SGD
 
 Optimizer = Annotated[SGD | AdamW, Field(discriminator="kind"), default_kind("sgd")]
 
-
-def plain_sgd(optimizer: SGD | AdamW) -> bool:
-    """Whether an update is θ − η·g and no more."""
-    return isinstance(optimizer, SGD) and optimizer.momentum == 0
+__all__ = ["Optimizer", "OptimizerSpec"]

@@ -1,14 +1,25 @@
 """AdamW."""
 
-from typing import Annotated, Literal
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from distgrow.core.spec import PosFloat, Spec
+from distgrow.core.spec import PosFloat
+from distgrow.optim.base import OptimizerSpec, fused
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from distgrow.optim.direction import Direction
 
 
-class AdamW(Spec):
+class AdamW(OptimizerSpec):
     """torch.optim.AdamW."""
+
+    adam_moments: ClassVar[bool] = True
 
     kind: Literal["adamw"] = "adamw"
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
@@ -18,11 +29,46 @@ class AdamW(Spec):
     eps: PosFloat = 1e-8
     """Added to the denominator."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    """Decoupled weight decay."""
-    clip: PosFloat | None = None
-    """Largest norm of the mean gradient; none: no clipping."""
+    """Decoupled weight decay; it is no part of the objective."""
 
     @property
-    def penalty(self) -> float:
-        """Decoupled decay is no part of the objective."""
-        return 0.0
+    def state_copies(self) -> int:
+        """See OptimizerSpec."""
+        return 2
+
+    def build(self, parameters: "Sequence[nn.Parameter]") -> "torch.optim.Optimizer":
+        """See OptimizerSpec."""
+        import torch
+
+        return torch.optim.AdamW(parameters, lr=0.0, **self._settings(), fused=fused(parameters))
+
+    def fused_adamw(self) -> dict[str, object]:
+        """See OptimizerSpec."""
+        return self._settings()
+
+    def direction(self) -> "Direction":
+        """Return m̂/(√v̂ + ε); the decoupled decay is no part of it."""
+        from distgrow.optim.direction import FromState
+
+        return FromState("exp_avg", self._last)
+
+    def _settings(self) -> dict[str, Any]:
+        return {"betas": (self.beta1, self.beta2), "eps": self.eps, "weight_decay": self.weight_decay}
+
+    def _last(self, states: Sequence[dict[str, Any]], group: dict[str, Any]) -> "Iterator[Tensor]":
+        import torch
+
+        from distgrow.optim.direction import real
+
+        for state, steps in zip(states, _steps(states, group), strict=True):
+            mean, square = real(state["exp_avg"]), real(state["exp_avg_sq"])
+            root = square.sqrt().div_(math.sqrt(1 - self.beta2**steps)).add_(self.eps)
+            yield torch.div(mean, root, out=root).div_(1 - self.beta1**steps)
+
+
+def _steps(states: Sequence[dict[str, Any]], group: dict[str, Any]) -> list[float]:
+    """Return the steps that each parameter of a group has taken; DeepSpeed's kernels count them in the group."""
+    import torch
+
+    counts: list[Any] = [state.get("step", group.get("step")) for state in states]
+    return torch.stack(counts).tolist() if counts and isinstance(counts[0], torch.Tensor) else counts

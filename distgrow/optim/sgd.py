@@ -1,15 +1,24 @@
 """SGD, with momentum and L2 penalty."""
 
-from typing import Annotated, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from distgrow.core.errors import ConfigError
-from distgrow.core.spec import PosFloat, Spec
+from distgrow.optim.base import OptimizerSpec, fused
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from distgrow.optim.direction import Direction
 
 
-class SGD(Spec):
+class SGD(OptimizerSpec):
     """torch.optim.SGD."""
+
+    scaling: ClassVar[Literal["linear", "sqrt"]] = "linear"
 
     kind: Literal["sgd"] = "sgd"
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -18,8 +27,6 @@ class SGD(Spec):
     """Nesterov's momentum."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """L2 penalty."""
-    clip: PosFloat | None = None
-    """Largest norm of the mean gradient; none: no clipping."""
 
     @model_validator(mode="after")
     def _nesterov_needs_momentum(self) -> "SGD":
@@ -28,6 +35,42 @@ class SGD(Spec):
         return self
 
     @property
+    def summary(self) -> str:
+        """See OptimizerSpec."""
+        return f"sgd with momentum={self.momentum:g}"
+
+    @property
     def penalty(self) -> float:
-        """λ of the L2 penalty (λ/2)|θ|², which is part of the objective."""
+        """See OptimizerSpec."""
         return self.weight_decay
+
+    @property
+    def plain_sgd(self) -> bool:
+        """See OptimizerSpec."""
+        return self.momentum == 0
+
+    @property
+    def state_copies(self) -> int:
+        """See OptimizerSpec."""
+        return int(self.momentum > 0)
+
+    def build(self, parameters: "Sequence[nn.Parameter]") -> "torch.optim.Optimizer":
+        """See OptimizerSpec."""
+        import torch
+
+        return torch.optim.SGD(
+            parameters,
+            lr=0.0,
+            momentum=self.momentum,
+            nesterov=self.nesterov,
+            weight_decay=self.weight_decay,
+            fused=fused(parameters),
+        )
+
+    def direction(self) -> "Direction":
+        """Return the gradient that plain SGD took, or the momentum buffer; both include the penalty's λθ."""
+        from distgrow.optim.direction import FromState, KeptGradient
+
+        if self.momentum == 0:
+            return KeptGradient(self.penalty)
+        return FromState("momentum_buffer", lambda states, _: (state["momentum_buffer"] for state in states))

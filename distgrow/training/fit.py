@@ -17,10 +17,11 @@ from distgrow.core.stages import Stages
 from distgrow.data.seeding import seed_generators
 from distgrow.distributed.world import World, joined
 from distgrow.engine.batches import Loss, Metrics
-from distgrow.engine.spec import EngineSpec, Torch, check_suits, most_rows
+from distgrow.engine.compatible import check_compatible
+from distgrow.engine.spec import EngineSpec, Torch, most_rows
 from distgrow.growth import Growth
 from distgrow.growth.controller import Controller
-from distgrow.optim import Optimizer
+from distgrow.optim import OptimizerSpec
 from distgrow.optim.sgd import SGD
 from distgrow.run.folder import RunFolder
 from distgrow.run.stop import StopRequests
@@ -46,7 +47,7 @@ def fit(
     collate: Callable[[list[Any]], Any] | None = None,
     stages: Stages | None = None,
     lr: LR | None = None,
-    optimizer: Optimizer | None = None,
+    optimizer: OptimizerSpec | None = None,
     engine: EngineSpec | None = None,
     run: RunSpec | None = None,
     resume: bool | None = False,
@@ -74,7 +75,7 @@ def fit(
         raise ConfigError("the test set is empty; leave it out, or give it samples")
     stages, lr, optimizer = stages or Stages(), lr or LR(), optimizer or SGD()
     engine, run = engine or Torch(), run or RunSpec()
-    check_suits(growth, optimizer, engine)
+    check_compatible(growth, optimizer, engine)
     specs: dict[str, Spec] = {"growth": growth, "stages": stages, "lr": lr, "optimizer": optimizer}
     specs |= {"engine": engine, "budget": budget, "run": run}
     settings = {**(about or {}), **{name: spec.model_dump(mode="json") for name, spec in specs.items()}}

@@ -12,7 +12,7 @@ from distgrow.core.errors import ConfigError, TrainingFailed
 from distgrow.core.plan import Plan
 from distgrow.distributed.environment import place
 from distgrow.distributed.world import World, joined
-from distgrow.engine.noise_hooks import Parts
+from distgrow.engine.noise_hooks import MicroBatchNorms
 from distgrow.launch.local import leave
 from distgrow.optim.sgd import SGD
 
@@ -39,10 +39,10 @@ def odd(plan: Plan, how: str) -> Plan:
 def without_memory() -> None:
     """The last rank runs out of memory once all its gradients have been sent."""
 
-    def fail(self: Parts) -> Tensor:
+    def fail(self: MicroBatchNorms) -> Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory (injected)")
 
-    Parts.share = fail
+    MicroBatchNorms.total = fail
 
 
 def second(world: World, engine: str, how: str) -> str:

@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from distgrow import Controller, RunSpec, budget, exponential, fit
 from distgrow.core.errors import ConfigError
 from distgrow.distributed.world import World
-from distgrow.engine.spec import DeepSpeed, Torch, check_suits
+from distgrow.engine.compatible import check_compatible
+from distgrow.engine.spec import DeepSpeed, Torch
 from distgrow.growth import Growth
 from distgrow.growth.cabs import CABS
 from distgrow.growth.noise_scale import NoiseScale
@@ -271,12 +272,12 @@ class Blind(Torch):
 
 def test_growth_is_refused_what_the_updates_do_not_show(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"growth.kind=progress .* engine.kind=torch cannot"):
-        check_suits(ProgressTest(cap=16), SGD(), Blind())
+        check_compatible(ProgressTest(cap=16), SGD(), Blind())
     for engine in (Torch(), DeepSpeed()):
-        check_suits(ProgressTest(cap=16), AdamW(), engine)
+        check_compatible(ProgressTest(cap=16), AdamW(), engine)
     for optimizer in (SGD(momentum=0.5), AdamW()):
         with pytest.raises(ConfigError, match="holds for SGD without momentum"):
-            check_suits(CABS(cap=16), optimizer, Torch())
+            check_compatible(CABS(cap=16), optimizer, Torch())
         made, run = task(cross_entropy, 50), RunSpec(dir=str(tmp_path / "run"))
         with pytest.raises(ConfigError, match="holds for SGD without momentum"):
             fit(made.model, made.loss, made.train, growth=CABS(cap=16), budget=budget(samples=99), optimizer=optimizer,

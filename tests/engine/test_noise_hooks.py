@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from distgrow.core.noise_stats import Measured, Noise
 from distgrow.core.plan import Plan
-from distgrow.engine.noise_hooks import Parts, inner
+from distgrow.engine.noise_hooks import MicroBatchNorms, inner
 from distgrow.engine.spec import Torch
 from distgrow.engine.torch import TorchEngine
-from distgrow.optim import Optimizer
+from distgrow.optim import Optimizer, OptimizerSpec
 from distgrow.optim.adamw import AdamW
 from distgrow.optim.sgd import SGD
 
@@ -221,11 +221,13 @@ def test_a_compiled_model_shows_the_same_and_is_compiled_no_more_often(monkeypat
 
 def test_half_precision_gradients_are_squared_in_single() -> None:
     parameter = nn.Parameter(torch.zeros(1000, dtype=torch.float16))
-    parts = Parts([parameter], world=1)
+    parts = MicroBatchNorms([parameter], world=1)
     parts.begin(measured_plan())
     (parameter.float() * 30000.0).sum().backward()  # a norm that float16 does not hold
     parts.end(weight=0.5, scale=2.0)
-    assert parts.share().item() == pytest.approx(1000 * 30000.0**2 / (0.5 * 2.0**2), rel=1e-6)
+    total = parts.total()
+    assert total is not None
+    assert total.item() == pytest.approx(1000 * 30000.0**2 / (0.5 * 2.0**2), rel=1e-6)
 
 
 def test_complex_parameters_count_as_pairs_of_real_ones() -> None:

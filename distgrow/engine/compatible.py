@@ -1,0 +1,26 @@
+"""Which growth, optimizer and engine go together, by what each says that it can; importing this loads no torch."""
+
+from distgrow.core.errors import ConfigError
+from distgrow.engine.spec import EngineSpec
+from distgrow.growth.base import GrowthPolicy
+from distgrow.optim import OptimizerSpec
+
+
+def check_compatible(growth: GrowthPolicy, optimizer: OptimizerSpec, engine: EngineSpec) -> None:
+    """Check that growth, optimizer and engine go together.
+
+    Raises:
+        ConfigError: Growth goes by what the optimizer's or the engine's updates do not show, or the engine cannot
+            make the optimizer's steps.
+    """
+    engine.check_optimizer(optimizer)
+    if growth.plain_sgd and not optimizer.plain_sgd:
+        raise ConfigError(
+            f"growth.kind={growth.name} holds for SGD without momentum, optimizer.kind={optimizer.summary} is none: "
+            "set optimizer.momentum=0, or use growth.kind gns, or tracking with kappa"
+        )
+    if growth.tests_progress and not engine.tests_progress:
+        raise ConfigError(
+            f"growth.kind={growth.name} holds each gradient against the update before, which engine.kind="
+            f"{engine.kind} cannot: use engine.kind=torch, or growth.kind tracking"
+        )
