@@ -1,0 +1,63 @@
+"""Every optimizer of the union, and two that only the tests have: what a new one is, all of it."""
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal, get_args
+
+import torch
+from torch import nn
+
+from distgrow.optim import Optimizer, OptimizerSpec
+from distgrow.optim.sgd import SGD
+
+
+class Adagrad(OptimizerSpec):
+    """torch.optim.Adagrad, whose step's direction is measured."""
+
+    kind: Literal["adagrad"] = "adagrad"
+    eps: float = 1e-3
+
+    def build(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.Adagrad(parameters, lr=0.0, eps=self.eps)
+
+
+class RMSprop(OptimizerSpec):
+    """torch.optim.RMSprop, whose state begins only if it is empty."""
+
+    kind: Literal["rmsprop"] = "rmsprop"
+
+    def build(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.RMSprop(parameters, lr=0.0, eps=1e-3)
+
+
+class Lars(OptimizerSpec):
+    """A step as long as |θ| of each parameter says: none that flat shards can make."""
+
+    per_tensor: ClassVar[bool] = True
+    kind: Literal["lars"] = "lars"
+
+    def build(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+        return _Lars(parameters, {"lr": 0.0})
+
+
+class _Lars(torch.optim.Optimizer):
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    p.sub_(p.grad * (group["lr"] * p.norm() / p.grad.norm().clamp_min(1e-12)))
+
+
+def union() -> list[type[OptimizerSpec]]:
+    """All optimizers that a config can name."""
+    return list(get_args(get_args(Optimizer)[0]))
+
+
+#: By name; each member of the union with its defaults and with every gradient clipped.
+OPTIMIZERS: dict[str, OptimizerSpec] = {
+    **{spec().name: spec() for spec in union()},
+    **{f"{spec().name}, clipped": spec(clip=0.5) for spec in union()},
+    "sgd, all": SGD(momentum=0.9, nesterov=True, weight_decay=0.1, clip=0.5),
+    "adagrad": Adagrad(clip=0.5),
+    "rmsprop": RMSprop(),
+}
