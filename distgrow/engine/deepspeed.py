@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,8 @@ from distgrow.engine.spec import DeepSpeed
 from distgrow.optim import OptimizerSpec
 
 _DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+#: What ZeRO 3 leaves in modules, beside names that begin with ds_.
+_ZERO_3 = ("_original_parameters", "_external_params")
 
 
 class DeepSpeedEngine:
@@ -95,7 +97,9 @@ class DeepSpeedEngine:
             losses.append(loss.detach().float())
         loss = sum(losses[1:], start=losses[0]).item() / self.world.size
         agreed = [plan.batch / self.world.size, plan.lr / self.world.size]
-        known = self.world.sum_async([loss, short, float(share) if (share := self._norms.total()) is not None else math.nan, *agreed, *votes])
+        known = self.world.sum_async(
+            [loss, short, float(share) if (share := self._norms.total()) is not None else math.nan, *agreed, *votes]
+        )
         for group in self._engine.optimizer.param_groups:
             group["lr"] = plan.lr * group.get("lr_scale", 1.0)
         self._engine.step()
@@ -187,6 +191,14 @@ class DeepSpeedEngine:
         self._shards.load(folder)
         self._clear_padding()
 
+    def close(self) -> None:
+        """See Engine; ZeRO 3's parameters are gathered first, in the precision that the forward pass uses."""
+        module = self._engine.module
+        whole = {parameter: self._whole(parameter) for parameter in module.parameters()} if self.spec.zero == 3 else {}
+        self._engine.destroy()
+        self._norms.close()
+        give_back(module, whole)
+
     def _clear_padding(self) -> None:
         """Zero what pads ZeRO 3's float32 shards to equal lengths: memory as it was found, which norms would count."""
         if self.spec.zero < 3:
@@ -199,6 +211,16 @@ class DeepSpeedEngine:
 
     def _place(self, batch: Any) -> Any:
         return place(batch, self.world.device, _DTYPES[self.spec.precision])
+
+
+def give_back(module: nn.Module, whole: Mapping[nn.Parameter, torch.Tensor]) -> None:
+    """Put new parameters, with the values in `whole`, in the place of ZeRO 3's; ties stay tied."""
+    new = {old: nn.Parameter(value, requires_grad=old.requires_grad) for old, value in whole.items()}
+    for part in module.modules() if new else ():
+        parameters = {name: old if old is None else new[old] for name, old in part._parameters.items()}
+        for name in [name for name in vars(part) if name.startswith("ds_") or name in _ZERO_3]:
+            delattr(part, name)
+        part._parameters = parameters
 
 
 def settings(spec: DeepSpeed, optimizer: OptimizerSpec, world: World) -> dict[str, Any]:

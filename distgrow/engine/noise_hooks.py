@@ -43,9 +43,13 @@ class MicroBatchNorms:
         if plan.window and not self._hooks:
             self._hooks = [parameter.register_hook(self._see) for parameter in self._parameters]
         elif not plan.window and self._hooks:
-            for hook in self._hooks:
-                hook.remove()
-            self._hooks.clear()
+            self.close()
+
+    def close(self) -> None:
+        """Remove the hooks."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
 
     def _see(self, gradient: Tensor) -> None:
         self._norms.append(torch.linalg.vector_norm(gradient, dtype=_WIDER.get(gradient.dtype)))

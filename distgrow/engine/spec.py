@@ -54,6 +54,10 @@ class Engine(Protocol):
         """Read the files of all ranks' snapshots, on any number of ranks; executes no code from them. Collective."""
         ...
 
+    def close(self) -> None:
+        """Give the model back whole, without hooks; the engine is of no use afterwards. Collective."""
+        ...
+
 
 def _rows_or_auto(given: Any) -> Any:
     if isinstance(given, str) and given != "auto":
@@ -180,4 +184,3 @@ class DeepSpeed(Spec):
 
 
 EngineSpec = Annotated[Torch | DeepSpeed, Field(discriminator="kind"), default_kind("torch")]
-

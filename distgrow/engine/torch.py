@@ -251,6 +251,10 @@ class TorchEngine:
         except (RuntimeError, ValueError) as error:
             raise ConfigError(f"{folder} was written with another model: {error}; give the run back its own") from None
 
+    def close(self) -> None:
+        """See Engine."""
+        self._norms.close()
+
     def _forget(self) -> None:
         """Drop the gradients; Optimizer.zero_grad does the same, many times slower."""
         for parameter in self._parameters:
@@ -282,4 +286,3 @@ class TorchEngine:
         if self._clip is not None:
             nn.utils.clip_grads_with_norm_(self._parameters, self._clip, norm)
         return norm
-

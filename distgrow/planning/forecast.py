@@ -17,7 +17,7 @@ from distgrow.core.spec import Spec
 from distgrow.core.stages import Stages
 from distgrow.growth import Growth
 from distgrow.growth.controller import Controller
-from distgrow.optim import Optimizer, plain_sgd
+from distgrow.optim import Optimizer
 from distgrow.optim.sgd import SGD
 from distgrow.report.planned import Forecast, Planned, Target
 from distgrow.report.runs import Record
@@ -147,7 +147,7 @@ def foresee(record: Record) -> Planned | None:
             budget=schedule.budget,
             epoch=round(record.epoch),
         )
-        return _planned(controller, schedule.theory if plain_sgd(schedule.optimizer) else None)
+        return _planned(controller, schedule.theory if schedule.optimizer.plain_sgd else None)
     except (yaml.YAMLError, ValidationError, ValueError, OverflowError, RecursionError):
         return None
 

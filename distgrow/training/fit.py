@@ -108,4 +108,6 @@ def fit(
             ):
                 job = Trainer(task, controller, machine, tracker, folder, run, world, stop, store)
                 measure = engine.max_micro == "auto"
-                return job.resume(measure=measure) if begun else job.begin(measure=measure)
+                result = job.resume(measure=measure) if begun else job.begin(measure=measure)
+                machine.close()
+                return result

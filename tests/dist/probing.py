@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from parity import ENGINES, gathered, loss
+from parity import ENGINES, loss
 from torch import nn
 
 from distgrow import SGD, RunSpec, budget, every, exponential, fit, sqrt_lr
@@ -30,8 +30,7 @@ def trained(engine: EngineSpec, folder: Path, world: World, probe: Probing) -> t
         budget=budget(steps=8), optimizer=SGD(momentum=0.9, weight_decay=0.01), engine=engine,
         run=RunSpec(dir=str(folder), probe=probe), world=world,
     )  # fmt: skip
-    with gathered(model):
-        return torch.cat([parameter.detach().double().flatten() for parameter in model.parameters()])
+    return torch.cat([parameter.detach().double().flatten() for parameter in model.parameters()])
 
 
 def main(folder: Path, names: list[str]) -> None:

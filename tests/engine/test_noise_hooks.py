@@ -17,7 +17,7 @@ from distgrow.core.plan import Plan
 from distgrow.engine.noise_hooks import MicroBatchNorms, inner
 from distgrow.engine.spec import Torch
 from distgrow.engine.torch import TorchEngine
-from distgrow.optim import Optimizer, OptimizerSpec
+from distgrow.optim import Optimizer
 from distgrow.optim.adamw import AdamW
 from distgrow.optim.sgd import SGD
 
