@@ -163,7 +163,7 @@ class DeepSpeedEngine:
         self._engine.train(was_training)
         return found
 
-    def still(self) -> FunctionalObjective:
+    def functional(self) -> FunctionalObjective:
         """See Engine; from the parameters that the forward pass uses, rounded where it is in half precision."""
         model = self._engine.module.model
         return FunctionalObjective(

@@ -41,18 +41,18 @@ class Probe:
     def __init__(self, engine: Engine, world: World, batches: Callable[[], Batches]) -> None:
         """`batches` gives this rank's (batch, rows of it that count) of the data set, anew at each call."""
         self._engine, self._world, self._batches = engine, world, batches
-        self._still = engine.still()
+        self._objective = engine.functional()
         self.passes = 0  #: gradient evaluations made of each sample
 
     def gradient(self) -> tuple[float, Vector]:
         """The mean loss over the data set, and ∇f, which has the optimizer's L2 penalty in it."""
 
         def differentiated(batch: Any) -> Vector:
-            loss, gradient = self._still.gradient(batch)
+            loss, gradient = self._objective.gradient(batch)
             return [loss.double(), *gradient]
 
         zero = torch.zeros((), dtype=torch.float64, device=self._world.device)
-        loss, *gradient = self._mean(differentiated, like=[zero, *self._still.parameters], cost=1)
+        loss, *gradient = self._mean(differentiated, like=[zero, *self._objective.parameters], cost=1)
         return float(loss), gradient
 
     def _mean(self, measure: Callable[[Any], Vector], *, like: Vector, cost: int) -> Vector:
@@ -74,7 +74,7 @@ class Probe:
 
     def product(self, vector: Vector) -> Vector:
         """H·`vector`, H the Hessian of f: of the mean loss and the optimizer's L2 penalty."""
-        return self._mean(lambda batch: self._still.product(batch, vector), like=self._still.parameters, cost=2)
+        return self._mean(lambda batch: self._objective.product(batch, vector), like=self._objective.parameters, cost=2)
 
     def smoothness(self, *, tolerance: float, most: int, seed: int) -> tuple[float, int]:
         """L, the largest |eigenvalue| of the Hessian, and the Hessian-vector products that it took, at most `most`.
@@ -83,7 +83,9 @@ class Probe:
         it ends when a product has raised it by less than `tolerance` of itself.
         """
         numbers, value = torch.Generator().manual_seed(seed), 0.0
-        vector = [torch.randn(p.shape, generator=numbers, dtype=p.dtype).to(p.device) for p in self._still.parameters]
+        vector = [
+            torch.randn(p.shape, generator=numbers, dtype=p.dtype).to(p.device) for p in self._objective.parameters
+        ]
         norm = self.norm(vector)
         for count in range(1, most + 1):
             vector = self.product([part / norm for part in vector])
@@ -114,10 +116,10 @@ class Probe:
         with kept_random_state(self._world.device):
             for (batch, rows), (other, others) in pairs:
                 self._engine.evaluations += rows + 2 * others
-                _, part = self._still.gradient(batch)
+                _, part = self._objective.gradient(batch)
                 apart = [a - b for a, b in zip(part, gradient, strict=True)]
                 weight = rows * (samples - 1) / (samples - rows)
-                bent = self._still.product(other, apart)
+                bent = self._objective.product(other, apart)
                 found.append((weight * dot(apart, apart), weight * dot(apart, bent)))
                 exact = exact and rows == 1
         self.passes += 3

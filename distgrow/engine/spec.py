@@ -42,7 +42,7 @@ class Engine(Protocol):
         """
         ...
 
-    def still(self) -> "FunctionalObjective":
+    def functional(self) -> "FunctionalObjective":
         """The objective at the present parameters, in eval mode; nothing done with it moves the engine. Collective."""
         ...
 

@@ -224,7 +224,7 @@ class TorchEngine:
         self.model.train(was_training)
         return found
 
-    def still(self) -> FunctionalObjective:
+    def functional(self) -> FunctionalObjective:
         """See Engine."""
         return FunctionalObjective(
             hollow(self.model),

@@ -30,7 +30,7 @@ class Files:
     def evaluate(self, batches: Any) -> dict[str, float]:
         raise AssertionError("not used")
 
-    def still(self) -> Any:
+    def functional(self) -> Any:
         raise AssertionError("not used")
 
     def snapshot(self) -> dict[str, bytes]:
@@ -38,6 +38,9 @@ class Files:
 
     def load(self, folder: Path) -> None:
         self.content = (folder / "engine.pt").read_bytes()
+
+    def close(self) -> None:
+        raise AssertionError("not used")
 
 
 class Faulty(Folder):

@@ -34,13 +34,16 @@ class NoState:
     def evaluate(self, batches: Any) -> dict[str, float]:
         raise AssertionError("not used")
 
-    def still(self) -> Any:
+    def functional(self) -> Any:
         raise AssertionError("not used")
 
     def snapshot(self) -> dict[str, bytes]:
         return {"engine.pt": b"state"}
 
     def load(self, folder: Path) -> None:
+        raise AssertionError("not used")
+
+    def close(self) -> None:
         raise AssertionError("not used")
 
 
