@@ -27,6 +27,7 @@ from paired import Block
 from torch._C._distributed_c10d import HashStore
 
 from distgrow.core.order import Int64s, UInt64s
+from distgrow.data.dataset import Batched
 from distgrow.distributed.world import World, joined
 from distgrow.engine.spec import Torch
 from distgrow.growth.constant import Constant
@@ -54,7 +55,7 @@ def sent_by(descriptor: Path) -> int:
         return 0
 
 
-class Repeated:
+class Repeated(Batched):
     """A data set as often after itself as makes it endless: a rank of a large world needs a row of its own."""
 
     def __init__(self, arrays: Any) -> None:
@@ -64,7 +65,7 @@ class Repeated:
         return 10**12
 
     def batch(self, indices: Int64s, seeds: UInt64s) -> Any:
-        """See distgrow.data.stream.Batched."""
+        """See distgrow.data.dataset.Batched."""
         return self.arrays.batch(indices % self.rows, seeds)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from distgrow.core.errors import ConfigError
 from distgrow.core.order import Int64s, UInt64s
 from distgrow.data import datasets, files
+from distgrow.data.dataset import Batched
 from distgrow.tasks import models
 from distgrow.tasks.architectures import GPT, Images, ResNet, Tokens
 from distgrow.tasks.task import Task
@@ -32,7 +33,7 @@ def scores(model: nn.Module, batch: Any) -> dict[str, Tensor]:
 # ── softmax regression on noisy digits ──────────────────────────────────────────────────────────────────────────
 
 
-class Mislabelled:
+class Mislabelled(Batched):
     """Inputs, labels of which some are wrong, and the right ones."""
 
     def __init__(self, clean: datasets.Arrays, labels: Tensor) -> None:

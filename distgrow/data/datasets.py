@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from distgrow.core.order import Int64s, UInt64s, seeds
+from distgrow.data.dataset import Batched
 
 Example = tuple[Tensor, Tensor]
 Bytes = npt.NDArray[np.uint8]
 
 
-class Arrays:
+class Arrays(Batched):
     """Inputs (n, …) and labels (n,) in memory."""
 
     def __init__(self, inputs: Tensor, labels: Tensor) -> None:
@@ -29,7 +30,7 @@ class Arrays:
     def batch(self, indices: Int64s, seeds: UInt64s) -> Example:
         """The collated rows `indices`."""
         rows = torch.from_numpy(indices)
-        return self.inputs.index_select(0, rows), self.labels.index_select(0, rows)  # see data.Tensors
+        return self.inputs.index_select(0, rows), self.labels.index_select(0, rows)  # see Tensors
 
 
 def digits() -> tuple[Arrays, Arrays]:
@@ -43,7 +44,7 @@ def digits() -> tuple[Arrays, Arrays]:
     return Arrays(images[:1437], labels[:1437]), Arrays(images[1437:], labels[1437:])
 
 
-class Images:
+class Images(Batched):
     """uint8 images (n, 3, h, w), normalised as they are drawn; augmented ones are shifted and mirrored at random."""
 
     mean, std = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  #: of CIFAR-10's training set
@@ -87,7 +88,7 @@ class Images:
         return out
 
 
-class Tokens:
+class Tokens(Batched):
     """Non-overlapping windows of a token stream: inputs (length,) and the same shifted by one."""
 
     def __init__(self, stream: Int64s, length: int) -> None:

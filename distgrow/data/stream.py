@@ -1,53 +1,17 @@
 """The endless shuffled stream of samples: a data set's rows by position."""
 
 import math
-from collections.abc import Callable, Iterator
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.utils.data import TensorDataset, default_collate
+from torch.utils.data import default_collate
 
 from distgrow.core.order import Int64s, Order, UInt64s, seeds
 from distgrow.core.plan import cut
+from distgrow.data.dataset import batched
 from distgrow.data.seeding import kept_generators, seed_generators
 from distgrow.distributed.world import World
-
-
-@runtime_checkable
-class Batched(Protocol):
-    """A data set that can make a whole collated batch at once; optional, faster."""
-
-    def __len__(self) -> int: ...
-
-    def batch(self, indices: Int64s, seeds: UInt64s) -> Any:
-        """The collated rows `indices`; anything random follows from each row's own seed."""
-        ...
-
-
-class Tensors:
-    """torch's TensorDataset: no row of it is random, so a batch is a row of each tensor's, taken at once."""
-
-    def __init__(self, dataset: TensorDataset) -> None:
-        self._tensors = dataset.tensors
-
-    def __len__(self) -> int:
-        return len(self._tensors[0])
-
-    def batch(self, indices: Int64s, seeds: UInt64s) -> list[Tensor]:
-        """What default_collate makes of the rows."""
-        rows = torch.from_numpy(indices)
-        # as tensor[rows], which takes up to five times as long where a row is one piece of memory
-        return [tensor.index_select(0, rows.to(tensor.device)) for tensor in self._tensors]
-
-
-def batched(dataset: Any, collate: Callable[[list[Any]], Any] | None) -> Batched | None:
-    """The data set as one that makes whole batches; None where its rows have to be collated one by one."""
-    if collate is None and type(dataset) is TensorDataset:
-        return Tensors(dataset)
-    return dataset if isinstance(dataset, Batched) else None
-
 
 _AHEAD = 1024  #: positions
 
@@ -66,8 +30,8 @@ class SampleStream:
         self._block = range(0)
         self._indices, self._seeds = np.empty(0, np.int64), np.empty(0, np.uint64)
 
-    def __getitems__(self, positions: range) -> Any:
-        """The collated rows at `positions`; each row's random numbers follow from (seed, position) alone."""
+    def __getitems__(self, positions: Sequence[int]) -> Any:
+        """Return the collated rows at `positions`; each row's random numbers follow from (seed, position) alone."""
         if not positions:
             return None
         indices, row_seeds = self._look_up(positions)
@@ -76,8 +40,11 @@ class SampleStream:
         with kept_generators(numbers=self._numbers):
             return _collated_one_by_one(self.dataset, indices, row_seeds, self.collate)
 
-    def _look_up(self, positions: range) -> tuple[Int64s, UInt64s]:
-        """Indices and seeds of some positions."""
+    def _look_up(self, positions: Sequence[int]) -> tuple[Int64s, UInt64s]:
+        """Return the indices and seeds of some positions."""
+        if not isinstance(positions, range):
+            given = np.asarray(positions)
+            return self.order(given)[1], seeds(self.seed, given)
         if positions.start < self._block.start or positions.stop > self._block.stop:
             self._block = range(positions.start, max(positions.stop, positions.start + _AHEAD))
             block = np.arange(self._block.start, self._block.stop)

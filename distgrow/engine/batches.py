@@ -4,17 +4,19 @@ import copy
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from distgrow.core.errors import ConfigError, TrainingFailed
 from distgrow.core.plan import Plan
-from distgrow.distributed.world import World
 
 Loss = Callable[[nn.Module, Any], Tensor]
-Metrics = Callable[[nn.Module, Any], dict[str, Tensor]]
+#: Of a collated batch: each metric's mean over rows, or its (sum, count).
+Metrics = Callable[[nn.Module, Any], Mapping[str, Any]]
 
 #: What batches mostly are; asking whether they are a Sequence takes many times longer.
 _PLAIN = (tuple, list)
@@ -93,77 +95,88 @@ def serialised(state: Any) -> bytes:
 
 
 def place(batch: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
-    """The batch on a device, its floating-point tensors as `dtype` where one is given."""
+    """Return the batch on a device, its floating-point tensors converted to `dtype` if that is not None."""
     if device.type == "cpu" and dtype is None:
         return batch
 
-    def move(tensor: Tensor) -> Tensor:
-        return tensor.to(device, dtype=dtype if tensor.is_floating_point() else None, non_blocking=True)
+    def move(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor):
+            return leaf.to(device, dtype=dtype if leaf.is_floating_point() else None, non_blocking=True)
+        if isinstance(leaf, PackedSequence):  # its batch_sizes stay on the CPU
+            moved: Any = leaf.to(device=device)  # pyright: ignore[reportCallIssue]
+            return moved.to(dtype) if dtype is not None and leaf.data.is_floating_point() else moved
+        return leaf.to(device) if callable(getattr(leaf, "to", None)) else leaf
 
-    return map_tensors(move, batch)
+    return map_leaves(move, batch)
 
 
-def checked_rows(batch: Any, plan: Plan) -> int:
-    """Rows of a micro-batch; ConfigError where they are not as many as the plan gave it."""
-    rows, least = count_rows(batch), plan.batch // plan.world // plan.accum
-    if not least <= rows <= plan.micro:
-        wanted = f"{plan.micro}" if least == plan.micro else f"{least} to {plan.micro}"
+def drawn_rows(plan: Plan, rank: int, batches: Iterable[Any]) -> Iterator[tuple[Any, int]]:
+    """Yield a rank's micro-batches of an update with their numbers of rows, which are those of the plan.
+
+    Raises:
+        ConfigError: A micro-batch clearly has another number of rows.
+    """
+    shares = [len(positions) for positions in plan.rows(0, rank)]
+    for batch, rows in zip(batches, shares, strict=True):
+        check_rows(batch, rows)
+        yield batch, rows
+
+
+def check_rows(batch: Any, rows: int) -> None:
+    """Check that a collation has kept all rows and added none, as far as a batch of any layout shows it.
+
+    Somewhere a batch of n rows has a tensor with n as one of its sizes, or a list of n. Nothing is decided about a
+    batch that has none but tensors of several first sizes, for it may be packed.
+
+    Raises:
+        ConfigError: All tensors have the same other number of rows.
+    """
+    firsts: set[int] = set()
+    for leaf in leaves_of(batch):
+        if isinstance(leaf, Tensor):
+            if rows in leaf.shape:
+                return
+            firsts |= set(leaf.shape[:1])
+        elif leaf == rows:
+            return
+    if len(firsts) == 1:
         raise ConfigError(
-            f"a micro-batch has {rows} rows where the plan has {wanted}; does task.collate add or drop some?"
+            f"a micro-batch has {firsts.pop()} rows where the plan has {rows}; does task.collate add or drop some?"
         )
-    return rows
 
 
-def means(
-    metrics: Callable[[Any], dict[str, Tensor]], batches: Iterable[tuple[Any, int]], world: World
-) -> dict[str, float]:
-    """Means over the rows that count of all ranks' (batch, rows that count). Collective: every rank must call."""
-    sums: dict[str, float] = {}
-    seen = 0
-    for batch, rows in batches:
-        seen += rows
-        for name, mean in metrics(batch).items():
-            if isinstance(mean, Tensor) and mean.numel() != 1:
-                raise ConfigError(
-                    f"the metric {name!r} has shape {tuple(mean.shape)}; it must be one number, a mean over rows"
-                )
-            sums[name] = sums.get(name, 0.0) + (float(mean) * rows if rows else 0.0)
-    names = sorted(sums)
-    *totals, rows = world.sum([*(sums[name] for name in names), seen])
-    return {name: value / rows for name, value in zip(names, totals, strict=True)}
-
-
-def count_rows(batch: Any) -> int:
-    """Rows of a collated batch: the length of its first tensor."""
-    first = next(tensors_of(batch), None)
-    if first is None or first.dim() == 0:
-        raise ConfigError(f"a batch of type {type(batch).__name__} holds no tensor with a row dimension")
-    return first.shape[0]
-
-
-def tensors_of(batch: Any) -> Iterator[Tensor]:
-    """All tensors in nested tuples, lists and dicts, in order."""
+def leaves_of(batch: Any) -> Iterator[Tensor | int]:
+    """Yield all tensors in nested tuples, lists, dicts and dataclasses, and before each list its length."""
     if isinstance(batch, Tensor):
         yield batch
     elif isinstance(batch, _PLAIN) or (isinstance(batch, Sequence) and not isinstance(batch, str | bytes)):
+        yield len(batch)
         for value in batch:
-            yield from tensors_of(value)
+            yield from leaves_of(value)
     elif isinstance(batch, Mapping):
         for value in batch.values():
-            yield from tensors_of(value)
+            yield from leaves_of(value)
+    elif is_dataclass(batch):
+        for field in fields(batch):
+            yield from leaves_of(getattr(batch, field.name))
 
 
-def map_tensors(change: Callable[[Tensor], Tensor], batch: Any) -> Any:
-    """The same nesting with every tensor changed; named tuples stay named tuples."""
-    if isinstance(batch, Tensor):
+def map_leaves(change: Callable[[Any], Any], batch: Any) -> Any:
+    """Return the same nesting of tuples, lists, dicts and dataclasses with everything in it changed."""
+    if isinstance(batch, Tensor | PackedSequence):
         return change(batch)
     if isinstance(batch, MutableMapping):
         changed = copy.copy(batch)
         for key, value in batch.items():
-            changed[key] = map_tensors(change, value)
+            changed[key] = map_leaves(change, value)
         return changed
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(map_tensors(change, value) for value in batch))
+        return type(batch)(*(map_leaves(change, value) for value in batch))
     if isinstance(batch, list | tuple):
-        return type(batch)(map_tensors(change, value) for value in batch)
-    return batch
+        return type(batch)(map_leaves(change, value) for value in batch)
+    if is_dataclass(batch) and not isinstance(batch, type):
+        changed = copy.copy(batch)
+        for field in fields(batch):
+            object.__setattr__(changed, field.name, map_leaves(change, getattr(batch, field.name)))
+        return changed
+    return change(batch)

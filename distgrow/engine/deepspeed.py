@@ -26,14 +26,14 @@ from distgrow.engine.batches import (
     Loss,
     Metrics,
     WeightedLoss,
-    checked_rows,
-    means,
+    drawn_rows,
     place,
     ran_out_of_memory,
 )
 from distgrow.engine.ddp import check_agreed
 from distgrow.engine.deepspeed_shards import Shards
 from distgrow.engine.functional import FunctionalObjective, hollow
+from distgrow.engine.metrics import means
 from distgrow.engine.noise_hooks import MicroBatchNorms, StepProducts
 from distgrow.engine.spec import DeepSpeed
 from distgrow.optim import OptimizerSpec
@@ -85,8 +85,7 @@ class DeepSpeedEngine:
         self._products.begin(plan)
         losses: list[torch.Tensor] = []
         short = False
-        for batch in micro_batches:
-            rows = checked_rows(batch, plan)
+        for batch, rows in drawn_rows(plan, self.world.rank, micro_batches):
             self.evaluations += rows
             loss = None if short else self._forward(batch, plan, rows)
             short = loss is None

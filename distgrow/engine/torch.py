@@ -23,8 +23,7 @@ from distgrow.engine.batches import (
     Loss,
     Metrics,
     checked_loss,
-    checked_rows,
-    means,
+    drawn_rows,
     memory_for,
     place,
     ran_out_of_memory,
@@ -32,6 +31,7 @@ from distgrow.engine.batches import (
 )
 from distgrow.engine.ddp import Notes, Ranks
 from distgrow.engine.functional import FunctionalObjective, hollow
+from distgrow.engine.metrics import means
 from distgrow.engine.noise_hooks import MicroBatchNorms, StepProducts
 from distgrow.engine.spec import Torch
 from distgrow.optim import OptimizerSpec
@@ -136,8 +136,8 @@ class TorchEngine:
         """
         losses: list[Tensor] = []
         short = False
-        for k, batch in enumerate(micro_batches, start=1):
-            rows, last = checked_rows(batch, plan), k == plan.accum
+        for k, (batch, rows) in enumerate(drawn_rows(plan, self.world.rank, micro_batches), start=1):
+            last = k == plan.accum
             self.evaluations += rows
             if not short:
                 weight, notes = plan.weight(rows), None

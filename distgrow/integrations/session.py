@@ -8,18 +8,18 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.utils.data import IterableDataset
 
 from distgrow.core.errors import ConfigError, Diverged
 from distgrow.core.order import mix_int
 from distgrow.core.plan import Plan
 from distgrow.core.progress import Outcome, Progress
+from distgrow.data.dataset import check_rows_by_number
 from distgrow.data.loader import Loader, build_loader
 from distgrow.data.seeding import seed_generators
 from distgrow.data.spec import Loading
 from distgrow.data.stream import SampleStream
 from distgrow.distributed.world import World
-from distgrow.engine.batches import Buffers, checked_loss, checked_rows
+from distgrow.engine.batches import Buffers, checked_loss, drawn_rows
 from distgrow.growth.controller import Controller
 
 #: Updates in a row whose gradient is not finite, after which the run ends, as `run.max_skips` of fit().
@@ -46,7 +46,7 @@ class GrowthSession:
     ) -> None:
         self.world, self.progress = world or World(), Progress()
         self.controller = on_world(controller, self.world)
-        check_rows(dataset)
+        check_rows_by_number(dataset, "the training set")
         check_length(dataset, controller)
         self.controller.check()
         self._positions = SampleStream(dataset, seed=controller.seed, collate=collate)
@@ -99,16 +99,15 @@ class GrowthSession:
         """
         if self._loader is None:
             self._loader = build_loader(self._positions, self.controller, self.world, self._loading)
-        drawn = self._loader.draw(self.progress, plan)
+        drawn = drawn_rows(plan, self.world.rank, self._loader.draw(self.progress, plan))
         if self._items is None:
-            for k, batch in enumerate(drawn, start=1):
-                yield batch, plan.weight(checked_rows(batch, plan)), k == plan.accum
+            for k, (batch, rows) in enumerate(drawn, start=1):
+                yield batch, plan.weight(rows), k == plan.accum
             return
-        batches = list(drawn)
+        batches = [batch for batch, _ in drawn]
         counts = [counted(self._items, batch) for batch in batches]
         total = self._sum(sum(counts))
         for k, (batch, count) in enumerate(zip(batches, counts, strict=True), start=1):
-            checked_rows(batch, plan)
             yield batch, count * self.world.size / total, k == plan.accum
 
     def _sum(self, count: int) -> int:
@@ -180,16 +179,6 @@ def on_world(controller: Controller, world: World) -> Controller:
             f"the controller is for world={controller.world}, but the trainer has {world.size} ranks; leave world out"
         )
     return replace(controller, world=world.size)
-
-
-def check_rows(dataset: Any) -> None:
-    """ConfigError where a data set has no rows to be asked for by number."""
-    numbered = hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
-    if not numbered or isinstance(dataset, IterableDataset):
-        raise ConfigError(
-            f"the training set is {type(dataset).__name__}, which has no rows by number: without them each sample once "
-            "per epoch cannot be had; give a map-style data set"
-        )
 
 
 def check_length(dataset: Any, controller: Controller) -> None:

@@ -14,10 +14,11 @@ from transformers.trainer_callback import ExportableState, TrainerControl, Train
 
 from distgrow.core.errors import ConfigError
 from distgrow.core.progress import Progress
+from distgrow.data.dataset import check_rows_by_number
 from distgrow.data.spec import Loading
 from distgrow.distributed.world import World
 from distgrow.growth.controller import Controller
-from distgrow.integrations.session import GrowthSession, assign, check_groups, check_rows, weighted
+from distgrow.integrations.session import GrowthSession, assign, check_groups, weighted
 
 
 class Growing:
@@ -41,7 +42,7 @@ class Growing:
         if args is None:
             raise ConfigError("args is missing; give TrainingArguments, at least their output_dir")
         check_arguments(args, controller, settings)
-        check_rows(settings.get("train_dataset"))
+        check_rows_by_number(settings.get("train_dataset"), "the training set")
         args = copy.copy(args)
         args.ignore_data_skip = True  # the cursor is in Progress; nothing is skipped by drawing it
         super().__init__(model, args, **settings)  # pyright: ignore[reportCallIssue]

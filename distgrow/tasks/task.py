@@ -1,6 +1,6 @@
 """Task: model, loss and data, as training takes them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,5 +17,6 @@ class Task:
     train: Any  #: map-style data set
     test: Any = None  #: map-style data set, or none
     probe: Any = None  #: map-style data set of exact probes, where `train` augments; default: train
-    metrics: "Callable[[nn.Module, Any], dict[str, Tensor]] | None" = None  #: means over rows; default: the loss
+    #: (model, collated batch) → each metric's mean over rows, or its (sum, count); default: the loss
+    metrics: "Callable[[nn.Module, Any], Mapping[str, Any]] | None" = None
     collate: Callable[[list[Any]], Any] | None = None  #: rows → batch; default: torch's

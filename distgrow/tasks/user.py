@@ -59,6 +59,8 @@ def _checked(task: Any, target: str) -> Task:
     """The task, or a ValueError that says what is wrong with what the user's function returned."""
     from torch import nn
 
+    from distgrow.data.dataset import check_rows_by_number
+
     made, wanted = f"task.target={target!r}", "it must return a distgrow.Task or (model, loss, train[, test])"
     if not isinstance(task, Task):
         raise ConfigError(f"{made} returned {type(task).__name__}; {wanted}")
@@ -67,8 +69,8 @@ def _checked(task: Any, target: str) -> Task:
     if not callable(task.loss):
         raise ConfigError(f"{made}: loss is a {type(task.loss).__name__}, not loss(model, batch); {wanted}")
     for name, data in (("train", task.train), ("test", task.test), ("probe", task.probe)):
-        if data is not None and not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
-            raise ConfigError(f"{made}: {name} is no map-style data set (no length or no items); {wanted}")
+        if data is not None:
+            check_rows_by_number(data, f"{made}: {name}")
     if not len(task.train):
         raise ConfigError(f"{made}: the training set is empty")
     if not any(parameter.requires_grad for parameter in task.model.parameters()):

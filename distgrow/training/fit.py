@@ -14,6 +14,7 @@ from distgrow.core.lr import LR
 from distgrow.core.scaling import Group
 from distgrow.core.spec import Spec
 from distgrow.core.stages import Stages
+from distgrow.data.dataset import check_rows_by_number
 from distgrow.data.seeding import seed_generators
 from distgrow.distributed.world import World, joined
 from distgrow.engine.batches import Loss, Metrics
@@ -59,7 +60,8 @@ def fit(
 ) -> Result:
     """Train `model` in place by a growth schedule; the same in one process, under torchrun and in a Ray worker.
 
-    `loss(model, batch)` is the mean over the batch's rows; `metrics(model, batch)` are means over rows, for `test`;
+    `loss(model, batch)` is the mean over the batch's rows; `metrics(model, batch)`, for `test`, are means over rows or
+    pairs (sum, count);
     `train`, `test` and `probe` (for exact gradients, where `train` augments) are map-style data sets. `resume` None
     goes on where the run's folder holds a run and begins one where it does not. `storage`, a URI of pyarrow's, is where
     checkpoints are kept that `run.dir` cannot hold, as its hosts share no folder. `world` is the ranks, where they are
@@ -71,6 +73,9 @@ def fit(
     that cannot work, TrainingFailed where too many updates in a row are not finite.
     """
     task = Task(model=model, loss=loss, train=train, test=test, probe=probe, metrics=metrics, collate=collate)
+    for name, dataset in (("train", train), ("test", test), ("probe", probe)):
+        if dataset is not None or name == "train":
+            check_rows_by_number(dataset, name)
     if test is not None and len(test) == 0:
         raise ConfigError("the test set is empty; leave it out, or give it samples")
     stages, lr, optimizer = stages or Stages(), lr or LR(), optimizer or SGD()

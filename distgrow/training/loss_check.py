@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,19 +14,23 @@ from distgrow.core.errors import ConfigError
 from distgrow.data.seeding import kept_generators, seed_generators
 from distgrow.data.stream import SampleStream
 from distgrow.distributed.world import World
-from distgrow.engine.batches import Buffers, Loss, place
+from distgrow.engine.batches import Buffers, Loss, leaves_of, place
 from distgrow.growth.base import GrowthPolicy
 from distgrow.growth.controller import Controller
 from distgrow.run.folder import RunFolder
 from distgrow.tasks.task import Task
 
-#: Rows of a group, rows of the first of its two parts, and groups.
-ROWS, FIRST, GROUPS = 8, 3, 4
+#: Rows of a pass, and rows of the first of two parts of them.
+ROWS, FIRST = 8, 3
+#: Pairs of rows and groups of rows that are tried.
+PAIRS, GROUPS = 6, 2
 #: Seeds over which the loss is averaged if it draws random numbers, and the share by which it may then be off.
 DRAWS, COARSE = 8, 0.3
 
-#: The loss of the rows in a range at a seed, or None if it is no finite number.
-LossOf = Callable[[range, int], float | None]
+#: Positions in the sample stream; one may occur several times.
+Rows = tuple[int, ...]
+#: The loss of rows at a seed, or None if it is no finite number.
+LossOf = Callable[[Rows, int], float | None]
 
 
 def check_loss(task: Task, controller: Controller, folder: RunFolder, world: World, *, workers: int = 0) -> None:
@@ -58,7 +63,7 @@ def check_mean(
     most: int = ROWS,
     workers: int = 0,
 ) -> None:
-    """Check the loss of groups of rows against the losses of their parts, in eval mode.
+    """Check the loss of a few rows against the losses of parts and of repetitions of them, in eval mode.
 
     A mean over rows is one at all parameters. The check is therefore made at parameters that are moved at random:
     at the first ones all rows may have the same loss. Nothing is decided about a loss that fails in eval mode, is not
@@ -79,34 +84,80 @@ def check_mean(
                 "it needs at least 2"
             )
         return
-    size = min(max(2, most), total)
-    groups = [range(k * size, (k + 1) * size) for k in range(max(1, min(GROUPS * ROWS, total) // size))]
-    drawn = _drawn(task, seed, groups, workers)
+    trials = Trials.of(total, most)
+    drawn = _drawn(task, seed, trials, workers)
     task.model.to(device=device)
     with kept_generators(device), _moved(task.model):
-        check_groups(_losses(task.model, task.loss, drawn), groups, _tolerance(task.model))
+        trials.check(_losses(task.model, task.loss, drawn), _tolerance(task.model), ragged=_ragged(drawn, trials))
 
 
-def check_groups(loss_of: LossOf, groups: list[range], tolerance: float) -> None:
-    """Raise ConfigError if the loss of a group is not the mean of its parts' losses, weighted by their rows."""
-    whole, again = loss_of(groups[0], 0), loss_of(groups[0], 1)
-    if whole is None or again is None:
-        return
-    random = whole != again
-    seeds = range(DRAWS if random else 1)
-    for group in groups[:1] if random else groups:
-        losses = {rows: _mean(loss_of, rows, seeds) for rows in (group, *parts_of(group))}
-        if any(loss is None for loss in losses.values()):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trials:
+    """Hold the rows that are tried.
+
+    A pair is tried with either of its rows repeated. All three batches are padded alike, so a model may see padding. A
+    group is tried with two parts of it, which shows more, but is strict only if no row is padded.
+    """
+
+    pairs: list[Rows]
+    groups: list[Rows]
+    copies: int
+
+    @classmethod
+    def of(cls, total: int, most: int) -> "Trials":
+        """Return the trials of a data set of `total` rows with at most `most` rows a pass, but three."""
+        size = min(max(2, most), total)
+        pairs = [(k, k + 1) for k in range(0, min(2 * PAIRS, total - 1), 2)]
+        groups = [tuple(range(k, k + size)) for k in range(0, min(GROUPS * size, total // size * size), size)]
+        return cls(pairs=pairs, groups=groups, copies=max(2, most - 1))
+
+    def repeated(self, pair: Rows) -> tuple[Rows, Rows]:
+        """Return the pair with its first row repeated, and with its second."""
+        return (pair[0],) * self.copies + pair[1:], pair[:1] + (pair[1],) * self.copies
+
+    def batches(self) -> list[Rows]:
+        """Return all that is tried."""
+        pairs = [rows for pair in self.pairs for rows in (pair, *self.repeated(pair))]
+        return list(dict.fromkeys(pairs + [rows for group in self.groups for rows in (group, *parts_of(group))]))
+
+    def check(self, loss_of: LossOf, tolerance: float, *, ragged: bool) -> None:
+        """Raise ConfigError if a loss is no mean; `ragged` if rows are padded to the longest of a batch."""
+        whole, again = loss_of(self.groups[0], 0), loss_of(self.groups[0], 1)
+        if whole != again:
+            return self._check_parts(self.groups[0], loss_of, COARSE, range(DRAWS))
+        for pair in self.pairs:
+            losses = [loss_of(rows, 0) for rows in (pair, *self.repeated(pair))]
+            _check_pair([loss for loss in losses if loss is not None], self.copies, tolerance)
+        for group in self.groups:
+            self._check_parts(group, loss_of, COARSE if ragged else tolerance, range(1))
+        return None
+
+    def _check_parts(self, group: Rows, loss_of: LossOf, tolerance: float, seeds: range) -> None:
+        losses = [(len(rows), _mean(loss_of, rows, seeds)) for rows in (group, *parts_of(group))]
+        (rows, whole), (one, first), (other, second) = losses
+        if (
+            whole is None
+            or first is None
+            or second is None
+            or is_mean(whole, [(one, first), (other, second)], tolerance)
+        ):
             return
-        sizes = [(len(rows), loss) for rows, loss in losses.items() if loss is not None]
-        if not is_mean(sizes[0][1], sizes[1:], COARSE if random else tolerance):
-            raise ConfigError(_refusal(sizes))
+        seen = f"{whole:.6g} for {rows} samples, but {first:.6g} and {second:.6g} for {one} and {other} of them"
+        raise ConfigError(_refusal(seen, is_sum=math.isclose(whole, first + second, rel_tol=0.03)))
 
 
-def parts_of(group: range) -> tuple[range, range]:
+def _check_pair(losses: list[float], copies: int, tolerance: float) -> None:
+    if len(losses) < 3 or is_mean(losses[0], [(1, losses[1]), (1, losses[2])], tolerance):
+        return
+    whole, first, second = losses
+    seen = f"{whole:.6g} for two samples, but {first:.6g} and {second:.6g} with one of them repeated {copies} times"
+    raise ConfigError(_refusal(seen, is_sum=math.isclose(first + second, (copies + 1) * whole, rel_tol=0.03)))
+
+
+def parts_of(group: Rows) -> tuple[Rows, Rows]:
     """Return two parts of a group, of different sizes if it has more than two rows."""
-    cut = group.start + max(1, min(FIRST, (len(group) - 1) // 2))
-    return range(group.start, cut), range(cut, group.stop)
+    cut = max(1, min(FIRST, (len(group) - 1) // 2))
+    return group[:cut], group[cut:]
 
 
 def is_mean(whole: float, parts: list[tuple[int, float]], tolerance: float) -> bool:
@@ -116,9 +167,7 @@ def is_mean(whole: float, parts: list[tuple[int, float]], tolerance: float) -> b
     return abs(whole - mean) <= tolerance * scale
 
 
-def _refusal(sizes: list[tuple[int, float]]) -> str:
-    (rows, whole), (one, first), (other, second) = sizes
-    is_sum = math.isclose(whole, first + second, rel_tol=0.03)
+def _refusal(seen: str, *, is_sum: bool) -> str:
     way_out = (
         "it is their sum: divide it by the number of rows"
         if is_sum
@@ -126,37 +175,50 @@ def _refusal(sizes: list[tuple[int, float]]) -> str:
         "first, then the mean over the rows (with weights: the sum of weight × loss, divided by the number of rows)"
     )
     return (
-        f"the loss is no mean over samples: at trial parameters it is {whole:.6g} for {rows} samples, but {first:.6g} "
-        f"and {second:.6g} for {one} and {other} of them, so training would depend on engine.max_micro and the number "
-        f"of ranks; return the mean over the rows of the batch: {way_out}"
+        f"the loss is no mean over samples: at trial parameters it is {seen}, so training would depend on "
+        f"engine.max_micro and the number of ranks; return the mean over the rows of the batch: {way_out}"
     )
 
 
-def _mean(loss_of: LossOf, rows: range, seeds: range) -> float | None:
+def _mean(loss_of: LossOf, rows: Rows, seeds: range) -> float | None:
     losses = [loss for seed in seeds if (loss := loss_of(rows, seed)) is not None]
     return math.fsum(losses) / len(losses) if len(losses) == len(seeds) else None
 
 
-def _drawn(task: Task, seed: int, groups: list[range], workers: int) -> dict[range, Any]:
-    """Return the collated rows of all groups and of their parts."""
-    wanted = [rows for group in groups for rows in (group, *parts_of(group))]
+def _drawn(task: Task, seed: int, trials: Trials, workers: int) -> dict[Rows, Any]:
+    """Return the collated rows of all trials."""
     stream: Any = SampleStream(task.train, seed=seed, collate=task.collate)
+    batches: Any = trials.batches()
     if not workers:
-        return {rows: stream.__getitems__(rows) for rows in wanted}
-    sampler: Any = wanted
-    return dict(zip(wanted, DataLoader(stream, batch_sampler=sampler, collate_fn=_as_is, num_workers=1), strict=True))
+        return {rows: stream.__getitems__(rows) for rows in batches}
+    loaded = DataLoader(stream, batch_sampler=batches, collate_fn=_as_is, num_workers=1)
+    return dict(zip(batches, loaded, strict=True))
+
+
+def _ragged(drawn: dict[Rows, Any], trials: Trials) -> bool:
+    """Return whether batches differ in more than their number of rows."""
+    shapes = {
+        tuple(tuple(-1 if size == len(rows) else size for size in leaf.shape) for leaf in _tensors(drawn[rows]))
+        for group in trials.groups
+        for rows in (group, *parts_of(group))
+    }
+    return len(shapes) > 1
+
+
+def _tensors(batch: Any) -> Iterator[Tensor]:
+    return (leaf for leaf in leaves_of(batch) if isinstance(leaf, Tensor))
 
 
 def _as_is(batch: Any) -> Any:
     return batch
 
 
-def _losses(model: nn.Module, loss: Loss, drawn: dict[range, Any]) -> LossOf:
+def _losses(model: nn.Module, loss: Loss, drawn: dict[Rows, Any]) -> LossOf:
     """Return the function that computes the loss of rows in `drawn`, in eval mode."""
     first = next(model.parameters(), torch.empty(0))
     dtype = first.dtype if first.is_floating_point() and first.dtype != torch.float32 else None
 
-    def loss_of(rows: range, seed: int) -> float | None:
+    def loss_of(rows: Rows, seed: int) -> float | None:
         seed_generators(seed, first.device)
         try:
             with torch.no_grad(), torch.backends.cudnn.flags(allow_tf32=False):

@@ -4,16 +4,20 @@ import multiprocessing
 import random
 import subprocess
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from distgrow import RunSpec, budget, constant, fit
+from distgrow.core.errors import ConfigError
 from distgrow.core.noise_stats import Measured
 from distgrow.core.plan import Plan
 from distgrow.core.progress import Outcome, Progress
 from distgrow.core.stages import Dwell
+from distgrow.data.dataset import Batched, check_rows_by_number
 from distgrow.data.loader import DirectLoader, Loader, PrefetchingLoader
 from distgrow.data.stream import SampleStream, evaluation_batches
 from distgrow.distributed.world import World
@@ -21,7 +25,7 @@ from distgrow.growth import Growth
 from distgrow.growth.controller import Controller
 from distgrow.growth.noise_scale import NoiseScale
 from distgrow.growth.progress_test import ProgressTest
-from distgrow.growth.short_names import budget, every, exponential
+from distgrow.growth.short_names import every, exponential
 
 
 class Noisy:
@@ -221,3 +225,71 @@ def test_an_order_over_a_billion_samples_feeds_a_loader() -> None:
     control = Controller(growth=exponential(64, 2, 256), budget=budget(samples=4096), epoch=10**9)
     rows = drawn(lambda rank: DirectLoader(SampleStream(Billion()), rank), control)
     assert len({int(row) for row in islice(rows, 4096)}) == 4096
+
+
+class Table(OneByOne):
+    """Rows by number, and a method `batch` that means something else, as Hugging Face's data sets have."""
+
+    def batch(self, batch_size: int, drop_last_batch: bool = False) -> Any:
+        raise AssertionError("it was taken for distgrow's")
+
+
+class Together(Batched):
+    """Rows that are made together alone."""
+
+    def __len__(self) -> int:
+        return 17
+
+    def batch(self, indices: Any, seeds: Any) -> torch.Tensor:
+        return torch.from_numpy(np.stack([indices, seeds.astype(np.int64) % 1000], axis=1))
+
+
+def test_only_a_class_that_says_so_is_asked_for_whole_batches() -> None:
+    dataset = torch.utils.data.TensorDataset(torch.arange(17), torch.arange(17))
+    rows, table = SampleStream(dataset).__getitems__(range(9)), SampleStream(Table(dataset)).__getitems__(range(9))
+    assert all(torch.equal(one, other) for one, other in zip(rows, table, strict=True))
+    batches = evaluation_batches(Table(dataset), World(), 4)
+    assert torch.equal(torch.cat([batch[0] for batch, _ in batches]), torch.arange(17))
+    together = SampleStream(Together()).__getitems__(range(17))
+    assert torch.equal(together[:, 0].sort().values, torch.arange(17))
+    assert len(together[:, 1].unique()) > 10
+
+
+class Stream(torch.utils.data.IterableDataset[Any]):
+    def __iter__(self) -> Any:
+        return iter(())
+
+
+class SizedStream(Stream):
+    def __len__(self) -> int:
+        return 20
+
+
+ROWS = torch.utils.data.TensorDataset(torch.zeros(20, 3))
+WEIGHTED = torch.utils.data.WeightedRandomSampler([1.0] * 20, 20)
+LOADER = torch.utils.data.DataLoader
+NO_ROWS: dict[str, tuple[Any, str]] = {
+    "stream": (Stream(), "is Stream, which has no rows by number"),
+    "sized stream": (SizedStream(), "is SizedStream, which has no rows by number"),
+    "iterator": (iter(()), "is tuple_iterator, which has no rows by number"),
+    "none": (None, "is NoneType, which has no rows by number"),
+    "splits": ({"train": ROWS}, "is dict, which has no rows by number"),
+    "loader": (LOADER(ROWS, 8), r"is a DataLoader, .*=loader.dataset, collate=loader.collate_fn$"),
+    "weighted loader": (LOADER(ROWS, 8, sampler=WEIGHTED), "multiply each row's loss by its weight"),
+    "sampler": (WEIGHTED, "is a WeightedRandomSampler, .* give the data set. Its weights"),
+}
+
+
+@pytest.mark.parametrize("kind", NO_ROWS)
+def test_what_has_no_rows_by_number_is_refused_by_its_name(kind: str, tmp_path: Path) -> None:
+    dataset, message = NO_ROWS[kind]
+    model, run = torch.nn.Linear(3, 1), RunSpec(dir=str(tmp_path / "run"))
+    sets: list[dict[str, Any]] = [{"train": dataset}]
+    if dataset is not None:
+        sets += [{"train": ROWS, "test": dataset}, {"train": ROWS, "probe": dataset}]
+    for given in sets:
+        with pytest.raises(ConfigError, match=message):
+            fit(model, lambda *_: torch.ones(()), growth=constant(4), budget=budget(epochs=1), run=run, **given)
+        with pytest.raises(ConfigError, match=message):
+            check_rows_by_number(dataset, "the training set")
+    assert not (tmp_path / "run").exists()

@@ -10,9 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from distgrow.core.errors import ConfigError
 from distgrow.core.plan import Plan, split
-from distgrow.engine.batches import count_rows, map_tensors
 from distgrow.engine.spec import Torch
 from distgrow.engine.torch import TorchEngine
 from distgrow.optim import Optimizer
@@ -191,15 +189,3 @@ def test_loading_a_checkpoint_executes_nothing(tmp_path: Path) -> None:
     with pytest.raises(pickle.UnpicklingError):
         TorchEngine(model(), loss).load(tmp_path)
     assert not (tmp_path / "exploded").exists()
-
-
-def test_rows_are_counted_and_tensors_moved_in_any_nesting() -> None:
-    nested = {"a": [torch.ones(3, 2), "text"], "b": (torch.zeros(3),)}
-    assert count_rows(nested) == 3
-    doubled = map_tensors(lambda tensor: tensor * 2, nested)
-    assert doubled["a"][1] == "text"
-    assert torch.equal(doubled["a"][0], torch.full((3, 2), 2.0))
-    with pytest.raises(ConfigError, match="no tensor"):
-        count_rows({"a": "text"})
-    with pytest.raises(ConfigError, match="9 rows where the plan has 8"):
-        TorchEngine(model(), loss).update(plan(8, 8), [(torch.zeros(9, 6), torch.zeros(9))])

@@ -1,0 +1,95 @@
+"""What a data set must offer: rows by number, and optionally whole batches at once."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, Sampler, TensorDataset, WeightedRandomSampler
+
+from distgrow.core.errors import ConfigError
+from distgrow.core.order import Int64s, UInt64s
+
+
+class Batched(ABC):
+    """A data set that makes a whole collated batch at once, which is faster than row by row.
+
+    A class says so by deriving from this one: that it happens to have a method `batch` means nothing.
+    """
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Return the number of rows."""
+
+    @abstractmethod
+    def batch(self, indices: Int64s, seeds: UInt64s) -> Any:
+        """Return the collated rows `indices`, which may repeat.
+
+        Args:
+            indices: Numbers of rows, (rows,).
+            seeds: A 64-bit seed for each of them, (rows,). Anything random about a row must follow from its seed
+                alone: runs would otherwise depend on the number of ranks and on the micro-batch.
+        """
+
+
+class Tensors(Batched):
+    """Torch's TensorDataset. No row of it is random, so a batch takes rows of each tensor at once."""
+
+    def __init__(self, dataset: TensorDataset) -> None:
+        self._tensors = dataset.tensors
+
+    def __len__(self) -> int:
+        return len(self._tensors[0])
+
+    def batch(self, indices: Int64s, seeds: UInt64s) -> list[Tensor]:
+        """Return what default_collate makes of the rows."""
+        rows = torch.from_numpy(indices)
+        # as tensor[rows], which takes up to five times as long if a row is one piece of memory
+        return [tensor.index_select(0, rows.to(tensor.device)) for tensor in self._tensors]
+
+
+def batched(dataset: Any, collate: Callable[[list[Any]], Any] | None) -> Batched | None:
+    """Return the data set as one that makes whole batches, or None if rows have to be collated one by one."""
+    if collate is None and type(dataset) is TensorDataset:
+        return Tensors(dataset)
+    return dataset if isinstance(dataset, Batched) else None
+
+
+def check_rows_by_number(dataset: Any, name: str) -> None:
+    """Check that a data set gives its rows by number.
+
+    Args:
+        dataset: What a user has given.
+        name: What messages call it.
+
+    Raises:
+        ConfigError: It does not. The message gives its type and the way out.
+    """
+    kind = type(dataset).__name__
+    if isinstance(dataset, DataLoader):
+        raise ConfigError(
+            f"{name} is a DataLoader, whose batches and order would not be the schedule's; give its data set and "
+            f"collation: {name}=loader.dataset, collate=loader.collate_fn{_instead_of_weights(dataset.sampler)}"
+        )
+    if isinstance(dataset, Sampler):
+        raise ConfigError(
+            f"{name} is a {kind}, which draws numbers of rows, as the schedule does; give the data set"
+            f"{_instead_of_weights(dataset)}"
+        )
+    has_rows = hasattr(dataset, "__getitem__") or isinstance(dataset, Batched)
+    if not (has_rows and hasattr(dataset, "__len__")) or isinstance(dataset, IterableDataset | dict | str):
+        raise ConfigError(
+            f"{name} is {kind}, which has no rows by number: without them each sample once per epoch cannot be had; "
+            "give a map-style data set, with __len__ and __getitem__"
+        )
+
+
+def _instead_of_weights(sampler: Any) -> str:
+    """Return what to do about a sampler with weights."""
+    if not isinstance(sampler, WeightedRandomSampler):
+        return ""
+    return (
+        ". Its weights: have the data set list a row as often as it is to be drawn in an epoch, or multiply each "
+        "row's loss by its weight before the mean over rows"
+    )
