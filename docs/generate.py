@@ -1,7 +1,7 @@
-"""What the manual says of the code, made from the code: `python docs/generate.py`; with `--check` it only compares.
+"""Make the parts of the manual that follow from the code: `python docs/generate.py`; with `--check` only compare them.
 
-The configuration reference; what `distgrow plan` shows of the configs on the policies' pages; and, on the page of the
-architecture, the loop, the tree of files and the layers of imports.
+These are the configuration reference, the page of fit(), the output of `distgrow plan` on the policies' pages, what
+policies need and refuse, and on the page of the architecture the loop, the folders and the layers of imports.
 """
 
 import ast
@@ -14,6 +14,8 @@ import tomllib
 from contextlib import redirect_stdout
 from pathlib import Path
 
+import fit_reference
+import policy_table
 import reference
 import yaml
 
@@ -30,56 +32,62 @@ SECTION = "<!-- {name}: generated -->\n{text}\n<!-- {name}: end -->"
 
 
 def pages() -> dict[Path, str]:
-    """What the generated pages, and those with generated parts, have to hold."""
-    made = {DOCS / "configuration.md": reference.configuration()}
+    """Return the text that each page has to hold, if all or a part of it is generated."""
+    made = {DOCS / "configuration.md": reference.configuration(), DOCS / "fit.md": fit_reference.page()}
     for page in sorted((DOCS / "policies").glob("*.md")):
         made[page] = PLAN.sub(_planned, page.read_text(encoding="utf-8"))
-    made[DOCS / "architecture.md"] = _architecture((DOCS / "architecture.md").read_text(encoding="utf-8"))
+    made[DOCS / "architecture.md"] = _with_sections(DOCS / "architecture.md", loop=_loop(), tree=_tree(), layers=_layers())
+    made[DOCS / "can-and-cannot.md"] = _with_sections(DOCS / "can-and-cannot.md", policies=policy_table.table())
     return made
 
 
 def _planned(found: "re.Match[str]") -> str:
-    """A config, and below it what `distgrow plan` prints of it."""
+    """Return a config, and below it what `distgrow plan` prints of it."""
     shown = io.StringIO()
     with redirect_stdout(shown):
         table.show(parse(yaml.safe_load(found[2])), None, int(found[3] or 40))
     return found[1] + "".join(f"{line.rstrip()}\n" for line in shown.getvalue().splitlines()) + found[4]
 
 
-def _architecture(page: str) -> str:
-    """The page with its generated sections."""
-    loop = textwrap.dedent(inspect.getsource(Trainer.train))
-    for name, text in {
-        "loop": f"```python\n{loop}```",
-        "tree": _tree(),
-        "layers": f"```text\n{_layers()}\n```",
-    }.items():
+def _with_sections(page: Path, **sections: str) -> str:
+    """Return a page's text with its generated sections made anew."""
+    text = page.read_text(encoding="utf-8")
+    for name, made in sections.items():
         inside = re.compile(SECTION.format(name=name, text=".*"), re.S)
-        page = inside.sub(lambda _, name=name, text=text: SECTION.format(name=name, text=text), page)
-    return page
+        assert inside.search(text), f"{page.name} has no section {name}"
+        text = inside.sub(lambda _, name=name, made=made: SECTION.format(name=name, text=made), text)
+    return text
+
+
+def _loop() -> str:
+    """Return the Trainer's loop, as it is in the code."""
+    return f"```python\n{textwrap.dedent(inspect.getsource(Trainer.train))}```"
 
 
 def _tree() -> str:
-    """Every module of the package, and the sentence that it opens with."""
-    modules = sorted(PACKAGE.rglob("*.py"), key=lambda file: (file.parent != PACKAGE, str(file)))
-    rows = (f"| `{file.relative_to(ROOT)}` | {_opening(file).replace('|', chr(92) + '|')} |" for file in modules)
-    return "\n".join(["", "| module | what it owns |", "| --- | --- |", *rows, ""])
+    """Return a table of the package's folders and of the files beside them, with the sentence that each opens with."""
+    folders = sorted(file.parent for file in PACKAGE.glob("*/__init__.py"))
+    rows = [f"| `{folder.name}/` | {_opening(folder / '__init__.py')} |" for folder in folders]
+    rows += [f"| `{file.name}` | {_opening(file)} |" for file in sorted(PACKAGE.glob("*.py"))]
+    return "\n".join(["", "| in `distgrow/` | what it is for |", "| --- | --- |", *rows, ""])
 
 
 def _opening(file: Path) -> str:
-    """The first line of a module's docstring."""
-    return (ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or "").split("\n")[0].rstrip(".")
+    """Return the first line of a module's docstring, fit for a table."""
+    docstring = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+    return docstring.split("\n")[0].rstrip(".").replace("|", "\\|")
 
 
 def _layers() -> str:
-    """The layers of import-linter's contract, the highest first."""
+    """Return the layers of import-linter's contract, the highest first."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     contract = settings["tool"]["importlinter"]["contracts"][0]
-    return "\n".join(layer.replace("distgrow.", "") for layer in contract["layers"])
+    layers = "\n".join(layer.replace("distgrow.", "") for layer in contract["layers"])
+    return f"```text\n{layers}\n```"
 
 
 def main() -> None:
-    """Write the pages, or tell which are not current: exit code 1."""
+    """Write the pages. With --check, name those that are not current and exit with code 1."""
     stale = {page: text for page, text in pages().items() if not page.exists() or page.read_text("utf-8") != text}
     if "--check" not in sys.argv[1:]:
         for page, text in stale.items():

@@ -1,4 +1,4 @@
-"""The picture of a run's report, docs/images/report.png, taken again by `make picture`; knows nothing of the report."""
+"""Take the picture of a run's report, docs/images/report.png, again: `make picture`."""
 
 import argparse
 import shutil
@@ -17,7 +17,7 @@ PICTURE = Path(__file__).parent / "images" / "report.png"
 
 
 def main() -> None:
-    """Write the run's report, show it in a browser without a window, keep the top of the page in 64 colours."""
+    """Write the run's report, open it in a browser without a window, and keep the top of the page in 64 colours."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", help="a run's folder, as make demo leaves it")
     parser.add_argument("--size", default="740,1545", help="width and height of the page's part, pixels")

@@ -1,4 +1,4 @@
-"""The configuration reference, made from the typed config: every key, its type, default, range and docstring."""
+"""Make the configuration reference from the typed config: every key, its type, default, range and docstring."""
 
 import inspect
 import math
@@ -15,64 +15,68 @@ from distgrow.config.run import Run
 HEAD = """\
 # Configuration
 
-Every key of a config. `a.b=c` on the command line overrides any of them, and a key that is not given has its default.
-Unknown keys, wrong types and values out of range are refused, with the key, the value and what is allowed. `budget` is
-the only key that has to be given. [The policies' pages](policies.md) tell which `growth` is for what.
+After this page you know every key of a config: its type, its default and what it does.
 
-This page is made from the config's types: `python docs/generate.py` makes it again, and `make check` fails where it is
-not current. `null` is what the texts call none; [D] marks what was
-[derived for this project](../distgrow/theory/sgd.py).
+- `a.b=c` on the command line overrides any key. A key that is not given has its default.
+- `budget` is the only key that has to be given.
+- Unknown keys, wrong types and values out of range are refused. The message names the key, its value and what is
+  allowed.
+- `null` means "none". [D] marks a formula that was [derived for this project](../distgrow/theory/sgd.py).
+- [Policies](policies.md) says which `growth` is for what. Other words are in the [glossary](glossary.md).
+
+This page is made from the types of the config: `python docs/generate.py` makes it again, and `make check` fails if it
+is not current.
 """
 LIMITS = {"minimum": "≥ {}", "exclusiveMinimum": "> {}", "maximum": "≤ {}", "exclusiveMaximum": "< {}"}
 NAMES = {"integer": "integer", "number": "number", "string": "text", "boolean": "true or false", "null": "`null`"}
 
 
 def configuration() -> str:
-    """The whole page."""
+    """Return the whole page."""
     return "\n".join([HEAD, *(line for name, field in Run.model_fields.items() for line in _key(name, field))])
 
 
 def specs(annotation: Any) -> list[type[BaseModel]]:
-    """The specs that a field's annotation names, its union's members in their order."""
+    """Return the specs that a field's annotation names; the members of a union in their order."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [spec for argument in get_args(annotation) for spec in specs(argument)]
 
 
 def keys(spec: type[BaseModel]) -> Iterator[tuple[str, FieldInfo]]:
-    """The keys that can be given to a spec, beside its kind."""
+    """Yield the keys that can be given to a spec, without its kind."""
     yield from (
         (name, field) for name, field in spec.model_fields.items() if name != "kind" and field.init is not False
     )
 
 
 def kinds(spec: type[BaseModel]) -> tuple[str, ...]:
-    """The kinds that a spec stands for."""
+    """Return the kinds that a spec stands for."""
     return get_args(spec.model_fields["kind"].annotation) if "kind" in spec.model_fields else ()
 
 
 def slug(title: str) -> str:
-    """The anchor of a heading."""
+    """Return the anchor of a heading."""
     return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
 
 
 def _key(name: str, field: FieldInfo) -> Iterator[str]:
-    """A key of the config itself: a section, its specs in it, and then the specs within those."""
-    default = "It has to be given." if field.is_required() else f"Default: `{_shown(field.get_default())}`."
+    """Yield the section of a top-level key: its specs, and then the specs within those."""
+    default = "This key has to be given." if field.is_required() else f"Default: `{_shown(field.get_default())}`."
     yield from (f"## {name}", "", f"{_sentence(field)} {default}", "")
     waiting = [(name, spec, len(specs(field.annotation)) == 1) for spec in specs(field.annotation)]
-    told = {spec for _, spec, _ in waiting}
+    seen = {spec for _, spec, _ in waiting}
     while waiting:
         path, spec, alone = waiting.pop(0)
         yield from _spec(path, spec, alone=alone)
         for key, inner in keys(spec):
-            new = [each for each in specs(inner.annotation) if each not in told]
+            new = [each for each in specs(inner.annotation) if each not in seen]
             waiting += [(f"{path}.{key}", each, len(specs(inner.annotation)) == 1) for each in new]
-            told |= set(new)
+            seen |= set(new)
 
 
 def _spec(path: str, spec: type[BaseModel], *, alone: bool) -> Iterator[str]:
-    """A spec's section: what it is, and what can be given to it."""
+    """Yield the section of a spec: its docstring, and a row for each key."""
     if not alone or "." in path:
         title = path if alone else f"{path}: {{kind: {' | '.join(kinds(spec))}}}"
         yield from (f"### `{title}`", "", inspect.cleandoc(spec.__doc__ or ""), "")
@@ -89,7 +93,7 @@ def _spec(path: str, spec: type[BaseModel], *, alone: bool) -> Iterator[str]:
 
 
 def _kind(schema: Mapping[str, Any], within: Sequence[type[BaseModel]] = (), path: str = "") -> str:
-    """A type with its range, from its JSON schema."""
+    """Return a type with its range, from its JSON schema."""
     if within:
         names = [kind for spec in within for kind in kinds(spec)]
         return (
@@ -111,13 +115,13 @@ def _kind(schema: Mapping[str, Any], within: Sequence[type[BaseModel]] = (), pat
 
 
 def _number(value: float) -> str:
-    """A limit, short."""
+    """Return a limit in short form."""
     power = math.log2(value) if value > 2**31 else 0.5
     return f"2^{power:g}" if power == int(power) else f"{value:,.10g}"
 
 
 def _shown(value: Any) -> str:
-    """A value as it stands in a config."""
+    """Return a value as it is written in a config."""
     if isinstance(value, BaseModel):
         own = {"kind": value.model_dump()["kind"]} if kinds(type(value)) else {}
         value = {**own, **value.model_dump(mode="json", exclude_unset=True)}

@@ -1,7 +1,7 @@
-"""A hook of mkdocs: the repository's files that a page links to become pages of the site; knows no page by name.
+"""A hook of mkdocs that turns the repository's files that a page links to into pages of the site.
 
-The manual's links are relative paths, so that they work wherever the repository is shown. What lies outside docs/
-is not part of a site: Markdown and pictures are therefore taken along, any other file as a page that shows its text.
+The manual's links are relative paths, so that they work wherever the repository is shown. A site holds only what is in
+docs/. So this hook adds Markdown and pictures as they are, and any other file as a page that shows its text.
 """
 
 import posixpath
@@ -18,7 +18,7 @@ LANGUAGES = {".py": "python", ".yaml": "yaml", ".toml": "toml", ".sh": "bash", "
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """The site's files, with those of the repository that its pages link to, and that those link to in turn."""
+    """Add the repository's files that the site's pages link to, and those that these link to in turn."""
     root = Path(config.config_file_path).parent
     waiting = [f"docs/{file.src_uri}" for file in files.documentation_pages()]
     while waiting:
@@ -30,7 +30,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, config: MkDocsConfig, files: Files) -> str:
-    """The page's text, whose links lead to where the repository's files are in the site."""
+    """Return the page's text with links to the places of the repository's files in the site."""
     root, here = Path(config.config_file_path).parent, page.file.src_uri
     path = f"docs/{here}" if (root / "docs" / here).is_file() else here
     if not (root / path).is_file():
@@ -45,7 +45,7 @@ def on_page_markdown(markdown: str, page: Any, config: MkDocsConfig, files: File
 
 
 def _targets(root: Path, path: str) -> Iterator[str]:
-    """The repository's files outside docs/ that a page of it links to."""
+    """Yield the repository's files outside docs/ that a page links to."""
     for link in LINK.findall((root / path).read_text(encoding="utf-8")):
         target = _joined(path, link)
         if not target.startswith(("docs/", "..")) and (root / target).is_file():
@@ -53,18 +53,18 @@ def _targets(root: Path, path: str) -> Iterator[str]:
 
 
 def _joined(path: str, link: str) -> str:
-    """The repository's path that a link in the file at `path` means."""
+    """Return the repository's path that a link in the file at `path` leads to."""
     return posixpath.normpath(posixpath.join(posixpath.dirname(path), link))
 
 
 def _place(target: str) -> str:
-    """Where a file of the repository is in the site."""
+    """Return the place of a repository's file in the site."""
     whole = target.startswith("docs/") or target.endswith((".md", ".png"))
     return target.removeprefix("docs/") if whole else f"{target}.md"
 
 
 def _taken(config: MkDocsConfig, file: Path, place: str) -> File:
-    """A file of the repository as one of the site."""
+    """Return a file of the repository as a file of the site."""
     if file.name == Path(place).name:
         return File.generated(config, place, abs_src_path=str(file))
     fence = f"`````{LANGUAGES.get(file.suffix, 'text')}\n{file.read_text(encoding='utf-8').rstrip()}\n`````"

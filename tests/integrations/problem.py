@@ -1,24 +1,15 @@
 """What the tests of other trainers train: five stages of ragged batches, and what fit() comes to on them."""
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from conftest import ROOT, events
+from conftest import events
 from torch import Tensor, nn
 
 from distgrow import SGD, Controller, Order, Progress, RunSpec, Torch, budget, every, exponential, fit, sqrt_lr
 
-#: The Python examples of docs/integrations.md, by the trainer that they are for.
-EXAMPLES = dict(
-    zip(
-        ("transformers", "lightning"),
-        re.findall(r"```python\n(.*?)```", (ROOT / "docs/integrations.md").read_text(), flags=re.S),
-        strict=True,
-    )
-)
 ROWS, MICRO, MOMENTUM = 203, 6, 0.9
 SCHEDULE: dict[str, Any] = {
     "growth": exponential(start=5, factor=2.0, cap=43),

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import in_ranks
-from problem import EXAMPLES, MOMENTUM, ROWS, Network, Poisoned, Rows, close, controller, fitted, flat
+from problem import MOMENTUM, ROWS, Network, Poisoned, Rows, close, controller, fitted, flat
 from torch import Tensor
 
 from distgrow import Controller, auto
@@ -211,14 +211,6 @@ def test_a_checkpoint_without_growth_is_refused(tmp_path: Path) -> None:
     plain.save_checkpoint(tmp_path / "plain.ckpt")
     with pytest.raises(ConfigError, match="the checkpoint was written without Growth"):
         run(fit={"ckpt_path": tmp_path / "plain.ckpt", "weights_only": True})
-
-
-def test_the_pages_example_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    exec(compile(EXAMPLES["lightning"], "docs/integrations.md", "exec"), {"__name__": "__main__"})
-    assert "Ledger(applied=12000, skipped=0" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import in_ranks
-from problem import EXAMPLES, MOMENTUM, ROWS, Network, Poisoned, Rows, close, controller, fitted, flat
+from problem import MOMENTUM, ROWS, Network, Poisoned, Rows, close, controller, fitted, flat
 from torch import Tensor
 
 from distgrow import Controller, auto, exponential
@@ -195,14 +195,6 @@ def test_a_checkpoint_without_growth_is_refused(tmp_path: Path) -> None:
     state.write_text(json.dumps({**json.loads(state.read_text()), "stateful_callbacks": {}}))
     with pytest.raises(ConfigError, match="the checkpoint was written without growth"):
         trainer(tmp_path / "run").train(resume_from_checkpoint=str(state.parent))
-
-
-def test_the_pages_example_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    exec(compile(EXAMPLES["transformers"], "docs/integrations.md", "exec"), {"__name__": "__main__"})
-    assert "Ledger(applied=12000, skipped=0" in capsys.readouterr().out
 
 
 @pytest.mark.slow
