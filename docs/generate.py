@@ -11,6 +11,7 @@ import re
 import sys
 import textwrap
 import tomllib
+from collections.abc import Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -36,8 +37,11 @@ def pages() -> dict[Path, str]:
     made = {DOCS / "configuration.md": reference.configuration(), DOCS / "fit.md": fit_reference.page()}
     for page in sorted((DOCS / "policies").glob("*.md")):
         made[page] = PLAN.sub(_planned, page.read_text(encoding="utf-8"))
-    made[DOCS / "architecture.md"] = _with_sections(DOCS / "architecture.md", loop=_loop(), tree=_tree(), layers=_layers())
-    made[DOCS / "can-and-cannot.md"] = _with_sections(DOCS / "can-and-cannot.md", policies=policy_table.table())
+    for page, sections in {
+        DOCS / "architecture.md": {"loop": _loop(), "tree": _tree(), "layers": _layers()},
+        DOCS / "can-and-cannot.md": {"policies": policy_table.table()},
+    }.items():
+        made[page] = _with_sections(page, sections)
     return made
 
 
@@ -49,7 +53,7 @@ def _planned(found: "re.Match[str]") -> str:
     return found[1] + "".join(f"{line.rstrip()}\n" for line in shown.getvalue().splitlines()) + found[4]
 
 
-def _with_sections(page: Path, **sections: str) -> str:
+def _with_sections(page: Path, sections: Mapping[str, str]) -> str:
     """Return a page's text with its generated sections made anew."""
     text = page.read_text(encoding="utf-8")
     for name, made in sections.items():
