@@ -24,7 +24,8 @@ def run(script: str, folder: Path, cluster: dict[str, str]) -> None:
     (folder / "train.py").write_text(script)
     environment = {**os.environ, **cluster, "PYTHONPATH": str(ROOT), "HOME": str(folder)}
     finished = subprocess.run(
-        [sys.executable, "train.py"], cwd=folder, env=environment, capture_output=True, text=True, timeout=200, check=False
+        [sys.executable, "train.py"],
+        cwd=folder, env=environment, capture_output=True, text=True, timeout=200, check=False,
     )  # fmt: skip
     assert finished.returncode == 0, finished.stdout + finished.stderr
 
