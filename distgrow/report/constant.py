@@ -1,4 +1,4 @@
-"""What a run's updates would have taken with its first batch throughout: how many, and seconds where its own tell."""
+"""What a run's updates would have taken with its first batch throughout: how many, and in what time."""
 
 from dataclasses import dataclass
 
@@ -13,14 +13,17 @@ ENOUGH = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Costs:
-    """Serial updates, and the seconds of computing them; None where the step lines do not tell."""
+    """Hold serial updates and the seconds of computing them, None if the step lines do not say."""
 
     updates: int
     seconds: float | None
 
 
 def growing(record: Record) -> Costs:
-    """The run itself, every update as long as the median one of its batch and world: a hiccup is no cost of growth."""
+    """Return the run's own costs, every update as long as the median one of its batch and world.
+
+    A hiccup is no cost of growth.
+    """
     steps = record.steps
     _, kind = np.unique(steps["batch"] + 1j * np.nan_to_num(steps["world"]), return_inverse=True)
     updates = np.diff(steps["samples"], prepend=0) / steps["batch"]  # also those without a line (run.log_every)
@@ -30,7 +33,7 @@ def growing(record: Record) -> Costs:
 
 
 def constant(record: Record) -> Costs:
-    """As many applied evaluations in updates of the first batch, each as long as the run's own median one."""
+    """Return the costs of as many applied evaluations in updates of the first batch, at the run's median time of it."""
     updates, steps = -(-record.ledger.applied // record.first_batch), record.steps
     same = np.flatnonzero((steps["batch"] == record.first_batch) & (steps["world"] == steps["world"][0]))
     each = _median(record.seconds()[same]) if len(same) >= ENOUGH else np.nan
@@ -38,33 +41,41 @@ def constant(record: Record) -> Costs:
 
 
 def _groups(kind: Array) -> list[Array]:
-    """The indices of each kind."""
+    """Return the indices of each kind."""
     order = np.argsort(kind, kind="stable")
     return np.split(order, np.flatnonzero(np.diff(kind[order])) + 1)
 
 
 def _median(seconds: Array) -> float:
-    """The median of the seconds that are known; NaN where none are."""
+    """Return the median of the seconds that are known; NaN if none are."""
     known = seconds[np.isfinite(seconds)]
     return float(np.median(known)) if len(known) else np.nan
 
 
 def comparison(record: Record, update_s: float | None) -> list[list[str]]:
-    """Rows of what, the run, the constant batch, how many times as much; `update_s` is given, whatever the batch."""
+    """Return rows of what, the run, the constant batch, how many times as much.
+
+    `update_s` is the seconds of an update, whatever its batch, if they are to be compared.
+    """
     ours, theirs = growing(record), constant(record)
-    rows = [["serial updates", f"{ours.updates:,}", f"{theirs.updates:,}", f"{theirs.updates / ours.updates:,.1f} ×"]]
+    rows = [["serial updates", f"{ours.updates:,}", f"{theirs.updates:,}", times(theirs.updates, ours.updates)]]
     if ours.seconds and theirs.seconds:
-        times = f"{theirs.seconds / ours.seconds:,.1f} ×"
-        rows.append(["seconds of updates", f"{ours.seconds:,.1f}", f"{theirs.seconds:,.1f}", times])
+        ratio = times(theirs.seconds, ours.seconds)
+        rows.append(["seconds of updates", f"{ours.seconds:,.1f}", f"{theirs.seconds:,.1f}", ratio])
     if update_s is not None:
         seconds = [costs.updates * update_s for costs in (ours, theirs)]
-        times = f"{seconds[1] / seconds[0]:,.1f} ×"
-        rows.append([f"seconds at {update_s:g} s an update", f"{seconds[0]:,.1f}", f"{seconds[1]:,.1f}", times])
+        label = f"seconds at {update_s:g} s an update"
+        rows.append([label, f"{seconds[0]:,.1f}", f"{seconds[1]:,.1f}", times(seconds[1], seconds[0])])
     return rows
 
 
+def times(one: float, other: float) -> str:
+    """Return how many times `other` goes into `one`."""
+    return f"{one / other:,.1f} ×" if other else "—"
+
+
 def assumption(record: Record, update_s: float | None) -> str:
-    """What the comparison takes for granted."""
+    """Return what the comparison takes for granted."""
     parts = [f"Assumed: the constant batch of {record.first_batch:,} needs as many applied evaluations"]
     if constant(record).seconds is not None:
         parts.append("every update takes as long as this run's median update of its batch")

@@ -7,41 +7,43 @@ import numpy as np
 
 from distgrow.report.log import Array
 from distgrow.report.runs import Record
+from distgrow.tracking.fields import shown_number
 
 #: Keys of all lines that a curve can be drawn against.
-PLACES = ("sfo", "step", "time_s")
+AXIS_KEYS = ("sfo", "step", "time_s")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Curve:
-    """Points in the order of the run: places on each axis, a value, the samples consumed by then and the batch."""
+    """Hold points in the order of the run: x on each axis, a value, the samples consumed by then and the batch."""
 
-    places: dict[str, Array]
+    x: dict[str, Array]  #: by the keys of AXIS_KEYS
     values: Array
     samples: Array
     batch: Array
 
 
 def curve(record: Record, kind: str, key: str) -> Curve:
-    """`key` of all lines of a kind that have it."""
-    columns = record.steps if kind == "step" else _columns(record, kind, key)
+    """Return `key` of all lines of a kind that have it as a finite number."""
+    columns = record.steps if kind == "step" else _figures(record, kind, key)
     known = np.isfinite(columns[key])
     return Curve(
-        places={place: columns[place][known] for place in PLACES},
+        x={axis: columns[axis][known] for axis in AXIS_KEYS},
         values=columns[key][known],
         samples=columns["samples"][known],
         batch=columns["batch"][known],
     )
 
 
-def _columns(record: Record, kind: str, key: str) -> dict[str, Array]:
-    rows = [event for event in record.of(kind) if isinstance(event.get(key), int | float)]
-    columns = {name: np.array([row[name] for row in rows], dtype=float) for name in (*PLACES, "samples", key)}
-    return {**columns, "batch": np.array([row.get("batch", 1) for row in rows], dtype=float)}
+def _figures(record: Record, kind: str, key: str) -> dict[str, Array]:
+    lines = [event.to_json() for event in record.events if event.kind == kind]
+    rows = [line for line in lines if shown_number(line.get(key)) is not None]
+    columns = {name: np.array([row[name] for row in rows], dtype=float) for name in (*AXIS_KEYS, "samples", key)}
+    return {**columns, "batch": np.ones(len(rows))}
 
 
 def smooth(points: Curve, at: Array, share: float = 0.03) -> Array:
-    """Mean value per sample in a window of `share` of all samples around each of the points `at`, cut at the ends.
+    """Return the mean per sample in a window of `share` of all samples around each point of `at`, cut at the ends.
 
     A window of samples holds few large batches or many small ones, which are as noisy together.
     """
@@ -53,7 +55,7 @@ def smooth(points: Curve, at: Array, share: float = 0.03) -> Array:
 
 
 def thin(values: Array, batch: Array, most: int = 2000) -> Array:
-    """Indices of about `most` points that look like all: both ends, spikes, both sides of each change of batch."""
+    """Return the indices of about `most` points that look like all: ends, spikes, both sides of a change of batch."""
     count, share = len(values), most // 4
     if count <= most:
         return np.arange(count)

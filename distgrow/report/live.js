@@ -19,11 +19,11 @@ async function look() {
     await show(await answer.text());
     seen = answer.headers.get("ETag");
   }
-  const age = answer.headers.get("Age");
-  state.textContent = `live, as of ${since}` + (age === null ? "" : `; the last line was written ${told(Number(age))} ago`);
+  const written = answer.headers.get("Age");
+  state.textContent = `live, as of ${since}` + (written === null ? "" : `; the last line was written ${age(Number(written))} ago`);
 }
 
-function told(seconds) {
+function age(seconds) {
   return seconds < 120 ? `${seconds} s` : seconds < 7200 ? `${Math.round(seconds / 60)} min` : `${Math.round(seconds / 3600)} h`;
 }
 
@@ -34,6 +34,7 @@ async function show(html) {
   const next = document.importNode(fresh.content, true);
   await Promise.all([...next.querySelectorAll("img")].map((image) => image.decode().catch(() => {})));
   keep(next, "details", "open");
+  keep(next, "input", "checked");
   const moved = [...content.querySelectorAll(".wide, pre")].map((part) => part.scrollLeft);
   content.replaceChildren(next);
   content.querySelectorAll(".wide, pre").forEach((part, index) => { part.scrollLeft = moved[index] ?? 0; });

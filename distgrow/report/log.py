@@ -3,10 +3,12 @@
 import json
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import groupby, islice
 from math import nan
 from pathlib import Path
+from types import NoneType
 from typing import IO, Any
 
 import numpy as np
@@ -14,30 +16,27 @@ import numpy as np
 from distgrow.core.errors import RunError
 from distgrow.core.progress import Ledger
 from distgrow.run.folder import storing
+from distgrow.tracking.base_event import PARTS, Event, fields_of
+from distgrow.tracking.events import Resume, Step
+from distgrow.tracking.fields import LARGEST, above_zero, count, figure, positive
 from distgrow.tracking.read import checked, read_line
 
 Array = np.ndarray[Any, np.dtype[Any]]
-Event = dict[str, Any]
 Events = Sequence[Event]
 
-PARTS = ("applied", "skipped", "replayed", "discarded", "probe")
-#: What every line has.
-PLACES = ("event", "step", "samples", "time_s")
 _SPENT = tuple(f"sfo_{part}" for part in PARTS[1:])
-_NEEDED = {
-    "step": ("sfo", "epoch", "stage", "batch", "lr", "loss", "grad_norm"),
-    "stage": ("epoch", "stage", "batch", "world", "micro", "accum", "lr"),
-    "end": ("reason",),
-}
-_POSITIVE = ("step", "samples", "epoch", "batch")  #: of a step line
-_OPTIONAL = ("world", "noise_scale", "samples_per_s")
 #: What is kept of a step line.
-COLUMNS = (*PLACES[1:], *_NEEDED["step"], *_OPTIONAL, *_SPENT)
+COLUMNS = (
+    *("step", "samples", "time_s", "sfo", "epoch", "stage", "batch", "lr", "loss", "grad_norm", "world"),
+    *("noise_scale", "samples_per_s", *_SPENT),
+)
+_CHECKS = {name: check for name, check, _ in fields_of(Step) if name in COLUMNS}
+_NEEDED = {"event", *(name for name, _, optional in fields_of(Step) if not optional)}
 _LINES = 5_000  #: parsed in one go, which takes half as long as one by one
 
 
 class Log:
-    """The lines of a run so far, as if it had never crashed: what a resume went back over is left out.
+    """Hold the lines of a run so far, as if it had never crashed: what a resume went back over is left out.
 
     Step lines, of which there may be millions, are columns of numbers (NaN for null); all others stay events, each
     with the SFO total at its time.
@@ -53,9 +52,12 @@ class Log:
         self._events, self._after, self._spent = list[Event](), list[int](), list[Ledger]()
 
     def advance(self) -> bool:
-        """Read what was appended since the last call, but for a last line without its end; whether there was any.
+        """Read what was appended since the last call; return whether there was anything.
 
-        A file that was replaced is read from its beginning. RunError where a line is damaged; all is read again then.
+        A last line without its end waits for the next call. A file that was replaced is read from its beginning.
+
+        Raises:
+            RunError: a line is damaged; the next call reads the whole file again.
         """
         if not self.path.is_file():
             return False
@@ -67,7 +69,7 @@ class Log:
             file.seek(self._offset)
             try:
                 for lines in _whole_lines(file):
-                    self._take(self._parsed(lines))
+                    self._take(lines)
                     self._offset += sum(map(len, lines))
             except RunError:
                 self._begin()
@@ -75,81 +77,76 @@ class Log:
         return self._offset > before
 
     def __len__(self) -> int:
-        """Step lines kept."""
+        """Return how many step lines are kept."""
         return len(self._columns["step"])
 
     def steps(self) -> dict[str, Array]:
-        """A copy of the columns."""
+        """Return a copy of the columns."""
         return {key: np.array(column) for key, column in self._columns.items()}
 
     def events(self) -> list[Event]:
-        """All lines but the step lines."""
+        """Return all lines but the step lines."""
         return list(self._events)
 
     def ledger(self) -> Ledger:
-        """The ledger after the last line."""
+        """Return the ledger after the last line."""
         return self._spent[-1] if self._event_is_last() else self._ledger_of_steps()
 
-    def last(self) -> Event:
-        """The last line; of a step line only what is kept of it. Empty before the first."""
+    def last(self) -> Event | None:
+        """Return the last line, of a step line only its place; None before the first."""
         if self._event_is_last():
             return self._events[-1]
-        return {"event": "step", **{key: column[-1] for key, column in self._columns.items()}} if len(self) else {}
+        if not len(self):
+            return None
+        place = {key: self._columns[key][-1] for key in ("step", "samples", "sfo", "time_s")}
+        return Event.from_json({"event": "step", **place})
 
     # ── taking lines ────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _parsed(self, lines: list[bytes]) -> list[Event]:
-        texts = [line.decode(errors="replace").strip() for line in lines]
-        try:
-            events = json.loads(f"[{','.join(texts)}]")
-        except (ValueError, RecursionError):
-            events = []
-        if len(events) != len(texts):
-            for number, text in enumerate(texts, start=self._lines + 1):
-                read_line(text, self.path, number)
-        for number, event in enumerate(events, start=self._lines + 1):
-            checked(event, self.path, number)
-        self._lines += len(lines)
-        return events
-
-    def _damaged(self, event: Any, fault: str) -> RunError:
-        line = json.dumps(event)
-        shown = line if len(line) <= 80 else line[:80] + " …"
-        return RunError(f"{self.path} is damaged: the line {shown!r} {fault}; repair or remove that line")
-
-    def _take(self, events: list[Event]) -> None:
-        for steps, group in groupby(events, lambda event: event["event"] == "step"):
+    def _take(self, lines: list[bytes]) -> None:
+        """Add lines to the columns and events."""
+        rows = self._parsed([line.decode(errors="replace").strip() for line in lines])
+        for steps, group in groupby(rows, _is_step):
+            taken = list(group)
             if steps:
-                self._append(list(group))
+                self._append(taken)
             else:
-                for event in group:
-                    self._add(event)
+                for number, row in enumerate(taken, start=self._lines + 1):
+                    self._add(checked(row, self.path, number))
+            self._lines += len(taken)
 
-    def _append(self, rows: list[Event]) -> None:
-        ledger = self.ledger()
-        missing = {key: getattr(ledger, part) for key, part in zip(_SPENT, PARTS[1:], strict=True)}
+    def _parsed(self, texts: list[str]) -> list[Any]:
         try:
-            new = {key: array("d", _numbers(rows, key, missing.get(key, nan))) for key in COLUMNS}
-        except (TypeError, ValueError, OverflowError):
-            fault = next(row for row in rows if not all(_number(row.get(key)) for key in COLUMNS))
-            raise self._damaged(fault, "holds something that is no number") from None
-        if not all((np.asarray(new[key]) > 0).all() for key in _POSITIVE):
-            fault = next(row for row in rows if not all((row[key] or 0) > 0 for key in _POSITIVE))
-            raise self._damaged(fault, f"must have {', '.join(_POSITIVE)} above 0")
-        for key, column in new.items():
-            self._columns[key].extend(column)
+            rows = json.loads(f"[{','.join(texts)}]")
+            if len(rows) == len(texts):
+                return rows
+        except (ValueError, RecursionError):
+            pass
+        for number, text in enumerate(texts, start=self._lines + 1):
+            read_line(text, self.path, number)  # the damaged line is one of these
+        return [json.loads(text) for text in texts]
+
+    def _append(self, rows: list[dict[str, Any]]) -> None:
+        """Add step lines to the columns; what is not plain is checked line by line."""
+        columns = _plain(rows)
+        if columns is None:
+            steps = [checked(row, self.path, number) for number, row in enumerate(rows, start=self._lines + 1)]
+            columns = {key: [_or_nan(getattr(step, key)) for step in steps] for key in COLUMNS}
+        ledger = self.ledger()
+        for key in COLUMNS:
+            values = np.asarray(columns.get(key, [nan] * len(rows)), dtype=float)
+            if key in _SPENT:  # lines of earlier versions lack the ledger's parts
+                values = np.where(np.isnan(values), getattr(ledger, key.removeprefix("sfo_")), values)
+            self._columns[key].frombytes(values.tobytes())
 
     def _add(self, event: Event) -> None:
-        numbers = {*PLACES[1:], *(_NEEDED["stage"] if event["event"] == "stage" else ())}
-        numbers |= event.keys() & {"sfo", "batch", *_SPENT}
-        if not all(_number(event[key]) and event[key] is not None for key in numbers):
-            raise self._damaged(event, "holds something that is no number")
-        if event["event"] == "resume":
-            self._go_back(event["samples"])
+        if isinstance(event, Resume):
+            self._go_back(event.samples)
         before = self.ledger()
-        parts = {part: event.get(f"sfo_{part}", getattr(before, part)) for part in PARTS[1:]}
-        ledger = Ledger(**parts, applied=event["samples"] - parts["skipped"])
-        self._events.append({"sfo": ledger.total, **event})
+        line = event.to_json()
+        parts = {part: line.get(f"sfo_{part}", getattr(before, part)) for part in PARTS[1:]}
+        ledger = Ledger(**parts, applied=max(0, event.samples - parts["skipped"]))
+        self._events.append(event if event.sfo is not None else replace(event, sfo=ledger.total))
         self._after.append(len(self))
         self._spent.append(ledger)
 
@@ -157,7 +154,7 @@ class Log:
         kept = bisect_right(self._columns["samples"], samples)
         for column in self._columns.values():
             del column[kept:]
-        remain = [index for index, event in enumerate(self._events) if event["samples"] <= samples]
+        remain = [index for index, event in enumerate(self._events) if event.samples <= samples]
         self._events = [self._events[index] for index in remain]
         self._after = [self._after[index] for index in remain]
         self._spent = [self._spent[index] for index in remain]
@@ -166,19 +163,22 @@ class Log:
         return bool(self._events) and self._after[-1] >= len(self)
 
     def _ledger_of_steps(self) -> Ledger:
-        """Not every update has a line (run.log_every), but every line has `samples`: these are applied or skipped."""
+        """Return the ledger after the last step line.
+
+        Not every update has a line (run.log_every), but every line has `samples`: these are applied or skipped.
+        """
         if not len(self):
             return Ledger()
         parts = {part: int(self._columns[f"sfo_{part}"][-1]) for part in PARTS[1:]}
-        return Ledger(**parts, applied=int(self._columns["samples"][-1]) - parts["skipped"])
+        return Ledger(**parts, applied=max(0, int(self._columns["samples"][-1]) - parts["skipped"]))
 
 
-_PLACES_SET = frozenset(PLACES)
-_NEEDED_SETS: Mapping[str, frozenset[str]] = {kind: frozenset(keys) for kind, keys in _NEEDED.items()}
+def _is_step(row: Any) -> bool:
+    return isinstance(row, dict) and row.get("event") == "step"
 
 
 def _whole_lines(file: IO[bytes]) -> Iterator[list[bytes]]:
-    """The lines that have their end, many at a time."""
+    """Yield the lines that have their end, many at a time."""
     while lines := list(islice(file, _LINES)):
         if not lines[-1].endswith(b"\n"):
             lines.pop()
@@ -187,9 +187,35 @@ def _whole_lines(file: IO[bytes]) -> Iterator[list[bytes]]:
         yield lines
 
 
-def _numbers(rows: list[Event], key: str, missing: float) -> list[float]:
-    return [nan if (value := row.get(key, missing)) is None else value for row in rows]
+def _plain(rows: list[dict[str, Any]]) -> dict[str, Array] | None:
+    """Return the columns of step lines with the same keys if they hold nothing that a Step refuses, else None."""
+    keys = rows[0].keys()
+    if not keys >= _NEEDED or any(row.keys() != keys for row in rows):
+        return None
+    columns: dict[str, Array] = {}
+    for key in keys & _CHECKS.keys():
+        values = [row[key] for row in rows]
+        kinds = {*map(type, values)}
+        try:
+            column = np.array([_or_nan(value) for value in values], dtype=float)
+        except (OverflowError, TypeError, ValueError):
+            return None
+        if not _sound(column, kinds, values.count(None), _CHECKS[key]):
+            return None
+        columns[key] = column
+    return columns
 
 
-def _number(value: Any) -> bool:
-    return value is None or (isinstance(value, int | float) and abs(value) < 1e300)
+def _sound(column: Array, kinds: set[type], nulls: int, check: Callable[[Any], Any]) -> bool:
+    """Return whether a check lets every value of a column pass."""
+    if check is figure:
+        within = np.abs(column) < LARGEST
+        return kinds <= {int, float, NoneType} and within.sum() == len(column) - nulls
+    whole, above = check in (count, positive), check in (positive, above_zero)
+    least, most = column.min(), column.max()
+    allowed = {int} if whole else {int, float}
+    return bool(kinds <= allowed and (least > 0 if above else least >= 0) and most < (2**63 if whole else LARGEST))
+
+
+def _or_nan(value: float | None) -> float:
+    return nan if value is None else value

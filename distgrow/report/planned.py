@@ -1,24 +1,25 @@
-"""What a run's config promised, beside what the run came to; told from outside, for a report knows no config."""
+"""What a run's config promised beside what the run came to; the plan is given, for a report knows no config."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from distgrow.report.runs import Record
+from distgrow.tracking.events import GradientProbe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forecast:
-    """A run as it may go: gradient evaluations (SFO) without probes, applied updates, last stage, largest batch."""
+    """Hold a run as it may go."""
 
-    sfo: int
-    updates: int
-    last: int
-    batch: int
+    sfo: int  #: gradient evaluations without probes
+    updates: int  #: applied ones
+    last: int  #: the last stage
+    batch: int  #: the largest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """What the theory says of ‖∇f‖ ≤ ε, by the constants in the config."""
+    """Hold what the theory says of ‖∇f‖ ≤ ε, by the constants in the config."""
 
     epsilon: float
     sfo: tuple[int | None, ...]  #: of each forecast; None: not within the budget
@@ -28,23 +29,23 @@ class Target:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Planned:
-    """One forecast, or of growth that measures its slowest and its fastest."""
+    """Hold one forecast, or the slowest and the fastest of growth that measures."""
 
     forecasts: tuple[Forecast, ...]
     after: Mapping[int, int] = field(default_factory=dict)  #: stage → applied samples by its end; empty for two
     target: Target | None = None
 
 
-#: The plan of a run; None where its config does not tell.
+#: Returns the plan of a run, or None if its config does not hold one.
 Foresee = Callable[[Record], Planned | None]
 
 
 def comparison(record: Record, planned: Planned) -> list[list[str]]:
-    """Rows of what, planned, actual."""
+    """Return rows of what, planned, actual."""
     forecasts = planned.forecasts
     so_far = "" if record.state == "done" else " so far"
     largest = int(record.steps["batch"].max())
-    last = max(event["stage"] for event in record.of("stage"))
+    last = int(record.steps["stage"].max())
     rows = [
         ["SFO of updates", between([forecast.sfo for forecast in forecasts]), f"{record.ledger.applied:,}{so_far}"],
         ["updates", between([forecast.updates for forecast in forecasts]), f"{record.updates:,}{so_far}"],
@@ -55,15 +56,15 @@ def comparison(record: Record, planned: Planned) -> list[list[str]]:
 
 
 def between(numbers: Sequence[int]) -> str:
-    """One number, or the least and the most."""
+    """Return one number, or the least and the most."""
     least, most = min(numbers), max(numbers)
     return f"{least:,}" if least == most else f"{least:,} – {most:,}"
 
 
 def _of_target(record: Record, target: Target) -> list[list[str]]:
-    """SFO to ‖∇f‖ ≤ ε beside that of the best constant batch."""
+    """Return rows of the SFO to ‖∇f‖ ≤ ε beside that of the best constant batch."""
     planned, actual = [sfo for sfo in target.sfo if sfo is not None], reached(record, target.epsilon)
-    probed = any("norm" in event for event in record.of("probe"))
+    probed = bool(record.of(GradientProbe))
     rows = [
         [
             f"SFO to ‖∇f‖ ≤ {target.epsilon:g}",
@@ -77,8 +78,8 @@ def _of_target(record: Record, target: Target) -> list[list[str]]:
 
 
 def reached(record: Record, epsilon: float) -> int | None:
-    """SFO, probes left out, when a probe first found ‖∇f‖ ≤ ε; None before that, or where none has measured it."""
-    for event in record.of("probe"):
-        if isinstance(event.get("norm"), int | float) and event["norm"] <= epsilon:
-            return event["sfo"] - event.get("sfo_probe", 0)
+    """Return the SFO without probes when a probe first found ‖∇f‖ ≤ ε, or None if none has."""
+    for probe in record.of(GradientProbe):
+        if probe.norm is not None and probe.norm <= epsilon:
+            return (probe.sfo or 0) - (probe.sfo_probe or 0)
     return None

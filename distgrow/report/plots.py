@@ -8,22 +8,27 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.image import imsave
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, Formatter, LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+from matplotlib.transforms import Bbox
 
 from distgrow.report.curves import curve, smooth, thin
 from distgrow.report.log import Array
 from distgrow.report.marks import keys, mark_curve, mark_panels
 from distgrow.report.runs import Record, metrics
+from distgrow.tracking.events import GradientProbe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Axis:
-    """What runs are plotted against: the file of that plot, its title, the label and the numbers of its x axis."""
+    """Hold what runs are plotted against: the plot's file and title, the label and the numbers of its x axis."""
 
     file: str
     title: str
+    short: str
     label: str
     whole: bool
     numbers: Formatter
@@ -33,6 +38,7 @@ AXES = {
     "sfo": Axis(
         file="against_sfo.png",
         title="Against gradient evaluations",
+        short="gradient evaluations",
         label="gradient evaluations of single samples (SFO)",
         whole=True,
         numbers=EngFormatter(sep=""),
@@ -40,6 +46,7 @@ AXES = {
     "step": Axis(
         file="against_steps.png",
         title="Against steps",
+        short="steps",
         label="steps (applied updates)",
         whole=True,
         numbers=EngFormatter(sep=""),
@@ -47,6 +54,7 @@ AXES = {
     "time_s": Axis(
         file="against_seconds.png",
         title="Against wall time",
+        short="seconds",
         label="wall time of training (s), lost work included",
         whole=False,
         numbers=StrMethodFormatter("{x:,.10g}"),
@@ -54,7 +62,8 @@ AXES = {
 }
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")  # Okabe and Ito, 2008
 DASHES = ("-", "--", "-.")
-
+#: Learning rates whose largest is so many times the smallest are drawn on a logarithmic axis, down to a LOWESTth.
+DECADES, LOWEST = 30, 1e6
 
 #: Estimates of the batch beyond which more samples no longer pay, by the kind of line and the key; how they look.
 ESTIMATES = {
@@ -65,7 +74,7 @@ ESTIMATES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Panel:
-    """What one panel shows: a key of the lines of one kind."""
+    """Hold what one panel shows: a key of the lines of one kind."""
 
     label: str
     kind: str
@@ -73,7 +82,7 @@ class Panel:
 
 
 def panels(records: Sequence[Record]) -> list[Panel]:
-    """From top to bottom; one for each metric of the test set."""
+    """Return the panels from top to bottom; one for each metric of the test set."""
     estimated = any(len(curve(record, *source).values) for record in records for source in ESTIMATES)
     return [
         Panel(label="training loss", kind="step", key="loss"),
@@ -86,23 +95,23 @@ def panels(records: Sequence[Record]) -> list[Panel]:
 
 
 def _probed(records: Sequence[Record]) -> bool:
-    """Whether any run has measured ‖∇f‖ exactly."""
-    return any("norm" in event for record in records for event in record.of("probe"))
+    """Return whether any run has measured ‖∇f‖ exactly."""
+    return any(record.of(GradientProbe) for record in records)
 
 
 def draw(records: Sequence[Record], axis: str) -> Figure:
-    """All panels against one of AXES, a line of each run in each; sized to be read on a phone."""
+    """Return all panels against one of AXES, a line of each run in each; sized to be read on a phone."""
     rows, (handles, names) = panels(records), _legend(records)
     columns = max(1, min(3, len(names), 45 // max(map(len, names))))
-    height = 0.5 + 0.2 * -(-len(names) // columns) + 1.45 * len(rows)
+    height = 0.5 + 0.2 * -(-len(names) // columns) + 1.7 * len(rows)
     figure = Figure(figsize=(4.5, height), dpi=200, layout="constrained")
     axes: list[Axes] = list(figure.subplots(len(rows), sharex=True))
     for row, place in zip(rows, axes, strict=True):
-        drawn = [_draw(place, row, record, axis, _look(index)) for index, record in enumerate(records)]
+        drawn = [_draw(place, row, record, axis, look(index)) for index, record in enumerate(records)]
         _scale(place, row, np.concatenate(drawn))
     for index, record in enumerate(records):
-        mark_panels(axes, record, axis, _look(index)["color"])
-    _ground(axes[-1], AXES[axis])
+        mark_panels(axes, record, axis, look(index)["color"])
+    _ground(axes, AXES[axis])
     figure.align_ylabels(axes)
     # names are set afterwards, for Matplotlib would leave out one that begins with an underscore
     legend = figure.legend(
@@ -114,30 +123,82 @@ def draw(records: Sequence[Record], axis: str) -> Figure:
     return figure
 
 
-def paint(records: Sequence[Record]) -> dict[str, bytes]:
-    """All plots as PNGs, by the file names of AXES."""
-    return {axis.file: _png(draw(records, key)) for key, axis in AXES.items()}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PanelPicture:
+    """Hold one panel cut out of a plot, and what its pixels mean."""
+
+    panel: Panel
+    png: bytes
+    box: tuple[float, float, float, float]  #: left, top, right, bottom of its axes, in parts of the picture
+    ends: tuple[float, float]  #: x at the left and at the right of its axes
 
 
-def _png(figure: Figure) -> bytes:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plot:
+    """Hold all panels against one of AXES, as one PNG and one by one."""
+
+    png: bytes
+    panels: tuple[PanelPicture, ...]
+
+
+def paint(records: Sequence[Record]) -> dict[str, Plot]:
+    """Return all plots, by the keys of AXES."""
+    return {key: _shot(draw(records, key), panels(records)) for key in AXES}
+
+
+def _shot(figure: Figure, rows: Sequence[Panel]) -> Plot:
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    pixels = np.asarray(canvas.buffer_rgba())[..., :3]
+    around = [_around(place, canvas.get_renderer()) for place in figure.axes]
+    left = max(0, int(min(box.x0 for box in around)) - 6)  # alike for all, without the labels at their left
+    return Plot(
+        png=_png(pixels),
+        panels=tuple(
+            _cut(place, panel, pixels, box, left) for place, panel, box in zip(figure.axes, rows, around, strict=True)
+        ),
+    )
+
+
+def _around(place: Axes, renderer: Any) -> Bbox:
+    """Return the pixels of a panel's axes and their numbers, from the lower left."""
+    (left, right), (low, high) = place.get_xlim(), place.get_ylim()
+    below = [label for label in place.get_xticklabels() if left <= label.get_position()[0] <= right]
+    beside = [label for label in place.get_yticklabels() if low <= label.get_position()[1] <= high]
+    boxes = [label.get_window_extent(renderer) for label in (*below, *beside) if label.get_text()]
+    return Bbox.union([place.get_window_extent(renderer), *boxes])
+
+
+def _cut(place: Axes, panel: Panel, pixels: Array, around: Bbox, left: int) -> PanelPicture:
+    """Cut a panel out of its plot."""
+    height = pixels.shape[0]
+    top, bottom = max(0, int(height - around.y1) - 12), min(height, int(height - around.y0) + 8)
+    wide, tall, axes = pixels.shape[1] - left, bottom - top, place.get_window_extent()
+    across = ((axes.x0 - left) / wide, (axes.x1 - left) / wide)
+    down = ((height - axes.y1 - top) / tall, (height - axes.y0 - top) / tall)
+    box = (across[0], down[0], across[1], down[1])
+    return PanelPicture(panel=panel, png=_png(pixels[top:bottom, left:]), box=box, ends=place.get_xlim())
+
+
+def _png(pixels: Array) -> bytes:
     file = io.BytesIO()
-    figure.savefig(file, format="png")
+    imsave(file, pixels, format="png")
     return file.getvalue()
 
 
-def _look(index: int) -> dict[str, Any]:
-    """Colour, dashes and width of a run; earlier ones are wider, to be seen where a later one covers them."""
+def look(index: int) -> dict[str, Any]:
+    """Return colour, dashes and width of a run; earlier ones are wider, to be seen where a later one covers them."""
     colour, dashes = COLOURS[index % len(COLOURS)], DASHES[index // len(COLOURS) % len(DASHES)]
     return {"color": colour, "linestyle": dashes, "linewidth": max(1.2, 2.0 - 0.3 * index)}
 
 
 def _draw(place: Axes, panel: Panel, record: Record, axis: str, look: dict[str, Any]) -> Array:
-    """One run's line in one panel; its values."""
+    """Draw one run's line in one panel; return its values."""
     points = curve(record, panel.kind, panel.key)
     if not len(points.values):
         return points.values
     chosen = thin(points.values, points.batch)
-    x, y = points.places[axis][chosen], points.values[chosen]
+    x, y = points.x[axis][chosen], points.values[chosen]
     if panel.kind != "step":
         place.plot(x, y, marker=".", markersize=5, **look)
     elif panel.key in ("batch", "lr"):  # a line tells of the update that ends there, so its value holds before it
@@ -151,21 +212,21 @@ def _draw(place: Axes, panel: Panel, record: Record, axis: str, look: dict[str, 
 
 
 def _estimates(place: Axes, record: Record, axis: str, colour: str) -> Array:
-    """What was measured of the critical batch, beside the batch; its usual range, as far as the batch is still seen."""
+    """Draw what was measured of the critical batch; return its usual range, cut so that the batch is still seen."""
     ranges: list[float] = []
     for source, (_, look) in ESTIMATES.items():
         points = curve(record, *source)
         if len(points.values):
             chosen = thin(points.values, points.batch, most=400)
             shown = np.where(points.values[chosen] > 0, points.values[chosen], np.nan)
-            place.plot(points.places[axis][chosen], shown, color=colour, alpha=0.8, zorder=1.8, **look)
+            place.plot(points.x[axis][chosen], shown, color=colour, alpha=0.8, zorder=1.8, **look)
             ranges += np.nanquantile(np.where(points.values > 0, points.values, np.nan), (0.02, 0.98)).tolist()
     batch = record.steps["batch"]
     return np.clip(ranges, batch.min() / 64, batch.max() * 16)
 
 
 def _scale(place: Axes, panel: Panel, values: Array) -> None:
-    """The y axis: batches by powers of two, widely spread losses and norms by powers of ten, rates from 0."""
+    """Set the y axis: batches by powers of two, what is widely spread by powers of ten, other rates from 0."""
     place.set_ylabel(panel.label, parse_math=False)
     place.grid(alpha=0.3, linewidth=0.5)
     positive = values[values > 0]
@@ -175,8 +236,11 @@ def _scale(place: Axes, panel: Panel, values: Array) -> None:
         place.set_ylim(positive.min() / 2, positive.max() * 2)
         place.yaxis.set_major_locator(LogLocator(base=2, numticks=7))
         place.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    elif panel.key == "lr":
+    elif panel.key == "lr" and spread < DECADES:
         place.set_ylim(0, 1.1 * values.max() or 1.0)
+    elif panel.key == "lr":
+        place.set_yscale("log")
+        place.set_ylim(max(positive.min(), positive.max() / LOWEST) / 1.5, positive.max() * 1.5)
     elif panel.key in ("loss", "grad_norm", "norm") and spread > 10:
         place.set_yscale("log")
         place.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0) if spread < 100 else (1.0,), numticks=7))
@@ -184,8 +248,11 @@ def _scale(place: Axes, panel: Panel, values: Array) -> None:
         place.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _ground(place: Axes, axis: Axis) -> None:
-    """The x axis, which all panels share."""
+def _ground(axes: Sequence[Axes], axis: Axis) -> None:
+    """Set the x axis, which all panels share."""
+    for place in axes:
+        place.tick_params(labelbottom=True)  # each panel is shown alone, too
+    place = axes[-1]
     place.set_xlabel(axis.label)
     place.xaxis.set_major_locator(MaxNLocator(5, integer=axis.whole))
     place.xaxis.set_major_formatter(axis.numbers)
@@ -193,12 +260,12 @@ def _ground(place: Axes, axis: Axis) -> None:
 
 
 def _legend(records: Sequence[Record]) -> tuple[list[Line2D], list[str]]:
-    """Keys of the runs, and of the estimates and marks that occur."""
-    handles = [Line2D([], [], **_look(index)) for index in range(len(records))]
+    """Return the keys of the runs, and of the estimates and marks that occur."""
+    handles = [Line2D([], [], **look(index)) for index in range(len(records))]
     names = [textwrap.fill(record.name, 50) for record in records]
-    for source, (label, look) in ESTIMATES.items():
+    for source, (label, shape) in ESTIMATES.items():
         if any(len(curve(record, *source).values) for record in records):
-            handles.append(Line2D([], [], color="grey", **look))
+            handles.append(Line2D([], [], color="grey", **shape))
             names.append(label)
     marks = keys(records)
     return [*handles, *marks], [*names, *(str(mark.get_label()) for mark in marks)]

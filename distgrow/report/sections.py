@@ -1,123 +1,152 @@
-"""The part of a report about one run, as HTML: its ledger, plan, costs, stages, events and config; draws nothing."""
+"""What a report says of one run, as texts and rows of tables; knows no HTML and draws nothing."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from html import escape
+from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
 from distgrow.core.progress import Ledger
 from distgrow.report import constant
-from distgrow.report.log import PARTS, Event
 from distgrow.report.marks import MARKS
 from distgrow.report.planned import Planned, comparison
 from distgrow.report.runs import Record
+from distgrow.tracking.base_event import PARTS, Event
+from distgrow.tracking.events import OutOfMemory, Resize, Resume, Skip, Stage
+from distgrow.tracking.pace import SmoothedRate, duration, standing
 
 MOST_ROWS = 200
-_SHAPE = ("stage", "batch", "world", "micro", "accum")
+#: The least share of the ledger's bar that holds a label.
+WIDE = 0.25
 _STAGES = (
     *("stage", "batch = world × micro × accum", "learning rate", "updates", "samples", "epochs"),
     *("seconds", "SFO", "samples by then"),
 )
-_EVENTS = ("event", "step", "SFO", "seconds", "")
 
 
-def section(record: Record, planned: Planned | None, update_s: float | None) -> str:
-    """Everything about one run."""
-    shares = table(["", "evaluations", "share"], _shares(record.ledger), kind="parts")
-    facts = [f"<div><h3>Where they went</h3>{shares}</div>"]
-    if planned is not None:
-        compared = table(["", "planned", "actual"], comparison(record, planned))
-        facts.append(f"<div><h3>Planned and actual</h3>{compared}</div>")
-    costs = table(["", "this run", "constant", ""], constant.comparison(record, update_s))
-    note = f'<p class="note">{escape(constant.assumption(record, update_s))}</p>'
-    facts.append(f"<div><h3>At a constant batch of {record.first_batch:,}</h3>{costs}{note}</div>")
-    parts = [
-        f"<section><h2>{escape(record.name)}</h2>",
-        f"<p>{_headline(record)}</p>",
-        "<h3>Gradient evaluations (SFO)</h3>",
-        ledger_bar(record.ledger),
-        f'<div class="facts">{"".join(facts)}</div>',
-        "<h3>Stages</h3>",
-        table(*stage_table(record, planned)),
-        *_events(record),
-        f'<details><summary>config.yaml</summary><pre tabindex="0">{escape(record.config)}</pre></details></section>',
-    ]
-    return "\n".join(parts)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """Hold the heads of a table's columns and its rows."""
+
+    head: list[str]
+    rows: list[list[str]]
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "plain") -> str:
-    """An HTML table, escaped, that scrolls on its own where it is too wide."""
-    top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
-    lines = ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows]
-    body = "\n".join(f"<tr>{line}</tr>" for line in lines)
-    whole = f'<table class="{kind}"><thead><tr>{top}</tr></thead><tbody>\n{body}\n</tbody></table>'
-    return f'<div class="wide">{whole}</div>'
+def section(record: Record, planned: Planned | None, update_s: float | None) -> dict[str, Any]:
+    """Return everything about one run, by the names that the templates use."""
+    return {
+        "name": record.name,
+        "state": state(record),
+        "sentence": sentence(record),
+        "total": f"{record.ledger.total:,}",
+        "ledger": ledger(record.ledger),
+        "planned": None if planned is None else comparison(record, planned),
+        "first_batch": f"{record.first_batch:,}",
+        "constant": constant.comparison(record, update_s),
+        "assumption": constant.assumption(record, update_s),
+        "stages": stage_table(record, planned),
+        "events": shorten(list(_events(record)), MOST_ROWS),
+        "config": record.config,
+    }
 
 
-def _headline(record: Record) -> str:
+def state(record: Record) -> str:
+    """Return how the run ended, or how far it has come, e.g. "38 %, 30 s left"."""
+    if record.ended:
+        return record.state
+    rate = SmoothedRate()
+    samples, seconds = record.steps["samples"], record.steps["time_s"]
+    for index in np.flatnonzero(seconds >= seconds[-1] - 2 * SmoothedRate.WINDOW_S):
+        rate.add(samples[index], seconds[index])
+    stands = standing(record.ledger.applied, record.budget, rate.samples_per_s())
+    return f"not ended: {stands}" if stands else record.state
+
+
+def sentence(record: Record) -> str:
+    """Return the results in words."""
     ours, theirs = record.updates, constant.constant(record).updates
-    return (
-        f"{ours:,} serial updates and {record.ledger.total:,} gradient evaluations; at the constant first batch of "
-        f"{record.first_batch:,}, the applied ones are {theirs:,} serial updates: {theirs / ours:,.1f} × as many."
-    )
+    tested = ", ".join(f"{name} {value:.4g}" for name, value in record.metrics.items())
+    parts = [
+        f"{ours:,} serial updates, {record.ledger.total:,} gradient evaluations (SFO), "
+        f"{record.last.samples / record.epoch:,.2f} epochs, {duration(record.last.time_s)}."
+    ]
+    if tested:
+        parts.append(f"Last evaluation: {tested}.")
+    if theirs != ours:
+        parts.append(
+            f"At the constant first batch of {record.first_batch:,} the applied evaluations are {theirs:,} serial "
+            f"updates: {constant.times(theirs, ours)} as many."
+        )
+    return " ".join(parts)
 
 
 # ── the ledger ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def ledger_bar(ledger: Ledger) -> str:
-    """One bar, a segment for each part that is not 0; segments differ by pattern, and wide ones are labelled."""
-    parts = {part: getattr(ledger, part) for part in PARTS if getattr(ledger, part)}
-    shares = {part: f"{part} {count / ledger.total:.1%}" for part, count in parts.items()}
-    segments = "".join(
-        f'<span class="{part}" style="flex-grow: {count / ledger.total:.6f}" title="{shares[part]}">'
-        f"{f'<b>{shares[part]}</b>' if count >= 0.2 * ledger.total else ''}</span>"
-        for part, count in parts.items()
-    )
-    return f'<div class="bar" role="img" aria-label="{", ".join(shares.values())}">{segments}</div>'
-
-
-def _shares(ledger: Ledger) -> Iterator[list[str]]:
-    for part in (*PARTS, "total"):
-        yield [part, f"{getattr(ledger, part):,}", f"{getattr(ledger, part) / ledger.total:.2%}"]
+def ledger(spent: Ledger) -> dict[str, Any]:
+    """Return the parts of the ledger that are not 0, and the names of those that are."""
+    counts = {part: getattr(spent, part) for part in PARTS}
+    whole = max(1, spent.total)
+    parts = [
+        {
+            "name": part,
+            "count": f"{count:,}",
+            "share": f"{count / whole:.6f}",
+            "per_cent": f"{count / whole:.2%}",
+            "label": f"{part} {count / whole:.1%}",
+            "wide": count >= WIDE * whole,
+        }
+        for part, count in counts.items()
+        if count
+    ]
+    words = ["spent on probes" if part == "probe" else part for part, count in counts.items() if not count]
+    return {
+        "spent": parts,
+        "unspent": " or ".join([", ".join(words[:-1]), words[-1]][len(words) < 2 :]) if words else "",
+    }
 
 
 # ── stages and events ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def stage_table(record: Record, planned: Planned | None = None) -> tuple[list[str], list[list[str]]]:
-    """The head and the rows of the stage table; the last column is there where the plan tells each stage's end."""
+def stage_table(record: Record, planned: Planned | None = None) -> Table:
+    """Return the stages; the last column is there if the plan gives each stage's end."""
     rows = shorten(list(stages(record)), MOST_ROWS)
     if planned is None or not planned.after:
-        return list(_STAGES), rows
+        return Table(head=list(_STAGES), rows=rows)
     ends = {f"{stage:,}": f"{samples:,}" for stage, samples in planned.after.items()}
-    return [*_STAGES, "planned by then"], [[*row, ends.get(row[0], "")] for row in rows]
+    return Table(head=[*_STAGES, "planned by then"], rows=[[*row, ends.get(row[0], "")] for row in rows])
 
 
 def stages(record: Record) -> Iterator[list[str]]:
-    """A row of text for each stage, and one more for each change of its world or micro-batch on a resume."""
-    begins: list[Event] = []
-    for event in record.of("stage"):
-        if not begins or any(event[key] != begins[-1][key] for key in _SHAPE):
+    """Yield a row of text for each stage, and one more for each change of its world or micro-batch on a resume."""
+    begins: list[Stage] = []
+    for event in record.of(Stage):
+        if not begins or _shape(event) != _shape(begins[-1]):
             begins.append(event)
     rates = _rates(record)
     for event, end in pairwise([*begins, record.last]):
+        assert isinstance(event, Stage)
         yield [
-            f"{event['stage']:,}",
-            f"{event['batch']:,} = {event['world']:,} × {event['micro']:,} × {event['accum']:,}",
-            rates.get((event["stage"], event["batch"]), f"{event['lr']:.4g}"),
-            f"{end['step'] - event['step']:,.0f}",
-            f"{end['samples'] - event['samples']:,.0f}",
-            f"{event['samples'] / record.epoch:,.2f} – {end['samples'] / record.epoch:,.2f}",
-            f"{end['time_s'] - event['time_s']:,.1f}",
-            f"{end['sfo'] - event['sfo']:,.0f}",
-            f"{end['samples']:,.0f}",
+            f"{event.stage:,}",
+            f"{event.batch:,} = {event.world:,} × {event.micro:,} × {event.accum:,}",
+            rates.get((event.stage, event.batch), f"{event.lr:.4g}"),
+            f"{end.step - event.step:,}",
+            f"{end.samples - event.samples:,}",
+            f"{event.samples / record.epoch:,.2f} – {end.samples / record.epoch:,.2f}",
+            f"{end.time_s - event.time_s:,.1f}",
+            f"{(end.sfo or 0) - (event.sfo or 0):,}",
+            f"{end.samples:,}",
         ]
 
 
+def _shape(stage: Stage) -> tuple[int, ...]:
+    return stage.stage, stage.batch, stage.world, stage.micro, stage.accum
+
+
 def _rates(record: Record) -> dict[tuple[int, int], str]:
-    """The first and last learning rate of each stage and batch."""
+    """Return the first and last learning rate of each stage and batch."""
     stage, batch, rate = (record.steps[key] for key in ("stage", "batch", "lr"))
     changes = np.flatnonzero((np.diff(stage) != 0) | (np.diff(batch) != 0))
     ends: dict[tuple[int, int], list[str]] = {}
@@ -127,31 +156,30 @@ def _rates(record: Record) -> dict[tuple[int, int], str]:
     return {key: first if first == last else f"{first} – {last}" for key, (first, last) in ends.items()}
 
 
-def _events(record: Record) -> list[str]:
-    """What the plots mark, beside the stages, in the order of the run."""
-    labels = {mark.kind: mark.label for mark in MARKS if mark.kind != "stage"}
-    found = [event for event in record.events if event["event"] in labels]
-    rows = [[labels[event["event"]], *_place(event), _detail(event)] for event in found]
-    return ["<h3>Events</h3>", table(_EVENTS, shorten(rows, MOST_ROWS))] if rows else []
-
-
-def _place(event: Event) -> list[str]:
-    return [f"{event['step']:,}", f"{event['sfo']:,}", f"{event['time_s']:,.1f}"]
+def _events(record: Record) -> Iterator[list[str]]:
+    """Yield what the plots mark, beside the stages, in the order of the run."""
+    labels = {mark.kind: mark.label for mark in MARKS if mark.kind is not Stage}
+    for event in record.of(*labels):
+        place = [f"{event.step:,}", f"{event.sfo or 0:,}", f"{event.time_s:,.1f}"]
+        yield [labels[type(event)], *place, _detail(event)]
 
 
 def _detail(event: Event) -> str:
-    known = {
-        "resume": ("checkpoint", "from {checkpoint}"),
-        "resize": ("new", "{old} → {new} workers"),
-        "skip": ("batch", "batch of {batch:,}"),
-        "oom": ("micro", "micro-batches of {micro:,} rows"),
-    }
-    key, text = known[event["event"]]
-    return text.format_map({"old": "?", **event}) if key in event else ""
+    match event:
+        case Resume(checkpoint=str(name)):
+            return f"from {name}"
+        case Resize(old=old, new=int(new)):
+            return f"{'?' if old is None else old} → {new} workers"
+        case Skip(batch=batch):
+            return f"batch of {batch:,}"
+        case OutOfMemory(micro=int(micro)):
+            return f"micro-batches of {micro:,} rows"
+        case _:
+            return ""
 
 
 def shorten(rows: list[list[str]], most: int) -> list[list[str]]:
-    """The first and last rows where there are more than `most`."""
+    """Return the first and last rows if there are more than `most`."""
     if len(rows) <= most:
         return rows
     head, tail = rows[: most - most // 4], rows[-(most // 4) :]

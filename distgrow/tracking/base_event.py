@@ -43,7 +43,7 @@ class Event:
     def to_json(self) -> dict[str, Any]:
         """Return the line's keys and values."""
         line: dict[str, Any] = {"event": self.kind} if self.kind else {}
-        for name, check, optional in _fields(type(self)):
+        for name, check, optional in fields_of(type(self)):
             value = getattr(self, name)
             if value is not None or not optional or check is figure:
                 line[name] = value
@@ -57,7 +57,7 @@ class Event:
         Raises:
             ValueError: the line lacks a key, or holds a value of another kind.
         """
-        values, readers = dict(line), _fields(cls)
+        values, readers = dict(line), fields_of(cls)
         if cls.kind:
             values.pop("event", None)
         if missing := [name for name, _, optional in readers if name not in values and not optional]:
@@ -87,7 +87,7 @@ def _short(value: Any) -> str:
 
 
 @cache
-def _fields(kind: type[Event]) -> tuple[tuple[str, Callable[[Any], Any], bool], ...]:
+def fields_of(kind: type[Event]) -> tuple[tuple[str, Callable[[Any], Any], bool], ...]:
     """Return the key, the check of its value, and whether it may be lacking, of each field, as lines have them."""
     hints, order = get_type_hints(kind, include_extras=True), dict[str, None]()
     for parent in reversed(kind.__mro__):

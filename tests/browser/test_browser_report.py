@@ -123,19 +123,54 @@ def test_the_report_is_whole_loads_nothing_says_nothing_and_never_scrolls_sidewa
         shown.shot(f"report-{name}")
         page = shown.page
         widths = page.eval_on_selector_all("img", "images => images.map(image => image.naturalWidth)")
-        assert len(widths) == 3
+        assert len(widths) == 3 * 7  # axes, panels
         assert min(widths) > 0
         headings = page.locator("section h3").all_inner_texts()
-        assert headings[:6] == [
-            "Gradient evaluations (SFO)", "Where they went", "Planned and actual", "At a constant batch of 16",
+        assert headings[:7] == [
+            "Last evaluation and cost", "What differs between the configs",
+            "Where 8,720 gradient evaluations (SFO) went", "Planned and actual", "At a constant batch of 16",
             "Stages", "Events",
         ]  # fmt: skip
-        assert page.locator("table").count() == 9  # the results; five of the first run, three of the second
+        assert page.locator("table").count() == 10  # two of all runs; five of the first run, three of the second
         assert page.evaluate("document.documentElement.scrollWidth") <= size["width"]
         segments = page.eval_on_selector_all(".bar span", "parts => parts.map(part => part.offsetWidth)")
         assert min(segments) >= 5
         assert shown.said == []
         assert [url for url in shown.asked if not url.startswith("data:")] == [report]
+
+
+def test_one_axis_is_shown_at_a_time_and_a_touch_shows_another(browser: Browser, report: str) -> None:
+    with opened(browser, report, PHONE) as shown:
+        page = shown.page
+        panels = [page.locator(f".by-{axis}") for axis in ("sfo", "step", "time_s")]
+        assert [shown.is_visible() for shown in panels] == [True, False, False]
+        page.locator("label[for=by-time_s]").click()
+        assert [shown.is_visible() for shown in panels] == [False, False, True]
+
+
+def test_without_scripts_the_plots_and_the_switch_of_the_axis_are_there(browser: Browser, report: str) -> None:
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(report)
+    assert page.locator(".by-sfo img").first.is_visible()
+    page.locator("label[for=by-step]").click()
+    assert page.locator(".by-step img").first.is_visible()
+    assert not page.locator(".by-sfo img").first.is_visible()
+    context.close()
+
+
+def test_the_values_of_all_runs_are_shown_where_the_reader_points(browser: Browser, report: str) -> None:
+    with opened(browser, report, DESKTOP) as shown:
+        page = shown.page
+        page.locator("label[for=by-step]").click()
+        page.locator(".by-step .plot").last.scroll_into_view_if_needed()
+        box = page.locator(".by-step .plot").last.bounding_box()  # the learning rate: 0.16, 0.32, … and 0.16 throughout
+        assert box is not None
+        page.mouse.move(box["x"] + 0.97 * box["width"], box["y"] + box["height"] / 2)
+        assert page.locator("#tip").inner_text().split("\n") == ["growing: 1.28 at 160", "constant: 0.16 at 500"]
+        page.mouse.move(0, 0)
+        assert not page.locator("#tip").is_visible()
+        assert shown.said == []
 
 
 def test_the_config_opens_at_a_touch(browser: Browser, report: str) -> None:
@@ -207,9 +242,9 @@ def test_the_live_view_follows_a_running_job_to_its_end_without_a_reload(browser
         finally:
             job.kill()
             job.communicate()
-        page.get_by_text("stopped on request").wait_for(timeout=30_000)
+        page.get_by_text("stopped on request").first.wait_for(timeout=30_000)
         widths = page.eval_on_selector_all("img", "images => images.map(image => image.naturalWidth)")
-        assert len(widths) == 3
+        assert len(widths) == 3 * 6
         assert min(widths) > 0
         assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
         shown.shot("live-phone")

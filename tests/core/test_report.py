@@ -1,6 +1,7 @@
 """Reports of run folders that are written by hand: the files, the page, the command."""
 
 import base64
+import json
 import re
 import struct
 import subprocess
@@ -18,14 +19,13 @@ from distgrow.report.runs import read
 from distgrow.report.sections import shorten, stages
 from distgrow.report.write import write
 
-DOT = b"\x89PNG\r\n\x1a\n" + b"\0\0\0\rIHDR" + struct.pack(">II", 1, 1)
 FILES = ["against_sfo.png", "against_steps.png", "against_seconds.png", "report.html"]
 
 
 class Page(HTMLParser):
     """The text of all tables' cells, also by their headings, tags left open, and everything that would be loaded."""
 
-    VOID = ("meta", "img", "link")
+    VOID = ("meta", "img", "link", "input", "line")
 
     def __init__(self, source: str) -> None:
         super().__init__()
@@ -48,6 +48,9 @@ class Page(HTMLParser):
             self.tables[-1].append([])
         elif tag in ("th", "td"):
             self.tables[-1][-1].append("")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
@@ -79,7 +82,7 @@ def test_the_files_named_are_written_into_the_first_run(tmp_path: Path) -> None:
         content = (tmp_path / "first" / name).read_bytes()
         width, height = size(content)
         assert width == 900
-        assert 1200 < height < 2400
+        assert 1200 < height < 2600
         assert len(content) < 1_000_000
     assert {path.name for path in (tmp_path / "second").iterdir()} == {"config.yaml", "metrics.jsonl"}
 
@@ -94,13 +97,26 @@ def test_the_page_is_well_formed_and_loads_nothing_but_the_plots_inside_it(tmp_p
     assert not parsed.open
     icon, *images = parsed.loads
     assert icon == "data:,"
-    assert [load.partition(",")[0] for load in images] == ["data:image/png;base64"] * 3
-    inside = [base64.b64decode(load.partition(",")[2]) for load in images]
-    assert inside == [(out / name).read_bytes() for name in FILES[:3]]
+    assert [load.partition(",")[0] for load in images] == ["data:image/png;base64"] * 6 * 3  # panels, axes
+    assert all(size(base64.b64decode(load.partition(",")[2]))[0] > 700 for load in images)
     assert "http" not in source
     assert "url(" not in source
     assert "@import" not in source
-    assert "<script" not in source
+
+
+def test_the_values_to_point_at_are_those_of_the_run_and_no_name_ends_the_script(tmp_path: Path) -> None:
+    run = short().save(tmp_path / "<" / "script>")
+    write([run], str(tmp_path / "out"))
+    source = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    values = json.loads(source.partition('id="values">')[2].partition("</script>")[0])
+    assert [run["name"] for run in values["runs"]] == ["script>"]
+    rate = [panel["points"][0] for panel in values["axes"]["step"]][-1]
+    assert rate == {"x": [1, 2, 3, 4, 5], "y": [0.08, 0.08, 0.16, 0.16, 0.16]}
+    evaluated = [panel["points"][0] for panel in values["axes"]["sfo"]][2]
+    assert evaluated == {"x": [64], "y": [0.75]}
+    left, top, right, bottom = values["axes"]["sfo"][0]["box"]
+    assert 0 < left < right <= 1
+    assert 0 < top < bottom < 1
 
 
 # ── what the page says ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -108,7 +124,7 @@ def test_the_page_is_well_formed_and_loads_nothing_but_the_plots_inside_it(tmp_p
 
 def parsed_page(*runs: str) -> Page:
     """The page of some runs, without the pictures."""
-    return Page(page(read(runs), dict.fromkeys(FILES, DOT)))
+    return Page(page(read(runs), {}))
 
 
 def shown(script: Script, folder: Path, heading: str) -> list[list[str]]:
@@ -118,14 +134,17 @@ def shown(script: Script, folder: Path, heading: str) -> list[list[str]]:
 
 @pytest.mark.parametrize("script", [short(), crashed(), short().stage(2, 32, 8).skip().skip().updates(0.1)])
 def test_the_ledger_shown_adds_up_to_what_the_run_counted(tmp_path: Path, script: Script) -> None:
-    rows = shown(script, tmp_path / "run", "Where they went")
-    assert {row[0]: int(row[1].replace(",", "")) for row in rows} == {**script.sfo, "total": sum(script.sfo.values())}
+    parsed = parsed_page(script.save(tmp_path / "run"))
+    total = sum(script.sfo.values())
+    rows = parsed.headed[f"Where {total:,} gradient evaluations (SFO) went"]
+    assert {row[0]: int(row[1].replace(",", "")) for row in rows} == {k: n for k, n in script.sfo.items() if n}
 
 
 def test_updates_without_a_line_are_in_the_ledger(tmp_path: Path) -> None:
     script = short()
     script.events = [event for event in script.events if event["event"] != "step" or event["step"] % 2 == 0]
-    assert shown(script, tmp_path / "run", "Where they went")[-1] == ["total", "64", "100.00%"]
+    heading = "Where 64 gradient evaluations (SFO) went"
+    assert parsed_page(script.save(tmp_path / "run")).headed[heading] == [["applied", "64", "100.00%"]]
 
 
 def test_the_stage_table_holds_the_stages_of_the_run(tmp_path: Path) -> None:
@@ -168,6 +187,31 @@ def test_results_compare_runs_with_different_metrics(tmp_path: Path) -> None:
     assert rows[1] == ["second", "0.5", "—", "1.649", "2", "16", "0.16", "1.0", "not ended"]
 
 
+def test_what_differs_between_the_configs_is_listed_by_key(tmp_path: Path) -> None:
+    configs = [
+        "growth: {kind: late, cap: 8}\nrun: {dir: a}\n",
+        "growth: {kind: late, cap: 9, start: 2}\nrun: {dir: b}\n",
+    ]
+    runs = [short().save(tmp_path / str(index), config) for index, config in enumerate(configs)]
+    rows = parsed_page(*runs).headed["What differs between the configs"]
+    assert rows == [["", "0", "1"], ["growth.cap", "8", "9"], ["growth.start", "—", "2"]]
+    assert "What differs between the configs" not in parsed_page(runs[0]).headed
+
+
+@pytest.mark.parametrize("config", ["a: [", "a: &a [*a]\n", "!!python/object:os.system {}\n", "2026-13-45", "[" * 5000])
+def test_a_config_that_is_none_is_shown_and_compared_with_nothing(tmp_path: Path, config: str) -> None:
+    runs = [short().save(tmp_path / "odd", config), short().save(tmp_path / "even")]
+    parsed = parsed_page(*runs)
+    assert "What differs between the configs" not in parsed.headed
+    assert config in parsed.text
+
+
+def test_a_run_that_goes_on_says_what_share_is_spent_and_how_long_the_rest_takes(tmp_path: Path) -> None:
+    script = Script().event("start", budget_samples=80).stage(0, 8, 8).updates(*[1.0] * 4)  # 8 samples in 0.5 s each
+    state = parsed_page(script.save(tmp_path / "run")).tables[0][1][-1]
+    assert state == "not ended: 40 %, 3 s left"
+
+
 def test_any_name_is_shown_as_it_is(tmp_path: Path) -> None:
     names = ["<b>a&b<b>", "a$x^$b", "${title} $$", "_hidden", 'quo"te', "x" * 200]
     runs = [
@@ -183,7 +227,7 @@ def test_any_name_is_shown_as_it_is(tmp_path: Path) -> None:
 
 
 def test_the_bar_has_a_segment_for_each_part_of_the_ledger_as_wide_as_its_share_and_says_so(tmp_path: Path) -> None:
-    source = page(read([crashed().save(tmp_path / "run")]), dict.fromkeys(FILES, DOT))
+    source = page(read([crashed().save(tmp_path / "run")]), {})
     segments = re.findall(
         r'<span class="(\w+)" style="flex-grow: ([\d.]+)" title="([^"]+)">(?:<b>([^<]+)</b>)?', source
     )
@@ -196,7 +240,7 @@ def test_the_bar_has_a_segment_for_each_part_of_the_ledger_as_wide_as_its_share_
 
 def test_a_small_part_has_no_label_in_the_bar_but_a_title(tmp_path: Path) -> None:
     script = Script().stage(0, 90, 90).updates(1.0).stage(0, 10, 10).skip().updates(1.0)
-    source = page(read([script.save(tmp_path / "run")]), dict.fromkeys(FILES, DOT))
+    source = page(read([script.save(tmp_path / "run")]), {})
     assert '<span class="skipped" style="flex-grow: 0.090909" title="skipped 9.1%"></span>' in source
 
 
@@ -216,7 +260,7 @@ def test_a_constant_batch_costs_as_many_applied_evaluations_at_the_median_pace_o
         ["serial updates", "6", "15", "2.5 ×"],
         ["seconds of updates", "0.6", "1.5", "2.5 ×"],
     ]
-    text = page(read([run]), dict.fromkeys(FILES, DOT), update_s=0.5)
+    text = page(read([run]), {}, update_s=0.5)
     assert Page(text).headed["At a constant batch of 8"][-1] == ["seconds at 0.5 s an update", "3.0", "7.5", "2.5 ×"]
 
 
@@ -241,7 +285,7 @@ def test_the_plan_stands_beside_what_the_run_came_to(tmp_path: Path) -> None:
     forecast = Forecast(sfo=100, updates=7, last=2, batch=32)
     planned = Planned(forecasts=(forecast,), after={0: 16, 1: 64}, target=target)
     records = read([script.save(tmp_path / "run")])
-    headed = Page(page(records, dict.fromkeys(FILES, DOT), [planned])).headed
+    headed = Page(page(records, {}, [planned])).headed
     assert headed["Planned and actual"][1:] == [
         ["SFO of updates", "100", "64"],
         ["updates", "7", "5"],

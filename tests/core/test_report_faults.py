@@ -17,7 +17,7 @@ def test_a_torn_last_line_is_left_out(tmp_path: Path) -> None:
     with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
         file.write('{"event": "step", "st')
     record = read([run])[0]
-    assert [event["event"] for event in record.events] == ["start", "stage", "stage", "eval", "end"]
+    assert [event.kind for event in record.events] == ["start", "stage", "stage", "eval", "end"]
     assert record.steps["step"].tolist() == [1, 2, 3, 4, 5]
 
 

@@ -17,7 +17,8 @@ import pytest
 from conftest import Commands
 from scripted import Script, short
 
-from distgrow.report.live import Server, View, local
+from distgrow.report.live import Server, local
+from distgrow.report.view import View
 
 
 def view(*runs: Path) -> View:
@@ -75,7 +76,7 @@ def test_a_damaged_line_is_shown_until_it_is_repaired(tmp_path: Path) -> None:
     good = (run / "metrics.jsonl").read_text()
     (run / "metrics.jsonl").write_text(good + "<oops>\n")
     shown = view(run)
-    assert ":11 is damaged: the line &#x27;&lt;oops&gt;&#x27; is not JSON" in shown.content()
+    assert ":11 is damaged: the line &#39;&lt;oops&gt;&#39; is not JSON" in shown.content()
     (run / "metrics.jsonl").write_text(good)
     assert updates(shown.content()) == ["5"]
 
@@ -126,10 +127,10 @@ def test_the_page_and_the_plots_that_the_content_names_are_served_and_nothing_el
         assert b"<title>distgrow report: run</title>" in get(address)[2]
         sources = re.findall(r'src="([^"]+)"', drawn(shown))
         assert [source.split("?")[0] for source in sources] == [
-            "against_sfo.png", "against_steps.png", "against_seconds.png"
-        ]  # fmt: skip
+            f"{axis}-{panel}.png" for axis in ("sfo", "step", "time_s") for panel in range(6)
+        ]
         assert all(get(f"{address}/{source}")[2].startswith(b"\x89PNG") for source in sources)
-        others = ("config.yaml", "metrics.jsonl", "../run/config.yaml", "content/", "against_sfo.png/")
+        others = ("config.yaml", "metrics.jsonl", "../run/config.yaml", "content/", "sfo-0.png/")
         assert [get(f"{address}/{other}")[0] for other in others] == [404] * 5
 
 
@@ -150,7 +151,7 @@ def test_a_reader_that_goes_away_in_the_middle_of_an_answer_is_not_told_of(
         for _ in range(20):
             with socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2]))) as reader:
                 reader.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closed by a reset
-                reader.sendall(b"GET /against_sfo.png HTTP/1.0\r\n\r\n")
+                reader.sendall(b"GET /sfo-0.png HTTP/1.0\r\n\r\n")
         assert get(address)[0] == 200
     assert capfd.readouterr().err == ""
 

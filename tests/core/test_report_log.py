@@ -57,7 +57,7 @@ def test_what_is_kept_is_the_history_of_the_run(tmp_path: Path, script: Script) 
     for key in set(COLUMNS) & set(steps[0]):
         expected = [np.nan if step[key] is None else step[key] for step in steps]
         np.testing.assert_array_equal(log.steps()[key], expected)
-    assert [(e["event"], e["samples"]) for e in log.events()] == [
+    assert [(event.kind, event.samples) for event in log.events()] == [
         (event["event"], event["samples"]) for event in kept if event["event"] != "step"
     ]
     assert {part: getattr(log.ledger(), part) for part in PARTS} == script.sfo
@@ -73,7 +73,7 @@ def test_a_file_that_was_replaced_by_another_is_read_from_its_beginning(tmp_path
     path.write_text("")
     log.advance()
     assert len(log) == 0
-    assert log.last() == {}
+    assert log.last() is None
 
 
 @pytest.mark.parametrize("value", ['"2.0"', "[1]", "{}", "1e400", "-Infinity"])

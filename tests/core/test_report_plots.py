@@ -169,6 +169,21 @@ def test_losses_below_zero_are_on_a_linear_scale_and_widely_spread_ones_on_a_log
     assert scales == ["log", "linear", "linear"]
 
 
+@pytest.mark.parametrize(
+    ("rates", "scale"),
+    [((0.1, 0.05), "linear"), ((0.1, 0.01, 0.001), "log"), ((0.0, 0.1, 0.001), "log"), ((0.0,), "linear")],
+)
+def test_learning_rates_that_span_decades_are_on_a_logarithmic_scale(
+    tmp_path: Path, rates: tuple[float, ...], scale: str
+) -> None:
+    script = Script().stage(0, 8, 8).updates(*[1.0] * len(rates))
+    for event, rate in zip((event for event in script.events if event["event"] == "step"), rates, strict=True):
+        event["lr"] = rate
+    figure = draw(read([script.save(tmp_path / "run")]), "sfo")
+    figure.draw_without_rendering()
+    assert figure.axes[-1].get_yscale() == scale
+
+
 def test_steps_are_never_labelled_with_fractions(tmp_path: Path) -> None:
     figure = draw(read([Script().stage(0, 8, 8).updates(1.0).save(tmp_path / "run")]), "step")
     figure.draw_without_rendering()
@@ -179,8 +194,8 @@ def test_steps_are_never_labelled_with_fractions(tmp_path: Path) -> None:
 
 
 def points(values: list[float] | np.ndarray, batch: np.ndarray) -> Curve:
-    """A curve whose places do not matter."""
-    return Curve(places={}, values=np.array(values), samples=np.cumsum(batch), batch=batch.astype(float))
+    """A curve whose x do not matter."""
+    return Curve(x={}, values=np.array(values), samples=np.cumsum(batch), batch=batch.astype(float))
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 500])
