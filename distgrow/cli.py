@@ -8,6 +8,8 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import nullcontext
+from importlib.metadata import version
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -19,6 +21,7 @@ from distgrow.critical_batch.branches import Scaling
 from distgrow.distributed.environment import launched, place
 from distgrow.launch.local import leave, run_groups
 from distgrow.run.folder import RunFolder
+from distgrow.tasks.user import search
 
 app = typer.Typer(
     add_completion=False,
@@ -29,6 +32,28 @@ app = typer.Typer(
 
 Config = Annotated[str, typer.Argument(help="A YAML config; configs/ holds examples.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides of its keys: a.b=c …")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"distgrow {version('distgrow')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Let modules in the working directory be found by every verb."""
+    search(Path.cwd())
+
+
+def _load(config: str, overrides: list[str] | None) -> Run:
+    """Read a config. Modules of the user's beside it, and in the working directory, are found from here on."""
+    search(Path(config).absolute().parent, Path.cwd())
+    return load(config, overrides or ())
 
 
 @app.command()
@@ -44,7 +69,7 @@ def train(
 
     if resume and auto_resume:
         raise ConfigError("--resume and --auto-resume were both given; --auto-resume alone also begins a run")
-    run = load(config, overrides or ())
+    run = _load(config, overrides)
     going_on = None if auto_resume else resume
     if launched():
         _in_group(run.fit, resume=going_on, asked=asked)
@@ -74,7 +99,7 @@ def plan(
     from distgrow.planning.cost import measured
     from distgrow.planning.table import show
 
-    run = load(config, overrides or ())
+    run = _load(config, overrides)
     pace = run.launch.pace if like is None else measured(like, run.launch.pace)
     if not show(run, world, rows, pace):
         raise typer.Exit(2)
@@ -85,7 +110,7 @@ def verify(config: Config, overrides: Overrides = None) -> None:
     """Run one update over several factorisations of its batch; print the largest difference of the parameters."""
     from distgrow.verify import verify as show
 
-    if not show(load(config, overrides or ())):
+    if not show(_load(config, overrides)):
         raise typer.Exit(1)
 
 

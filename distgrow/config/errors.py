@@ -1,25 +1,31 @@
-"""Complaints: what pydantic finds wrong with a config, told as a user of the config would say it."""
+"""Errors of a config: what pydantic reports, in the words of the config's user."""
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
 
-def explain(error: ValidationError, whole: type[BaseModel]) -> list[str]:
-    """One line per mistake in a `whole`: key, value, what is allowed, the way out."""
+def explain(error: ValidationError, whole: type[BaseModel], values: Any = None) -> list[str]:
+    """Return one line per mistake in a `whole`: key, value, what is allowed, and a fix.
+
+    Args:
+        error: What pydantic reports.
+        whole: The spec that was validated.
+        values: What was validated. Numbers in it that remember their words are shown as they were written.
+    """
     lines: dict[str, str] = {}
     for item in error.errors():
         location, owner = _locate(item["loc"], whole, unknown_key=item["type"] == "extra_forbidden")
         key = ".".join(location)
-        complaint = _complaint(item, location, owner)
+        complaint = _complaint(item, location, owner, _written(values, location, item["input"]))
         lines.setdefault(key, f"{key or 'config'}{complaint}" if key or complaint[0] != ":" else complaint[2:])
     return list(lines.values())
 
 
-def _complaint(item: Any, location: list[str], owner: type[BaseModel] | None) -> str:
+def _complaint(item: Any, location: list[str], owner: type[BaseModel] | None, written: str) -> str:
     known = owner.model_fields if owner else {}
     match item["type"]:
         case "extra_forbidden":
@@ -36,7 +42,7 @@ def _complaint(item: Any, location: list[str], owner: type[BaseModel] | None) ->
         case "union_tag_not_found":
             return f": needs a kind; write {location[-1]}: {{kind: …}}"
         case "string_type":
-            return f"={item['input']!r}: must be a text; quote it: {location[-1]}: '{item['input']}'"
+            return f"={written}: must be a text; quote it: {location[-1]}: '{written}'"
         case "model_attributes_type" | "model_type" | "dict_type":
             kind = f"kind: {item['input']}" if isinstance(item["input"], str) else "…"
             return f"={item['input']!r}: must be a mapping; write {location[-1]}: {{{kind}}}"
@@ -44,13 +50,23 @@ def _complaint(item: Any, location: list[str], owner: type[BaseModel] | None) ->
             return f": {item['ctx']['error']}"
         case _:
             message = item["msg"].removeprefix("Input ").replace("should", "must")
-            return f"={item['input']!r}: {message}"
+            return f"={written}: {message}"
+
+
+def _written(values: Any, location: Sequence[str], given: Any) -> str:
+    """Return a value as the config's author wrote it, if it is a number of `values`, else as Python shows it."""
+    for key in location:
+        inner = values.get(key) if isinstance(values, Mapping) else None
+        if inner is None and isinstance(values, list) and key.isdecimal() and int(key) < len(values):
+            inner = values[int(key)]
+        values = inner
+    return getattr(values, "word", repr(given))
 
 
 def _locate(
     path: Sequence[Any], whole: type[BaseModel], *, unknown_key: bool
 ) -> tuple[list[str], type[BaseModel] | None]:
-    """A pydantic location as config keys, and the spec that the last of them belongs to.
+    """Return a pydantic location as config keys, and the spec that the last of them belongs to.
 
     The tags of unions and the names of their branches, which pydantic mixes in, are left out.
     """
@@ -73,12 +89,12 @@ def _locate(
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:
-    """The specs that a field's annotation names."""
+    """Return the specs that a field's annotation names."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [model for argument in get_args(annotation) for model in _models(argument)]
 
 
 def _tags(spec: type[BaseModel]) -> tuple[Any, ...]:
-    """The kinds that a spec stands for."""
+    """Return the kinds that a spec stands for."""
     return get_args(spec.model_fields["kind"].annotation) if "kind" in spec.model_fields else ()

@@ -1,6 +1,7 @@
 """Run: the whole YAML as one typed value."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import model_validator
@@ -13,6 +14,7 @@ from distgrow.core.lr import LR
 from distgrow.core.scaling import Group, scaling_policy
 from distgrow.core.spec import PosFloat, Spec
 from distgrow.core.stages import Stages
+from distgrow.distributed.environment import in_ray_package
 from distgrow.engine.compatible import check_compatible
 from distgrow.engine.spec import EngineSpec, Torch, most_rows
 from distgrow.growth import Growth
@@ -123,6 +125,11 @@ class Run(Spec):
 
     def folder(self, *, resume: bool | None) -> RunFolder:
         """The run's folder; one that is lost comes back with what launch.storage_path holds of the run."""
+        if in_ray_package() and not Path(self.run.dir).is_absolute() and self.launch.storage_path is None:
+            raise ConfigError(
+                f"run.dir={self.run.dir} is relative, and this Ray job works in a copy of the submitted folder, which "
+                "Ray deletes: give an absolute run.dir that every host sees, or launch.storage_path"
+            )
         folder = RunFolder(self.run.dir)
         if not folder.begun():
             build_store(folder, self.launch.storage_path).pull(folder, resume=resume)

@@ -1,8 +1,15 @@
 """The environment that a launcher has set for this process. Nothing else reads it. Loads no torch."""
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+
+from distgrow.core.errors import ConfigError
+
+#: A variable of the environment in a path.
+_VARIABLE = re.compile(r"\$(\w+|\{\w*\})")
 
 
 def launched() -> bool:
@@ -24,6 +31,20 @@ def local_rank_named() -> Iterator[None]:
     """Set LOCAL_RANK inside the context. DeepSpeed needs it even in a single process."""
     with _defaults(LOCAL_RANK="0"):
         yield
+
+
+def expanded(path: str) -> str:
+    """Return a path whose ~ and $NAMES are replaced. Raise ConfigError if one of them has no value."""
+    full = os.path.expandvars(str(Path(path).expanduser()) if path.startswith("~/") else path)
+    if full.startswith("~") or _VARIABLE.search(full):
+        raise ConfigError(f"{path!r} names a home or a variable that is not set here; write the path out")
+    return full
+
+
+def in_ray_package() -> bool:
+    """Return whether this process works in Ray's copy of a submitted folder, which Ray deletes when it likes."""
+    here = Path.cwd().parts
+    return "working_dir_files" in here and any(part.startswith("_ray_pkg_") for part in here)
 
 
 def named_ray_cluster() -> str | None:

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
-import yaml
 from pydantic import ConfigDict, ValidationError
 
 from distgrow.config.run import Theory
@@ -15,6 +14,7 @@ from distgrow.core.lr import LR
 from distgrow.core.progress import Progress
 from distgrow.core.spec import Spec
 from distgrow.core.stages import Stages
+from distgrow.core.yaml_text import plain, read_text
 from distgrow.growth import Growth
 from distgrow.growth.controller import Controller
 from distgrow.optim import Optimizer
@@ -139,7 +139,7 @@ class Schedule(Spec):
 def foresee(record: Record) -> Planned | None:
     """The plan of a run, as if no update were skipped; None where its config.yaml is not one of this version's."""
     try:
-        schedule = Schedule.model_validate(yaml.safe_load(record.config))
+        schedule = Schedule.model_validate(plain(read_text(record.config, "config.yaml")))
         controller = Controller(
             growth=schedule.growth,
             stages=schedule.stages,
@@ -148,7 +148,7 @@ def foresee(record: Record) -> Planned | None:
             epoch=round(record.epoch),
         )
         return _planned(controller, schedule.theory if schedule.optimizer.plain_sgd else None)
-    except (yaml.YAMLError, ValidationError, ValueError, OverflowError, RecursionError):
+    except (ValidationError, ValueError, OverflowError, RecursionError):
         return None
 
 

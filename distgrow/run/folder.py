@@ -10,7 +10,8 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from distgrow.core.errors import RunError
+from distgrow.core.errors import ConfigError, RunError
+from distgrow.core.yaml_text import plain, read_file
 from distgrow.run.resume_check import differences
 
 
@@ -39,7 +40,8 @@ class RunFolder:
 
     def begun(self) -> bool:
         """Whether a run was begun here."""
-        return self.config.is_file()
+        with storing(self.path):
+            return self.config.is_file()
 
     def endings(self) -> int:
         """How often the run here has come to an end, its checkpoint written."""
@@ -75,8 +77,8 @@ class RunFolder:
         """Check that the folder holds a run with these settings; RunError names every key that differs."""
         self.check(resume=True)
         try:
-            before = yaml.safe_load(self.config.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            before = plain(read_file(self.config))
+        except ConfigError as error:
             raise RunError(f"{self.config} is damaged: {error}; restore it from a copy") from None
         if not isinstance(before, dict):
             raise RunError(f"{self.config} is damaged: it holds {before!r}, no mapping of keys; restore it from a copy")
@@ -135,6 +137,7 @@ _STORAGE = {
     errno.EEXIST: "choose a run.dir that is a folder",
     errno.EISDIR: "choose a run.dir that is free",
     errno.ENAMETOOLONG: "choose a shorter run.dir",
+    errno.ELOOP: "choose a run.dir whose links lead somewhere",
     errno.EFBIG: "raise the limit on file sizes",
     errno.EIO: "look at the disk or its network",
 }

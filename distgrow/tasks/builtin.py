@@ -3,11 +3,12 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from distgrow.core.errors import ConfigError
 from distgrow.core.spec import PosInt, Spec
 from distgrow.data import files
+from distgrow.distributed.environment import expanded
 from distgrow.tasks.architectures import GPT, MLP, Images, Model, ResNet, Tokens
 from distgrow.tasks.task import Task
 
@@ -39,7 +40,7 @@ class Cifar10(Spec):
     """CIFAR-10 from a folder of Parquet files in the Hugging Face layout; cropped and flipped at random."""
 
     kind: Literal["cifar10"] = "cifar10"
-    path: str = "data/cifar10"
+    path: Annotated[str, AfterValidator(expanded)] = "data/cifar10"
     """Folder with …train….parquet and …test….parquet."""
     subset: PosInt | None = None
     """Use only this many training images, the first ones."""
@@ -66,7 +67,7 @@ class Text(Spec):
     """Next-token prediction on a text; by default on the sources of Python's standard library."""
 
     kind: Literal["text"] = "text"
-    path: Annotated[str, Field(min_length=1)] | None = None
+    path: Annotated[str, Field(min_length=1), AfterValidator(expanded)] | None = None
     """A text file or a folder."""
     pattern: str = "*"
     """Which files of a folder to read."""

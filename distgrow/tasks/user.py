@@ -2,7 +2,9 @@
 
 import importlib
 import inspect
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal
 
 from distgrow.core.errors import ConfigError
@@ -11,12 +13,20 @@ from distgrow.tasks.architectures import Model
 from distgrow.tasks.task import Task
 
 
+def search(*folders: Path) -> None:
+    """Let `task.target` name modules in these folders. The last one is searched first."""
+    for folder in map(str, folders):
+        if folder not in sys.path:
+            sys.path.insert(0, folder)
+
+
 class Target(Spec):
     """Your own model, loss and data, from a function of yours."""
 
     kind: Literal["target"] = "target"
     target: str
-    """package.module:function; it returns a distgrow.Task or (model, loss, train[, test])."""
+    """package.module:function; it returns a distgrow.Task or (model, loss, train[, test]). Modules beside the config
+    and in the working directory are found."""
     args: dict[str, Any] = {}
     """Keyword arguments for the function."""
 
@@ -45,7 +55,10 @@ class Target(Spec):
         try:
             found = importlib.import_module(module)
         except ImportError as error:
-            raise ConfigError(f"task.target={self.target!r} does not import: {error}; is it on PYTHONPATH?") from error
+            raise ConfigError(
+                f"task.target={self.target!r} does not import: {error}; is it beside the config, in the "
+                "working directory or on PYTHONPATH?"
+            ) from error
         except (Exception, SystemExit) as error:
             reason = f"{type(error).__name__}: {error}"
             raise ConfigError(f"task.target={self.target!r}: {module} fails where it is imported: {reason}") from error

@@ -2,13 +2,14 @@
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from distgrow.checkpoint.spec import Checkpointing
 from distgrow.core.noise_stats import Measuring
 from distgrow.core.probe_schedule import Probing
 from distgrow.core.spec import PosFloat, PosInt, Spec
 from distgrow.data.spec import Loading
+from distgrow.distributed.environment import expanded
 from distgrow.tracking.spec import TrackerSpecs
 
 
@@ -24,8 +25,8 @@ class Evaluation(Spec):
 class RunSpec(Spec):
     """Where a run is kept, and its habits."""
 
-    dir: Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")] = "runs/run"
-    """The run's folder."""
+    dir: Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$"), AfterValidator(expanded)] = "runs/run"
+    """The run's folder. ~ and $NAMES of the environment are replaced."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Of parameters, data order, augmentation and dropout."""
     checkpoint: Checkpointing = Checkpointing()
