@@ -126,15 +126,15 @@ def probe_batch(
     out: Annotated[str | None, typer.Option(help="Folder for the results; default: the run's.")] = None,
 ) -> None:
     """Branch a checkpoint with k times the batch; print the largest that is no worse. The run is not touched."""
-    from distgrow.critical_batch.branches import Question
-    from distgrow.critical_batch.run import probe_batch as measure
+    from distgrow.critical_batch.branches import ProbeOptions
+    from distgrow.critical_batch.probe import probe_batch as measure
 
     if not math.isfinite(tolerance):
         raise ConfigError(f"--tolerance={tolerance}: must be a number of at least 0, in units of the loss")
-    question = Question(samples=samples, up_to=up_to, rule=rule, tolerance=tolerance, out=out)
+    options = ProbeOptions(samples=samples, up_to=up_to, rule=rule, tolerance=tolerance, out=out)
     if launched():
-        _in_group(measure, checkpoint, question)
-    measure(checkpoint, question)
+        _in_group(measure, checkpoint, options)
+    measure(checkpoint, options)
 
 
 @app.command()

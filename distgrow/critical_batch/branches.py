@@ -1,4 +1,4 @@
-"""Branching: what branches of a run's checkpoint are and what they tell of the critical batch; trains none of them.
+"""Branches of a checkpoint: which batches they get, and which batch is the critical one. Trains none of them.
 
 Merrill et al. 2025 (arXiv 2505.23971): from one checkpoint, train on the same samples with k times the batch and f(k)
 times the learning rate; the largest k whose loss is then no worse than that of any smaller one is the critical batch.
@@ -26,70 +26,75 @@ from distgrow.growth.controller import Controller
 from distgrow.optim import OptimizerSpec
 from distgrow.run.folder import RunFolder
 
-#: Updates of the run's own batch that a branch takes the samples of, by default; about what the paper gives it.
+#: Default length of a branch, in updates of the run's own batch. About the length in the paper.
 UPDATES = 500
-#: Updates that the branch with the largest batch must have.
+#: Fewest updates that the branch with the largest batch may have.
 LEAST = 8
-#: The largest k by default.
+#: Default of the largest k.
 MOST = 16
 Scaling = Literal["auto", "linear", "sqrt", "constant"]
 
 
 class Branch(Constant):
-    """The ladder of a branch: k times the batch that a run has come to, `gain` times the run's own learning rate."""
+    """Hold the growth of a branch: a constant batch of `start` samples, and the run's learning rate times `gain`."""
 
     trunk: InstanceOf[Controller] = Field(exclude=True)
     """The run's schedule."""
     gain: PosFloat
-    """f(k)."""
+    """f(k), the factor of the learning rate."""
 
     def multiplier(self, lr: LR, progress: Progress, batch: int, span: Span) -> float:
-        """η/η₀: the run's at as many samples and the stage that it has come to, times f(k)."""
+        """Return η/η₀: the run's own at this number of samples and at the stage of its checkpoint, times f(k)."""
         return self.gain * self.trunk.rate(progress, self.trunk.growth(progress.stage)) / lr.base
 
 
-def gain(rule: Scaling, optimizer: OptimizerSpec, k: int) -> float:
-    """f(k): what the learning rate is multiplied by where the batch is multiplied by k."""
+def lr_factor(rule: Scaling, optimizer: OptimizerSpec, k: int) -> float:
+    """Return f(k), the factor of the learning rate when the batch is multiplied by k."""
     if rule == "auto":
         rule = optimizer.scaling
     return {"linear": float(k), "sqrt": math.sqrt(k), "constant": 1.0}[rule]
 
 
-def largest(losses: Mapping[int, float], tolerance: float) -> int:
-    """The largest k whose loss exceeds that of no smaller one by more than `tolerance`; losses may be NaN or inf."""
-    best, found = math.inf, min(losses)
+def largest_no_worse(losses: Mapping[int, float], tolerance: float) -> int:
+    """Return the largest k whose loss exceeds that of no smaller k by more than `tolerance`.
+
+    Losses that are NaN or inf are never good enough.
+    """
+    best, critical = math.inf, min(losses)
     for k in sorted(losses):
         if math.isfinite(losses[k]):
-            found = k if losses[k] <= best + tolerance else found
+            critical = k if losses[k] <= best + tolerance else critical
             best = min(best, losses[k])
-    return found
+    return critical
 
 
-# ── what is branched ────────────────────────────────────────────────────────────────────────────────────────────
+# ── the checkpoint ────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trunk:
-    """The run that is branched, at one of its checkpoints."""
+    """Hold the run whose checkpoint is branched, and that checkpoint."""
 
     folder: RunFolder
     run: Run
     checkpoint: Path
     progress: Progress
-    damaged: tuple[str, ...] = ()  #: newer checkpoints that were passed over
+    damaged: tuple[str, ...] = ()  #: newer checkpoints, which were passed over, and what is wrong with each
 
     @property
     def batch(self) -> int:
-        """Samples of an update at the stage that the run has come to."""
+        """Return the run's batch at the stage of the checkpoint, in samples."""
         return self.run.growth(self.progress.stage)
 
 
-def locate(path: str) -> Trunk:
-    """The checkpoint at RUN/checkpoints/step-…, or the newest intact one of the folder RUN.
+def find_checkpoint(path: str) -> Trunk:
+    """Return the checkpoint at RUN/checkpoints/step-…, or the newest intact one of the folder RUN.
 
-    ConfigError where there is none, it is damaged, or its run cannot be built again.
+    Raises:
+        ConfigError: if there is none, or if its run cannot be built again.
+        RunError: if it is damaged.
     """
-    from distgrow.checkpoint import writer  # which loads torch
+    from distgrow.checkpoint import writer  # loads torch
 
     place = Path(path).absolute()
     if not place.is_dir():
@@ -121,32 +126,39 @@ def _config(folder: RunFolder) -> Run:
     return run.model_copy(update={"growth": run.growth.on(span)})
 
 
-# ── what is asked ───────────────────────────────────────────────────────────────────────────────────────────────
+# ── the options ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
-    """What branches shall tell; None: found out, see `settled`."""
+class ProbeOptions:
+    """Hold the options of `distgrow probe-batch`. Where None, `resolve` computes the value."""
 
     samples: int | None = None  #: of each branch
     up_to: int | None = None  #: the largest k; k = 1, 2, 4 … up to it
     rule: Scaling = "auto"
     tolerance: float = 0.01  #: loss
-    out: str | None = None  #: folder for the results; None: the run's
+    out: str | None = None  #: folder for the results; if None, the run's
 
 
-def settled(question: Question, trunk: Trunk, epoch: int, left: float) -> tuple[int, list[int]]:
-    """Samples of each branch, and every k. ConfigError where the branches cannot be.
+def resolve(options: ProbeOptions, trunk: Trunk, epoch: int, left: float) -> tuple[int, list[int]]:
+    """Return the samples of each branch, and every k.
 
-    `epoch` is the samples of the training set, `left` what the run's decay of the learning rate still spans.
+    Args:
+        options: What the user gave.
+        trunk: The checkpoint.
+        epoch: Samples of the training set.
+        left: Samples until the run's learning rate has decayed.
+
+    Raises:
+        ConfigError: if such branches cannot be trained.
     """
     batch = trunk.batch
-    samples = question.samples if question.samples is not None else int(min(UPDATES * batch, left))
-    most = question.up_to or min(MOST, max(1, epoch // batch), max(1, samples // (LEAST * batch)))
+    samples = options.samples if options.samples is not None else int(min(UPDATES * batch, left))
+    most = options.up_to or min(MOST, max(1, epoch // batch), max(1, samples // (LEAST * batch)))
     powers = [2**power for power in range(most.bit_length())]
-    if question.up_to is not None and powers[-1] != question.up_to:
+    if options.up_to is not None and powers[-1] != options.up_to:
         raise ConfigError(f"--up-to {most}: k is 1, 2, 4 …; give {powers[-1]} or {2 * powers[-1]}")
-    if question.samples is None and left < LEAST * batch:
+    if options.samples is None and left < LEAST * batch:
         raise ConfigError(
             f"the learning rate's decay ends {int(left)} samples after {trunk.checkpoint.name}, too few for branches; "
             "choose an earlier checkpoint"
@@ -173,8 +185,8 @@ def settled(question: Question, trunk: Trunk, epoch: int, left: float) -> tuple[
     return samples, powers
 
 
-def left(trunk: Trunk, controller: Controller) -> float:
-    """Samples until the run's learning rate has decayed; inf where it does not."""
+def samples_left(trunk: Trunk, controller: Controller) -> float:
+    """Return the samples until the run's learning rate has decayed, or inf if it does not decay."""
     if isinstance(trunk.run.lr.decay, NoDecay):
         return math.inf
     return max(0, controller.samples() - trunk.progress.ledger.applied)

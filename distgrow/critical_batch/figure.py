@@ -1,6 +1,7 @@
-"""Branches of a checkpoint, compared: their losses smoothed alike, and one figure; knows no training."""
+"""Figure of the branches of a checkpoint: training losses, smoothed over the same samples. Knows no training."""
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,99 +13,122 @@ from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, NullLocat
 from distgrow.report.log import Array
 from distgrow.report.plots import COLOURS
 
-#: Share of a branch's samples that its training loss is a mean over.
+#: The training loss of a branch is the mean over this share of its samples, the last ones.
 WINDOW = 0.25
 _POINTS = 200
+#: Characters of a line of the title.
+TITLE_WIDTH = 40
+#: Characters that all batches may have on their axis before they are turned.
+TICK_WIDTH = 32
+CAPTION = (
+    "dotted line: the largest batch that is no worse\n"
+    "dashed line: the best loss of all batches plus the tolerance of {tolerance:g}"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Branched:
-    """One branch: `updates` of `batch` samples from the checkpoint on."""
+class BranchResult:
+    """Hold the result of one branch: `updates` of `batch` samples each, from the checkpoint on."""
 
-    k: int  #: times the run's own batch
+    k: int  #: batch, as a multiple of the run's own
     batch: int
     lr: float  #: learning rate of its first update
     updates: int
-    loss: float  #: training loss, the mean over its last quarter's samples; inf where it diverged
-    test_loss: float  #: at its end; NaN without a test set or a loss of it
+    loss: float  #: training loss, the mean over the last quarter of its samples; inf if it diverged
+    test_loss: float  #: at its end; NaN if there is no test set, or no loss on it; inf if the branch diverged
     evaluations: int
     seconds: float
     curve: tuple[tuple[int, float], ...]  #: (samples since the checkpoint, batch loss) after each update
 
 
-def smoothed(curve: Sequence[tuple[int, float]], places: Array, window: float) -> Array:
-    """The mean loss per sample over the `window` samples before each of the `places`, fewer where it has only begun.
+def smooth(curve: Sequence[tuple[int, float]], at: Array, window: float) -> Array:
+    """Return the mean loss per sample over the last `window` samples before each position of `at`.
 
-    All branches draw the same samples, so over the same window their means have the same samples in them: what
-    differs is the parameters. A mean over so many updates, in its place, would be of other samples for every batch.
+    Near the beginning there are fewer. All branches draw the same samples, so means over the same window are of the
+    same samples, and only the parameters differ. A mean over a number of updates would be of other samples for every
+    batch.
+
+    Args:
+        curve: (samples since the checkpoint, batch loss) after each update.
+        at: Positions, in samples since the checkpoint.
+        window: Length of the mean, in samples.
     """
     ends = np.array([0, *(samples for samples, _ in curve)], dtype=float)
     losses = np.array([loss for _, loss in curve])
     total = np.concatenate([[0.0], np.cumsum(losses * np.diff(ends))])
-    begins = np.maximum(0.0, places - window)
-    return (np.interp(places, ends, total) - np.interp(begins, ends, total)) / (places - begins)
+    begins = np.maximum(0.0, at - window)
+    return (np.interp(at, ends, total) - np.interp(begins, ends, total)) / (at - begins)
 
 
 def last_loss(curve: Sequence[tuple[int, float]]) -> float:
-    """The mean training loss over the last WINDOW of a branch's samples; inf where an update's loss is not finite."""
+    """Return the mean training loss over the last WINDOW of a branch's samples, or inf if a loss is not finite."""
     if not curve or not all(math.isfinite(loss) for _, loss in curve):
         return math.inf
     samples = curve[-1][0]
-    return float(smoothed(curve, np.array([float(samples)]), WINDOW * samples)[0])
+    return float(smooth(curve, np.array([float(samples)]), WINDOW * samples)[0])
 
 
-def figure(branches: Sequence[Branched], title: str, answers: Mapping[str, int], tolerance: float) -> Figure:
-    """Smoothed training loss against samples, and final losses against the batch with the `answers` (k) marked."""
-    drawn = Figure(figsize=(5.0, 6.0), dpi=200, layout="constrained")
-    drawn.suptitle(title, parse_math=False)
+def figure(branches: Sequence[BranchResult], title: str, answers: Mapping[str, int], tolerance: float) -> Figure:
+    """Draw the smoothed training loss against samples, and the final losses against the batch.
+
+    Args:
+        branches: The branches, the smallest batch first.
+        title: Title. It is broken into lines.
+        answers: The k to be marked, by kind of loss: `training`, `test`.
+        tolerance: How much worse than the best loss a larger batch may be.
+    """
+    drawn = Figure(figsize=(5.0, 6.4), dpi=200, layout="constrained")
+    drawn.suptitle(textwrap.fill(title, TITLE_WIDTH, max_lines=3, placeholder=" …"), parse_math=False)
+    drawn.supxlabel(CAPTION.format(tolerance=tolerance), fontsize="small", color="0.35")
     above, below = drawn.subplots(2)
     _curves(above, branches)
     _losses(below, branches, answers, tolerance)
     return drawn
 
 
-def _curves(place: Axes, branches: Sequence[Branched]) -> None:
+def _curves(axes: Axes, branches: Sequence[BranchResult]) -> None:
     for index, branch in enumerate(branches):
         if math.isfinite(branch.loss):
             samples = branch.curve[-1][0]
-            places = np.linspace(branch.curve[0][0], samples, _POINTS)
+            positions = np.linspace(branch.curve[0][0], samples, _POINTS)
             label = f"batch {branch.batch}"
-            values = smoothed(branch.curve, places, WINDOW * samples)
-            place.plot(places, values, color=COLOURS[index % len(COLOURS)], linewidth=1.2, label=label)
-    _log_where_wide(place, [branch.loss for branch in branches])
-    place.set_xlabel("samples since the checkpoint")
-    place.set_ylabel("training loss, smoothed")
-    place.xaxis.set_major_formatter(EngFormatter(sep=""))
-    place.grid(alpha=0.3, linewidth=0.5)
-    if place.lines:
-        place.legend(fontsize="small", frameon=False)
+            values = smooth(branch.curve, positions, WINDOW * samples)
+            axes.plot(positions, values, color=COLOURS[index % len(COLOURS)], linewidth=1.2, label=label)
+    _log_if_wide(axes, [branch.loss for branch in branches])
+    axes.set_xlabel("samples since the checkpoint")
+    axes.set_ylabel("training loss, smoothed")
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.grid(alpha=0.3, linewidth=0.5)
+    if axes.lines:
+        axes.legend(fontsize="small", frameon=False)
 
 
-def _losses(place: Axes, branches: Sequence[Branched], answers: Mapping[str, int], tolerance: float) -> None:
+def _losses(axes: Axes, branches: Sequence[BranchResult], answers: Mapping[str, int], tolerance: float) -> None:
     for index, (kind, k) in enumerate(answers.items()):
-        found = {branch.batch: branch.loss if kind == "training" else branch.test_loss for branch in branches}
-        found = {batch: loss for batch, loss in found.items() if math.isfinite(loss)}
+        losses = {branch.batch: branch.loss if kind == "training" else branch.test_loss for branch in branches}
+        losses = {batch: loss for batch, loss in losses.items() if math.isfinite(loss)}
         colour, batch = COLOURS[index], next(branch.batch for branch in branches if branch.k == k)
-        place.plot(list(found), list(found.values()), marker="o", markersize=4, color=colour, label=f"{kind} loss")
-        place.axvline(batch, color=colour, linestyle=":", linewidth=1.0 + index)
-        if found:
-            place.axhline(min(found.values()) + tolerance, color=colour, linestyle="--", linewidth=0.6)
-    _log_where_wide(place, [loss for branch in branches for loss in (branch.loss, branch.test_loss)])
-    place.set_xscale("log", base=2)
-    place.set_xticks([branch.batch for branch in branches])
-    place.xaxis.set_minor_locator(NullLocator())
-    place.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    place.set_xlabel("batch (samples)\ndotted: the largest no worse; dashed: the best loss and the tolerance")
-    place.set_ylabel("loss at the end")
-    place.grid(alpha=0.3, linewidth=0.5)
-    place.legend(fontsize="small", frameon=False)
+        axes.plot(list(losses), list(losses.values()), marker="o", markersize=4, color=colour, label=f"{kind} loss")
+        axes.axvline(batch, color=colour, linestyle=":", linewidth=1.0 + index)
+        if losses:
+            axes.axhline(min(losses.values()) + tolerance, color=colour, linestyle="--", linewidth=0.6)
+    _log_if_wide(axes, [loss for branch in branches for loss in (branch.loss, branch.test_loss)])
+    axes.set_xscale("log", base=2)
+    axes.set_xticks([branch.batch for branch in branches])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.tick_params(axis="x", rotation=0 if sum(len(f"{branch.batch:,}") for branch in branches) <= TICK_WIDTH else 30)
+    axes.set_xlabel("batch (samples)")
+    axes.set_ylabel("loss at the end")
+    axes.grid(alpha=0.3, linewidth=0.5)
+    axes.legend(fontsize="small", frameon=False)
 
 
-def _log_where_wide(place: Axes, losses: Sequence[float]) -> None:
-    """Powers of ten, where losses differ by more than one."""
+def _log_if_wide(axes: Axes, losses: Sequence[float]) -> None:
+    """Scale the losses logarithmically if they differ by more than a power of ten."""
     finite = [loss for loss in losses if math.isfinite(loss)]
     if finite and min(finite) > 0 and max(finite) > 10 * min(finite):
-        place.set_yscale("log")
-        place.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=7))
-        place.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        place.yaxis.set_minor_formatter(NullFormatter())
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=7))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,23 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from distgrow import budget, constant, exponential, sqrt_lr
 from distgrow.config.load import parse
 from distgrow.core.errors import ConfigError
 from distgrow.core.lr import LR, Cosine
 from distgrow.core.progress import Progress
-from distgrow.critical_batch.branches import Branch, Question, Trunk, gain, largest, left, settled
-from distgrow.critical_batch.figure import Branched, figure, last_loss, smoothed
+from distgrow.critical_batch.branches import (
+    Branch,
+    ProbeOptions,
+    Trunk,
+    largest_no_worse,
+    lr_factor,
+    resolve,
+    samples_left,
+)
+from distgrow.critical_batch.figure import BranchResult, figure, last_loss, smooth
 from distgrow.growth.controller import Controller
 from distgrow.optim.adamw import AdamW
 from distgrow.optim.sgd import SGD
@@ -36,14 +46,14 @@ def test_the_largest_batch_is_no_worse_than_any_smaller_one_and_none_above_it_is
             by_k[k] <= by_k[j] + tolerance for j in by_k if j < k and math.isfinite(by_k[j])
         )
 
-    assert largest(by_k, tolerance) == max([1, *(k for k in by_k if no_worse(k))])
+    assert largest_no_worse(by_k, tolerance) == max([1, *(k for k in by_k if no_worse(k))])
 
 
 @pytest.mark.parametrize("k", [1, 4, 16])
 def test_the_learning_rate_follows_by_the_papers_rule_of_the_optimizer(k: int) -> None:
-    assert gain("auto", SGD(momentum=0.9), k) == gain("linear", AdamW(), k) == k
-    assert gain("auto", AdamW(), k) == gain("sqrt", SGD(), k) == math.sqrt(k)
-    assert gain("constant", SGD(), k) == 1
+    assert lr_factor("auto", SGD(momentum=0.9), k) == lr_factor("linear", AdamW(), k) == k
+    assert lr_factor("auto", AdamW(), k) == lr_factor("sqrt", SGD(), k) == math.sqrt(k)
+    assert lr_factor("constant", SGD(), k) == 1
 
 
 @given(st.integers(0, 4), st.integers(0, 900), st.sampled_from([1, 2, 4]))
@@ -66,7 +76,7 @@ def test_smoothing_is_the_mean_over_the_samples_of_the_window(batches: list[int]
     single = np.repeat(found, batches)
     places = np.arange(1, len(single) + 1)
     wanted = [single[max(0, place - window) : place].mean() for place in places]
-    np.testing.assert_allclose(smoothed(curve, places.astype(float), window), wanted, rtol=1e-9)
+    np.testing.assert_allclose(smooth(curve, places.astype(float), window), wanted, rtol=1e-9)
 
 
 def test_a_branch_with_an_update_that_was_not_finite_has_an_infinite_loss() -> None:
@@ -81,37 +91,37 @@ def trunk(tmp_path: Path, at: int = 0, **settings: Any) -> Trunk:
 
 
 def test_branches_default_to_five_hundred_batches_and_sixteenfold_or_what_fits(tmp_path: Path) -> None:
-    assert settled(Question(), trunk(tmp_path), 1437, math.inf) == (8000, [1, 2, 4, 8, 16])
-    assert settled(Question(), trunk(tmp_path), 100, math.inf) == (8000, [1, 2, 4])
-    assert settled(Question(samples=600), trunk(tmp_path), 1437, math.inf) == (600, [1, 2, 4])
-    asked = Question(samples=8192, up_to=64)
-    assert settled(asked, trunk(tmp_path), 1437, math.inf) == (8192, [1, 2, 4, 8, 16, 32, 64])
-    assert settled(Question(), trunk(tmp_path), 1437, 700) == (700, [1, 2, 4])
+    assert resolve(ProbeOptions(), trunk(tmp_path), 1437, math.inf) == (8000, [1, 2, 4, 8, 16])
+    assert resolve(ProbeOptions(), trunk(tmp_path), 100, math.inf) == (8000, [1, 2, 4])
+    assert resolve(ProbeOptions(samples=600), trunk(tmp_path), 1437, math.inf) == (600, [1, 2, 4])
+    asked = ProbeOptions(samples=8192, up_to=64)
+    assert resolve(asked, trunk(tmp_path), 1437, math.inf) == (8192, [1, 2, 4, 8, 16, 32, 64])
+    assert resolve(ProbeOptions(), trunk(tmp_path), 1437, 700) == (700, [1, 2, 4])
 
 
 @pytest.mark.parametrize(
-    ("question", "epoch", "left", "told"),
+    ("options", "epoch", "left", "told"),
     [
-        (Question(up_to=32), 400, math.inf, "--up-to 32: batch 512 exceeds the 400 samples"),
-        (Question(samples=100, up_to=2), 400, math.inf, "make 3 updates, fewer than 8; give at least 256"),
-        (Question(samples=100), 400, math.inf, "nothing to compare: twice the batch of 16"),
-        (Question(), 31, math.inf, "nothing to compare"),
-        (Question(up_to=70), 1437, math.inf, "--up-to 70: k is 1, 2, 4 …; give 64 or 128"),
-        (Question(), 1437, 100, "decay ends 100 samples after step-00000007, too few for branches"),
-        (Question(samples=600), 1437, 599, "decay ends 599 samples after step-00000007; take fewer, or an earlier"),
+        (ProbeOptions(up_to=32), 400, math.inf, "--up-to 32: batch 512 exceeds the 400 samples"),
+        (ProbeOptions(samples=100, up_to=2), 400, math.inf, "make 3 updates, fewer than 8; give at least 256"),
+        (ProbeOptions(samples=100), 400, math.inf, "nothing to compare: twice the batch of 16"),
+        (ProbeOptions(), 31, math.inf, "nothing to compare"),
+        (ProbeOptions(up_to=70), 1437, math.inf, "--up-to 70: k is 1, 2, 4 …; give 64 or 128"),
+        (ProbeOptions(), 1437, 100, "decay ends 100 samples after step-00000007, too few for branches"),
+        (ProbeOptions(samples=600), 1437, 599, "decay ends 599 samples after step-00000007; take fewer, or an earlier"),
     ],
 )
 def test_branches_that_cannot_be_are_refused(
-    question: Question, epoch: int, left: float, told: str, tmp_path: Path
+    options: ProbeOptions, epoch: int, left: float, told: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match=told):
-        settled(question, trunk(tmp_path), epoch, left)
+        resolve(options, trunk(tmp_path), epoch, left)
 
 
 def test_a_run_without_a_decay_can_be_branched_beyond_its_end(tmp_path: Path) -> None:
     plain, decaying = trunk(tmp_path, at=249), trunk(tmp_path, at=249, lr={"decay": {"kind": "cosine"}})
-    assert left(plain, plain.run.controller(1)) == math.inf
-    assert left(decaying, decaying.run.controller(1)) == 16
+    assert samples_left(plain, plain.run.controller(1)) == math.inf
+    assert samples_left(decaying, decaying.run.controller(1)) == 16
     assert plain.batch == constant(16)(0)
     assert LR().decay == plain.run.lr.decay
 
@@ -119,9 +129,33 @@ def test_a_run_without_a_decay_can_be_branched_beyond_its_end(tmp_path: Path) ->
 def test_the_figure_is_drawn_whatever_the_branches_came_to(tmp_path: Path) -> None:
     common: dict[str, Any] = {"lr": 0.1, "updates": 3, "evaluations": 9, "seconds": 1.0}
     curve = ((4, 2.0), (8, 1.0), (12, 0.5))
-    whole = Branched(k=1, batch=4, loss=0.5, test_loss=0.7, curve=curve, **common)
-    lost = Branched(k=2, batch=8, loss=math.inf, test_loss=math.inf, curve=((8, math.inf),), **common)
+    whole = BranchResult(k=1, batch=4, loss=0.5, test_loss=0.7, curve=curve, **common)
+    lost = BranchResult(k=2, batch=8, loss=math.inf, test_loss=math.inf, curve=((8, math.inf),), **common)
     for branches in ([whole, lost], [whole, replace(whole, k=2, batch=8, loss=50.0, test_loss=0.0)], [lost, lost]):
         answers = {"training": 1, "test": 2} if branches[0] is whole else {"training": 2}
         figure(branches, "a_$b", answers, 0.01).savefig(tmp_path / "figure.png")
         assert (tmp_path / "figure.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    "title", ["run, step-00000300", "a-run-with-a-name-that-is-long_" * 6 + ", step-00000300", "x" * 300]
+)
+@pytest.mark.parametrize("first", [4, 65_536])
+def test_no_text_of_the_figure_is_cut_off_or_covers_another(title: str, first: int) -> None:
+    branches = [
+        BranchResult(
+            k=k, batch=first * k, lr=0.1, updates=2, loss=1.5, test_loss=2.0, evaluations=9, seconds=1.0,
+            curve=((first * k, 2.0), (2 * first * k, 1.0)),
+        )
+        for k in (1, 2, 4, 8, 16)
+    ]  # fmt: skip
+    drawn = figure(branches, title, {"training": 4, "test": 1}, 0.0123456)
+    canvas = FigureCanvasAgg(drawn)
+    canvas.draw()
+    drawn_box, (width, height) = drawn.get_tightbbox(canvas.get_renderer()), drawn.get_size_inches()
+    assert drawn_box.x0 >= 0 and drawn_box.x1 <= width
+    assert drawn_box.y0 >= 0 and drawn_box.y1 <= height
+    labels = drawn.axes[1].get_xticklabels()
+    if labels[0].get_rotation() == 0:
+        boxes = [label.get_window_extent() for label in labels]
+        assert all(one.x1 < other.x0 for one, other in pairwise(boxes))

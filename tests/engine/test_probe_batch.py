@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from distgrow import RunSpec, budget, constant, fit
 from distgrow.config.load import parse
 from distgrow.core.errors import ConfigError
-from distgrow.critical_batch.branches import Question
-from distgrow.critical_batch.run import probe_batch
+from distgrow.critical_batch.branches import ProbeOptions
+from distgrow.critical_batch.probe import probe_batch
 from distgrow.data.datasets import digits
 
 BATCH, SAMPLES = 16, 1024
@@ -62,7 +62,7 @@ def told(folder: Path, checkpoint: str) -> tuple[list[dict[str, Any]], dict[str,
 
 def test_the_first_branch_goes_the_runs_own_way_and_all_cost_their_samples(halfway: Path) -> None:
     folder = halfway.parent.parent
-    probe_batch(str(halfway), Question(samples=SAMPLES, up_to=4))
+    probe_batch(str(halfway), ProbeOptions(samples=SAMPLES, up_to=4))
     branches, _ = told(folder, halfway.name)
     steps = events(folder, "step")[64:]
     window = [step["loss"] for step in steps[-SAMPLES // 4 // BATCH :]]
@@ -78,7 +78,7 @@ def test_the_first_branch_goes_the_runs_own_way_and_all_cost_their_samples(halfw
 def test_the_run_is_not_touched(halfway: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = halfway.parent.parent
     before = contents(folder)
-    probe_batch(str(halfway), Question(samples=512, up_to=2))
+    probe_batch(str(halfway), ProbeOptions(samples=512, up_to=2))
     after = contents(folder)
     added = {f"probe-batch-{halfway.name}.{kind}" for kind in ("jsonl", "png")}
     assert {name: after[name] for name in before} == before
@@ -97,8 +97,8 @@ def test_a_runs_folder_stands_for_its_newest_intact_checkpoint_and_results_go_wh
         if path.name > halfway.name:
             (path / "engine.pt").write_bytes(b"damaged")
     before = contents(folder)
-    question = Question(samples=512, up_to=2, rule="sqrt", tolerance=10.0, out=str(tmp_path / "results"))
-    probe_batch(str(folder), question)
+    options = ProbeOptions(samples=512, up_to=2, rule="sqrt", tolerance=10.0, out=str(tmp_path / "results"))
+    probe_batch(str(folder), options)
     assert contents(folder) == before
     branches, result = told(tmp_path / "results", halfway.name)
     assert branches[1]["lr"] == pytest.approx(2**0.5 * branches[0]["lr"], rel=1e-12)
@@ -117,7 +117,7 @@ def test_a_branch_that_diverges_is_told_as_such_and_is_worse(tmp_path: Path) -> 
     (folder / "config.yaml").write_text(settings.replace("base: 1.0e-06", "base: 1.0e+18"))
     for checkpoint in sorted((folder / "checkpoints").iterdir())[:-1]:
         shutil.rmtree(checkpoint)
-    probe_batch(str(folder), Question(samples=512, up_to=2))
+    probe_batch(str(folder), ProbeOptions(samples=512, up_to=2))
     branches, result = told(folder, "step-00000002")
     assert [branch["loss"] for branch in branches] == [None, None]
     assert result["training_batch"] == BATCH
@@ -141,7 +141,7 @@ def test_what_cannot_be_branched_is_refused_with_the_way_out(
     (halfway / "engine.pt").write_bytes(b"damaged")
     before = contents(tmp_path)
     with pytest.raises(ConfigError, match=message):
-        probe_batch(str(tmp_path / path), Question(samples=SAMPLES))
+        probe_batch(str(tmp_path / path), ProbeOptions(samples=SAMPLES))
     assert contents(tmp_path) == before
 
 
@@ -152,4 +152,4 @@ def test_a_run_of_a_program_of_ones_own_is_refused(tmp_path: Path) -> None:
         train, growth=constant(8), budget=budget(steps=2), run=RunSpec(dir=str(tmp_path / "run")),
     )  # fmt: skip
     with pytest.raises(ConfigError, match="has no task: the run was started by fit"):
-        probe_batch(str(tmp_path / "run"), Question())
+        probe_batch(str(tmp_path / "run"), ProbeOptions())

@@ -1,4 +1,4 @@
-"""`distgrow probe-batch`: trains branches of a run's checkpoint with larger batches, and tells how they compare."""
+"""`distgrow probe-batch`: train branches of a checkpoint with larger batches, and report how they compare."""
 
 import copy
 import json
@@ -23,8 +23,17 @@ from distgrow.core.errors import Diverged, TrainingFailed
 from distgrow.core.probe_schedule import Probing
 from distgrow.core.progress import finite
 from distgrow.core.stages import Stages
-from distgrow.critical_batch.branches import Branch, Question, Trunk, gain, largest, left, locate, settled
-from distgrow.critical_batch.figure import Branched, figure, last_loss
+from distgrow.critical_batch.branches import (
+    Branch,
+    ProbeOptions,
+    Trunk,
+    find_checkpoint,
+    largest_no_worse,
+    lr_factor,
+    resolve,
+    samples_left,
+)
+from distgrow.critical_batch.figure import BranchResult, figure, last_loss
 from distgrow.data.seeding import seed_generators
 from distgrow.distributed.world import World, joined
 from distgrow.run.folder import RunFolder, storing
@@ -36,28 +45,28 @@ from distgrow.training.spec import Evaluation, RunSpec
 from distgrow.training.trainer import Result, Trainer
 
 
-class Seed(Folder):
-    """The one checkpoint that branches begin at; what they would keep is dropped."""
+class ReadOnlyFolder(Folder):
+    """Read checkpoints from a folder, and discard new ones: nothing of a branch but its losses is kept."""
 
     def begin(self, name: str) -> str:
-        """See Store."""
+        """Return the name. Nothing is created."""
         return name
 
     def write(self, place: str, file: str, data: bytes) -> None:
-        """Drop it."""
+        """Discard the file."""
 
     def commit(self, place: str, name: str, manifest: bytes) -> None:
-        """Drop it."""
+        """Discard the checkpoint."""
 
     def delete(self, name: str) -> None:
-        """There is nothing to delete."""
+        """Do nothing: the checkpoint stays for the next branch."""
 
     def sweep(self) -> None:
-        """There is nothing to delete."""
+        """Do nothing: no write leaves files."""
 
 
 class Recorder:
-    """Keeps what a branch's updates tell."""
+    """Keep the events of a branch's updates, and its last event."""
 
     def __init__(self) -> None:
         self.updates: list[Line] = []
@@ -73,13 +82,14 @@ class Recorder:
         """Do nothing."""
 
 
-def probe_batch(path: str, question: Question) -> None:
-    """Branch the checkpoint at `path`; print a table, write JSONL and a plot. Collective: every rank must call.
+def probe_batch(path: str, options: ProbeOptions) -> None:
+    """Branch the checkpoint at `path`; print a table, write JSONL and a figure. Collective: every rank must call.
 
-    ConfigError where that cannot be.
+    Raises:
+        ConfigError: if there is no checkpoint, or such branches cannot be trained.
     """
-    trunk = locate(path)
-    run, out = trunk.run, Path(question.out) if question.out is not None else trunk.folder.path
+    trunk = find_checkpoint(path)
+    run, out = trunk.run, Path(options.out) if options.out is not None else trunk.folder.path
     with joined(run.engine.device, run.launch.timeout_s, alone=run.engine.needs_group) as world:
         console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, quiet=world.rank > 0)
         for damage in trunk.damaged:
@@ -87,30 +97,30 @@ def probe_batch(path: str, question: Question) -> None:
         seed_generators(run.run.seed)
         task = world.on_all_ranks(lambda: run.task.build(run.model))
         schedule = replace(run.controller(world.size), epoch=len(task.train))
-        samples, powers = settled(question, trunk, schedule.epoch, left(trunk, schedule))
-        branches: list[Branched] = []
-        with seeded(trunk, out, world) as folder:
+        samples, powers = resolve(options, trunk, schedule.epoch, samples_left(trunk, schedule))
+        branches: list[BranchResult] = []
+        with linked_checkpoint(trunk, out, world) as folder:
             for k in powers:
-                growth = Branch(start=k * trunk.batch, trunk=schedule, gain=gain(question.rule, run.optimizer, k))
-                branches.append(trained(trunk, growth, samples, task, folder, world))
+                growth = Branch(start=k * trunk.batch, trunk=schedule, gain=lr_factor(options.rule, run.optimizer, k))
+                branches.append(train_branch(trunk, growth, samples, task, folder, world))
                 console.print(_line(branches[-1]))
         if world.rank == 0:
-            _tell(branches, trunk, question, out)
+            _report(branches, trunk, options, out)
 
 
 @contextmanager
-def seeded(trunk: Trunk, out: Path, world: World) -> Iterator[RunFolder]:
-    """A folder below `out` that holds the checkpoint, as links where the file system has them; gone afterwards."""
+def linked_checkpoint(trunk: Trunk, out: Path, world: World) -> Iterator[RunFolder]:
+    """Make a run's folder below `out` that holds the checkpoint, as hard links if possible. Delete it afterwards."""
 
-    def made() -> str:
+    def make() -> str:
         with storing(out):
             out.mkdir(parents=True, exist_ok=True)
-            place = tempfile.mkdtemp(prefix=".branches-", dir=out)
-            target = RunFolder(place).checkpoints / trunk.checkpoint.name
-            shutil.copytree(trunk.checkpoint, target, copy_function=_linked)
-            return place
+            copy = tempfile.mkdtemp(prefix=".branches-", dir=out)
+            target = RunFolder(copy).checkpoints / trunk.checkpoint.name
+            shutil.copytree(trunk.checkpoint, target, copy_function=_link)
+            return copy
 
-    folder = RunFolder(world.on_rank0(made))
+    folder = RunFolder(world.on_rank0(make))
     try:
         yield folder
     finally:
@@ -118,15 +128,17 @@ def seeded(trunk: Trunk, out: Path, world: World) -> Iterator[RunFolder]:
             shutil.rmtree(folder.path, ignore_errors=True)
 
 
-def _linked(source: str, target: str) -> None:
+def _link(source: str, target: str) -> None:
     try:
         os.link(source, target)
     except OSError:
         shutil.copy2(source, target)
 
 
-def trained(trunk: Trunk, growth: Branch, samples: int, task: Task, folder: RunFolder, world: World) -> Branched:
-    """One branch; what its updates told is known to the first rank alone. Collective: every rank must call."""
+def train_branch(
+    trunk: Trunk, growth: Branch, samples: int, task: Task, folder: RunFolder, world: World
+) -> BranchResult:
+    """Train one branch. Only rank 0 has its losses in the result. Collective: every rank must call."""
     run, began = trunk.run, time.monotonic()
     budget = Budget(samples=trunk.progress.ledger.applied + samples)
     controller = replace(growth.trunk, growth=growth, budget=budget, stages=Stages())
@@ -136,7 +148,15 @@ def trained(trunk: Trunk, growth: Branch, samples: int, task: Task, folder: RunF
     engine = run.engine.build(model, task.loss, metrics=task.metrics, optimizer=run.optimizer, world=world)
     stop, track = StopRequests(folder), recorder if world.rank == 0 else NullTracker()
     trainer = Trainer(
-        task, controller, engine, track, folder, _quiet(run.run, folder), world, stop, Seed(folder.checkpoints)
+        task,
+        controller,
+        engine,
+        track,
+        folder,
+        _branch_settings(run.run, folder),
+        world,
+        stop,
+        ReadOnlyFolder(folder.checkpoints),
     )
     with stop.watched():
         try:
@@ -145,21 +165,21 @@ def trained(trunk: Trunk, growth: Branch, samples: int, task: Task, folder: RunF
             result = None
     if result is not None and not result.finished:
         raise TrainingFailed("stopped on request; nothing was written")
-    return _branched(trunk, growth, recorder, result, time.monotonic() - began)
+    return _result(trunk, growth, recorder, result, time.monotonic() - began)
 
 
-def _quiet(spec: RunSpec, folder: RunFolder) -> RunSpec:
-    """A branch's habits: no checkpoints and probes, its test set evaluated at the end alone, every update told."""
+def _branch_settings(spec: RunSpec, folder: RunFolder) -> RunSpec:
+    """Return the settings of a branch: no checkpoints, no probes, one evaluation at the end, every update logged."""
     never = {"checkpoint": Checkpointing(every_s=1e9), "probe": Probing(), "log_every": 1}
     evaluation = Evaluation(every_epochs=1e9, rows=spec.eval.rows)
     return spec.model_copy(update={"dir": str(folder.path), "eval": evaluation, **never})
 
 
-def _branched(trunk: Trunk, growth: Branch, recorder: Recorder, result: Result | None, seconds: float) -> Branched:
-    """The record of a branch; `result` is None where it diverged."""
+def _result(trunk: Trunk, growth: Branch, recorder: Recorder, result: Result | None, seconds: float) -> BranchResult:
+    """Return the result of a branch. `result` is None if it diverged."""
     start, updates = trunk.progress, recorder.updates
     curve = [(e["samples"] - start.samples, math.inf if e["loss"] is None else e["loss"]) for e in updates]
-    return Branched(
+    return BranchResult(
         k=growth.start // trunk.batch,
         batch=growth.start,
         lr=updates[0]["lr"] if updates else math.nan,
@@ -172,54 +192,54 @@ def _branched(trunk: Trunk, growth: Branch, recorder: Recorder, result: Result |
     )
 
 
-def _line(branch: Branched) -> str:
-    found = f"training loss {branch.loss:.4f}" if math.isfinite(branch.loss) else "diverged"
-    return f"{branch.k} × the batch: {branch.updates} updates of {branch.batch}, {found}, {branch.seconds:.1f} s"
+def _line(branch: BranchResult) -> str:
+    loss = f"training loss {branch.loss:.4f}" if math.isfinite(branch.loss) else "diverged"
+    return f"{branch.k} × the batch: {branch.updates} updates of {branch.batch}, {loss}, {branch.seconds:.1f} s"
 
 
-def _tell(branches: Sequence[Branched], trunk: Trunk, question: Question, out: Path) -> None:
-    """The table and the answers on standard output; JSONL and the plot in the folder `out`."""
+def _report(branches: Sequence[BranchResult], trunk: Trunk, options: ProbeOptions, out: Path) -> None:
+    """Print the table and the critical batches; write JSONL and the figure into the folder `out`."""
     losses = {"training": {b.k: b.loss for b in branches}, "test": {b.k: b.test_loss for b in branches}}
     if any(math.isnan(loss) for loss in losses["test"].values()):
         del losses["test"]
-    answers = {kind: largest(found, question.tolerance) for kind, found in losses.items()}
+    answers = {kind: largest_no_worse(by_k, options.tolerance) for kind, by_k in losses.items()}
     console = Console(highlight=False, soft_wrap=True)
     console.print(_table(branches, losses), soft_wrap=False)
     for kind, k in answers.items():
         more = "; a larger one may be too (--up-to)" if k == branches[-1].k else ""
         batch = f"{k * trunk.batch} = {k} × {trunk.batch}"
-        console.print(f"largest batch no worse in {kind} loss, within {question.tolerance:g}: {batch}{more}")
+        console.print(f"largest batch no worse in {kind} loss, within {options.tolerance:g}: {batch}{more}")
     name = f"probe-batch-{trunk.checkpoint.name}"
-    facts = {"checkpoint": trunk.checkpoint.name, "rule": question.rule, "tolerance": question.tolerance}
+    facts = {"checkpoint": trunk.checkpoint.name, "rule": options.rule, "tolerance": options.tolerance}
     result = {"event": "result", **facts, **{f"{kind}_batch": k * trunk.batch for kind, k in answers.items()}}
     lines = [*({"event": "branch", **_numbers(branch)} for branch in branches), result]
     with storing(out):
         (out / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
         title = f"{trunk.folder.path.name}, {trunk.checkpoint.name}"
-        figure(branches, title, answers, question.tolerance).savefig(out / f"{name}.png")
+        figure(branches, title, answers, options.tolerance).savefig(out / f"{name}.png")
     cost = sum(branch.evaluations for branch in branches)
     console.print(f"{cost:,} gradient evaluations; wrote {out / name}.jsonl and {name}.png", markup=False)
 
 
-def _numbers(branch: Branched) -> dict[str, Any]:
-    """What JSONL keeps of a branch."""
+def _numbers(branch: BranchResult) -> dict[str, Any]:
+    """Return a branch as a line of JSONL has it: without its curve, None for numbers that are not finite."""
     values = asdict(branch)
     del values["curve"]
     return {key: finite(value) for key, value in values.items()}
 
 
-def _table(branches: Sequence[Branched], losses: Mapping[str, Mapping[int, float]]) -> Table:
-    """A row for each branch; a loss beside the best of the smaller batches'."""
+def _table(branches: Sequence[BranchResult], losses: Mapping[str, Mapping[int, float]]) -> Table:
+    """Return a table with a row per branch. Each loss has its difference from the best of all smaller batches."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in ("k", "batch", "lr", "updates", *(f"{kind} loss" for kind in losses)):
         table.add_column(name, justify="right")
     for branch in branches:
-        told = [_beside(found, branch.k) for found in losses.values()]
-        table.add_row(f"{branch.k}", f"{branch.batch}", f"{branch.lr:.4g}", f"{branch.updates}", *told)
+        compared = [_compared(by_k, branch.k) for by_k in losses.values()]
+        table.add_row(f"{branch.k}", f"{branch.batch}", f"{branch.lr:.4g}", f"{branch.updates}", *compared)
     return table
 
 
-def _beside(losses: Mapping[int, float], k: int) -> str:
+def _compared(losses: Mapping[int, float], k: int) -> str:
     smaller = [loss for other, loss in losses.items() if other < k and math.isfinite(loss)]
     if not math.isfinite(losses[k]):
         return "diverged"
