@@ -7,7 +7,9 @@ from functools import partial
 from typing import Any
 
 from distgrow.core.errors import ConfigError
+from distgrow.core.progress import Progress
 from distgrow.distributed.world import World
+from distgrow.growth.controller import Controller
 from distgrow.run.folder import RunFolder
 from distgrow.tracking.background import BackgroundTracker
 from distgrow.tracking.base import Tracker, Trackers
@@ -21,14 +23,21 @@ from distgrow.tracking.terminal import Terminal
 
 
 @contextmanager
-def tracking(folder: RunFolder, rank: int, samples: int, others: Iterable[Tracker] = ()) -> Iterator[Tracker]:
-    """All trackers and `others` on the first rank, none elsewhere, for a run of `samples` samples."""
-    ours = [JSONL(folder.metrics), Terminal(samples), tensorboard(folder.tensorboard)] if rank == 0 else []
-    tracker = Trackers([*ours, *others] if rank == 0 else [])
+def tracking(folder: RunFolder, rank: int, controller: Controller, others: Iterable[Tracker] = ()) -> Iterator[Tracker]:
+    """Open all trackers and `others` on the first rank, none elsewhere."""
+    tracker = Trackers([*_trackers(folder, controller), *others] if rank == 0 else [])
     try:
         yield tracker
     finally:
         tracker.close()
+
+
+def _trackers(folder: RunFolder, controller: Controller) -> list[Tracker]:
+    """Return the trackers that every run has; growth that measures does not know its updates beforehand."""
+    planned = list(controller.outline(Progress()))
+    samples, updates = (sum(batch * count for _, batch, count in planned), sum(count for _, _, count in planned))
+    known = None if controller.growth.adaptive else updates
+    return [JSONL(folder.metrics), Terminal(samples, known), tensorboard(folder.tensorboard)]
 
 
 @contextmanager

@@ -6,10 +6,10 @@ from collections import deque
 def duration(seconds: float) -> str:
     """Return a time in its two largest units, e.g. "3 h 20 min"."""
     whole = round(min(max(seconds, 0.0), 1e10))
-    for unit, size, below, part in (("d", 86_400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
-        if whole >= size:
-            rest = round(whole % size / part)
-            count, rest = (whole // size + 1, 0) if rest * part == size else (whole // size, rest)
+    for size, unit, part, below in ((86_400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        parts = round(whole / part)
+        if parts * part >= size:
+            count, rest = divmod(parts, size // part)
             return f"{count} {unit} {rest} {below}" if rest else f"{count} {unit}"
     return f"{whole} s"
 

@@ -1,87 +1,132 @@
-"""The console: progress of a run, and its events as lines."""
+"""The console: a bar of the run's progress on a terminal, plain lines elsewhere, and its events as lines."""
 
 import sys
 import time
-from datetime import timedelta
 from typing import Any
 
 from rich.console import Console
-from rich.live import Live
-from rich.text import Text
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Column
 
 from distgrow.tracking.base_event import Line
-from distgrow.tracking.events import RESERVED
+from distgrow.tracking.events import RESERVED, End, Evaluation, OutOfMemory, Resize, Resume, Skip, Stage, Start, Step
+from distgrow.tracking.pace import SmoothedRate, duration
+
+#: Seconds between two looks at the newest update, and between two plain lines.
+LIVE_S, PLAIN_S = 0.1, 10.0
+#: Columns of a terminal below which units are short.
+NARROW = 76
 
 
 class Terminal:
-    """One live line on a terminal; elsewhere a plain line per stage, evaluation and ten seconds."""
+    """Show one live line on a terminal; elsewhere a plain line for each stage, evaluation and ten seconds.
 
-    def __init__(self, budget: float, stream: Any = None) -> None:
+    Args:
+        budget: samples that the run applies.
+        updates: updates that this takes, if that is known beforehand.
+        stream: where to write; default: stderr.
+    """
+
+    def __init__(self, budget: float, updates: int | None = None, stream: Any = None) -> None:
         self._console = Console(file=stream or sys.stderr, highlight=False, markup=False, soft_wrap=True)
-        self._budget = budget
-        self._live = Live(console=self._console, refresh_per_second=8) if self._console.is_terminal else None
-        self._next = 0.0
-        self._newest: Line | None = None
-        if self._live is not None:
-            self._live.start()
+        self._budget, self._updates = budget, updates
+        self._rate = SmoothedRate()
+        self._bar = _bar(self._console) if self._console.is_terminal else None
+        self._task = self._bar.add_task("", total=None, start=False, now="", doing="") if self._bar else None
+        self._look_at = self._print_at = 0.0
+        self._unshown: Line | None = None  #: the newest update, until something of it stays on the screen
 
     def log(self, event: Line) -> None:
         """Show the event if it is one for people."""
         kind = event["event"]
-        if kind == "step":
+        if kind == Step.kind:
             self._step(event)
-        elif kind == "eval":
+        elif kind == Evaluation.kind:
             self._console.print(_evaluation(event))
         elif kind in _SHOWN:
-            for damage in event.get("damaged", ()):
+            for damage in event.get("damaged") or ():
                 self._console.print(f"damaged and not used: {damage}")
+            if kind == End.kind:
+                self._stop()
             self._console.print(_SHOWN[kind].format_map(event))
 
     def close(self) -> None:
-        """Leave the last update's line standing."""
-        if self._live is not None:
-            if self._newest is not None:
-                self._live.update(self._line(self._newest))
-            self._live.stop()
+        """Remove the bar; leave the last update of a run that did not end as a line."""
+        newest = self._unshown
+        self._stop()
+        if newest is not None:
+            self._console.print(self._plain(newest))
+
+    def _stop(self) -> None:
+        self._unshown = None
+        if self._bar is not None:
+            self._bar.stop()
 
     def _step(self, event: Line) -> None:
-        self._newest, now = event, time.monotonic()
-        if now < self._next:
+        now, self._unshown = time.monotonic(), event
+        if now < self._look_at:
             return
-        self._next = now + (0.1 if self._live is not None else 10.0)
-        if self._live is not None:
-            self._live.update(self._line(event))
-        else:
-            self._console.print(self._line(event))
+        self._look_at = now + LIVE_S
+        self._rate.add(event["sfo_applied"], event["time_s"])
+        if self._bar is not None and self._task is not None:
+            self._bar.start()
+            done = event["sfo_applied"]
+            self._bar.update(
+                self._task, total=self._budget, completed=done, now=self._now(event), doing=f"· {doing_of(event)}"
+            )
+        elif now >= self._print_at:
+            self._print_at, self._unshown = now + PLAIN_S, None
+            self._console.print(self._plain(event))
 
-    def _line(self, event: Line) -> Text:
-        return Text(step_line(event, self._budget), no_wrap=self._live is not None, overflow="ellipsis")
+    def _plain(self, event: Line) -> str:
+        return f"{self._now(event)} · {doing_of(event)}"
+
+    def _now(self, event: Line) -> str:
+        rate = self._rate.samples_per_s() or event["samples_per_s"]
+        short = self._bar is not None and self._console.width < NARROW
+        return standing_of(event, self._budget, self._updates, rate, unit="/s" if short else " samples/s")
+
+
+def _bar(console: Console) -> Progress:
+    """Return a line that keeps what is left of the run in sight: its end is cut off on a narrow terminal."""
+    whole, rest = Column(no_wrap=True), Column(no_wrap=True, overflow="ellipsis", ratio=1)
+    return Progress(
+        BarColumn(bar_width=10 if console.width < 100 else 20),
+        TextColumn("{task.fields[now]}", table_column=whole, markup=False),
+        TextColumn("{task.fields[doing]}", table_column=rest, markup=False),
+        console=console,
+        transient=True,
+        expand=True,
+        refresh_per_second=8,
+    )
 
 
 _SHOWN = {
-    "start": "run {dir}: world {world}, {budget_samples:,} samples to go",
-    "resume": "resumed from {checkpoint} at step {step}",
-    "resize": "resized from {old} to {new} workers ({wanted} wanted) in {seconds:.1f} s",
-    "stage": "stage {stage}: batch {batch} = {world} × {micro} × {accum}, lr {lr:.4g}, from epoch {epoch:.2f}",
-    "oom": "step {step}: out of memory with micro-batches of {micro} rows; the same batch again in smaller ones",
-    "skip": "step {step}: the gradient was not finite; {batch} samples skipped",
-    "end": "{reason}: {step:,} updates, {sfo:,} gradient evaluations, {time_s:.1f} s",
+    Start.kind: "run {dir}: world {world}, {budget_samples:,} samples to go",
+    Resume.kind: "resumed from {checkpoint} at step {step}",
+    Resize.kind: "resized from {old} to {new} workers ({wanted} wanted) in {seconds:.1f} s",
+    Stage.kind: "stage {stage}: batch {batch} = {world} × {micro} × {accum}, lr {lr:.4g}, from epoch {epoch:.2f}",
+    OutOfMemory.kind: "step {step}: out of memory with micro-batches of {micro} rows; the same batch in smaller ones",
+    Skip.kind: "step {step}: the gradient was not finite; {batch} samples skipped",
+    End.kind: "{reason}: {step:,} updates, {sfo:,} gradient evaluations, {time_s:.1f} s",
 }
 
 
-def step_line(event: Line, budget: float) -> str:
-    """stage, batch = world × micro × accum, LR, loss, SFO, samples/s and time left of a step event."""
+def standing_of(event: Line, budget: float, updates: int | None, per_s: float | None, unit: str = " samples/s") -> str:
+    """Return share of the budget, steps, rate and time left, e.g. "38 % · 412/1,080 · 90 samples/s · 3 s left"."""
+    share = int(100 * min(1.0, event["sfo_applied"] / budget)) if budget else 100
+    steps = f"{event['step']:,}" if updates is None else f"{event['step']:,}/{updates:,}"
+    left = f"{duration(max(0.0, budget - event['sfo_applied']) / per_s)} left" if per_s else "unknown time left"
+    return f"{share} % · {steps} · {per_s or 0:,.0f}{unit} · {left}"
+
+
+def doing_of(event: Line) -> str:
+    """Return batch, loss, learning rate and stage of a step event; what matters most stands first."""
     loss = "not finite" if event["loss"] is None else f"{event['loss']:.4f}"
-    rate = event["samples_per_s"]
-    seconds = min(max(0.0, budget - event["sfo_applied"]) / rate, 1e12) if rate else None
-    left = "unknown time" if seconds is None else timedelta(seconds=round(seconds))
-    return (
-        f"stage {event['stage']} · batch {event['batch']} = {event['world']} × {event['micro']} × {event['accum']} "
-        f"· lr {event['lr']:.4g} · loss {loss} · sfo {event['sfo']:,} · {rate:,.0f} samples/s · {left} left"
-    )
+    return f"loss {loss} · batch {event['batch']:,} · lr {event['lr']:.3g} · stage {event['stage']}"
 
 
 def _evaluation(event: Line) -> str:
     own = {key: value for key, value in event.items() if key not in RESERVED}
-    figures = ", ".join(f"{key} {'not finite' if value is None else f'{value:.4f}'}" for key, value in own.items())
-    return f"epoch {event['epoch']:.1f}: {figures}"
+    metrics = ", ".join(f"{key} {'not finite' if value is None else f'{value:.4f}'}" for key, value in own.items())
+    return f"epoch {event['epoch']:.1f}: {metrics}"

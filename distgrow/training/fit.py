@@ -108,7 +108,7 @@ def fit(
             seed_generators(run.seed, world.device)
             machine = engine.build(model, loss, metrics=metrics, optimizer=optimizer, world=world)
             with (
-                tracking(folder, world.rank, controller.samples(), trackers) as lines,
+                tracking(folder, world.rank, controller, trackers) as lines,
                 reporting(run.trackers, folder, settings, world, lines) as tracker,
             ):
                 job = Trainer(task, controller, machine, tracker, folder, run, world, stop, store)

@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from distgrow.core.progress import Ledger, Outcome, Progress
 from distgrow.tracking.base_event import Event
 from distgrow.tracking.events import Checkpoint, Evaluation, Resume, update_event
 from distgrow.tracking.jsonl import JSONL
+from distgrow.tracking.pace import SmoothedRate, duration, standing
 from distgrow.tracking.read import history, last_total, read_events
-from distgrow.tracking.terminal import Terminal, step_line
+from distgrow.tracking.terminal import Terminal, doing_of, standing_of
 
 PLAN = Plan(batch=256, world=2, micro=64, accum=2, lr=0.28284271247, stage=3)
 
@@ -100,38 +102,90 @@ def test_history_leaves_out_what_a_resume_went_back_over() -> None:
     assert [event.samples for event in history(events)] == [8, 8, 16]
 
 
-def test_the_live_line_holds_what_the_run_is_doing() -> None:
-    line = step_line(step(), budget=256 * 7 + 90_000)
-    for part in ("stage 3", "batch 256 = 2 × 64 × 2", "lr 0.2828", "loss 0.1250", "sfo 2,560", "1,000 samples/s"):
-        assert part in line
-    assert line.endswith("0:01:30 left")
-    assert "loss not finite" in step_line(step(loss=math.inf), budget=10)
+def test_a_step_is_shown_with_what_is_left_first() -> None:
+    line = standing_of(step(), 256 * 7 + 90_000, 359, 1000.0)
+    assert line == "1 % · 7/359 · 1,000 samples/s · 1 min 30 s left"
+    assert standing_of(step(), 256 * 7, None, None) == "100 % · 7 · 0 samples/s · unknown time left"
+    assert doing_of(step()) == "loss 0.1250 · batch 256 · lr 0.283 · stage 3"
+    assert doing_of(step(loss=math.inf)).startswith("loss not finite")
 
 
 @pytest.mark.parametrize(
-    ("seconds", "shown"), [(59.6, "0:01:00"), (90, "0:01:30"), (3599.9, "1:00:00"), (0, "0:00:00")]
+    ("seconds", "shown"),
+    [(0, "0 s"), (59.4, "59 s"), (59.6, "1 min"), (90, "1 min 30 s"), (3599.9, "1 h"), (3600 + 59 * 60 + 40, "2 h")]
+    + [(12_000, "3 h 20 min"), (86_400 * 2 + 3600 * 4, "2 d 4 h"), (86_399, "1 d"), (-3.0, "0 s")],
 )
-def test_the_time_left_is_in_hours_minutes_and_seconds(seconds: float, shown: str) -> None:
-    assert step_line(step(), budget=256 * 7 + seconds * 1000).endswith(f" {shown} left")
+def test_a_time_is_shown_in_its_two_largest_units(seconds: float, shown: str) -> None:
+    assert duration(seconds) == shown
 
 
-def test_where_there_is_no_terminal_plain_lines_tell_of_the_run() -> None:
-    stream = io.StringIO()
-    terminal = Terminal(10_000, stream)
+def test_the_rate_is_that_of_the_last_minute_and_begins_anew_where_a_resume_went_back() -> None:
+    rate = SmoothedRate()
+    assert rate.samples_per_s() is None
+    for second in range(200):  # 10 a second, then 40
+        rate.add(10 * second if second < 100 else 1000 + 40 * (second - 100), float(second))
+    assert rate.samples_per_s() == pytest.approx(40)
+    rate.add(1000, 201.0)
+    assert rate.samples_per_s() is None
+    assert standing(380, 1000, 31.0) == "38 %, 20 s left"
+    assert standing(380, None, 31.0) == ""
+
+
+START = {"event": "start", "step": 0, "samples": 0, "sfo": 0, "time_s": 0.0}
+END = {"event": "end", "reason": "done", "step": 100, "sfo": 25600, "time_s": 3.0}
+
+
+def run_shown(terminal: Terminal) -> None:
+    """A run of 100 updates."""
     shape = {"batch": 256, "world": 2, "micro": 64, "accum": 2, "lr": 0.28}
-    terminal.log({"event": "start", "dir": "runs/x", "world": 2, "budget_samples": 10_000})
+    terminal.log({**START, "dir": "runs/x", "world": 2, "budget_samples": 25_600})
     terminal.log({"event": "stage", "stage": 3, "epoch": 1.5, **shape})
     for number in range(100):
         terminal.log(step(number + 1))
     terminal.log({"event": "eval", "step": 100, "samples": 1, "time_s": 1.0, "epoch": 2.0, "accuracy": 0.5})
-    terminal.log({"event": "end", "reason": "done", "step": 100, "sfo": 25600, "time_s": 3.0})
+    terminal.log(END)
     terminal.close()
+
+
+def test_where_there_is_no_terminal_plain_lines_tell_of_the_run() -> None:
+    stream = io.StringIO()
+    run_shown(Terminal(25_600, 100, stream))
     lines = stream.getvalue().splitlines()
     assert "\x1b" not in stream.getvalue()
     assert [line.split(":")[0].split(" ·")[0] for line in lines] == [
         "run runs/x",
         "stage 3",
-        "stage 3",
+        "1 %",
         "epoch 2.0",
         "done",
     ]
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_on_a_terminal_the_time_left_is_seen_at_any_width_and_no_bar_stays(
+    width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Screen(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("distgrow.tracking.terminal.LIVE_S", 0.0)
+    stream = Screen()
+    run_shown(Terminal(25_600, 100, stream))
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue())
+    bars = [line for line in re.split(r"[\r\n]", plain) if "━" in line]
+    assert bars
+    assert all(len(line) <= width for line in bars)
+    assert any(re.search(r"100 % · 100/100 · [\d,]+( samples)?/s · 0 s left", line) for line in bars)
+    assert plain.splitlines()[-1] == "done: 100 updates, 25,600 gradient evaluations, 3.0 s"
+
+
+def test_the_last_update_of_a_run_that_breaks_off_is_left_as_a_line() -> None:
+    stream = io.StringIO()
+    terminal = Terminal(25_600, 100, stream)
+    for number in range(3):
+        terminal.log(step(number + 1))
+    terminal.close()
+    assert [line.split(" · ")[1] for line in stream.getvalue().splitlines()] == ["1/100", "3/100"]
