@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,11 +13,14 @@ import fit_reference
 import generate
 import pytest
 import reference
+import typer
 import yaml
 from conftest import ROOT
+from typer.core import TyperGroup
 
 import distgrow
-from distgrow.config.load import parse
+from distgrow.cli import app
+from distgrow.config.load import load, parse
 from distgrow.core.spec import Spec
 from distgrow.growth import Growth
 from distgrow.planning import table
@@ -148,6 +152,29 @@ def test_sections_of_a_docstring_become_rows() -> None:
     assert fit_reference.entries(parts["Args"]) == {"size": "Rows of a batch, at least 1.", "mode": "How."}
     assert fit_reference.entries(parts["Raises"]) == {"ConfigError": "If not."}
     assert fit_reference.first_sentence(docstring) == "Do it."
+
+
+# ── commands ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def commands() -> Iterator[str]:
+    """Yield the commands of distgrow in the console blocks of all pages."""
+    for page in PAGES:
+        for block in re.findall(r"```console\n(.*?)```", page.read_text(), re.S):
+            for line in block.replace("\\\n", " ").splitlines():
+                if line.startswith("$ ") and re.search(r"\bdistgrow (?:train|plan|verify|report|probe-batch)\b", line):
+                    yield re.sub(r"^.*?\bdistgrow (?=\w+)", "", line)
+
+
+@pytest.mark.parametrize("command", sorted(set(commands())))
+def test_every_command_of_the_manual_has_a_verb_options_and_keys_that_exist(command: str) -> None:
+    verb, *words = shlex.split(command, comments=True)
+    verbs = typer.main.get_command(app)
+    assert isinstance(verbs, TyperGroup)
+    context = verbs.commands[verb].make_context(verb, words)
+    config = context.params.get("config")
+    if config is not None and (ROOT / config).is_file():
+        load(str(ROOT / config), context.params["overrides"] or ())
 
 
 # ── links, and the site ─────────────────────────────────────────────────────────────────────────────────────────
