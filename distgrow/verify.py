@@ -56,7 +56,7 @@ def updated(run: Run, task: Task, plan: Plan) -> torch.Tensor:
         )
         for rank in range(plan.world):
             loader = DirectLoader(positions, rank)
-            if engine.accumulate(plan, loader.draw(Progress(), plan)) is None:
+            if engine.accumulate(plan, loader.draw(Progress(), plan), rank=rank).failed:
                 raise TrainingFailed(f"memory does not hold micro-batches of {plan.micro} rows; lower engine.max_micro")
         for parameter in model.parameters():
             if parameter.grad is not None:

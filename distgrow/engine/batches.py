@@ -1,7 +1,6 @@
 """Collated batches of any nesting, and what every engine does with them; knows no engine."""
 
 import copy
-import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
@@ -20,20 +19,6 @@ Metrics = Callable[[nn.Module, Any], Mapping[str, Any]]
 
 #: What batches mostly are; asking whether they are a Sequence takes many times longer.
 _PLAIN = (tuple, list)
-
-
-class WeightedLoss(nn.Module):
-    """Model and loss as one module, so that a loss may call the model as it likes wherever the module is wrapped."""
-
-    def __init__(self, model: nn.Module, loss: Loss) -> None:
-        super().__init__()
-        self.model, self.loss = model, loss
-
-    def forward(self, batch: Any, weight: float) -> Tensor:
-        """The batch's mean loss times `weight`; without a batch, `weight` through all that has a gradient."""
-        if batch is None:
-            return torch.stack([weight * p.sum() for p in self.parameters() if p.requires_grad]).sum()
-        return checked_loss(self.loss(self.model, batch)) * weight
 
 
 def checked_loss(loss: Any) -> Tensor:
@@ -87,13 +72,6 @@ class Buffers:
                 now.copy_(kept)
 
 
-def serialised(state: Any) -> bytes:
-    """What torch.save would write to a file."""
-    file = io.BytesIO()
-    torch.save(state, file)
-    return file.getvalue()
-
-
 def place(batch: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
     """Return the batch on a device, its floating-point tensors converted to `dtype` if that is not None."""
     if device.type == "cpu" and dtype is None:
@@ -101,13 +79,20 @@ def place(batch: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
 
     def move(leaf: Any) -> Any:
         if isinstance(leaf, Tensor):
-            return leaf.to(device, dtype=dtype if leaf.is_floating_point() else None, non_blocking=True)
+            return leaf.to(device, dtype=in_precision(leaf, dtype), non_blocking=True)
         if isinstance(leaf, PackedSequence):  # its batch_sizes stay on the CPU
             moved: Any = leaf.to(device=device)  # pyright: ignore[reportCallIssue]
             return moved.to(dtype) if dtype is not None and leaf.data.is_floating_point() else moved
         return leaf.to(device) if callable(getattr(leaf, "to", None)) else leaf
 
     return map_leaves(move, batch)
+
+
+def in_precision(tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype | None:
+    """Return what a tensor becomes if floating-point numbers are to be `dtype`, complex ones pairs of them."""
+    if tensor.is_floating_point():
+        return dtype
+    return torch.complex128 if tensor.is_complex() and dtype == torch.float64 else None
 
 
 def drawn_rows(plan: Plan, rank: int, batches: Iterable[Any]) -> Iterator[tuple[Any, int]]:

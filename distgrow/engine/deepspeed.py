@@ -2,8 +2,8 @@
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,37 +14,27 @@ from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam
 from torch import nn
 
 from distgrow.core.errors import ConfigError, TrainingFailed
-from distgrow.core.noise_stats import Measured
-from distgrow.core.order import mix_int
 from distgrow.core.plan import Plan
-from distgrow.core.progress import Outcome
-from distgrow.data.seeding import seed_generators
 from distgrow.distributed.world import World
-from distgrow.engine.batches import (
-    MORE_MEMORY,
-    Buffers,
-    Loss,
-    Metrics,
-    WeightedLoss,
-    drawn_rows,
-    place,
-    ran_out_of_memory,
-)
-from distgrow.engine.ddp import check_agreed
+from distgrow.engine.batches import MORE_MEMORY, Buffers, Loss, Metrics, place, ran_out_of_memory
 from distgrow.engine.deepspeed_shards import Shards
-from distgrow.engine.functional import FunctionalObjective, hollow
-from distgrow.engine.metrics import means
-from distgrow.engine.noise_hooks import MicroBatchNorms, StepProducts
+from distgrow.engine.functional import FunctionalObjective
+from distgrow.engine.objective import empty_copy
 from distgrow.engine.spec import DeepSpeed
+from distgrow.engine.stats import MakeStats, UpdateStats, check_agreed
+from distgrow.engine.update import AccumulatingEngine, Applied
 from distgrow.optim import OptimizerSpec
+from distgrow.optim.groups import assign_lr
 
 _DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 #: What ZeRO 3 leaves in modules, beside names that begin with ds_.
 _ZERO_3 = ("_original_parameters", "_external_params")
 
 
-class DeepSpeedEngine:
-    """Exact mean gradients over a global batch, with optimizer state, gradients and parameters sharded by ZeRO."""
+class DeepSpeedEngine(AccumulatingEngine):
+    """Train with optimizer state, gradients and parameters sharded by ZeRO."""
+
+    sharded = True
 
     def __init__(
         self,
@@ -61,81 +51,63 @@ class DeepSpeedEngine:
         accelerator = get_accelerator()
         if spec.precision == "float16" and not (accelerator and accelerator.is_fp16_supported()):
             raise ConfigError(f"engine.precision=float16: DeepSpeed has none on {world.device.type}; use bfloat16")
-        self.spec, self.world, self.evaluations = spec, world, 0
-        self._metrics = metrics or (lambda model, batch: {"loss": loss(model, batch)})
-        self._loss, self._penalty, self._hollow = loss, optimizer.penalty, hollow(model)
-        shared = WeightedLoss(model, loss).to(world.device).train()
+        self.spec, self._empty = spec, empty_copy(model, loss)
+        super().__init__(model, loss, metrics=metrics, optimizer=optimizer, world=world)
+        refuse_complex(self._parameters)
+        self._objective.to(world.device).train()
         self._engine: Any
         self._engine, *_ = deepspeed.initialize(
-            model=shared,
-            optimizer=_optimizer(list(shared.parameters()), optimizer, spec, world),
+            model=self._objective,
+            optimizer=_optimizer(self._parameters, optimizer, spec, world),
             config=settings(spec, optimizer, world),
         )
-        self._buffers = Buffers(model)
+        self._buffers = Buffers(self._objective)  # on the device, in the engine's precision
         self._shards = Shards(self._engine, world, resizes=spec.resizes(optimizer))
-        self._norms, self._products = MicroBatchNorms(model.parameters(), world.size), StepProducts(optimizer)
         self._products.watch(self._engine.basic_optimizer)
         self._clear_padding()
 
-    def update(self, plan: Plan, micro_batches: Iterable[Any], votes: Sequence[bool] = ()) -> Outcome:
-        """See Engine. Raises ValueError where a micro-batch does not have the rows that the plan gave it."""
-        seed_generators(mix_int(plan.seed, self.world.rank), self.world.device)
-        self._buffers.keep()
-        self._norms.begin(plan)
-        self._products.begin(plan)
-        losses: list[torch.Tensor] = []
-        short = False
-        for batch, rows in drawn_rows(plan, self.world.rank, micro_batches):
-            self.evaluations += rows
-            loss = None if short else self._forward(batch, plan, rows)
-            short = loss is None
-            loss = self._engine(None, math.nan) if loss is None else loss  # NaN: no rank applies the update then
-            with self._no_way_back(plan.micro):
-                self._engine.backward(loss, scale_wrt_gas=False)
-            self._norms.end(plan.weight(rows), self._loss_scale())
-            losses.append(loss.detach().float())
-        loss = sum(losses[1:], start=losses[0]).item() / self.world.size
-        agreed = [plan.batch / self.world.size, plan.lr / self.world.size]
-        known = self.world.sum_async(
-            [loss, short, float(share) if (share := self._norms.total()) is not None else math.nan, *agreed, *votes]
-        )
-        for group in self._engine.optimizer.param_groups:
-            group["lr"] = plan.lr * group.get("lr_scale", 1.0)
-        self._engine.step()
-        mean, lacking, parts_sq, batch, lr, *ballot = known()
-        check_agreed(plan, batch, lr, self.world)
-        applied, grad_norm = not self._engine.optimizer.overflow, float(self._engine.get_global_grad_norm())
-        if not applied:
-            self._buffers.restore()
-        return Outcome(
-            applied=applied,
-            out_of_memory=lacking > 0,
-            loss=mean,
-            grad_norm=grad_norm,
-            measured=self._measured(plan, parts_sq, grad_norm) if applied else Measured(),
-            votes=tuple(count > 0 for count in ballot),
-        )
+    # ── an update ───────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _measured(self, plan: Plan, parts_sq: float, grad_norm: float) -> Measured:
-        """What an applied update has shown of noise; `parts_sq` without the penalty. Collective."""
-        penalty, product = 0.0, math.nan
-        if self._products.wanted:
-            penalty, product = self.world.sum(self._products.results(grad_norm))
-        batch_sq = grad_norm * grad_norm + penalty if plan.window else math.nan
-        return Measured(parts_sq=parts_sq + penalty, batch_sq=batch_sq, product=product)
-
-    def _loss_scale(self) -> float:
-        return self._engine.optimizer.loss_scale if self.spec.precision == "float16" else 1.0
-
-    def _forward(self, batch: Any, plan: Plan, rows: int) -> torch.Tensor | None:
-        """The weighted loss; None where memory did not hold it."""
+    def backward(self, plan: Plan, batch: Any, weight: float, stats: MakeStats | None) -> torch.Tensor | None:
+        """See AccumulatingEngine."""
         with self._no_way_back(plan.micro) if self.spec.zero == 3 else nullcontext():
-            try:
-                return self._engine(self._place(batch), plan.weight(rows))
-            except (RuntimeError, MemoryError) as error:
-                if not ran_out_of_memory(error) or self.spec.zero == 3:
-                    raise
+            loss = self._forward(batch, weight)
+        if loss is None:
+            self.skip(last=stats is not None)
+            return None
+        self.check_leaves(loss)
+        with self._no_way_back(plan.micro):
+            self._engine.backward(loss, scale_wrt_gas=False)
+        return loss.detach().float()
+
+    def _forward(self, batch: Any, weight: float) -> torch.Tensor | None:
+        """Return the weighted loss, None if memory did not hold it and the other ranks can be told."""
+        try:
+            return self._engine(self.place(batch), weight)
+        except (RuntimeError, MemoryError) as error:
+            if not ran_out_of_memory(error) or self.spec.zero == 3:
+                raise
         return None
+
+    def skip(self, *, last: bool) -> None:
+        """See AccumulatingEngine; every micro-batch reduces, and DeepSpeed applies no gradient that has NaN in it."""
+        self._engine.backward(self._engine(None, math.nan), scale_wrt_gas=False)
+
+    def apply(self, plan: Plan, stats: UpdateStats) -> Applied:
+        """See AccumulatingEngine."""
+        reduced = self.world.sum_async([value / self.world.size for value in stats.numbers()])
+        assign_lr(self._engine.optimizer.param_groups, plan.lr)
+        with self._no_way_back(plan.micro):
+            self._engine.step()
+        known = UpdateStats.unpack(reduced(), len(stats.votes))
+        if not known.failed:
+            check_agreed(plan, known, self.world)
+        grad_norm, overflow = float(self._engine.get_global_grad_norm()), self._engine.optimizer.overflow
+        return Applied(stats=known, grad_norm=grad_norm, applied=not overflow, out_of_memory=known.failed > 0)
+
+    def loss_scale(self) -> float:
+        """See AccumulatingEngine."""
+        return self._engine.optimizer.loss_scale if self.spec.precision == "float16" else 1.0
 
     @contextmanager
     def _no_way_back(self, micro: int) -> Iterator[None]:
@@ -151,25 +123,18 @@ class DeepSpeedEngine:
                 + (f"set engine.max_micro={micro // 2} and go on with --resume" if micro > 1 else MORE_MEMORY)
             ) from error
 
-    def evaluate(self, batches: Iterable[tuple[Any, int]]) -> dict[str, float]:
-        """See Engine."""
-        model = self._engine.module.model
-        self.world.share(list(model.buffers()))
-        was_training = model.training
-        self._engine.eval()
-        with torch.no_grad():  # not inference mode: ZeRO 3 gathers parameters into tensors that training uses again
-            found = means(lambda batch: self._metrics(model, self._place(batch)), batches, self.world)
-        self._engine.train(was_training)
-        return found
+    # ── beside updates ──────────────────────────────────────────────────────────────────────────────────────────
+
+    def evaluating(self) -> AbstractContextManager[Any]:
+        """See AccumulatingEngine; not inference mode, as ZeRO 3 gathers parameters into tensors that training uses."""
+        return torch.no_grad()
 
     def functional(self) -> FunctionalObjective:
-        """See Engine; from the parameters that the forward pass uses, rounded where it is in half precision."""
-        model = self._engine.module.model
+        """See Engine; from the parameters that the forward pass uses, rounded if that is in half precision."""
         return FunctionalObjective(
-            self._hollow,
-            self._loss,
-            parameters={name: self._whole(parameter) for name, parameter in model.named_parameters()},
-            buffers=dict(model.named_buffers()),
+            self._empty,
+            parameters={name: self._whole(parameter) for name, parameter in self._objective.named_parameters()},
+            buffers=dict(self._objective.named_buffers()),
             penalty=self._penalty,
             world=self.world,
         )
@@ -192,7 +157,7 @@ class DeepSpeedEngine:
 
     def close(self) -> None:
         """See Engine; ZeRO 3's parameters are gathered first, in the precision that the forward pass uses."""
-        module = self._engine.module
+        module = self._objective
         whole = {parameter: self._whole(parameter) for parameter in module.parameters()} if self.spec.zero == 3 else {}
         self._engine.destroy()
         self._norms.close()
@@ -208,8 +173,22 @@ class DeepSpeedEngine:
             for piece, parameter in zip(pieces, group, strict=True):
                 piece[max(0, parameter.ds_numel - self.world.rank * len(piece)) :].zero_()
 
-    def _place(self, batch: Any) -> Any:
+    def place(self, batch: Any) -> Any:
+        """See AccumulatingEngine."""
         return place(batch, self.world.device, _DTYPES[self.spec.precision])
+
+
+def refuse_complex(parameters: Iterable[nn.Parameter]) -> None:
+    """Check that no parameter is complex.
+
+    Raises:
+        ConfigError: One is: ZeRO's flat shards hold real numbers.
+    """
+    if any(parameter.is_complex() for parameter in parameters):
+        raise ConfigError(
+            "the model has complex parameters, which engine.kind=deepspeed cannot shard; use engine.kind=torch, or "
+            "hold them as pairs of real numbers (torch.view_as_real)"
+        )
 
 
 def give_back(module: nn.Module, whole: Mapping[nn.Parameter, torch.Tensor]) -> None:

@@ -1,10 +1,9 @@
-"""FunctionalObjective: a model's objective at one moment, with derivatives; nothing done with it moves training.
+"""FunctionalObjective: model and loss at one moment, with derivatives; nothing done with it moves training.
 
-It works on a copy of the model without tensors, which are lent to it at each call: no module that trains changes its
+It works on a copy without tensors, which are lent to it at each call: no module that trains changes its
 mode, no hook of DDP or DeepSpeed fires, no `.grad` is written.
 """
 
-import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -16,100 +15,120 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from distgrow.core.errors import ConfigError
 from distgrow.distributed.world import World
-from distgrow.engine.batches import Loss, WeightedLoss, place
+from distgrow.engine.batches import place
+from distgrow.engine.objective import WeightedLoss
+from distgrow.optim.direction import real
 
 Vector = list[Tensor]
 
-_NO_SECOND = ("is not implemented", "double backward", "differentiate twice")
+_NO_SECOND = ("is not implemented", "double backward", "differentiate twice", "use_reentrant=True")
 
 
-def hollow(model: nn.Module) -> nn.Module | ConfigError:
-    """A copy of a model in eval mode, its parameters and buffers without content; what it ties stays tied.
+class _Gradient(nn.Module):
+    """Differentiate an objective within one call, for activation checkpointing computes forward again in backward."""
 
-    The reason why there is none where the model cannot be copied: whoever needs it may raise it.
-    """
-    empty: dict[int, Any] = {}
-    for parameter in model.parameters():
-        meta = torch.empty_like(parameter, device="meta")
-        empty[id(parameter)] = nn.Parameter(meta, requires_grad=parameter.requires_grad)
-    for buffer in model.buffers():
-        empty[id(buffer)] = torch.empty_like(buffer, device="meta")
-    try:
-        return copy.deepcopy(model, empty).eval()
-    except Exception as error:
-        return ConfigError(
-            f"the model cannot be copied, which exact probes need: {error}; take out of it what cannot be, or leave "
-            "run.probe and growth by exact norms out"
-        )
+    def __init__(self, objective: WeightedLoss, penalty: float) -> None:
+        super().__init__()
+        self.objective, self.penalty = objective, penalty
+
+    def forward(self, batch: Any, parameters: Vector, along: Vector | None) -> tuple[Tensor, Vector]:
+        """Return the mean loss and its gradient or, given a vector, the product of its Hessian with that.
+
+        The gradient is by way of `.grad` of the parameters, which are lent for this: reentrant checkpointing knows no
+        other way.
+        """
+        loss = self.objective(batch, 1.0)
+        value = loss.detach()
+        if self.penalty:
+            loss = loss + self.penalty / 2 * torch.stack([real(p).square().sum() for p in parameters]).sum()
+        if along is None:
+            loss.backward()
+            gradient = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+            for parameter in parameters:
+                parameter.grad = None
+            return value, gradient
+        gradient = _grad(loss, parameters, create_graph=True)
+        products = [(real(g) * real(v)).sum() for g, v in zip(gradient, along, strict=True)]
+        if not (product := torch.stack(products).sum()).requires_grad:  # linear in all of θ
+            return value, [torch.zeros_like(v) for v in along]
+        return value, _grad(product, parameters)
 
 
 class FunctionalObjective:
-    """f(θ) = mean loss + (λ/2)|θ|² at one θ, in eval mode and at least single precision, batch by batch."""
+    """Hold f(θ) = mean loss + (λ/2)|θ|² at one θ, in eval mode and at least single precision, batch by batch."""
 
     def __init__(
         self,
-        model: nn.Module | ConfigError,
-        loss: Loss,
+        objective: WeightedLoss | ConfigError,
         *,
         parameters: Mapping[str, Tensor],
         buffers: Mapping[str, Tensor],
         penalty: float,
         world: World,
     ) -> None:
-        """`model` is hollow; parameters and buffers are those of the model that it is a copy of, by their names.
+        """Lend tensors to an empty copy of model and loss. Collective: every rank must call.
 
-        Buffers are the first rank's. ConfigError where there was no copy. Collective: every rank must call.
+        Args:
+            objective: What `empty_copy` gave.
+            parameters: Those of the WeightedLoss that it is a copy of, by their names.
+            buffers: The same; the first rank's are taken.
+            penalty: λ.
+            world: The ranks.
+
+        Raises:
+            ConfigError: There was no copy.
         """
-        if isinstance(model, ConfigError):
-            raise model
-        self._objective, self._penalty, self._device = WeightedLoss(model, loss), penalty, world.device
-        trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        if isinstance(objective, ConfigError):
+            raise objective
+        self._device = world.device
+        trainable = {name for name, parameter in objective.named_parameters() if parameter.requires_grad}
         lent = {name: _single(tensor.detach()).requires_grad_(name in trainable) for name, tensor in parameters.items()}
         copied = {name: _single(tensor.detach()).clone() for name, tensor in buffers.items()}
         world.share(list(copied.values()))
-        self._tensors = {f"model.{name}": tensor for name, tensor in {**lent, **copied}.items()}
+        self._differentiated = _Gradient(objective, penalty)
+        self._tensors = {f"objective.{name}": tensor for name, tensor in {**lent, **copied}.items()}
         self.parameters: Vector = [lent[name] for name in lent if name in trainable]  #: θ
-        self._dtype = torch.float64 if self.parameters[0].dtype == torch.float64 else None
-
-    def loss(self, batch: Any) -> Tensor:
-        """The batch's mean loss, without the penalty."""
-        return functional_call(self._objective, self._tensors, (place(batch, self._device, self._dtype), 1.0))
+        self._dtype = torch.float64 if self.parameters[0].dtype.to_real() == torch.float64 else None
 
     def gradient(self, batch: Any) -> tuple[Tensor, Vector]:
-        """The batch's mean loss, and its gradient by θ, the penalty's λθ included."""
-        loss = self.loss(batch)
-        return loss.detach(), [g.detach() for g in self._differentiated(loss, twice=False)]
+        """Return the batch's mean loss, and its gradient by θ with the penalty's λθ."""
+        loss, gradient = self._call(batch, None)
+        return loss, [g.detach() for g in gradient]
 
     def product(self, batch: Any, vector: Vector) -> Vector:
-        """The Hessian of the batch's mean loss by θ, the penalty's λ included, times `vector`.
+        """Return the Hessian of the batch's mean loss by θ, with the penalty's λ, times `vector`.
 
-        ConfigError where the model has no second derivatives.
+        Raises:
+            ConfigError: The model has no second derivatives.
         """
         with _second_derivatives():
-            gradient = self._differentiated(self.loss(batch), twice=True)
-            along = torch.stack([(g * v).sum() for g, v in zip(gradient, vector, strict=True)]).sum()
-            if not along.requires_grad:  # linear in all of θ
-                return [torch.zeros_like(v) for v in vector]
-            return list(torch.autograd.grad(along, self.parameters, materialize_grads=True, allow_unused=True))
+            return self._call(batch, vector)[1]
 
-    def _differentiated(self, loss: Tensor, *, twice: bool) -> Vector:
-        if self._penalty:
-            squares = torch.stack([parameter.square().sum() for parameter in self.parameters])
-            loss = loss + self._penalty / 2 * squares.sum()
-        return list(
-            torch.autograd.grad(loss, self.parameters, create_graph=twice, materialize_grads=True, allow_unused=True)
-        )
+    def _call(self, batch: Any, along: Vector | None) -> tuple[Tensor, Vector]:
+        placed = place(batch, self._device, self._dtype)
+        return functional_call(self._differentiated, self._tensors, (placed, self.parameters, along))
+
+
+def _grad(value: Tensor, parameters: Vector, *, create_graph: bool = False) -> Vector:
+    """Differentiate a number by parameters; by those that it does not depend on the derivative is 0."""
+    return list(
+        torch.autograd.grad(value, parameters, create_graph=create_graph, materialize_grads=True, allow_unused=True)
+    )
 
 
 def _single(tensor: Tensor) -> Tensor:
-    """In single precision where it has less."""
+    """Return a tensor in single precision if it has less."""
     narrow = tensor.is_floating_point() and tensor.element_size() < 4
     return tensor.float() if narrow else tensor
 
 
 @contextmanager
 def _second_derivatives() -> Iterator[None]:
-    """Attention takes the one path that can be differentiated twice; ConfigError where something else cannot."""
+    """Let attention take the one path that can be differentiated twice.
+
+    Raises:
+        ConfigError: Something else cannot be.
+    """
     try:
         with sdpa_kernel(SDPBackend.MATH):
             yield

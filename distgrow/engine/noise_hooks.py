@@ -81,19 +81,20 @@ class StepProducts:
         self._clip, self._penalty, self._direction = spec.clip, spec.penalty, spec.direction()
         self._penalised = self._product = False
         self._terms: dict[str, list[Tensor]] = {}  # of inner products of g, p = θ and u
+        self._sums: dict[str, float] | None = None
 
     def watch(self, optimizer: torch.optim.Optimizer) -> None:
-        """Look at every step of `optimizer` from now on.
+        """Look at every step of `optimizer` from now on, where the engine does not step it itself.
 
         Of ZeRO's it sees this rank's shards, in several steps if they are several.
         """
-        optimizer.register_step_pre_hook(self._before_step)
-        optimizer.register_step_post_hook(self._after_step)
+        optimizer.register_step_pre_hook(self.before_step)
+        optimizer.register_step_post_hook(self.after_step)
 
     def begin(self, plan: Plan) -> None:
         """Forget the last update, and look at the coming step if that is of use."""
         self._penalised, self._product = self._penalty > 0 and plan.window > 0, plan.product
-        self._terms = {"gp": [], "pp": [], "gu": [], "pu": []}
+        self._terms, self._sums = {"gp": [], "pp": [], "gu": [], "pu": []}, None
 
     @property
     def wanted(self) -> bool:
@@ -101,7 +102,8 @@ class StepProducts:
         return self._penalised or self._product
 
     @torch.no_grad()
-    def _before_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    def before_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        """Look at the gradients, mean and clipped, that a step is about to take."""
         if not self.wanted:
             return
         for group in optimizer.param_groups:
@@ -123,7 +125,8 @@ class StepProducts:
                 self._terms["pu"].append(inner(given[k], last))
 
     @torch.no_grad()
-    def _after_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    def after_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        """Look at what a step has done."""
         if not self._product:
             return
         for group in optimizer.param_groups:
@@ -134,6 +137,12 @@ class StepProducts:
         """Return how many tensors of the parameters' size are kept for `plan`."""
         return self._direction.copies if plan.product else 0
 
+    def fetch(self) -> dict[str, float]:
+        """Return the inner products, added up over parameters. Waits for a GPU the first time it is called."""
+        if self._sums is None:
+            self._sums = {name: sum(torch.stack(t).tolist()) if t else 0.0 for name, t in self._terms.items()}
+        return self._sums
+
     def results(self, grad_norm: float) -> tuple[float, float]:
         """Return what the penalty adds to squared norms, and the product with the last step, of the shards seen here.
 
@@ -141,7 +150,7 @@ class StepProducts:
         second is NaN if there was no step before.
         """
         clipped = 1.0 if self._clip is None else min(1.0, self._clip / (grad_norm + 1e-6))
-        sums = {name: sum(torch.stack(terms).tolist()) if terms else 0.0 for name, terms in self._terms.items()}
+        sums = self.fetch()
         product = sums["gu"] / clipped + self._penalty * sums["pu"] if self._terms["gu"] else math.nan
         return self._penalty * (2 * sums["gp"] / clipped + self._penalty * sums["pp"]), product
 

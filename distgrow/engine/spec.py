@@ -87,6 +87,9 @@ class Torch(Spec):
     """auto: the GPU of the local rank where there is one."""
     compile: bool = False
     """torch.compile the model; a micro-batch that grows is compiled again, so hold it fixed by a low max_micro."""
+    find_unused: bool = False
+    """Let several ranks go on when a parameter takes part in the loss of some updates only; a search at every update
+    for those that do not. One process needs no search."""
     bucket_mb: PosFloat = 25.0
     """Size of DDP's gradient buckets, MiB."""
 

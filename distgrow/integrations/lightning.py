@@ -15,7 +15,8 @@ from distgrow.core.errors import ConfigError
 from distgrow.data.spec import Loading
 from distgrow.distributed.world import World
 from distgrow.growth.controller import Controller
-from distgrow.integrations.session import GrowthSession, assign, check_groups, check_rate, weighted
+from distgrow.integrations.session import GrowthSession, check_groups, check_rate, weighted
+from distgrow.optim.groups import assign_lr
 
 
 class Growth(Callback):
@@ -146,7 +147,7 @@ class Growing:
         course.end(plan, module.parameters())
         clip, how = trainer.gradient_clip_val, trainer.gradient_clip_algorithm
         module.configure_gradient_clipping(optimizer.optimizer, clip, how)
-        assign(optimizer.param_groups, plan)
+        assign_lr(optimizer.param_groups, plan.lr)
         optimizer.step()
         optimizer.zero_grad()
         return {"loss": torch.stack(losses).sum()}

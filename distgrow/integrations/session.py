@@ -190,12 +190,6 @@ def check_length(dataset: Any, controller: Controller) -> None:
         )
 
 
-def assign(groups: Sequence[dict[str, Any]], plan: Plan) -> None:
-    """The plan's learning rate, times a group's own lr_scale, in all parameter groups of an optimizer."""
-    for group in groups:
-        group["lr"] = plan.lr * group.get("lr_scale", 1.0)
-
-
 def check_rate(groups: Sequence[dict[str, Any]], base: float) -> None:
     """ConfigError where the optimizer of a new run has a learning rate that is neither the controller's nor 0."""
     rates = {float(group["lr"]) for group in groups if "lr_scale" not in group}

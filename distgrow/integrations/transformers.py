@@ -18,7 +18,8 @@ from distgrow.data.dataset import check_rows_by_number
 from distgrow.data.spec import Loading
 from distgrow.distributed.world import World
 from distgrow.growth.controller import Controller
-from distgrow.integrations.session import GrowthSession, assign, check_groups, weighted
+from distgrow.integrations.session import GrowthSession, check_groups, weighted
+from distgrow.optim.groups import assign_lr
 
 
 class Growing:
@@ -89,7 +90,7 @@ class Growing:
                 trainer.accelerator.backward(loss)
             losses.append(loss.detach())
         course.end(plan, model.parameters())
-        assign(trainer.optimizer.param_groups, plan)
+        assign_lr(trainer.optimizer.param_groups, plan.lr)
         return torch.stack(losses).sum()
 
     def floating_point_ops(self, inputs: Any) -> int:

@@ -4,7 +4,16 @@ from collections.abc import Mapping
 from typing import Any
 
 #: Keys that may change on resume: they decide where and how fast a run goes on, not what it computes.
-FREE = ("launch", "theory", "engine.max_micro", "engine.device", "engine.compile", "engine.bucket_mb", "run")
+FREE = (
+    "launch",
+    "theory",
+    "engine.max_micro",
+    "engine.device",
+    "engine.compile",
+    "engine.find_unused",
+    "engine.bucket_mb",
+    "run",
+)
 
 BOUND = ("run.seed", "run.noise")
 

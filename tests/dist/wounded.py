@@ -61,7 +61,7 @@ def unplaceable() -> Any:
     """A model with BatchNorm, one batch of which one rank cannot place on its device, before any forward."""
     from distgrow.engine.torch import TorchEngine
 
-    place, calls = TorchEngine._place, 0
+    place, calls = TorchEngine.place, 0
 
     def fail(self: Any, batch: Any) -> Any:
         nonlocal calls
@@ -70,7 +70,7 @@ def unplaceable() -> Any:
             raise torch.OutOfMemoryError("CUDA out of memory (injected)")
         return place(self, batch)
 
-    TorchEngine._place = fail
+    TorchEngine.place = fail
     return small(rows=99, norm=True)
 
 

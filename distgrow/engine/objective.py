@@ -1,0 +1,109 @@
+"""Model and loss as one module, and what is checked of them before they train; knows no engine."""
+
+import copy
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distgrow.core.errors import ConfigError
+from distgrow.engine.batches import Loss, checked_loss, in_precision
+from distgrow.optim.direction import real
+
+
+class WeightedLoss(nn.Module):
+    """Join model and loss in one module, so that a loss may call the model as it likes wherever the module is wrapped.
+
+    A loss that is a module itself brings parameters and buffers of its own.
+    """
+
+    def __init__(self, model: nn.Module, loss: Loss) -> None:
+        super().__init__()
+        self.model, self.loss = model, loss
+
+    def trained(self) -> list[nn.Parameter]:
+        """Return the model's parameters, then the loss's own."""
+        own = self.loss.parameters() if isinstance(self.loss, nn.Module) else ()
+        return list(dict.fromkeys([*self.model.parameters(), *own]))
+
+    def forward(self, batch: Any, weight: float) -> Tensor:
+        """Return the batch's mean loss times `weight`; without a batch, `weight` through all that has a gradient."""
+        if batch is None:
+            return torch.stack([(weight * real(p)).sum() for p in self.trained() if p.requires_grad]).sum()
+        return checked_loss(self.loss(self.model, batch)) * weight
+
+
+def check_leaves(loss: Tensor, parameters: Iterable[nn.Parameter]) -> None:
+    """Check that a loss depends on no trainable parameters but these.
+
+    Raises:
+        ConfigError: It depends on others, which nobody would train or keep in checkpoints.
+    """
+    known, seen, coming = {id(parameter) for parameter in parameters}, set[Any](), [loss.grad_fn]
+    others: list[tuple[int, ...]] = []
+    while coming:
+        node = coming.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        leaf = getattr(node, "variable", None)
+        if isinstance(leaf, nn.Parameter) and id(leaf) not in known:
+            others.append(tuple(leaf.shape))
+        coming += [following for following, _ in node.next_functions]
+    if others:
+        raise ConfigError(
+            f"the loss depends on {len(others)} trainable parameters, of shape {', '.join(map(str, others[:3]))}, that "
+            "are neither the model's nor the loss's own: they would not be trained; make the loss an nn.Module that "
+            "has them, or set requires_grad=False"
+        )
+
+
+def check_dense(model: nn.Module) -> None:
+    """Check that no embedding of a model makes sparse gradients.
+
+    Raises:
+        ConfigError: One does: norms, averages over ranks and shards of gradients need dense ones.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse:
+            raise ConfigError(
+                f"{name or 'the model'} is {type(module).__name__}(sparse=True), whose sparse gradients have no norm, "
+                "which every update needs: set sparse=False"
+            )
+
+
+def to_precision(module: nn.Module, device: torch.device, dtype: torch.dtype | None) -> None:
+    """Move a module to a device, its floating-point and complex numbers to the precision `dtype`, in place."""
+    module._apply(lambda tensor: tensor.to(device, in_precision(tensor, dtype) or tensor.dtype))
+
+
+def empty_copy(model: nn.Module, loss: Loss) -> WeightedLoss | ConfigError:
+    """Copy model and loss in eval mode, with parameters and buffers without content; what they tie stays tied.
+
+    Returns:
+        The copy, or why there is none, for whoever needs it to raise.
+    """
+    joined, empty = WeightedLoss(model, loss), dict[int, Any]()
+    for parameter in joined.parameters():
+        meta = torch.empty_like(parameter, device="meta")
+        empty[id(parameter)] = nn.Parameter(meta, requires_grad=parameter.requires_grad)
+    for buffer in joined.buffers():
+        empty[id(buffer)] = torch.empty_like(buffer, device="meta")
+    try:
+        copied = copy.deepcopy(model, empty)
+        return WeightedLoss(copied, copy.deepcopy(loss, empty) if isinstance(loss, nn.Module) else loss).eval()
+    except Exception as error:
+        return ConfigError(
+            f"the model cannot be copied, which exact probes need: {error}; take out of it what cannot be, or leave "
+            "run.probe and growth by exact norms out"
+        )
+
+
+def compile_in_place(model: nn.Module) -> None:
+    """Compile what a call of the model does, hooks included; nn.Module.compile passes torch's own containers over."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return model._call_impl(*args, **kwargs)
+
+    model._compiled_call_impl = torch.compile(call)

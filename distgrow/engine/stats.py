@@ -1,0 +1,66 @@
+"""UpdateStats: what ranks tell each other about one update, beside its gradient; knows no engine."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+from distgrow.core.errors import TrainingFailed
+from distgrow.core.plan import Plan
+from distgrow.distributed.world import World
+
+#: Votes that an update can carry.
+MAX_VOTES = 4
+#: A learning rate that nothing moves by, in float32.
+_NO_LR = 1e-30
+
+
+class UpdateStats(NamedTuple):
+    """Hold one rank's part of an update's statistics or, once they are reduced, the means over ranks."""
+
+    loss: Tensor | float = 0.0  #: its part of the mean loss
+    micro_sq: Tensor | float = 0.0  #: its term of Σ n_i|g_i|²/B over micro-batches; 0 unless `measured`
+    measured: float = 0.0  #: 1: `micro_sq` is known
+    failed: float = 0.0  #: 1: memory did not hold its part, so nobody may apply the update
+    batch: float = 0.0  #: the plan's
+    lr: float = 0.0  #: the plan's
+    votes: tuple[float, ...] = ()  #: 1 for every vote that is cast
+
+    def pack(self) -> list[Tensor | float]:
+        """Return SIZE numbers, of which only the first two may be tensors."""
+        votes = [*self.votes, *[0.0] * (MAX_VOTES - len(self.votes))]
+        return [self.loss, self.micro_sq, self.measured, self.failed, self.batch, self.lr, *votes]
+
+    @classmethod
+    def unpack(cls, values: Sequence[float], votes: int) -> "UpdateStats":
+        """Return the stats that were packed, with the first `votes` of the votes that can be carried."""
+        loss, micro_sq, measured, failed, batch, lr, *cast = values
+        return cls(loss, micro_sq, measured, failed, batch, lr, tuple(cast[:votes]))
+
+    def numbers(self) -> list[float]:
+        """Return the packed stats as plain numbers. Waits for a GPU."""
+        return [float(value) for value in self.pack()]
+
+
+#: Makes a rank's stats from the weighted loss of its last micro-batch, once backward has come to all gradients.
+MakeStats = Callable[[Tensor], UpdateStats]
+#: Numbers of packed stats.
+SIZE = len(UpdateStats().pack())
+
+
+def check_agreed(plan: Plan, stats: UpdateStats, world: World) -> None:
+    """Check that the means over ranks of the batch and the learning rate are this rank's own.
+
+    If they are not, gradients were weighted wrongly, and from here on samples would be repeated or lost. Of many ranks
+    those that agree may not see it, as float32 rounds a sum of so many; the odd one does, and the others miss it then.
+
+    Raises:
+        TrainingFailed: They are not.
+    """
+    rounding = (3 + world.size) * 2**-22
+    batch, lr = stats.batch, stats.lr
+    if abs(batch - plan.batch) > rounding * plan.batch or abs(lr - plan.lr) > rounding * plan.lr + _NO_LR:
+        raise TrainingFailed(
+            f"rank {world.rank} is at batch {plan.batch} and lr {plan.lr:g}, where the mean over ranks is {batch:g} "
+            f"and {lr:g}: they have not decided alike; go on with --resume"
+        )

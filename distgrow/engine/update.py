@@ -1,0 +1,208 @@
+"""One global batch of gradient accumulation and one optimizer step, for every engine; knows none of them.
+
+An engine is a subclass that gives `backward`, `skip` and `apply`.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, ClassVar, NamedTuple
+
+from torch import Tensor, nn
+
+from distgrow.core.noise_stats import Measured
+from distgrow.core.order import mix_int
+from distgrow.core.plan import Plan
+from distgrow.core.progress import Outcome
+from distgrow.data.seeding import seed_generators
+from distgrow.distributed.world import World
+from distgrow.engine.batches import Buffers, Loss, Metrics, drawn_rows
+from distgrow.engine.metrics import means
+from distgrow.engine.noise_hooks import MicroBatchNorms, StepProducts
+from distgrow.engine.objective import WeightedLoss, check_dense, check_leaves
+from distgrow.engine.stats import MakeStats, UpdateStats
+from distgrow.optim import OptimizerSpec
+
+
+class Applied(NamedTuple):
+    """Hold what has become of an update's gradient."""
+
+    stats: UpdateStats  #: means over ranks
+    grad_norm: float
+    applied: bool
+    out_of_memory: bool = False  #: a rank had no memory for its part
+
+
+class AccumulatingEngine(ABC):
+    """Compute exact mean gradients over a global batch, whatever world and micro-batch the plan has."""
+
+    sharded: ClassVar[bool] = False  #: whether a rank's optimizer sees only its shards of the gradient
+
+    def __init__(
+        self, model: nn.Module, loss: Loss, *, metrics: Metrics | None, optimizer: OptimizerSpec, world: World
+    ) -> None:
+        """Take over a model that is where it will train.
+
+        Raises:
+            ConfigError: Its gradients would be sparse.
+        """
+        self.model, self.world, self.evaluations = model, world, 0
+        self._objective = WeightedLoss(model, loss)
+        check_dense(self._objective)
+        self._metrics = metrics or (lambda model, batch: {"loss": loss(model, batch)})
+        self._loss, self._penalty = loss, optimizer.penalty
+        self._parameters = self._objective.trained()
+        self._buffers = Buffers(self._objective)
+        self._norms, self._products = MicroBatchNorms(self._parameters, world.size), StepProducts(optimizer)
+        self._checked = False
+
+    # ── what an engine gives ────────────────────────────────────────────────────────────────────────────────────
+
+    @abstractmethod
+    def backward(self, plan: Plan, batch: Any, weight: float, stats: MakeStats | None) -> Tensor | None:
+        """Add a micro-batch's gradient; return its weighted loss, None if memory did not hold it.
+
+        An update's last micro-batch has `stats`, for an engine that reduces them along with the gradient.
+        """
+
+    @abstractmethod
+    def skip(self, *, last: bool) -> None:
+        """Take part in what ranks do together in place of a micro-batch, so that no rank applies the update."""
+
+    @abstractmethod
+    def apply(self, plan: Plan, stats: UpdateStats) -> Applied:
+        """Reduce this rank's `stats` and the gradient over ranks, clip it, and step at `plan.lr`. Collective.
+
+        A gradient that is not finite, or not whole, moves nothing.
+        """
+
+    @abstractmethod
+    def place(self, batch: Any) -> Any:
+        """Return the batch on this rank's device, in the precision that the model takes."""
+
+    @abstractmethod
+    def evaluating(self) -> AbstractContextManager[Any]:
+        """Return the context that metrics are computed in."""
+
+    def reserve(self, plan: Plan) -> Any:
+        """Return what takes the memory that a step would, for a trial that makes none; by default nothing."""
+        return None
+
+    def loss_scale(self) -> float:
+        """Return what the loss is multiplied by against underflow."""
+        return 1.0
+
+    def all_seen(self) -> bool:
+        """Return whether hooks have seen all gradients of a micro-batch, when its statistics are asked for."""
+        return True
+
+    # ── what all engines share ──────────────────────────────────────────────────────────────────────────────────
+
+    def update(self, plan: Plan, micro_batches: Iterable[Any], votes: Sequence[bool] = ()) -> Outcome:
+        """See Engine.
+
+        Raises:
+            ConfigError: A micro-batch does not have the rows that the plan gave it.
+        """
+        seed_generators(mix_int(plan.seed, self.world.rank), self.world.device)
+        self._buffers.keep()
+        self._norms.begin(plan)
+        self._products.begin(plan)
+        reserved = self.reserve(plan) if plan.probe else None
+        stats = self.accumulate(plan, micro_batches, votes)
+        del reserved
+        result = self.apply(plan, stats)
+        if not result.applied:
+            self._buffers.restore()
+        if result.out_of_memory:
+            return Outcome(applied=False, out_of_memory=True)
+        return Outcome(
+            applied=result.applied,
+            loss=float(result.stats.loss),
+            grad_norm=result.grad_norm,
+            measured=self._measured(plan, result) if result.applied else Measured(),
+            votes=tuple(cast > 0 for cast in result.stats.votes),
+        )
+
+    def accumulate(
+        self, plan: Plan, micro_batches: Iterable[Any], votes: Sequence[bool] = (), *, rank: int | None = None
+    ) -> UpdateStats:
+        """Add a rank's part of the gradient, by default this one's; return its part of the statistics.
+
+        Once memory did not hold a micro-batch, the others are skipped. Rows count as evaluated once they are begun.
+        """
+        losses: list[Tensor] = []
+        sent: list[UpdateStats] = []
+
+        def stats(loss: Tensor) -> UpdateStats:
+            sent.append(self._stats(plan, weight, sum(losses, start=loss), votes))
+            return sent[0]
+
+        failed = False
+        rank = self.world.rank if rank is None else rank
+        for k, (batch, rows) in enumerate(drawn_rows(plan, rank, micro_batches), start=1):
+            last = k == plan.accum
+            self.evaluations += rows
+            if failed:
+                self.skip(last=last)
+                continue
+            weight = plan.weight(rows)
+            loss = self.backward(plan, batch, weight, stats if last else None)
+            failed = loss is None
+            if loss is not None and not last:
+                self._norms.end(weight, self.loss_scale())
+                losses.append(loss)
+            elif loss is not None and not sent:
+                stats(loss)
+        return UpdateStats(failed=1.0) if failed else sent[0]
+
+    def _stats(self, plan: Plan, weight: float, loss: Tensor, votes: Sequence[bool]) -> UpdateStats:
+        """Return this rank's part, once the last micro-batch's gradients are there; `weight` is that one's."""
+        measured = plan.window > 0 and self.all_seen()
+        self._norms.end(weight, self.loss_scale())
+        total = self._norms.total() if measured else None
+        return UpdateStats(
+            loss=loss,
+            micro_sq=0.0 if total is None else total,
+            measured=float(total is not None),
+            batch=float(plan.batch),
+            lr=plan.lr,
+            votes=tuple(map(float, votes)),
+        )
+
+    def _measured(self, plan: Plan, result: Applied) -> Measured:
+        """Return what an applied update has shown of noise. Collective."""
+        if not (plan.window or plan.product):
+            return Measured()
+        penalty, product = self._products.results(result.grad_norm)
+        square, size = result.grad_norm * result.grad_norm, self.world.size
+        if not self.sharded:
+            penalty, product, square = self.world.mean_async([penalty, product, square])()
+        elif self._products.wanted:
+            penalty, product = self.world.sum([penalty, product])
+        stats = result.stats
+        micro_sq = float(stats.micro_sq) * size if stats.measured * size > size - 0.5 else math.nan
+        batch_sq = square + penalty if plan.window else math.nan
+        return Measured(parts_sq=micro_sq + penalty, batch_sq=batch_sq, product=product)
+
+    def evaluate(self, batches: Iterable[tuple[Any, int]]) -> dict[str, float]:
+        """See Engine."""
+        self.world.share(list(self._objective.buffers()))
+        was_training = self.model.training
+        self._objective.eval()
+        with self.evaluating():
+            values = means(lambda batch: self._metrics(self.model, self.place(batch)), batches, self.world)
+        self._objective.train(was_training)
+        return values
+
+    def check_leaves(self, loss: Tensor, own: Iterable[nn.Parameter] = ()) -> None:
+        """Check, once, that the loss depends on no trainable parameter but those that train and the engine's `own`.
+
+        Raises:
+            ConfigError: It does.
+        """
+        if self._checked:
+            return
+        self._checked = True
+        check_leaves(loss, [*self._parameters, *own])
