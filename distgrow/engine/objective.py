@@ -59,16 +59,16 @@ def check_leaves(loss: Tensor, parameters: Iterable[nn.Parameter]) -> None:
         )
 
 
-def check_dense(model: nn.Module) -> None:
-    """Check that no embedding of a model makes sparse gradients.
+def check_dense(objective: WeightedLoss) -> None:
+    """Check that no embedding makes sparse gradients.
 
     Raises:
         ConfigError: One does: norms, averages over ranks and shards of gradients need dense ones.
     """
-    for name, module in model.named_modules():
+    for name, module in objective.named_modules():
         if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse:
             raise ConfigError(
-                f"{name or 'the model'} is {type(module).__name__}(sparse=True), whose sparse gradients have no norm, "
+                f"{name.removeprefix('model.')} is {type(module).__name__}(sparse=True), whose sparse gradients have no norm, "
                 "which every update needs: set sparse=False"
             )
 
