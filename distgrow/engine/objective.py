@@ -68,7 +68,7 @@ def check_dense(objective: WeightedLoss) -> None:
     for name, module in objective.named_modules():
         if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse:
             raise ConfigError(
-                f"{name.removeprefix('model.')} is {type(module).__name__}(sparse=True), whose sparse gradients have no norm, "
+                f"{name.removeprefix('model.')} is {type(module).__name__}(sparse=True), whose gradients have no norm, "
                 "which every update needs: set sparse=False"
             )
 
