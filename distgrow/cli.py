@@ -73,7 +73,7 @@ def train(
     going_on = None if auto_resume else resume
     if launched():
         _in_group(run.fit, resume=going_on, asked=asked)
-    warn(run)
+    warn(run, stands_at=lambda: run.stands_at(resume=going_on))
     folder = run.folder(resume=going_on)
     if run.launch.kind == "ray":
         from distgrow.launch.ray import driver

@@ -38,6 +38,11 @@ def opened(
         folder.unlock()
 
 
+def stands_at(store: Store) -> Progress:
+    """Return where a run would be resumed: the progress of its newest intact checkpoint, or of a new run."""
+    return writer.newest(store)[1] if store.names() else Progress()
+
+
 #: What back_off waits at most, in first waits.
 LONGEST = 64
 

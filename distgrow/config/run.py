@@ -11,6 +11,7 @@ from distgrow.config.launch import Launch
 from distgrow.core.budget import Budget
 from distgrow.core.errors import ConfigError
 from distgrow.core.lr import LR
+from distgrow.core.progress import Progress
 from distgrow.core.scaling import Group, scaling_policy
 from distgrow.core.spec import PosFloat, Spec
 from distgrow.core.stages import Stages
@@ -20,6 +21,7 @@ from distgrow.engine.spec import EngineSpec, Torch, most_rows
 from distgrow.growth import Growth
 from distgrow.growth.auto import Auto
 from distgrow.growth.controller import Controller
+from distgrow.growth.schedule import Schedule
 from distgrow.optim import Optimizer
 from distgrow.optim.sgd import SGD
 from distgrow.run.folder import RunFolder
@@ -106,17 +108,17 @@ class Run(Spec):
             )
         return self
 
+    def schedule(self) -> Schedule:
+        """Return the keys that every decision follows from."""
+        return Schedule(growth=self.growth, stages=self.stages, lr=self.lr, budget=self.budget)
+
     def controller(self, world: int | None = None) -> Controller:
         """The schedule on `world` ranks, or on those that each stage wants. ValueError where it cannot be."""
         wants, most = scaling_policy(self.launch.workers), most_rows(self.engine.max_micro, self.task.train_size())
         first = wants(0, self.growth(0), most)
-        return Controller(
-            growth=self.growth,
-            stages=self.stages,
-            lr=self.lr,
-            budget=self.budget,
-            epoch=self.task.train_size(),
-            world=first if world is None else world,
+        return self.schedule().controller(
+            self.task.train_size(),
+            first if world is None else world,
             group=Group(scaling_policy=wants, asked=first) if world is None else None,
             max_micro=most,
             measuring=self.run.noise,
@@ -134,6 +136,14 @@ class Run(Spec):
         if not folder.begun():
             build_store(folder, self.launch.storage_path).pull(folder, resume=resume)
         return folder
+
+    def stands_at(self, *, resume: bool | None) -> Progress:
+        """Return where the run would be resumed, a new run's progress if it is none or `resume` is False."""
+        from distgrow.checkpoint.manager import stands_at
+
+        folder = self.folder(resume=resume)
+        going_on = resume is not False and folder.begun()
+        return stands_at(build_store(folder, self.launch.storage_path)) if going_on else Progress()
 
     def fit(
         self, *, resume: bool | None = False, asked: int | None = None, trackers: "Sequence[Tracker]" = ()

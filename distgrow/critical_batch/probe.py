@@ -142,7 +142,7 @@ def train_branch(
     run, began = trunk.run, time.monotonic()
     budget = Budget(samples=trunk.progress.ledger.applied + samples)
     controller = replace(growth.trunk, growth=growth, budget=budget, stages=Stages())
-    controller.check()
+    controller.check(trunk.progress)
     seed_generators(run.run.seed)
     model, recorder = copy.deepcopy(task.model), Recorder()
     engine = run.engine.build(model, task.loss, metrics=task.metrics, optimizer=run.optimizer, world=world)

@@ -98,7 +98,7 @@ def _forecast(controller: Controller, rank: int, progress: Progress) -> Iterator
     for stride in controller.forecast(progress):
         batch, start = stride.plan.batch, stride.begin.samples
         for k in range(stride.updates):
-            micro, accum, _ = controller.cut(replace(stride.begin, step=stride.begin.step + k), batch)
+            micro, accum = controller.split(replace(stride.begin, step=stride.begin.step + k), batch)
             yield from replace(stride.plan, micro=micro, accum=accum).rows(start + k * batch, rank)
 
 

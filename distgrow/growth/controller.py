@@ -1,8 +1,9 @@
 """Controller: Progress → Progress and Plan; the one place where batch size and learning rate are decided. Pure."""
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from distgrow.core.budget import Budget
 from distgrow.core.errors import ConfigError
@@ -16,10 +17,13 @@ from distgrow.core.stages import Stages, Trigger, climb
 from distgrow.growth import Growth
 from distgrow.growth.base import Moment
 
+#: Stages that a run may have; a forecast goes through all of them.
+MOST_STAGES = 2**20
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stride:
-    """Equal updates in a row: `updates` of `plan`, from `begin` on; only the learning rate may still decay."""
+    """Hold equal updates in a row: `updates` of `plan` from `begin` on. Only the learning rate may decay in it."""
 
     begin: Progress
     plan: Plan
@@ -27,13 +31,13 @@ class Stride:
 
     @property
     def end(self) -> Progress:
-        """The progress after the last of them."""
+        """Return the progress after the last update."""
         return self.begin.repeat(self.plan.batch, self.updates)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Controller:
-    """A schedule on a group of `world` ranks; every rank evaluates the same decisions from the same Progress."""
+    """Decide every update of a schedule on `world` ranks. Every rank decides alike from the same Progress."""
 
     growth: Growth
     stages: Stages = field(default_factory=Stages)
@@ -41,25 +45,38 @@ class Controller:
     budget: Budget
     epoch: int  #: samples of one pass over the training set
     world: int = 1  #: ranks of the group at hand
-    group: Group | None = None  #: where groups of other sizes may follow it; none: these ranks throughout
-    max_micro: int = 64  #: rows of a micro-batch, at most; fewer where memory has proved to hold fewer
+    group: Group | None = None  #: set if groups of other sizes may follow; None: `world` ranks throughout
+    max_micro: int = 64  #: rows of a micro-batch, at most; fewer once memory has proved to hold fewer
     measuring: Measuring = field(default_factory=Measuring)
     seed: int = 0
-    _span: Span = field(init=False)
-    _trigger: Trigger = field(init=False)  #: of adaptive growth: the latest that stages end, mostly never
-    _earliest: Trigger = field(init=False)  #: the soonest that stages end, whatever is measured
 
     def __post_init__(self) -> None:
         if self.epoch < 1:
             raise ConfigError(f"the training set has {self.epoch} samples; it needs at least 1")
-        span = Span(samples=self.budget.total(self.epoch) or 0, epoch=self.epoch)
-        object.__setattr__(self, "_span", span)
-        object.__setattr__(self, "growth", self.growth.on(span))
-        object.__setattr__(self, "_trigger", self.growth.trigger(self.stages, self.lr, span))
-        soonest = self.growth.earliest(self.lr, span) if self.growth.adaptive else self._trigger
-        object.__setattr__(self, "_earliest", soonest)
-        if not span.samples and not isinstance(self.lr.decay, NoDecay):
-            object.__setattr__(self, "_span", Span(samples=self.samples(), epoch=self.epoch))
+        object.__setattr__(self, "growth", self.growth.on(self._axis))
+        assert self._trigger is not None and self._earliest is not None  # built here, which checks the settings
+
+    @cached_property
+    def _axis(self) -> Span:
+        """The samples axis as the budget alone gives it; its end is 0 if the budget is in steps."""
+        return Span(samples=self.budget.total(self.epoch) or 0, epoch=self.epoch)
+
+    @cached_property
+    def _trigger(self) -> Trigger:
+        """The latest that stages end; of adaptive growth mostly never."""
+        return self.growth.trigger(self.stages, self.lr, self._axis)
+
+    @cached_property
+    def _earliest(self) -> Trigger:
+        """The soonest that stages end, whatever is measured."""
+        return self.growth.earliest(self.lr, self._axis) if self.growth.adaptive else self._trigger
+
+    @cached_property
+    def span(self) -> Span:
+        """The samples axis that the learning rate decays along."""
+        if self._axis.samples or isinstance(self.lr.decay, NoDecay):
+            return self._axis
+        return Span(samples=self.samples(), epoch=self.epoch)
 
     def done(self, progress: Progress) -> bool:
         """Whether the budget is spent."""
@@ -74,7 +91,7 @@ class Controller:
             batch = self.batch(progress)
             rate = self.rate(progress, batch)
             left = self.budget.left(progress, self.epoch)
-            now = Moment(lr=rate, batch=batch, epoch=self.epoch, left=left, settings=self.lr, span=self._span)
+            now = Moment(lr=rate, batch=batch, epoch=self.epoch, left=left, settings=self.lr, span=self.span)
             progress = progress.cool(self.growth.cools(progress, now))
             return progress.climb(self.growth.moves(progress, now))
         here = progress.step if self._trigger.axis == "steps" else progress.ledger.applied
@@ -91,7 +108,7 @@ class Controller:
     def plan(self, progress: Progress) -> Plan:
         """The next update, whole. ValueError where the batch cannot be split over the world."""
         batch = self.batch(progress)
-        micro, accum, window = self.cut(progress, batch)
+        micro, accum = self.split(progress, batch)
         return Plan(
             batch=batch,
             world=self.world,
@@ -100,22 +117,34 @@ class Controller:
             lr=self.rate(progress, batch),
             stage=progress.stage,
             seed=mix_int(self.seed, progress.samples),
-            window=window,
+            window=self.noise_window(progress, batch),
             product=self.growth.tests_progress,
-            worth=self.growth.worth(progress, batch, self._span),
+            worth=self.growth.worth(progress, batch, self.span),
         )
 
-    def cut(self, progress: Progress, batch: int) -> tuple[int, int, int]:
-        """The micro-batch, the accumulation and the window of the next update, if it has `batch` samples."""
-        limit = self.max_micro if progress.micro_limit is None else min(self.max_micro, progress.micro_limit)
-        micro, accum = split(batch, self.world, limit)
-        whole, asked = self.world * accum == 1, self.measuring.every is not None
+    def split(self, progress: Progress, batch: int) -> tuple[int, int]:
+        """Return (micro, accum) of the next update if it has `batch` samples. ValueError if it cannot be split."""
+        if self._whole(progress, batch) and self.noise_window(progress, batch):
+            return split(batch, 1, -(-batch // 2))  # one part alone does not show its noise
+        return split(batch, self.world, self._most_rows(progress))
+
+    def noise_window(self, progress: Progress, batch: int) -> int:
+        """Return how many measured updates the noise's means remember; 0 if the next update is not measured.
+
+        A batch that one rank can take in one micro-batch is measured only if somebody wants that: it has to be cut.
+        """
+        whole, asked = self._whole(progress, batch), self.measuring.every is not None
+        if whole and (batch == 1 or not (asked or self.growth.measures)):
+            return 0
         every = self.measuring.every or (1 if self.growth.measures and not whole else 16)
-        if progress.step % every or (whole and (batch == 1 or not (asked or self.growth.measures))):
-            return micro, accum, 0
-        if whole:
-            micro, accum = split(batch, 1, -(-batch // 2))
-        return micro, accum, self.measuring.memory(every * batch, self.epoch)
+        return 0 if progress.step % every else self.measuring.memory(every * batch, self.epoch)
+
+    def _most_rows(self, progress: Progress) -> int:
+        return self.max_micro if progress.micro_limit is None else min(self.max_micro, progress.micro_limit)
+
+    def _whole(self, progress: Progress, batch: int) -> bool:
+        """Whether one rank can take the batch in one micro-batch."""
+        return self.world == 1 and batch <= self._most_rows(progress)
 
     def ranks(self, stage: int) -> int:
         """Ranks that a stage wants."""
@@ -132,14 +161,14 @@ class Controller:
         batch, seed = micro * self.world, mix_int(self.seed, micro)
         return Plan(batch=batch, world=self.world, micro=micro, accum=1, lr=0.0, stage=0, seed=seed, probe=True)
 
-    def largest_share(self) -> int:
-        """Rows of the largest share of a rank in the run to come: no micro-batch needs more."""
-        return max(-(-batch // self.ranks(stage)) for stage, batch in self.reach())
+    def largest_share(self, progress: Progress | None = None) -> int:
+        """Return the rows of a rank's largest share in the run to come: no micro-batch needs more."""
+        return max(-(-batch // self.ranks(stage)) for stage, batch in self.reach(progress))
 
     def rate(self, progress: Progress, batch: int) -> float:
         """Learning rate of the next update if it has `batch` samples. ValueError where it is not finite."""
         try:
-            rate = self.lr.base * self.growth.multiplier(self.lr, progress, batch, self._span)
+            rate = self.lr.base * self.growth.multiplier(self.lr, progress, batch, self.span)
         except OverflowError:
             rate = math.inf
         if rate == math.inf:
@@ -151,7 +180,7 @@ class Controller:
 
     def warm(self, progress: Progress, batch: int) -> float:
         """Warm-up multiplier of the next update if it has `batch` samples; it never falls along a run."""
-        return self.lr.decay.warm(progress.ledger.applied, batch, self._span)
+        return self.lr.decay.warm(progress.ledger.applied, batch, self.span)
 
     def forecast(self, progress: Progress | None = None) -> Iterator[Stride]:
         """The run to come as strides of equal updates, as far as this group takes it, if no update is skipped."""
@@ -169,27 +198,47 @@ class Controller:
         """Samples that the whole run applies if no update is skipped."""
         return sum(batch * updates for _, batch, updates in self.outline(Progress()))
 
-    def reach(self) -> Iterator[tuple[int, int]]:
-        """(stage, batch) of all that the run may come to; of adaptive growth the largest batches of each stage."""
+    def reach(self, progress: Progress | None = None) -> Iterator[tuple[int, int]]:
+        """Yield (stage, batch) of all that the run may come to from `progress`, by default its beginning.
+
+        Of adaptive growth these are the largest batches of each stage. A run that is done comes to nothing more.
+        """
+        progress = progress or Progress()
         if not self.growth.adaptive:
-            yield from ((stage, batch) for stage, batch, _ in self.outline(Progress()))
+            yield from ((stage, batch) for stage, batch, _ in self.outline(progress))
             return
-        *_, (last, _, _) = self.outline(Progress(), soonest=True)
-        left, start = self.budget.left(Progress(), self.epoch), self.growth.start
+        left, start = self.budget.left(progress, self.epoch), self.growth.start
+        last = max((stage for stage, _, _ in self.outline(progress, soonest=True)), default=-1)
         if self._earliest.axis == "samples" and left < math.inf:
-            last = climb(self._earliest, last, int(left) - 1, self.growth.top)
-        for stage in range(last + 1):
+            last = climb(self._earliest, last, progress.ledger.applied + int(left) - 1, self.growth.top)
+        for stage in range(progress.stage, last + 1):
             batch = self.growth(stage)
-            yield stage, min(batch, self.batch(Progress(stage=stage)))
+            yield stage, min(batch, self.batch(replace(progress, stage=stage)))
             yield stage, int(min(left, batch + min(start, batch) - 1))  # with what the budget may leave over
 
-    def check(self) -> None:
-        """ValueError with what the first stage that cannot be carried out would violate, one constraint a line."""
+    def check(self, progress: Progress | None = None) -> None:
+        """Check that every update from `progress` on, by default all of the run, can be carried out.
+
+        Raises:
+            ConfigError: The first stage that cannot be; one constraint a line.
+        """
         stage = batch = 0
-        for stage, batch in self.reach():
+        for stage, batch in self.reach(progress):
             if found := self.problems(stage, batch):
                 raise ConfigError("\n".join(found))
-        self.rate(Progress(stage=stage), batch)
+        if batch:
+            self.rate(Progress(stage=stage), batch)
+
+    def check_resumed(self, stands_at: Callable[[], Progress]) -> None:
+        """Check that a run can go on from `stands_at()`, which is called only if its beginning could not be made.
+
+        Raises:
+            ConfigError: Like `check`.
+        """
+        try:
+            self.check()
+        except ConfigError:  # such as ranks that the first batches could not have fed
+            self.check(stands_at())
 
     def problems(self, stage: int, batch: int) -> list[str]:
         """What keeps a batch of a stage from being drawn, split or measured."""
@@ -250,9 +299,14 @@ class Controller:
         """
         trigger = self._earliest if soonest else self._trigger
         left, start, top = self.budget.left(progress, self.epoch), self.growth.start, self.growth.top
-        stage, step, applied = progress.stage, progress.step, progress.ledger.applied
-        by_steps, last_step = trigger.axis == "steps", self.budget.steps or math.inf
+        stage, step, applied, batch = progress.stage, progress.step, progress.ledger.applied, 0
+        by_steps, last_step, furthest = trigger.axis == "steps", self.budget.steps or math.inf, stage + MOST_STAGES
         while left > 0 and step < last_step:
+            if stage > furthest:
+                raise ConfigError(
+                    f"the run would have more than {MOST_STAGES:,} stages (batch={batch} at stage {stage}); set "
+                    "growth.cap, lengthen the stages, raise growth.factor or growth.increment, or lower the budget"
+                )
             stage = climb(trigger, stage, step if by_steps else applied, top)
             batch = shorten(self.growth(stage), left, start)
             updates = last_step - step if math.isinf(left) else max(1, (left - min(start, batch)) // batch)

@@ -17,6 +17,7 @@ from distgrow.core.stages import Stages
 from distgrow.core.yaml_text import plain, read_text
 from distgrow.growth import Growth
 from distgrow.growth.controller import Controller
+from distgrow.growth.schedule import Schedule
 from distgrow.optim import Optimizer
 from distgrow.optim.sgd import SGD
 from distgrow.report.planned import Forecast, Planned, Target
@@ -120,7 +121,7 @@ def even(controller: Controller, stage: Stage) -> Iterator[tuple[int, float, int
             ahead += [(middle, high), (low, middle)]
 
 
-class Schedule(Spec):
+class Recorded(Spec):
     """The keys of a config that decide batches and what the theory says of them; no other is needed.
 
     A run of fit() records no task.
@@ -139,15 +140,10 @@ class Schedule(Spec):
 def foresee(record: Record) -> Planned | None:
     """The plan of a run, as if no update were skipped; None where its config.yaml is not one of this version's."""
     try:
-        schedule = Schedule.model_validate(plain(read_text(record.config, "config.yaml")))
-        controller = Controller(
-            growth=schedule.growth,
-            stages=schedule.stages,
-            lr=schedule.lr,
-            budget=schedule.budget,
-            epoch=round(record.epoch),
-        )
-        return _planned(controller, schedule.theory if schedule.optimizer.plain_sgd else None)
+        recorded = Recorded.model_validate(plain(read_text(record.config, "config.yaml")))
+        schedule = Schedule(growth=recorded.growth, stages=recorded.stages, lr=recorded.lr, budget=recorded.budget)
+        controller = schedule.controller(round(record.epoch))
+        return _planned(controller, recorded.theory if recorded.optimizer.plain_sgd else None)
     except (ValidationError, ValueError, OverflowError, RecursionError):
         return None
 

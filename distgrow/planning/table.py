@@ -2,6 +2,7 @@
 
 import math
 from collections import deque
+from collections.abc import Callable
 from itertools import chain, islice, pairwise
 
 from rich.console import Console
@@ -31,11 +32,15 @@ PROBED = "run.probe's evaluations are charged to budget.sfo: there will be fewer
 AUTO = "engine.max_micro=auto: shown as if memory held every share; it is measured when the run begins"
 
 
-def warn(run: Run, world: int | None = None) -> None:
-    """ConfigError where the run cannot be carried out; a warning where it would pass a known stability limit."""
+def warn(run: Run, world: int | None = None, stands_at: Callable[[], Progress] = Progress) -> None:
+    """Check that the run can go on from `stands_at()`; print a warning if it would pass a known stability limit.
+
+    Raises:
+        ConfigError: The run cannot be carried out.
+    """
     controller = run.controller(world)
     check_probes(run, controller)
-    controller.check()
+    controller.check_resumed(stands_at)
     if (given := run.applicable_theory()) is not None:
         for stage in stages(controller, soonest=True):
             for problem in unstable(given, controller, stage):

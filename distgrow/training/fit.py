@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from distgrow.checkpoint.manager import opened
+from distgrow.checkpoint.manager import opened, stands_at
 from distgrow.checkpoint.remote import build_store
 from distgrow.core.budget import Budget
 from distgrow.core.errors import ConfigError
@@ -21,7 +21,7 @@ from distgrow.engine.batches import Loss, Metrics
 from distgrow.engine.compatible import check_compatible
 from distgrow.engine.spec import EngineSpec, Torch, most_rows
 from distgrow.growth import Growth
-from distgrow.growth.controller import Controller
+from distgrow.growth.schedule import Schedule
 from distgrow.optim import OptimizerSpec
 from distgrow.optim.sgd import SGD
 from distgrow.run.folder import RunFolder
@@ -84,27 +84,27 @@ def fit(
     specs: dict[str, Spec] = {"growth": growth, "stages": stages, "lr": lr, "optimizer": optimizer}
     specs |= {"engine": engine, "budget": budget, "run": run}
     settings = {**(about or {}), **{name: spec.model_dump(mode="json") for name, spec in specs.items()}}
+    schedule = Schedule(growth=growth, stages=stages, lr=lr, budget=budget)
     folder = RunFolder(run.dir)
     stop = StopRequests(folder)
     ranks = joined(engine.device, alone=engine.needs_group) if world is None else nullcontext(world)
     with stop.watched(), ranks as world:
-        controller = Controller(
-            growth=growth,
-            stages=stages,
-            lr=lr,
-            budget=budget,
-            epoch=len(train),
-            world=world.size,
+        controller = schedule.controller(
+            len(train),
+            world.size,
             group=group,
             max_micro=most_rows(engine.max_micro, len(train)),
             measuring=run.noise,
             seed=run.seed,
         )
-        controller.check()
+        if not (resume or (resume is None and world.on_rank0(folder.begun))):
+            controller.check()
         check_packages(run.trackers, world)
         check_loss(task, controller, folder, world, workers=run.loader.workers)
         store = build_store(folder, storage)
         with opened(folder, store, world, settings, resume=resume) as begun:
+            if begun:
+                controller.check_resumed(lambda: world.on_rank0(lambda: stands_at(store)))
             seed_generators(run.seed, world.device)
             machine = engine.build(model, loss, metrics=metrics, optimizer=optimizer, world=world)
             with (

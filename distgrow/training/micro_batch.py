@@ -28,7 +28,7 @@ def measured(controller: Controller, engine: Engine, loader: Loader, progress: P
         events.log(MemoryProbe(**events.place(progress), micro=micro, fits=not outcome.out_of_memory))
         return not outcome.out_of_memory
 
-    needed = controller.largest_share()
+    needed = controller.largest_share(progress)
     found = largest(fits, controller.plan(progress).micro, needed)
     limited = replace(progress, micro_limit=found if found < needed else controller.max_micro)
     check_split(controller, limited)
@@ -40,7 +40,7 @@ def check_split(controller: Controller, progress: Progress) -> None:
     limit = progress.micro_limit
     assert limit is not None
     try:
-        replace(controller, max_micro=min(limit, controller.max_micro)).check()
+        replace(controller, max_micro=min(limit, controller.max_micro)).check(progress)
     except ConfigError:
         if limit == 0:
             raise TrainingFailed(f"a rank's memory does not hold a micro-batch of one row; {MORE_MEMORY}") from None

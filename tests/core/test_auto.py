@@ -204,4 +204,4 @@ def test_its_bounds_are_told_before_a_run() -> None:
     slow, fast = ([*control.outline(Progress(), soonest=soon)] for soon in (False, True))
     assert {stage for stage, _, _ in fast} == set(range(11)) >= {stage for stage, _, _ in slow}
     assert [batch * updates for _, batch, updates in (slow[0], fast[0])] == [6470, 1000]  # 1 − 0.5/√2 of it, and 0.1
-    assert math.isinf(control.growth.earliest(control.lr, control._span).end(11))
+    assert math.isinf(control.growth.earliest(control.lr, control.span).end(11))

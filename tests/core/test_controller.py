@@ -284,3 +284,10 @@ def test_what_no_run_could_reach_is_refused() -> None:
 def test_an_empty_training_set_is_refused() -> None:
     with pytest.raises(ConfigError, match="has 0 samples; it needs at least 1"):
         Controller(growth=constant(1), stages=Stages(), budget=budget(samples=1), epoch=0)
+
+
+@pytest.mark.parametrize("growth", [linear(16, 16), exponential(16, 2.0), exponential(16, 1.0001)])
+def test_a_run_of_more_stages_than_anyone_can_wait_for_is_refused(growth: Growth) -> None:
+    control = Controller(growth=growth, stages=every(steps=1), budget=budget(steps=2**62), epoch=10**9)
+    with pytest.raises(ConfigError, match="1,048,576 stages"):
+        sum(1 for _ in control.outline(Progress()))

@@ -1,5 +1,7 @@
 """launch.workers in its three forms, and what every stage makes of it."""
 
+import math
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -175,3 +177,36 @@ def test_a_stage_is_checked_on_its_own_workers() -> None:
         group=Group(scaling_policy=scaling_policy({0: 1, 2: 9}), asked=1),
     )  # fmt: skip
     late.check()  # a constant batch stays in stage 0
+
+
+@given(st.integers(1, 8), st.integers(1, 80), st.integers(0, 60))
+def test_a_run_goes_on_on_as_many_ranks_as_each_batch_to_come_has_rows(start: int, world: int, at: int) -> None:
+    control = Controller(
+        growth=exponential(start, 2.0, 64), stages=every(samples=100), budget=budget(samples=900), epoch=1000,
+        world=world, max_micro=4,
+    )  # fmt: skip
+    one, progress = replace(control, world=1), Progress()
+    for _ in range(at):
+        if not one.done(progress):
+            progress = one.advance(progress)
+            progress = progress.after(one.plan(progress), Outcome())
+    fewest, later = math.inf, progress
+    while not one.done(later):
+        later = one.advance(later)
+        plan = one.plan(later)
+        fewest, later = min(fewest, plan.batch), later.after(plan, Outcome())
+    if world <= fewest:
+        control.check(progress)
+        control.check_resumed(lambda: progress)
+    else:
+        with pytest.raises(ConfigError, match=f"{world}"):
+            control.check(progress)
+        with pytest.raises(ConfigError, match=f"{world}"):
+            control.check_resumed(lambda: progress)
+
+
+def test_where_a_run_stands_is_not_looked_up_if_all_of_it_can_be_made() -> None:
+    def never() -> Progress:
+        raise AssertionError
+
+    Controller(growth=constant(8), budget=budget(samples=80), epoch=100, world=8).check_resumed(never)

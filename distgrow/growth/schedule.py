@@ -1,0 +1,57 @@
+"""Schedule: what decides the batches and learning rates of a run, as one value."""
+
+from dataclasses import dataclass, field
+
+from distgrow.core.budget import Budget
+from distgrow.core.lr import LR
+from distgrow.core.noise_stats import Measuring
+from distgrow.core.scaling import Group
+from distgrow.core.stages import Stages
+from distgrow.growth import Growth
+from distgrow.growth.controller import Controller
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """Hold the four settings that every decision of a run follows from; the data and the ranks are not known yet."""
+
+    growth: Growth
+    budget: Budget
+    stages: Stages = field(default_factory=Stages)
+    lr: LR = field(default_factory=LR)
+
+    def controller(
+        self,
+        epoch: int,
+        world: int = 1,
+        *,
+        group: Group | None = None,
+        max_micro: int = 64,
+        measuring: Measuring | None = None,
+        seed: int = 0,
+    ) -> Controller:
+        """Return the decisions of this schedule for a training set of `epoch` samples on `world` ranks.
+
+        Args:
+            epoch: Samples of one pass over the training set.
+            world: Ranks of the group at hand.
+            group: Set if groups of other sizes may follow; None: `world` ranks throughout.
+            max_micro: Rows of a micro-batch, at most.
+            measuring: How gradient noise is measured; None: as by default.
+            seed: Of the random numbers of every update.
+
+        Raises:
+            ConfigError: The settings do not go with one another or with the training set.
+        """
+        return Controller(
+            growth=self.growth,
+            stages=self.stages,
+            lr=self.lr,
+            budget=self.budget,
+            epoch=epoch,
+            world=world,
+            group=group,
+            max_micro=max_micro,
+            measuring=measuring or Measuring(),
+            seed=seed,
+        )
