@@ -20,7 +20,7 @@ def main() -> None:
     """Write the run's report, open it in a browser without a window, and keep the top of the page in 64 colours."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", help="a run's folder, as make demo leaves it")
-    parser.add_argument("--size", default="740,1545", help="width and height of the page's part, pixels")
+    parser.add_argument("--size", default="900,1082", help="width and height of the page's part, pixels")
     given = parser.parse_args()
     browser = next((found for name in BROWSERS if (found := shutil.which(name))), None)
     if browser is None:

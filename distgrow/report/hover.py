@@ -19,9 +19,9 @@ SMOOTHED = ("loss", "grad_norm")
 
 def values(records: Sequence[Record], plots: Mapping[str, Plot]) -> str:
     """Return, for each axis, its panels: where their axes are in the picture, and each run's points."""
-    found = {axis: [_panel(records, axis, picture) for picture in plot.panels] for axis, plot in plots.items()}
+    axes = {axis: [_panel(records, axis, picture) for picture in plot.panels] for axis, plot in plots.items()}
     names = [{"name": record.name, "colour": look(index)["color"]} for index, record in enumerate(records)]
-    text = json.dumps({"runs": names, "axes": found}, allow_nan=False, separators=(",", ":"))
+    text = json.dumps({"runs": names, "axes": axes}, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c")  # no name ends the script
 
 

@@ -105,10 +105,10 @@ class Handler(BaseHTTPRequestHandler):
     def _rebound(self) -> bool:
         """Return whether a page of elsewhere asks through the reader's browser, by its own name for this machine."""
         try:
-            asked = urlsplit(f"//{self.headers.get('Host', 'localhost')}").hostname or ""
+            host = urlsplit(f"//{self.headers.get('Host', 'localhost')}").hostname or ""
         except ValueError:  # no name at all, as "["
-            asked = ""
-        return local(str(self.server.server_address[0])) and not local(asked)
+            host = ""
+        return local(str(self.server.server_address[0])) and not local(host)
 
     def _page(self) -> str:
         return frame(self.server.view.names, None)

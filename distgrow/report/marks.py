@@ -1,4 +1,4 @@
-"""Marks of what happened to a run, at their places on its curves, and their keys in the legend; reads no files."""
+"""Marks of what happened to a run, on its curves, and their keys in the legend; reads no files."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -51,30 +51,30 @@ def happened(record: Record, kind: type[Event]) -> list[Event]:
     return [now for before, now in pairwise(record.of(Stage)) if now.stage != before.stage]
 
 
-def apart(places: Array, reach: float) -> Array:
-    """Return those of the sorted `places` that are a MOSTth of `reach` apart, from the first on."""
+def apart(xs: Array, reach: float) -> Array:
+    """Return those of the sorted `xs` that are a MOSTth of `reach` apart, from the first on."""
     kept: list[float] = []
-    for place in places:
-        if not kept or place - kept[-1] >= reach / MOST:
-            kept.append(place)
+    for x in xs:
+        if not kept or x - kept[-1] >= reach / MOST:
+            kept.append(x)
     return np.array(kept)
 
 
-def mark_curve(place: Axes, record: Record, axis: str, x: Array, y: Array, colour: str) -> None:
+def mark_curve(ax: Axes, record: Record, axis: str, x: Array, y: Array, colour: str) -> None:
     """Draw markers of all kinds on the curve (x, y)."""
     for mark in MARKS:
-        places = _places(record, mark, axis)
-        if len(places) and len(x):
-            heights = np.interp(places, x, y)
+        xs = _marked_x(record, mark, axis)
+        if len(xs) and len(x):
+            heights = np.interp(xs, x, y)
             where = {"gid": mark.kind.kind, "zorder": 4, "clip_on": False}
-            place.plot(places, heights, color=colour, linestyle="", **where, **mark.look)
+            ax.plot(xs, heights, color=colour, linestyle="", **where, **mark.look)
 
 
 def mark_panels(panels: Iterable[Axes], record: Record, axis: str, colour: str) -> None:
     """Draw thin lines across all panels at the run's interruptions."""
-    places = [(mark, x) for mark in MARKS if mark.across for x in _places(record, mark, axis)]
+    xs = [(mark, x) for mark in MARKS if mark.across for x in _marked_x(record, mark, axis)]
     for panel in panels:
-        for mark, x in places:
+        for mark, x in xs:
             panel.axvline(x, color=colour, linestyle=mark.across, linewidth=0.8, alpha=0.7, zorder=1)
 
 
@@ -87,6 +87,6 @@ def keys(records: Sequence[Record]) -> list[Line2D]:
     ]
 
 
-def _places(record: Record, mark: Mark, axis: str) -> Array:
+def _marked_x(record: Record, mark: Mark, axis: str) -> Array:
     x = np.array([getattr(event, axis) for event in happened(record, mark.kind)], dtype=float)
     return apart(np.sort(x), float(getattr(record.last, axis)))

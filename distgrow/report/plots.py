@@ -106,9 +106,9 @@ def draw(records: Sequence[Record], axis: str) -> Figure:
     height = 0.5 + 0.2 * -(-len(names) // columns) + 1.7 * len(rows)
     figure = Figure(figsize=(4.5, height), dpi=200, layout="constrained")
     axes: list[Axes] = list(figure.subplots(len(rows), sharex=True))
-    for row, place in zip(rows, axes, strict=True):
-        drawn = [_draw(place, row, record, axis, look(index)) for index, record in enumerate(records)]
-        _scale(place, row, np.concatenate(drawn))
+    for row, ax in zip(rows, axes, strict=True):
+        drawn = [_draw(ax, row, record, axis, look(index)) for index, record in enumerate(records)]
+        _scale(ax, row, np.concatenate(drawn))
     for index, record in enumerate(records):
         mark_panels(axes, record, axis, look(index)["color"])
     _ground(axes, AXES[axis])
@@ -150,34 +150,34 @@ def _shot(figure: Figure, rows: Sequence[Panel]) -> Plot:
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     pixels = np.asarray(canvas.buffer_rgba())[..., :3]
-    around = [_around(place, canvas.get_renderer()) for place in figure.axes]
+    around = [_around(ax, canvas.get_renderer()) for ax in figure.axes]
     left = max(0, int(min(box.x0 for box in around)) - 6)  # alike for all, without the labels at their left
     return Plot(
         png=_png(pixels),
         panels=tuple(
-            _cut(place, panel, pixels, box, left) for place, panel, box in zip(figure.axes, rows, around, strict=True)
+            _cut(ax, panel, pixels, box, left) for ax, panel, box in zip(figure.axes, rows, around, strict=True)
         ),
     )
 
 
-def _around(place: Axes, renderer: Any) -> Bbox:
+def _around(ax: Axes, renderer: Any) -> Bbox:
     """Return the pixels of a panel's axes and their numbers, from the lower left."""
-    (left, right), (low, high) = place.get_xlim(), place.get_ylim()
-    below = [label for label in place.get_xticklabels() if left <= label.get_position()[0] <= right]
-    beside = [label for label in place.get_yticklabels() if low <= label.get_position()[1] <= high]
+    (left, right), (low, high) = ax.get_xlim(), ax.get_ylim()
+    below = [label for label in ax.get_xticklabels() if left <= label.get_position()[0] <= right]
+    beside = [label for label in ax.get_yticklabels() if low <= label.get_position()[1] <= high]
     boxes = [label.get_window_extent(renderer) for label in (*below, *beside) if label.get_text()]
-    return Bbox.union([place.get_window_extent(renderer), *boxes])
+    return Bbox.union([ax.get_window_extent(renderer), *boxes])
 
 
-def _cut(place: Axes, panel: Panel, pixels: Array, around: Bbox, left: int) -> PanelPicture:
+def _cut(ax: Axes, panel: Panel, pixels: Array, around: Bbox, left: int) -> PanelPicture:
     """Cut a panel out of its plot."""
     height = pixels.shape[0]
     top, bottom = max(0, int(height - around.y1) - 12), min(height, int(height - around.y0) + 8)
-    wide, tall, axes = pixels.shape[1] - left, bottom - top, place.get_window_extent()
+    wide, tall, axes = pixels.shape[1] - left, bottom - top, ax.get_window_extent()
     across = ((axes.x0 - left) / wide, (axes.x1 - left) / wide)
     down = ((height - axes.y1 - top) / tall, (height - axes.y0 - top) / tall)
     box = (across[0], down[0], across[1], down[1])
-    return PanelPicture(panel=panel, png=_png(pixels[top:bottom, left:]), box=box, ends=place.get_xlim())
+    return PanelPicture(panel=panel, png=_png(pixels[top:bottom, left:]), box=box, ends=ax.get_xlim())
 
 
 def _png(pixels: Array) -> bytes:
@@ -192,7 +192,7 @@ def look(index: int) -> dict[str, Any]:
     return {"color": colour, "linestyle": dashes, "linewidth": max(1.2, 2.0 - 0.3 * index)}
 
 
-def _draw(place: Axes, panel: Panel, record: Record, axis: str, look: dict[str, Any]) -> Array:
+def _draw(ax: Axes, panel: Panel, record: Record, axis: str, look: dict[str, Any]) -> Array:
     """Draw one run's line in one panel; return its values."""
     points = curve(record, panel.kind, panel.key)
     if not len(points.values):
@@ -200,18 +200,18 @@ def _draw(place: Axes, panel: Panel, record: Record, axis: str, look: dict[str, 
     chosen = thin(points.values, points.batch)
     x, y = points.x[axis][chosen], points.values[chosen]
     if panel.kind != "step":
-        place.plot(x, y, marker=".", markersize=5, **look)
+        ax.plot(x, y, marker=".", markersize=5, **look)
     elif panel.key in ("batch", "lr"):  # a line tells of the update that ends there, so its value holds before it
-        place.plot([0, *x], [y[0], *y], drawstyle="steps-pre", **look)
+        ax.plot([0, *x], [y[0], *y], drawstyle="steps-pre", **look)
     else:
         smoothed = smooth(points, chosen)
-        place.plot(x, y, alpha=0.25, zorder=1.5, **{**look, "linewidth": 0.6})
-        place.plot(x, smoothed, marker="." if len(y) < 10 else "", **look)
-        mark_curve(place, record, axis, x, smoothed, look["color"])
-    return np.concatenate([y, _estimates(place, record, axis, look["color"])]) if panel.key == "batch" else y
+        ax.plot(x, y, alpha=0.25, zorder=1.5, **{**look, "linewidth": 0.6})
+        ax.plot(x, smoothed, marker="." if len(y) < 10 else "", **look)
+        mark_curve(ax, record, axis, x, smoothed, look["color"])
+    return np.concatenate([y, _estimates(ax, record, axis, look["color"])]) if panel.key == "batch" else y
 
 
-def _estimates(place: Axes, record: Record, axis: str, colour: str) -> Array:
+def _estimates(ax: Axes, record: Record, axis: str, colour: str) -> Array:
     """Draw what was measured of the critical batch; return its usual range, cut so that the batch is still seen."""
     ranges: list[float] = []
     for source, (_, look) in ESTIMATES.items():
@@ -219,44 +219,44 @@ def _estimates(place: Axes, record: Record, axis: str, colour: str) -> Array:
         if len(points.values):
             chosen = thin(points.values, points.batch, most=400)
             shown = np.where(points.values[chosen] > 0, points.values[chosen], np.nan)
-            place.plot(points.x[axis][chosen], shown, color=colour, alpha=0.8, zorder=1.8, **look)
+            ax.plot(points.x[axis][chosen], shown, color=colour, alpha=0.8, zorder=1.8, **look)
             ranges += np.nanquantile(np.where(points.values > 0, points.values, np.nan), (0.02, 0.98)).tolist()
     batch = record.steps["batch"]
     return np.clip(ranges, batch.min() / 64, batch.max() * 16)
 
 
-def _scale(place: Axes, panel: Panel, values: Array) -> None:
+def _scale(ax: Axes, panel: Panel, values: Array) -> None:
     """Set the y axis: batches by powers of two, what is widely spread by powers of ten, other rates from 0."""
-    place.set_ylabel(panel.label, parse_math=False)
-    place.grid(alpha=0.3, linewidth=0.5)
+    ax.set_ylabel(panel.label, parse_math=False)
+    ax.grid(alpha=0.3, linewidth=0.5)
     positive = values[values > 0]
     spread = positive.max() / positive.min() if len(positive) and values.min() >= 0 else 1.0
     if panel.key == "batch":
-        place.set_yscale("log", base=2)
-        place.set_ylim(positive.min() / 2, positive.max() * 2)
-        place.yaxis.set_major_locator(LogLocator(base=2, numticks=7))
-        place.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        ax.set_yscale("log", base=2)
+        ax.set_ylim(positive.min() / 2, positive.max() * 2)
+        ax.yaxis.set_major_locator(LogLocator(base=2, numticks=7))
+        ax.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     elif panel.key == "lr" and spread < DECADES:
-        place.set_ylim(0, 1.1 * values.max() or 1.0)
+        ax.set_ylim(0, 1.1 * values.max() or 1.0)
     elif panel.key == "lr":
-        place.set_yscale("log")
-        place.set_ylim(max(positive.min(), positive.max() / LOWEST) / 1.5, positive.max() * 1.5)
+        ax.set_yscale("log")
+        ax.set_ylim(max(positive.min(), positive.max() / LOWEST) / 1.5, positive.max() * 1.5)
     elif panel.key in ("loss", "grad_norm", "norm") and spread > 10:
-        place.set_yscale("log")
-        place.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0) if spread < 100 else (1.0,), numticks=7))
-        place.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        place.yaxis.set_minor_formatter(NullFormatter())
+        ax.set_yscale("log")
+        ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0) if spread < 100 else (1.0,), numticks=7))
+        ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        ax.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _ground(axes: Sequence[Axes], axis: Axis) -> None:
     """Set the x axis, which all panels share."""
-    for place in axes:
-        place.tick_params(labelbottom=True)  # each panel is shown alone, too
-    place = axes[-1]
-    place.set_xlabel(axis.label)
-    place.xaxis.set_major_locator(MaxNLocator(5, integer=axis.whole))
-    place.xaxis.set_major_formatter(axis.numbers)
-    place.set_xlim(left=0)
+    for ax in axes:
+        ax.tick_params(labelbottom=True)  # each panel is shown alone, too
+    ax = axes[-1]
+    ax.set_xlabel(axis.label)
+    ax.xaxis.set_major_locator(MaxNLocator(5, integer=axis.whole))
+    ax.xaxis.set_major_formatter(axis.numbers)
+    ax.set_xlim(left=0)
 
 
 def _legend(records: Sequence[Record]) -> tuple[list[Line2D], list[str]]:

@@ -1,4 +1,4 @@
-"""The protocol of trackers, and trackers of none and of several."""
+"""The protocol of trackers, a tracker that keeps nothing, and several trackers as one."""
 
 from collections.abc import Iterable
 from typing import Protocol
@@ -7,15 +7,22 @@ from distgrow.tracking.base_event import Line
 
 
 class Tracker(Protocol):
-    """A place where events go: each is a flat mapping with `event`, `step`, `samples`, `time_s` and its own keys."""
+    """Take a run's events: each is a flat mapping with `event`, `step`, `samples`, `time_s` and keys of its own.
 
-    def log(self, event: Line) -> None: ...
+    `distgrow.tracking.events` has a class for each kind, with all its keys.
+    """
 
-    def close(self) -> None: ...
+    def log(self, event: Line) -> None:
+        """Take an event; called on the first rank, between updates."""
+        ...
+
+    def close(self) -> None:
+        """Release what is held, at the end of the run."""
+        ...
 
 
 class NullTracker:
-    """Nothing is kept: for all ranks but the first."""
+    """Keep nothing: for all ranks but the first."""
 
     def log(self, event: Line) -> None:
         """Do nothing."""
@@ -25,7 +32,7 @@ class NullTracker:
 
 
 class Trackers:
-    """Several trackers as one."""
+    """Hand events to several trackers."""
 
     def __init__(self, trackers: Iterable[Tracker]) -> None:
         self._trackers = list(trackers)

@@ -142,8 +142,8 @@ class Evaluation(Event):
     @property
     def metrics(self) -> dict[str, float]:
         """The metrics that are finite numbers, by name."""
-        found = {name: shown_number(value) for name, value in self.more.items() if name not in SPENT}
-        return {name: value for name, value in found.items() if value is not None}
+        numbers = {name: shown_number(value) for name, value in self.more.items() if name not in SPENT}
+        return {name: value for name, value in numbers.items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,9 +11,10 @@ _JSON = json.JSONEncoder(allow_nan=False, check_circular=False)
 
 
 class JSONL:
-    """One JSON object a line; a step line waits at most a tenth of a second for the next, all others are on disk.
+    """Append one JSON object a line.
 
-    Lines are cheap to write together and dear to write one by one, between updates of a few hundred microseconds.
+    A step line waits at most a tenth of a second for the next one: an update may take a few hundred microseconds, and
+    lines are cheaper to write together. Any other line is written at once, with those before it.
     """
 
     def __init__(self, path: Path) -> None:

@@ -19,9 +19,9 @@ LONGEST = 500
 
 
 class MLflowRun:
-    """Points are metrics at the update that they belong to, with names such as step/loss and eval/accuracy.
+    """Send points as metrics at the update that they belong to, with names such as step/loss and eval/accuracy.
 
-    The latest step/step tells how far the store has come. A point sent again, with its own time, is the same point.
+    The latest step/step is how far the store has come. A point sent again, with its own time, is the same point.
     """
 
     def __init__(self, spec: MLflow, opening: Opening) -> None:
@@ -70,7 +70,7 @@ def _metrics(point: Point) -> Iterator[Metric]:
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Nested settings as (dotted key, text)."""
+    """Yield nested settings as (dotted key, text)."""
     for key, value in settings.items():
         if isinstance(value, Mapping):
             yield from flat(value, f"{prefix}{key}.")

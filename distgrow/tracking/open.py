@@ -44,9 +44,12 @@ def _trackers(folder: RunFolder, controller: Controller) -> list[Tracker]:
 def reporting(
     specs: Sequence[TrackerSpec], folder: RunFolder, settings: Mapping[str, Any], world: World, tracker: Tracker
 ) -> Iterator[Tracker]:
-    """`tracker` and the services of `specs`, from the first rank. Collective.
+    """Open `tracker` and the services of `specs`, from the first rank. Collective.
 
-    ConfigError where a service cannot be opened for a new run; a run that goes on does not wait for it.
+    A run that goes on does not wait for its services.
+
+    Raises:
+        ConfigError: a service cannot be opened for a new run.
     """
     services: list[BackgroundTracker] = []
     try:
@@ -58,7 +61,7 @@ def reporting(
 
 
 def check(specs: Sequence[TrackerSpec], world: World) -> None:
-    """ConfigError where the first rank lacks a package. Collective."""
+    """Raise ConfigError if the first rank lacks a package. Collective."""
     world.on_rank0(lambda: [spec.check() for spec in specs])
 
 
@@ -79,7 +82,7 @@ def _opened(
 
 
 def _id(events: Sequence[Event], tracker: Tracker) -> str:
-    """By which services find the run again: an event of metrics.jsonl, which is kept wherever checkpoints are."""
+    """Return the id by which services find the run again; metrics.jsonl, kept wherever checkpoints are, holds it."""
     known = [event.id for event in events if isinstance(event, ServiceId)]
     if known:
         return known[-1]

@@ -10,11 +10,12 @@ from pydantic import AfterValidator, Field
 
 from distgrow.core.errors import ConfigError
 from distgrow.core.spec import Spec
+from distgrow.tracking.events import Evaluation, GradientProbe, Step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    """What an event tells in numbers, at an update."""
+    """Hold the numbers of an event, at an update."""
 
     kind: str  #: step, eval or probe
     step: int  #: applied updates
@@ -24,27 +25,27 @@ class Point:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opening:
-    """What a service is opened for."""
+    """Hold what a service is opened for."""
 
-    folder: Path  #: the run's
+    folder: Path  #: run.dir
     settings: Mapping[str, Any]  #: its config, resolved
-    id: str  #: by which every service finds the run again
+    id: str  #: every service finds the run again by it
 
 
 #: The kinds of events that have points.
-KINDS: tuple[str, ...] = ("step", "eval", "probe")
+KINDS: tuple[str, ...] = (Step.kind, Evaluation.kind, GradientProbe.kind)
 #: How a run came to its end.
 Ending = Literal["done", "stopped", "failed"]
 
 
 class Service(Protocol):
-    """A run at a service."""
+    """Report one run to a service."""
 
     seen: Mapping[str, int]
-    """The last update of each kind of point that it held when it was opened."""
+    """The last update of each kind of point that the service held when it was opened."""
 
     def publish(self, points: Sequence[Point]) -> None:
-        """Send points, of each kind in the order of updates. Any exception: they have not all arrived."""
+        """Send points, those of each kind in the order of updates. After any exception they are sent again."""
         ...
 
     def finish(self, ending: Ending) -> None:
@@ -66,11 +67,11 @@ class WandB(Spec):
     """offline: into RUN/wandb, for `wandb sync`."""
 
     def check(self) -> None:
-        """ConfigError where the package is missing."""
+        """Raise ConfigError if the package is not installed."""
         needs("wandb", "wandb")
 
     def open(self, opening: Opening) -> Service:
-        """The run at the service."""
+        """Open the run at the service."""
         from distgrow.tracking.wandb import WandBRun
 
         return WandBRun(self, opening)
@@ -83,16 +84,16 @@ class MLflow(Spec):
     uri: str | None = None
     """The tracking server or store, e.g. sqlite:///mlflow.db; default: MLflow's own (MLFLOW_TRACKING_URI)."""
     experiment: str = "distgrow"
-    """The experiment; made where there is none."""
+    """The experiment; it is made if there is none."""
     name: str | None = None
     """The run's name there; default: that of run.dir."""
 
     def check(self) -> None:
-        """ConfigError where the package is missing."""
+        """Raise ConfigError if the package is not installed."""
         needs("mlflow", "mlflow")
 
     def open(self, opening: Opening) -> Service:
-        """The run at the service."""
+        """Open the run at the service."""
         from distgrow.tracking.mlflow import MLflowRun
 
         return MLflowRun(self, opening)
@@ -110,6 +111,6 @@ TrackerSpecs = Annotated[list[TrackerSpec], AfterValidator(_each_once)]
 
 
 def needs(package: str, extra: str) -> None:
-    """ConfigError where a package is not installed."""
+    """Raise ConfigError if a package is not installed."""
     if find_spec(package) is None:
         raise ConfigError(f"run.trackers: {package} is not installed; pip install 'distgrow[{extra}]', or leave it out")

@@ -5,12 +5,15 @@ from pathlib import Path
 
 from distgrow.tracking.base import NullTracker, Tracker
 from distgrow.tracking.base_event import Line
+from distgrow.tracking.events import Step
+from distgrow.tracking.spec import KINDS
 
-_PLACES = ("step", "samples", "sfo", "time_s")
+#: What says when an event was, and is no curve.
+_PLACE = ("step", "samples", "sfo", "time_s")
 
 
 class TensorBoard:
-    """Scalars of evaluations and probes, and of steps ten times a second, against SFO."""
+    """Write the numbers of evaluations and probes, and of steps ten times a second, against SFO."""
 
     def __init__(self, folder: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -21,12 +24,12 @@ class TensorBoard:
     def log(self, event: Line) -> None:
         """Write the event's numbers."""
         kind, now = event["event"], time.monotonic()
-        if kind == "step" and now < self._next:
+        if kind == Step.kind and now < self._next:
             return
-        if kind in ("step", "eval", "probe"):
+        if kind in KINDS:
             self._next = now + 0.1
             for key, value in event.items():
-                if isinstance(value, int | float) and key not in _PLACES:
+                if isinstance(value, int | float) and key not in _PLACE:
                     self._writer.add_scalar(f"{kind}/{key}", value, event["sfo"])
 
     def close(self) -> None:
@@ -35,7 +38,7 @@ class TensorBoard:
 
 
 def tensorboard(folder: Path) -> Tracker:
-    """A TensorBoard tracker where the package is installed."""
+    """Return a TensorBoard tracker, or one that keeps nothing if the package is not installed."""
     try:
         return TensorBoard(folder)
     except ImportError:

@@ -10,10 +10,10 @@ from distgrow.tracking.spec import KINDS, Ending, Opening, Point, WandB
 
 
 class WandBRun:
-    """Points are rows at the update that they belong to, with names such as step/loss and eval/accuracy.
+    """Send points as rows at the update that they belong to, with names such as step/loss and eval/accuracy.
 
-    Weights & Biases takes rows in the order of updates only: it tells how far it has come, and what comes before that
-    cannot be added. Offline a file beside its own says what was sent.
+    Weights & Biases takes rows in the order of updates only: it knows how far it has come, and earlier rows cannot be
+    added. Offline, a file beside its own holds what was sent.
     """
 
     def __init__(self, spec: WandB, opening: Opening) -> None:
