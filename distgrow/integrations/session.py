@@ -1,4 +1,4 @@
-"""GrowthSession: where a run under another trainer is, what comes next and what has been done; knows no trainer."""
+"""GrowthSession: the progress of a run under another trainer, its next update and its count; knows no trainer."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -26,12 +26,15 @@ from distgrow.growth.controller import Controller
 MAX_SKIPS = 20
 
 
-class GrowthSession:
-    """One run under another trainer, which asks it before and tells it after each update.
+class Positions(dict[str, Tensor]):
+    """The positions of a rank's rows for one update, which a trainer's loop is given in place of a batch."""
 
-    What a trainer's loop is given as a batch is only the positions of this rank's rows: the rows themselves are drawn
-    when the update is made, so a loop that asks for its batches ahead of time cannot be wrong about them.
-    `items(batch)` counts what a micro-batch's loss is a mean over; by default its rows.
+
+class GrowthSession:
+    """One run under another trainer, which calls `begin` before an update and `end` after it.
+
+    A trainer's loop is given only the positions of this rank's rows as a batch. The rows are drawn when the update is
+    made, so a loop may ask for its batches ahead of time.
     """
 
     def __init__(
@@ -44,6 +47,14 @@ class GrowthSession:
         world: World | None = None,
         loading: Loading | None = None,
     ) -> None:
+        """Check that the run can be made.
+
+        Args:
+            items: Counts what a micro-batch's loss is a mean over. By default that is its rows.
+
+        Raises:
+            ConfigError: The data set has no rows by number, or the controller does not fit it or the ranks.
+        """
         self.world, self.progress = world or World(), Progress()
         self.controller = on_world(controller, self.world)
         check_rows_by_number(dataset, "the training set")
@@ -55,23 +66,39 @@ class GrowthSession:
         self._buffers: Buffers | None = None
 
     @property
+    def counts_items(self) -> bool:
+        """Return whether losses are means over items that the user counts."""
+        return self._items is not None
+
+    @property
     def done(self) -> bool:
-        """Whether the budget is spent."""
+        """Return whether the budget is used up."""
         return self.controller.done(self.progress)
 
     @property
     def epoch(self) -> float:
-        """Passes over the data that are behind."""
+        """Return the number of passes over the data so far."""
         return self.progress.samples / self.controller.epoch
 
     def remaining(self) -> int:
-        """Updates to come, if none is skipped."""
-        return 0 if self.done else sum(updates for _, _, updates in self.controller.outline(self.progress))
+        """Return the number of updates to come if none is skipped."""
+        return sum(updates for _, updates in self._outline())
 
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        """The positions of this rank's rows for each update that begins in the pass over the data that is under way.
+    def last_epoch(self) -> int:
+        """Return the number of passes over the data at the end of the budget, begun ones included."""
+        samples = self.progress.samples + sum(batch * updates for batch, updates in self._outline())
+        return math.ceil(samples / self.controller.epoch)
 
-        They are as they will be if no update is skipped; nothing but their number is ever used.
+    def _outline(self) -> list[tuple[int, int]]:
+        """Return the stages to come as (batch, updates)."""
+        if self.done:
+            return []
+        return [(batch, updates) for _, batch, updates in self.controller.outline(self.progress)]
+
+    def __iter__(self) -> Iterator[Positions]:
+        """Yield the positions of this rank's rows for each update that begins in the present pass over the data.
+
+        They are those of a run that skips no update. Only their number is ever used.
         """
         progress, epoch = self.progress, self.controller.epoch
         number = progress.samples // epoch
@@ -79,11 +106,11 @@ class GrowthSession:
             progress = self.controller.advance(progress)
             plan = self.controller.plan(progress)
             parts = plan.rows(progress.samples, self.world.rank)
-            yield {"positions": torch.arange(parts[0].start, parts[-1].stop)}
+            yield Positions(positions=torch.arange(parts[0].start, parts[-1].stop))
             progress = progress.after(plan, Outcome())
 
     def begin(self, model: nn.Module) -> Plan:
-        """The next update; its random numbers are seeded."""
+        """Return the next update, and seed its random numbers."""
         self.progress = self.controller.advance(self.progress)
         plan = self.controller.plan(self.progress)
         self._buffers = self._buffers or Buffers(model)
@@ -92,10 +119,10 @@ class GrowthSession:
         return plan
 
     def draw(self, plan: Plan) -> Iterator[tuple[Any, float, bool]]:
-        """This rank's micro-batches of the update: (collated rows, weight of their mean loss, whether it is the last).
+        """Yield this rank's micro-batches of the update: (collated rows, weight of their mean loss, whether the last).
 
-        Weighted, summed over micro-batches and averaged over ranks, it is the mean over the batch. Collective where
-        `items` are counted.
+        The weighted losses, summed over micro-batches and averaged over ranks, are the mean over the batch. Collective
+        if items are counted: every rank must call.
         """
         if self._loader is None:
             self._loader = build_loader(self._positions, self.controller, self.world, self._loading)
@@ -103,15 +130,35 @@ class GrowthSession:
         if self._items is None:
             for k, (batch, rows) in enumerate(drawn, start=1):
                 yield batch, plan.weight(rows), k == plan.accum
-            return
-        batches = [batch for batch, _ in drawn]
-        counts = [counted(self._items, batch) for batch in batches]
-        total = self._sum(sum(counts))
-        for k, (batch, count) in enumerate(zip(batches, counts, strict=True), start=1):
-            yield batch, count * self.world.size / total, k == plan.accum
+        else:
+            yield from self._weighted_by_items([batch for batch, _ in drawn], self._items, plan)
+
+    def _weighted_by_items(
+        self, batches: list[Any], items: Callable[[Any], int], plan: Plan
+    ) -> Iterator[tuple[Any, float, bool]]:
+        """Yield micro-batches weighted by what they count; one that counts nothing has no mean loss and is left out."""
+        counted = [(batch, count) for batch in batches if (count := count_items(items, batch))]
+        total = self._sum(sum(count for _, count in counted))
+        if not counted:  # a rank must take part in the backward pass that averages over ranks
+            counted = [(self._first_with_items(items, plan), 0)]
+        for k, (batch, count) in enumerate(counted, start=1):
+            yield batch, count * self.world.size / max(1, total), k == len(counted)
+
+    def _first_with_items(self, items: Callable[[Any], int], plan: Plan) -> Any:
+        """Return a row that counts something, from those after the update.
+
+        Raises:
+            ConfigError: There is none in a whole pass over the data.
+        """
+        start = self.progress.samples + plan.batch
+        for position in range(start, start + self.controller.epoch):
+            batch = self._positions.__getitems__(range(position, position + 1))
+            if count_items(items, batch):
+                return batch
+        raise ConfigError("items gave 0 for every row of the training set: there is nothing to train on")
 
     def _sum(self, count: int) -> int:
-        """Over all ranks, on the device that the trainer's process group is for."""
+        """Add up over all ranks, on the device that the trainer's process group is for."""
         if self.world.size == 1:
             return count
         total = torch.tensor(count, device=self.world.device)
@@ -119,10 +166,14 @@ class GrowthSession:
         return int(total)
 
     def end(self, plan: Plan, parameters: Iterable[nn.Parameter]) -> bool:
-        """Count the update whose gradients, averaged over ranks, are in `parameters`; whether it is to be applied.
+        """Count the update, and return whether it is to be applied.
 
-        Gradients that are not finite are dropped, on every rank alike, so that the trainer's step moves nothing.
-        Raises Diverged where too many in a row were not.
+        Args:
+            parameters: They hold the gradients, averaged over ranks. Gradients that are not finite are dropped, on
+                every rank alike, so that the trainer's step moves nothing.
+
+        Raises:
+            Diverged: Too many updates in a row were not finite.
         """
         parameters = [parameter for parameter in parameters if parameter.grad is not None]
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
@@ -139,33 +190,45 @@ class GrowthSession:
         return applied
 
     def close(self) -> None:
-        """End the processes that load rows; the next update starts others."""
+        """End the processes that load rows. The next update starts others."""
         self._loader = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers, for the trainer's checkpoint."""
+        """Return plain numbers, for the trainer's checkpoint."""
         return self.progress.to_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The inverse of state_dict."""
+        """Restore what `state_dict` returned."""
         self.progress, self._buffers = Progress.from_dict(state), None
 
 
 def weighted(loss: Any, weight: float) -> Tensor:
-    """A micro-batch's part of the update's loss; ConfigError where the loss is no number with a gradient."""
+    """Return a micro-batch's part of the update's loss.
+
+    Raises:
+        ConfigError: The loss is no number with a gradient.
+    """
     return checked_loss(loss) * weight
 
 
-def counted(items: Callable[[Any], int], batch: Any) -> int:
-    """What a micro-batch's loss is a mean over; ConfigError where that is nothing."""
+def count_items(items: Callable[[Any], int], batch: Any) -> int:
+    """Return what a micro-batch's loss is a mean over.
+
+    Raises:
+        ConfigError: It is negative.
+    """
     count = int(items(batch))
-    if count < 1:
-        raise ConfigError(f"items gave {count} for a micro-batch: its mean loss is none; leave such rows out")
+    if count < 0:
+        raise ConfigError(f"items gave {count} for a micro-batch; it must count what the loss is a mean over")
     return count
 
 
 def on_world(controller: Controller, world: World) -> Controller:
-    """The controller on the trainer's ranks; ConfigError where it is meant for others, or measures."""
+    """Return the controller for the trainer's ranks.
+
+    Raises:
+        ConfigError: It is meant for others, or its growth goes by measurements.
+    """
     growth = controller.growth
     if growth.adaptive:
         raise ConfigError(
@@ -182,7 +245,7 @@ def on_world(controller: Controller, world: World) -> Controller:
 
 
 def check_length(dataset: Any, controller: Controller) -> None:
-    """ConfigError where the schedule is for another number of samples."""
+    """Raise ConfigError if the schedule is for another number of samples."""
     if len(dataset) != controller.epoch:
         raise ConfigError(
             f"the training set has {len(dataset)} samples, but the controller was made for epoch={controller.epoch}; "
@@ -191,7 +254,7 @@ def check_length(dataset: Any, controller: Controller) -> None:
 
 
 def check_rate(groups: Sequence[dict[str, Any]], base: float) -> None:
-    """ConfigError where the optimizer of a new run has a learning rate that is neither the controller's nor 0."""
+    """Raise ConfigError if the optimizer of a new run has a learning rate that is neither the controller's nor 0."""
     rates = {float(group["lr"]) for group in groups if "lr_scale" not in group}
     if rates - {0.0, base}:
         raise ConfigError(
@@ -201,7 +264,7 @@ def check_rate(groups: Sequence[dict[str, Any]], base: float) -> None:
 
 
 def check_groups(groups: Sequence[dict[str, Any]]) -> None:
-    """ConfigError where parameter groups have learning rates of their own, which the plan's would replace."""
+    """Raise ConfigError if parameter groups have learning rates of their own, which the plan's would replace."""
     rates = {float(group["lr"]) for group in groups if "lr_scale" not in group}
     if len(rates) > 1:
         raise ConfigError(

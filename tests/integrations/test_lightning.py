@@ -76,7 +76,8 @@ def test_parameters_rates_and_ledger_are_those_of_fit(tmp_path: Path) -> None:
     parameters, progress, rates = fitted(tmp_path / "fit")
     trainer, growth, module = run()
     close(flat(module), parameters)
-    assert growth.course.progress.ledger == progress.ledger
+    assert growth.session.progress.ledger == progress.ledger
+    assert growth.course is growth.session  # its former name
     assert trainer.global_step == progress.step
     assert module.rates == rates
     assert trainer.current_epoch == 5  # four passes over the data and a part
@@ -90,7 +91,7 @@ def test_resumed_from_lightnings_checkpoint_it_ends_the_same_to_the_last_bit(tmp
     for checkpoint in checkpoints:
         trainer, again, resumed = run(fit={"ckpt_path": checkpoint, "weights_only": True})
         assert torch.equal(flat(resumed), flat(module)), checkpoint
-        assert again.course.progress.ledger == growth.course.progress.ledger
+        assert again.session.progress.ledger == growth.session.progress.ledger
         assert trainer.global_step == whole.global_step
         assert trainer.current_epoch == whole.current_epoch
 
@@ -98,7 +99,7 @@ def test_resumed_from_lightnings_checkpoint_it_ends_the_same_to_the_last_bit(tmp
 @pytest.mark.parametrize("position", [100, 899])
 def test_updates_that_are_not_finite_are_skipped_counted_and_made_up_for(position: int) -> None:
     _, growth, module = run(rows=Poisoned(position))
-    ledger = growth.course.progress.ledger
+    ledger = growth.session.progress.ledger
     assert ledger.applied == 900
     assert ledger.skipped > 0
     assert flat(module).isfinite().all()
@@ -185,6 +186,116 @@ class GrowingManual(Growing, Manual):
 def test_a_module_that_decides_the_same_is_refused(module: type[Net], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         run(module())
+
+
+class Averaged(Net):
+    """A moving average of the parameters in the module's own optimizer_step, as Lightning advises."""
+
+    def __init__(self) -> None:
+        super().__init__(0.0)
+        self.average = torch.optim.swa_utils.AveragedModel(
+            self.network, avg_fn=lambda old, new, _: 0.9 * old + 0.1 * new
+        )
+
+    def optimizer_step(self, *words: Any, **options: Any) -> None:
+        super().optimizer_step(*words, **options)
+        self.average.update_parameters(self.network)
+
+
+class GrowingAveraged(Growing, Averaged):
+    """The same, growing."""
+
+
+class ByHand(lightning.Callback):
+    """The same average, from the parameters after every update."""
+
+    def __init__(self) -> None:
+        self.average: Tensor | None = None
+        self.ends: list[int] = []
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        self.ends.append(trainer.max_epochs - 1)
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        now = flat(pl_module.network)
+        self.average = now if self.average is None else 0.9 * self.average + 0.1 * now
+
+
+def test_the_modules_own_optimizer_step_is_called_at_every_update() -> None:
+    by_hand = ByHand()
+    trainer, growth, module = run(GrowingAveraged(), callbacks=[by_hand])
+    assert int(module.average.n_averaged) == growth.session.progress.step == trainer.global_step
+    assert by_hand.average is not None
+    close(flat(module.average.module), by_hand.average)
+    _, growth, module = run(GrowingAveraged(), rows=Poisoned(100))
+    assert growth.session.progress.ledger.skipped > 0
+    assert int(module.average.n_averaged) == growth.session.progress.step
+
+
+def test_progress_bars_show_the_last_pass_over_the_data() -> None:
+    by_hand = ByHand()
+    trainer, *_ = run(callbacks=[by_hand])
+    assert by_hand.ends == [4, 4, 4, 4, 4]  # 900 samples of 203: passes 0 to 4
+    assert trainer.max_epochs == -1
+
+
+class Warming(Net):
+    def optimizer_step(self, *words: Any, **options: Any) -> None:
+        super().optimizer_step(*words, **options)
+        for group in self.optimizers().param_groups:
+            group["lr"] = 0.01
+
+
+class Idle(Net):
+    def optimizer_step(self, *words: Any, **options: Any) -> None:
+        pass
+
+
+class Twice(Net):
+    def optimizer_step(self, *words: Any, **options: Any) -> None:
+        super().optimizer_step(*words, **options)
+        super().optimizer_step(*words, **options)
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (Warming, "optimizer_step sets the learning rate, which would fight the controller's lr"),
+        (Idle, "optimizer_step made 0 steps for one update"),
+        (Twice, "optimizer_step made 2 steps for one update"),
+    ],
+)
+def test_an_optimizer_step_that_decides_the_same_is_refused(module: type[Net], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run(type("GrowingOne", (Growing, module), {})())
+
+
+class HookedNet(Net):
+    """Hooks that see every batch on its way."""
+
+    seen: list[int]
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        self.seen.append(len(batch["labels"]))
+        return {**batch, "x": 2 * batch["x"]}
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return {**batch, "x": batch["x"] / 2}
+
+
+def test_batch_hooks_get_the_rows_of_each_micro_batch() -> None:
+    *_, plain = run()
+    hooked: Any = type("GrowingHooked", (Growing, HookedNet), {})()
+    hooked.seen = []
+    *_, module = run(hooked)
+    assert (sum(hooked.seen), max(hooked.seen)) == (900, 6)
+    assert torch.equal(flat(module), flat(plain))
+
+
+def test_a_training_step_beside_growing_is_refused_with_the_way_out() -> None:
+    body = {"training_step": Net.training_step}
+    with pytest.raises(ConfigError, match=r"Own has a training_step of its own.* class GrowingOwn\(Growing, Own\)"):
+        type("Own", (Growing, lightning.LightningModule), body)
 
 
 def test_growing_right_of_the_module_is_refused_where_the_class_is_written() -> None:

@@ -11,7 +11,7 @@ from conftest import in_ranks
 from problem import MOMENTUM, ROWS, Network, Poisoned, Rows, close, controller, fitted, flat
 from torch import Tensor
 
-from distgrow import Controller, auto, exponential
+from distgrow import Controller, Order, auto, budget, exponential
 from distgrow.core.errors import ConfigError, Diverged
 from distgrow.core.stages import Stages
 
@@ -46,7 +46,7 @@ def test_parameters_rates_and_ledger_are_those_of_fit(tmp_path: Path) -> None:
     run = trainer(tmp_path / "run", logging_steps=1, save_strategy="no")
     run.train()
     close(flat(run.model), parameters)
-    assert run.course.progress.ledger == progress.ledger
+    assert run.session.progress.ledger == progress.ledger
     assert run.state.global_step == progress.step == len(rates)
     assert logged(run, "learning_rate") == rates
     assert run.state.epoch == 900 / 203
@@ -58,7 +58,7 @@ def test_resumed_from_the_trainers_checkpoint_it_ends_the_same_to_the_last_bit(t
     resumed = trainer(tmp_path / "run", save_steps=45)
     resumed.train(resume_from_checkpoint=str(tmp_path / "run/checkpoint-45"))
     assert torch.equal(flat(resumed.model), flat(whole.model))
-    assert resumed.course.progress.ledger == whole.course.progress.ledger
+    assert resumed.session.progress.ledger == whole.session.progress.ledger
     assert resumed.state.global_step == whole.state.global_step
     finished = trainer(tmp_path / "run", save_steps=45)
     finished.train(resume_from_checkpoint=str(tmp_path / f"run/checkpoint-{whole.state.global_step}"))
@@ -90,22 +90,104 @@ class PerLabel(Network):
         return {"loss": torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())}
 
 
+class Dividing(PerLabel):
+    """As a model of Transformers: it divides by the items that it is given."""
+
+    def forward(self, x: Tensor, labels: Tensor | None = None, num_items_in_batch: Any = None, **_: Any) -> Any:
+        assert labels is not None
+        logits = self.layers(x)[:, None].expand(-1, 2, -1).flatten(0, 1)
+        total = torch.nn.functional.cross_entropy(logits, labels.flatten(), reduction="sum")
+        return {"loss": total / (labels.ne(-100).sum() if num_items_in_batch is None else num_items_in_batch)}
+
+
+class Deaf(PerLabel):
+    """A model that takes any keyword and divides by nothing that it is given."""
+
+    def forward(self, x: Tensor, labels: Tensor | None = None, **_: Any) -> dict[str, Tensor]:
+        return super().forward(x, labels)
+
+
+class Partly(Dividing):
+    """A model that adds something which it does not divide."""
+
+    def forward(self, x: Tensor, labels: Tensor | None = None, num_items_in_batch: Any = None, **_: Any) -> Any:
+        return {"loss": super().forward(x, labels, num_items_in_batch)["loss"] + self.layers(x).square().mean()}
+
+
+class Halved(Rows):
+    """One of two labels of each row counts."""
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        row = super().__getitem__(index)
+        return {**row, "labels": torch.stack([row["labels"], torch.tensor(-100)])}
+
+
 def labels_that_count(batch: dict[str, Tensor]) -> int:
     return int(batch["labels"].ne(-100).sum())
 
 
-def test_a_mean_over_what_is_counted_does_not_depend_on_the_micro_batch(tmp_path: Path) -> None:
-    ends = []
-    args = transformers.TrainingArguments(output_dir=str(tmp_path), save_strategy="no", **QUIET)
-    for rows in (11, 64):
-        model = PerLabel(dropout=0.0)
-        optimizers = (torch.optim.SGD(model.parameters(), lr=0.0), None)
-        schedule = controller(growth=exponential(start=22, cap=44), max_micro=rows)
-        settings: dict[str, Any] = {"controller": schedule, "train_dataset": Masked(), "optimizers": optimizers}
-        GrowthTrainer(model, args, items=labels_that_count, **settings).train()
-        ends.append(flat(model))
-    assert not torch.equal(*ends)
-    close(*ends)
+def masked(folder: Path, model: type[Network], rows: Any, max_micro: int, **settings: Any) -> Tensor:
+    """Parameters after some updates on rows with masked labels."""
+    args = transformers.TrainingArguments(output_dir=str(folder), save_strategy="no", **QUIET)
+    built = model(dropout=0.0)
+    optimizers = (torch.optim.SGD(built.parameters(), lr=0.0), None)
+    schedule = controller(growth=exponential(start=22, cap=44), max_micro=max_micro)
+    GrowthTrainer(built, args, controller=schedule, train_dataset=rows, optimizers=optimizers, **settings).train()
+    return flat(built)
+
+
+def test_a_mean_over_labels_does_not_depend_on_the_micro_batch(tmp_path: Path) -> None:
+    wanted = masked(tmp_path, PerLabel, Masked(), 64, items=labels_that_count)
+    assert not torch.equal(wanted, masked(tmp_path, PerLabel, Masked(), 11, items=labels_that_count))
+    for micro in (11, 2, 1):  # of one row there are micro-batches that count nothing
+        close(masked(tmp_path, PerLabel, Masked(), micro, items=labels_that_count), wanted)
+        close(masked(tmp_path, Dividing, Masked(), micro), wanted)  # by default, as the Trainer itself does it
+
+
+def test_labels_that_do_not_count_are_refused_if_rows_have_unequal_numbers_of_them(tmp_path: Path) -> None:
+    for model in (PerLabel, Deaf):
+        with pytest.raises(ConfigError, match=r"rows have 0 to . labels other than -100.* give items="):
+            masked(tmp_path, model, Masked(), 11)
+        close(masked(tmp_path, model, Halved(), 11), masked(tmp_path, model, Halved(), 64))
+    with pytest.raises(ConfigError, match="only a part of the loss is divided by num_items_in_batch"):
+        masked(tmp_path, Partly, Masked(), 11)
+
+
+class Unlabelled(Masked):
+    """No row of the first update counts, nor any of the last ones of the pass."""
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        row = super().__getitem__(index)
+        first = set(Order(n=ROWS)(list(range(22)))[1].tolist())
+        return {**row, "labels": torch.full_like(row["labels"], -100)} if index in first else row
+
+
+def test_an_update_that_counts_nothing_moves_nothing_and_the_run_goes_on(tmp_path: Path) -> None:
+    end = masked(tmp_path, PerLabel, Unlabelled(), 11, items=labels_that_count)
+    assert end.isfinite().all()
+    close(masked(tmp_path, PerLabel, Unlabelled(), 3, items=labels_that_count), end)
+    close(masked(tmp_path, Dividing, Unlabelled(), 3), end)
+    with pytest.raises(ConfigError, match="items gave 0 for every row"):
+        masked(tmp_path, PerLabel, Masked(), 11, items=lambda batch: 0)
+    with pytest.raises(ConfigError, match="items gave -1"):
+        masked(tmp_path, PerLabel, Masked(), 11, items=lambda batch: -1)
+
+
+def test_the_seed_of_training_arguments_is_the_runs(tmp_path: Path) -> None:
+    def end(schedule: Controller, **seeds: int) -> Tensor:
+        run = trainer(tmp_path, schedule=schedule, save_strategy="no", **seeds)
+        run.train()
+        return flat(run.model)
+
+    short: dict[str, Any] = {"budget": budget(samples=60)}
+    plain, third = end(controller(**short)), end(controller(seed=3, **short))
+    assert not torch.equal(plain, third)
+    assert torch.equal(end(controller(**short), seed=3), third)
+    assert torch.equal(end(controller(**short), data_seed=3), third)
+    assert torch.equal(end(controller(seed=3, **short), seed=3, data_seed=3), third)
+    for seeds in ({"seed": 4}, {"data_seed": 4}, {"seed": 3, "data_seed": 4}):
+        with pytest.raises(ConfigError, match=r"seed=4 and the controller's seed=3 differ"):
+            end(controller(seed=3, **short), **seeds)
 
 
 def test_loader_processes_draw_the_same_rows(tmp_path: Path) -> None:
@@ -119,7 +201,7 @@ def test_loader_processes_draw_the_same_rows(tmp_path: Path) -> None:
 def test_updates_that_are_not_finite_are_skipped_counted_and_made_up_for(position: int, tmp_path: Path) -> None:
     run = trainer(tmp_path / "run", rows=Poisoned(position), save_strategy="no")
     run.train()
-    ledger = run.course.progress.ledger
+    ledger = run.session.progress.ledger
     assert ledger.applied == 900
     assert ledger.skipped > 0
     assert flat(run.model).isfinite().all()

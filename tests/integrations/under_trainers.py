@@ -34,7 +34,7 @@ def under_transformers(folder: Path) -> tuple[int, torch.Tensor, Progress]:
         ends.append(trainer)
     whole, resumed = ends
     assert torch.equal(flat(whole.model), flat(resumed.model)), "resumed, it ended elsewhere"
-    return args.process_index, flat(resumed.model), resumed.course.progress
+    return args.process_index, flat(resumed.model), resumed.session.progress
 
 
 def under_lightning(folder: Path) -> tuple[int, torch.Tensor, Progress]:
@@ -47,7 +47,7 @@ def under_lightning(folder: Path) -> tuple[int, torch.Tensor, Progress]:
     growth, module = Growth(controller(), Rows()), GrowingNet(0.0)
     trainer = Trainer(**QUIET, strategy="ddp", devices=2, callbacks=[growth])
     trainer.fit(module)
-    return trainer.global_rank, flat(module), growth.course.progress
+    return trainer.global_rank, flat(module), growth.session.progress
 
 
 def main(name: str, folder: Path) -> None:
