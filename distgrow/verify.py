@@ -17,8 +17,10 @@ from distgrow.data.loader import DirectLoader
 from distgrow.data.seeding import seed_generators
 from distgrow.data.stream import SampleStream
 from distgrow.distributed.world import World, joined
+from distgrow.engine.objective import WeightedLoss
 from distgrow.engine.spec import Torch
 from distgrow.engine.torch import TorchEngine
+from distgrow.optim.direction import real
 from distgrow.tasks.task import Task
 
 #: Samples of the batch that is split, at least.
@@ -29,12 +31,20 @@ TOLERANCE = {"float64": 1e-10, "float32": 1e-4, "bfloat16": 1e-1}
 _REASONS = {
     nn.modules.batchnorm._BatchNorm: "BatchNorm's statistics are those of the micro-batch: model.norm=group does not "
     "depend on it",
-    nn.modules.dropout._DropoutNd: "Dropout draws anew for every rank and micro-batch: verify without it",
 }
 
 
+def without_dropout(model: nn.Module) -> None:
+    """Switch dropout off where torch's modules do it; whatever a model draws beside them is told by `draws`."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+        if isinstance(module, nn.MultiheadAttention | nn.RNNBase):
+            module.dropout = 0.0
+
+
 def factorisations(batch: int) -> list[tuple[int, int]]:
-    """At least five (world, max_micro) pairs for a batch of at least 8, ragged ones among them."""
+    """Return at least five pairs (world, max_micro) for a batch of at least 8, ragged ones among them."""
     wanted = [(1, batch), (1, 7), (2, batch), (2, 3), (3, 5), (4, 2), (5, batch), (7, 2), (8, 3), (batch, 1)]
     fitting: dict[tuple[int, int, int], tuple[int, int]] = {}
     for world, max_micro in wanted:
@@ -47,58 +57,95 @@ def factorisations(batch: int) -> list[tuple[int, int]]:
 
 
 def updated(run: Run, task: Task, plan: Plan) -> torch.Tensor:
-    """All parameters, flat, after one update of a copy of the model: every rank's part, one rank after the other."""
-    model = copy.deepcopy(task.model)
+    """Return all parameters, flat, after one update of a copy of model and loss, one rank's part after the other."""
+    model, loss = (
+        copy.deepcopy((task.model, task.loss))
+        if isinstance(task.loss, nn.Module)
+        else (copy.deepcopy(task.model), task.loss)
+    )
+    without_dropout(model)
     positions = SampleStream(task.train, seed=run.run.seed, collate=task.collate)
     with joined(run.engine.device) as world:
-        engine = TorchEngine(
-            model, task.loss, spec=plain(run), optimizer=run.optimizer, world=World(device=world.device)
-        )
+        alone = World(device=world.device)
+        engine = TorchEngine(model, loss, spec=plain(run), optimizer=run.optimizer, world=alone)
         for rank in range(plan.world):
+            seed_generators(plan.seed, world.device)
             loader = DirectLoader(positions, rank)
             if engine.accumulate(plan, loader.draw(Progress(), plan), rank=rank).failed:
                 raise TrainingFailed(f"memory does not hold micro-batches of {plan.micro} rows; lower engine.max_micro")
-        for parameter in model.parameters():
+        parameters = WeightedLoss(model, loss).trained()
+        for parameter in parameters:
             if parameter.grad is not None:
                 parameter.grad /= plan.world  # as DDP's all-reduce averages over ranks
         engine.step(plan.lr)
-    return torch.cat([parameter.detach().double().flatten().cpu() for parameter in model.parameters()])
+    return torch.cat([real(parameter.detach()).double().flatten().cpu() for parameter in parameters])
+
+
+def tried(run: Run, task: Task, plan: Plan) -> torch.Tensor | None:
+    """Return what `updated` does, None if BatchNorm cannot train on micro-batches as small as the plan's."""
+    try:
+        return updated(run, task, plan)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        return None
+
+
+def draws(run: Run, task: Task, plan: Plan) -> bool:
+    """Return whether an update depends on random numbers that model or loss draw, beside dropout."""
+    one, other = (tried(run, task, replace(plan, seed=seed)) for seed in (1, 2))
+    return one is not None and other is not None and not torch.equal(one, other)
 
 
 def plain(run: Run) -> Torch:
-    """The engine that splits are verified on: the run's own, or plain torch in place of DeepSpeed's."""
+    """Return the engine that splits are verified on: the run's own, or plain torch in place of DeepSpeed's."""
     return run.engine if isinstance(run.engine, Torch) else Torch(device=run.engine.device)
 
 
 def verify(run: Run) -> bool:
-    """Print the relative parameter difference of every factorisation; whether all are within the tolerance."""
+    """Print the relative parameter difference of every factorisation; return whether all are within the tolerance."""
     seed_generators(run.run.seed)
     task = run.task.build(run.model)
     first = run.controller(1).plan(Progress())
     first = replace(first, batch=max(first.batch, min(LEAST, len(task.train))))  # a small one has few factorisations
-    start = torch.cat([parameter.detach().double().flatten() for parameter in task.model.parameters()])
+    parameters = WeightedLoss(task.model, task.loss).trained()
+    start = torch.cat([real(parameter.detach()).double().flatten() for parameter in parameters])
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in ("world × micro × accum", "relative difference", "of the update"):
         table.add_column(name, justify="right")
     worst, reference = 0.0, None
     for world, max_micro in factorisations(first.batch):
         micro, accum = split(first.batch, world, max_micro)
-        after = updated(run, task, replace(first, world=world, micro=micro, accum=accum))
+        plan = replace(first, world=world, micro=micro, accum=accum)
+        after = tried(run, task, plan)
+        if after is None:
+            worst = math.inf
+            table.add_row(f"{world} × {micro} × {accum}", "cannot train", "")
+            continue
         reference = after if reference is None else reference
         apart = (after - reference).norm()
         difference = float(apart / reference.norm())
         worst = max(worst, difference if math.isfinite(difference) else math.inf)
         table.add_row(f"{world} × {micro} × {accum}", f"{difference:.2e}", f"{apart / (reference - start).norm():.2e}")
-    return _told(run, table, worst, task.model)
+    reasons = [] if worst <= TOLERANCE[plain(run).precision] else _reasons(run, task, first)
+    return _reported(run, table, worst, reasons)
 
 
-def _told(run: Run, table: Table, worst: float, model: nn.Module) -> bool:
+def _reasons(run: Run, task: Task, plan: Plan) -> list[str]:
+    """Return why splits of the batch may differ."""
+    modules = list(task.model.modules())
+    found = [reason for kind, reason in _REASONS.items() if any(isinstance(module, kind) for module in modules)]
+    if draws(run, task, plan):
+        found.append("model or loss draws random numbers anew for every rank and micro-batch: verify without that")
+    return found
+
+
+def _reported(run: Run, table: Table, worst: float, reasons: list[str]) -> bool:
     precision = plain(run).precision
     limit = TOLERANCE[precision]
     console = Console(highlight=False, soft_wrap=True)
     console.print(table, soft_wrap=False)
     console.print(f"largest relative parameter difference: {worst:.3e} ({precision}; at most {limit:g})")
-    for kind, reason in _REASONS.items():
-        if worst > limit and any(isinstance(module, kind) for module in model.modules()):
-            console.print(reason)
+    for reason in reasons:
+        console.print(reason)
     return worst <= limit

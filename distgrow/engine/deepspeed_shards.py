@@ -2,6 +2,9 @@
 
 import contextlib
 import io
+import json
+import re
+import secrets
 import shutil
 import tempfile
 from argparse import Namespace
@@ -22,12 +25,15 @@ from distgrow.engine.state import serialised
 from distgrow.run.folder import storing
 
 _TAG = "deepspeed"
+_MANIFEST = "manifest.json"
+#: Names of shards in a checkpoint's folder.
+_SHARD = re.compile(rf"{_TAG}/((bf16_)?zero_pp_rank_\d+_)?mp_rank_\d+_(model|optim)_states\.pt")
 #: What DeepSpeed's files hold beside tensors and plain values: records without behaviour.
 _RECORDS = [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]
 
 
 class Shards:
-    """The files of a DeepSpeed engine's state; every rank reads and writes its own."""
+    """Read and write the files of a DeepSpeed engine's state; every rank has its own."""
 
     def __init__(self, engine: Any, world: World, *, resizes: bool) -> None:
         """Take over the engine's files; `resizes` tells whether another number of ranks can go on with them."""
@@ -35,14 +41,18 @@ class Shards:
         self._files = engine.checkpoint_engine = _Files()
 
     def snapshot(self) -> dict[str, bytes]:
-        """The native shards of this rank, by their names. Collective: every rank must call."""
+        """Return the native shards of this rank, by their names. Collective: every rank must call."""
         with tempfile.TemporaryDirectory() as folder:  # for a script of its own that DeepSpeed leaves there
             self._engine.save_checkpoint(folder, tag=_TAG, save_latest=False)
             return self._files.taken(Path(folder))
 
     def load(self, folder: Path) -> None:
-        """Read the shards of all ranks, on any number of ranks; executes no code from the files. Collective."""
-        ranks = self._world.on_rank0(lambda: check(folder / _TAG))
+        """Read the shards of all ranks, on any number of ranks; executes no code from the files. Collective.
+
+        Raises:
+            RunError: The folder holds more than data of shards, or another number of ranks cannot go on with it.
+        """
+        ranks = self._world.on_rank0(lambda: check(folder))
         if ranks == self._world.size:
             self._engine.load_checkpoint(str(folder), tag=_TAG)
             return
@@ -51,7 +61,9 @@ class Shards:
                 f"{folder} was written by {ranks} ranks; DeepSpeed's universal format, which another number of ranks "
                 f"needs, knows Adam's state alone: go on with {ranks}, or use optimizer.kind=adamw from the start"
             )
-        universal = folder.with_name(f".partial-universal-{folder.name}")
+        # nobody can have put anything into a folder of a name that is drawn here
+        name = self._world.on_rank0(lambda: f".partial-universal-{folder.name}-{secrets.token_hex(16)}")
+        universal = folder.with_name(name)
         self._world.on_all_ranks(lambda: convert_once(folder / _TAG, universal / _TAG))
         self._engine._config.load_universal_checkpoint = True  # DeepSpeed asks its config, which knew no checkpoint
         self._engine.load_checkpoint(str(universal), tag=_TAG)
@@ -62,7 +74,7 @@ class Shards:
 
 
 class _Files(TorchCheckpointEngine):
-    """Keeps what DeepSpeed would write."""
+    """Keep what DeepSpeed would write, and read what it loads by torch's restricted unpickler."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -72,14 +84,18 @@ class _Files(TorchCheckpointEngine):
         """Keep one file."""
         self._kept[path] = serialised(_without_enums(state_dict))
 
+    def load(self, path: str, map_location: Any = None) -> Any:
+        """Read one file; executes no code from it."""
+        return _restricted(Path(path), map_location=map_location)
+
     def taken(self, folder: Path) -> dict[str, bytes]:
-        """What was kept, by names relative to `folder`."""
+        """Return what was kept, by names relative to `folder`, and forget it."""
         kept, self._kept = self._kept, {}
         return {str(Path(path).relative_to(folder)): data for path, data in kept.items()}
 
 
 def _without_enums(state: Any) -> Any:
-    """The state with plain numbers for DeepSpeed's enums, which Python 3.11.0 to 3.11.3 pickle as calls of getattr."""
+    """Replace DeepSpeed's enums, which Python 3.11.0 to 3.11.3 pickle as calls of getattr, by plain numbers."""
     if isinstance(state, ZeroStageEnum):
         return int(state)
     if type(state) is dict:
@@ -90,25 +106,42 @@ def _without_enums(state: Any) -> Any:
 
 
 def check(folder: Path) -> int:
-    """The number of ranks that wrote the shards in a folder; RunError where one holds more than data.
+    """Check the shards of a checkpoint, and return the number of ranks that wrote them.
 
-    DeepSpeed loads by unpickling, which can execute what a file says. So every file is first read by torch's
-    restricted unpickler (its tensors stay on the disk), which builds nothing but tensors, plain values and _RECORDS.
+    DeepSpeed's conversion unpickles every file that it finds, and a pickle can execute what it says. So the folder may
+    hold nothing but shards that the checkpoint's manifest lists, and each is first read by torch's restricted
+    unpickler (its tensors stay on the disk), which builds nothing but tensors, plain values and _RECORDS.
+
+    Raises:
+        RunError: There is something else, or a shard holds more than data.
     """
+    shards = folder / _TAG
+    listed = (
+        set(json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))) if (folder / _MANIFEST).exists() else None
+    )
+    for file in sorted(shards.rglob("*")):
+        name = file.relative_to(folder).as_posix()
+        known = _SHARD.fullmatch(name) and file.is_file() and not file.is_symlink()
+        if not known or (listed is not None and name not in listed):
+            raise RunError(
+                f"{file} is no part of the checkpoint, and reading it could execute code; remove it, and find out who "
+                "has put it there"
+            )
+        try:
+            _restricted(file, map_location="cpu", mmap=True)
+        except Exception as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise RunError(f"{file} is not a checkpoint that can be loaded without executing code: {reason}") from None
+    return len(list(shards.glob("*optim_states.pt")))
+
+
+def _restricted(file: Path, **options: Any) -> Any:
     with torch.serialization.safe_globals(_RECORDS):
-        for file in sorted(folder.glob("*.pt")):
-            try:
-                torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-            except Exception as error:
-                reason = str(error).strip().splitlines()[-1]
-                raise RunError(
-                    f"{file} is not a checkpoint that can be loaded without executing code: {reason}"
-                ) from None
-    return len(list(folder.glob("*optim_states.pt")))
+        return torch.load(file, weights_only=True, **options)
 
 
 def convert_once(native: Path, universal: Path) -> None:
-    """Convert, unless another rank that sees the same folder has."""
+    """Convert, unless another rank that sees the same folder has done so."""
     with FileLock(_lock(universal.parent)):
         if not universal.exists():
             convert(native, universal)
@@ -119,11 +152,10 @@ def _lock(universal: Path) -> Path:
 
 
 def convert(native: Path, universal: Path) -> None:
-    """DeepSpeed's own conversion of native shards to its universal format, in a new folder."""
+    """Convert native shards to DeepSpeed's universal format, in a new folder."""
     options = {"num_extract_workers": 1, "num_merge_workers": 1, "keep_temp_folder": False, "strict": True}
     paths = {"input_folder": str(native), "output_folder": str(universal)}
     quiet = contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO())
     with storing(universal.parent), quiet[0], quiet[1]:
-        shutil.rmtree(universal.parent, ignore_errors=True)
         universal.mkdir(parents=True)
         ds_to_universal.main(Namespace(**options, **paths, inject_missing_state=True))

@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import ROOT
@@ -59,3 +60,36 @@ def test_batchnorm_is_named_as_the_reason(capsys: pytest.CaptureFixture[str]) ->
     run = load(ROOT / "configs/digits.yaml", ["model={kind: resnet8, norm: batch}", "engine.precision=float64"])
     assert not verify(run)
     assert "model.norm=group does not depend on it" in capsys.readouterr().out
+
+
+NORMED = """
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+def make(layer):
+    layers = {"batchnorm": nn.BatchNorm1d(4), "dropout": nn.Dropout(0.5), "own dropout": Own()}
+    model = nn.Sequential(nn.Linear(3, 4), layers[layer], nn.Linear(4, 1))
+    data = torch.randn(100, 3, generator=torch.Generator().manual_seed(0))
+    return model, lambda model, batch: model(batch).square().mean(), data
+
+class Own(nn.Module):
+    def forward(self, x):
+        return F.dropout(x, 0.5, self.training)
+"""
+
+
+@pytest.mark.parametrize(
+    ("layer", "passes", "reason"),
+    [("batchnorm", False, "BatchNorm"), ("dropout", True, ""), ("own dropout", False, "draws random numbers")],
+)
+def test_what_splits_differ_by_is_named_and_dropout_is_left_out(
+    layer: str, passes: bool, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    (tmp_path / "normed.py").write_text(NORMED)
+    monkeypatch.syspath_prepend(tmp_path)
+    task = f"task={{kind: target, target: 'normed:make', args: {{layer: {layer}}}}}"
+    run = load(ROOT / "configs/digits.yaml", [task, "model=null", "growth.cap=64", "engine.precision=float64"])
+    assert verify(run) == passes
+    sys.modules.pop("normed")
+    assert reason in capsys.readouterr().out
