@@ -172,7 +172,7 @@ def test_embeddings_with_sparse_gradients_are_refused_by_name() -> None:
     table = nn.Parameter(torch.randn(5, 2))
     model = nn.Module()
     model.register_parameter("table", table)
-    engine = TorchEngine(model, lambda model, ids: F.embedding(ids, model.table, sparse=True).square().mean())
+    engine = TorchEngine(model, lambda model, ids: F.embedding(ids, table, sparse=True).square().mean())
     with pytest.raises(ConfigError, match="table is sparse.*sparse=False"):
         engine.update(plan(), [torch.zeros(len(part), 3, dtype=torch.long) for part in plan().rows(0, 0)])
 
