@@ -65,7 +65,7 @@ def train(
     asked: Annotated[int | None, typer.Option(hidden=True, help="For ranks that others may follow.")] = None,
 ) -> None:
     """Train, in this process, in the group that torchrun made, or through Ray (launch.kind=ray)."""
-    from distgrow.planning.table import warn
+    from distgrow.planning.check import check
 
     if resume and auto_resume:
         raise ConfigError("--resume and --auto-resume were both given; --auto-resume alone also begins a run")
@@ -73,7 +73,7 @@ def train(
     going_on = None if auto_resume else resume
     if launched():
         _in_group(run.fit, resume=going_on, asked=asked)
-    warn(run, stands_at=lambda: run.stands_at(resume=going_on))
+    check(run, stands_at=lambda: run.stands_at(resume=going_on))
     folder = run.folder(resume=going_on)
     if run.launch.kind == "ray":
         from distgrow.launch.ray import driver

@@ -1,4 +1,4 @@
-"""Savings: the seconds and worker-seconds of a plan beside those of a cluster of the largest size held throughout."""
+"""Cost of a plan in seconds and worker-seconds, beside the cost on its largest number of workers throughout."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,15 +13,20 @@ from distgrow.tracking.read import history, read_events
 
 
 def stretches(controller: Controller, *, soonest: bool = False) -> Iterator[Stretch]:
-    """The run to come, `soonest` as in Controller.outline, each stage on the ranks that it wants."""
+    """Yield the stages of the run, each on the number of ranks that it wants. `soonest` is as in Controller.outline."""
     for stage, batch, updates in controller.outline(Progress(), soonest=soonest):
         yield Stretch(batch=batch, updates=updates, world=controller.ranks(stage))
 
 
 def measured(run: str, given: Pace | None = None) -> Pace:
-    """The pace of an earlier run from its metrics.jsonl; resizes as `given` where that run had none.
+    """Return the pace of an earlier run, from its metrics.jsonl.
 
-    ConfigError where there is no such run or its updates do not tell.
+    Args:
+        run: Folder of the run.
+        given: The pace of the config. Its seconds of a resize are used if the run had none.
+
+    Raises:
+        ConfigError: if there is no such run, or if its updates are too few or too alike to fit a pace.
     """
     folder = RunFolder(run)
     if not folder.metrics.is_file():
@@ -38,7 +43,7 @@ def measured(run: str, given: Pace | None = None) -> Pace:
 
 
 def savings(controller: Controller, pace: Pace, *, soonest: bool = False) -> list[str]:
-    """What the run takes as planned and, where it is resized, on its largest number of workers throughout."""
+    """Return the cost as planned and, if the run is resized, the cost on its largest number of workers throughout."""
     largest = max(stretch.world for stretch in stretches(controller, soonest=soonest))
     planned = cost(pace, stretches(controller, soonest=soonest))
     held = cost(pace, (replace(stretch, world=largest) for stretch in stretches(controller, soonest=soonest)))

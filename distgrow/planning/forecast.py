@@ -1,4 +1,4 @@
-"""Forecast: the stages, evaluations and updates that a config leads to."""
+"""Forecast of a run: its stages, updates and gradient evaluations, as numbers."""
 
 from bisect import bisect_left
 from collections.abc import Iterator
@@ -24,13 +24,13 @@ from distgrow.report.planned import Forecast, Planned, Target
 from distgrow.report.runs import Record
 from distgrow.theory import sgd
 
-#: What η may differ by, relatively, to be taken as constant in predictions.
+#: Relative difference up to which predictions take η as constant.
 EVEN = 0.02
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """One row of the table."""
+    """Hold one stage of a run."""
 
     stage: int
     batch: int
@@ -40,12 +40,12 @@ class Stage:
     steps: int
 
     def progress(self, step: int) -> Progress:
-        """The progress after `step` updates of this stage."""
+        """Return the progress after `step` updates of this stage."""
         before = Progress(stage=self.stage).repeat(self.first_sample, 1)
         return replace(before, step=self.first_step).repeat(self.batch, step)
 
 
-#: Titles of the tables of adaptive growth, and whether its stages begin as soon as they may.
+#: Titles of the two tables of adaptive growth, and whether its stages begin as soon as they may.
 BOUNDS = (
     ("at slowest: every stage as late as it may begin", False),
     ("at fastest: every stage as soon as it may begin", True),
@@ -53,7 +53,7 @@ BOUNDS = (
 
 
 def stages(controller: Controller, *, soonest: bool = False) -> Iterator[Stage]:
-    """Every stage of the run to come, `soonest` as in Controller.outline; the shortened last update is the last's."""
+    """Yield every stage of the run. A shortened last update is part of the last stage."""
     sample = step = 0
     outline = controller.outline(Progress(), soonest=soonest)
     ahead = next(outline, None)
@@ -68,22 +68,22 @@ def stages(controller: Controller, *, soonest: bool = False) -> Iterator[Stage]:
         sample, step = sample + samples, step + steps
 
 
-# ── what the theory says, where its constants are given ─────────────────────────────────────────────────────────
+# ── predictions from the constants of the theory ─────────────────────────────────────────────────────────
 
 
 def turns(controller: Controller, stage: Stage) -> list[int]:
-    """Updates of a stage between which η only rises or only falls: the first, where a warm-up ends, the last."""
+    """Return the updates between which η only rises or only falls: a stage's first, the end of a warm-up, its last."""
     last, batch = stage.steps - 1, stage.batch
     end = bisect_left(range(last), 1.0, key=lambda step: controller.warm(stage.progress(step), batch))
     return sorted({0, end, last})
 
 
-def unstable(given: Theory | None, controller: Controller, stage: Stage) -> list[str]:
-    """The problem that a stage's learning rate reaches 2/L, where L is known."""
-    if given is None:
+def unstable(theory: Theory | None, controller: Controller, stage: Stage) -> list[str]:
+    """Return the problem that a stage's learning rate reaches 2/L, if it does and L is known."""
+    if theory is None:
         return []
     highest = max(controller.rate(stage.progress(step), stage.batch) for step in turns(controller, stage))
-    lr, limit = controller.growth.most(controller.lr, stage.stage, highest), given.constants().stable_lr()
+    lr, limit = controller.growth.most(controller.lr, stage.stage, highest), theory.constants().stable_lr()
     if lr < limit:
         return []
     can = "" if lr == highest else ", by what may be measured,"
@@ -93,7 +93,7 @@ def unstable(given: Theory | None, controller: Controller, stage: Stage) -> list
 def sfo_to_target(
     constants: sgd.Constants, controller: Controller, epsilon: float, *, soonest: bool = False
 ) -> int | None:
-    """SFO when the bound is first at most ε², to the update; None where that is not within the budget."""
+    """Return the SFO after the update at which the bound is first at most ε², or None if the budget ends before."""
     runs = [run for stage in stages(controller, soonest=soonest) for run in even(controller, stage)]
     reached = np.flatnonzero(sgd.bounds(constants, runs) <= epsilon**2)
     if not len(reached):
@@ -108,7 +108,7 @@ def sfo_to_target(
 
 
 def even(controller: Controller, stage: Stage) -> Iterator[tuple[int, float, int]]:
-    """A stage as (updates, lr, batch) in order, cut where η moves: within one it differs by EVEN at most."""
+    """Yield a stage as parts (updates, lr, batch), in order. Within a part η differs by EVEN at most."""
     cuts = [*(turns(controller, stage)[:-1] or [0]), stage.steps]
     ahead = list(pairwise(cuts))[::-1]
     while ahead:
@@ -122,9 +122,9 @@ def even(controller: Controller, stage: Stage) -> Iterator[tuple[int, float, int
 
 
 class Recorded(Spec):
-    """The keys of a config that decide batches and what the theory says of them; no other is needed.
+    """Hold the keys of a config that decide batches, and those that predictions need.
 
-    A run of fit() records no task.
+    There is no task, as a run of fit() records none.
     """
 
     model_config = ConfigDict(extra="ignore")
@@ -138,7 +138,7 @@ class Recorded(Spec):
 
 
 def foresee(record: Record) -> Planned | None:
-    """The plan of a run, as if no update were skipped; None where its config.yaml is not one of this version's."""
+    """Return the plan of a run, as if no update were skipped, or None if this version cannot read its config.yaml."""
     try:
         recorded = Recorded.model_validate(plain(read_text(record.config, "config.yaml")))
         schedule = Schedule(growth=recorded.growth, stages=recorded.stages, lr=recorded.lr, budget=recorded.budget)
@@ -148,29 +148,29 @@ def foresee(record: Record) -> Planned | None:
         return None
 
 
-def _planned(controller: Controller, given: Theory | None) -> Planned:
+def _planned(controller: Controller, theory: Theory | None) -> Planned:
     adaptive = controller.growth.adaptive
     bounds = (False, True) if adaptive else (False,)
     forecasts = tuple(_forecast(controller, soonest) for soonest in bounds)
     ends = {} if adaptive else {stage.stage: stage.first_sample + stage.samples for stage in stages(controller)}
-    return Planned(forecasts=forecasts, after=ends, target=_target(controller, given, bounds))
+    return Planned(forecasts=forecasts, after=ends, target=_target(controller, theory, bounds))
 
 
 def _forecast(controller: Controller, soonest: bool) -> Forecast:
-    found = list(controller.outline(Progress(), soonest=soonest))
+    parts = list(controller.outline(Progress(), soonest=soonest))
     return Forecast(
-        sfo=sum(batch * updates for _, batch, updates in found),
-        updates=sum(updates for _, _, updates in found),
-        last=max(stage for stage, _, _ in found),
-        batch=max(batch for _, batch, _ in found),
+        sfo=sum(batch * updates for _, batch, updates in parts),
+        updates=sum(updates for _, _, updates in parts),
+        last=max(stage for stage, _, _ in parts),
+        batch=max(batch for _, batch, _ in parts),
     )
 
 
-def _target(controller: Controller, given: Theory | None, bounds: tuple[bool, ...]) -> Target | None:
-    """What outlook.predictions tells, as numbers; None without constants, or where the rate is beyond 2/L."""
-    if given is None or controller.lr.base >= given.constants().stable_lr():
+def _target(controller: Controller, theory: Theory | None, bounds: tuple[bool, ...]) -> Target | None:
+    """Return the predictions as numbers, or None without constants, or if the learning rate reaches 2/L."""
+    if theory is None or controller.lr.base >= theory.constants().stable_lr():
         return None
-    constants, lr, epsilon = given.constants(), controller.lr.base, given.epsilon
+    constants, lr, epsilon = theory.constants(), controller.lr.base, theory.epsilon
     best, at = sgd.least_sfo(constants, lr, epsilon), sgd.critical_batch(constants, lr, epsilon)
     reached = tuple(sfo_to_target(constants, controller, epsilon, soonest=soonest) for soonest in bounds)
     return Target(epsilon=epsilon, sfo=reached, best_batch=at, best_sfo=best)

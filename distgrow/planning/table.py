@@ -1,9 +1,10 @@
-"""What `distgrow plan` prints: the stage table, predictions and every violated constraint."""
+"""Text of `distgrow plan`: the table of stages, predictions, costs and every violated constraint."""
 
 import math
+import sys
 from collections import deque
-from collections.abc import Callable
-from itertools import chain, islice, pairwise
+from collections.abc import Iterable
+from itertools import pairwise
 
 from rich.console import Console
 from rich.table import Table
@@ -15,15 +16,16 @@ from distgrow.core.plan import split
 from distgrow.core.progress import Progress
 from distgrow.engine.spec import DeepSpeed, EngineSpec
 from distgrow.growth.controller import Controller
+from distgrow.planning.check import problems
 from distgrow.planning.cost import savings
-from distgrow.planning.forecast import BOUNDS, Stage, sfo_to_target, stages, turns, unstable
+from distgrow.planning.forecast import BOUNDS, Stage, sfo_to_target, stages, turns
 from distgrow.theory import sgd
 
-#: Problems that are told; a plan may have one for each of a million stages.
-MOST_PROBLEMS = 10
-
-#: Columns that a table may take: a terminal that has fewer wraps its lines, but no number is cut short.
+#: Columns that a table may take. A narrower terminal wraps its lines, but no number is cut short.
 WIDTH = 400
+
+#: Headings of the table. They and a common run fit 80 columns.
+HEADINGS = ("stage", "until\nepoch", "samples", "steps", "batch", "world ×\nmicro × accum", "lr", "SFO\nafter")
 
 NOT_SGD = "theory: its bound is one of SGD without momentum; nothing is predicted for this optimizer"
 
@@ -32,75 +34,54 @@ PROBED = "run.probe's evaluations are charged to budget.sfo: there will be fewer
 AUTO = "engine.max_micro=auto: shown as if memory held every share; it is measured when the run begins"
 
 
-def warn(run: Run, world: int | None = None, stands_at: Callable[[], Progress] = Progress) -> None:
-    """Check that the run can go on from `stands_at()`; print a warning if it would pass a known stability limit.
+def show(run: Run, world: int | None, rows: int, pace: Pace | None = None) -> bool:
+    """Print the plan to standard output, and its problems to standard error.
 
-    Raises:
-        ConfigError: The run cannot be carried out.
+    Of adaptive growth there are two tables, the bounds of what the run may do.
+
+    Args:
+        run: The run.
+        world: Number of ranks. If None, each stage has the number that it wants.
+        rows: Most rows of a table: the first and the last stages. All stages are computed and checked.
+        pace: Speed of a worker. If given, seconds and worker-seconds are printed too.
+
+    Returns:
+        Whether the run can be carried out.
     """
     controller = run.controller(world)
-    check_probes(run, controller)
-    controller.check_resumed(stands_at)
-    if (given := run.applicable_theory()) is not None:
-        for stage in stages(controller, soonest=True):
-            for problem in unstable(given, controller, stage):
-                Console(stderr=True, highlight=False, soft_wrap=True).print(f"warning: {problem}", markup=False)
-                return
-
-
-def show(run: Run, world: int | None, rows: int, pace: Pace | None = None) -> bool:
-    """Print the table to standard output, problems to standard error; whether the plan can be carried out.
-
-    It is for `world` ranks, or for those that each stage wants; with a `pace` it tells what that takes.
-    Only the first and last stages are shown where there are more than `rows`; all are computed and checked.
-    Of adaptive growth there are two tables, the bounds of what may come.
-    """
-    controller, console = run.controller(world), Console(width=WIDTH, highlight=False)
-    given = run.applicable_theory()
-    problems = told(given, controller)
-    try:
-        check_probes(run, controller)
-    except ConfigError as error:
-        problems.append(str(error))
+    violated = problems(run, controller)
+    tables, text = Console(width=WIDTH, highlight=False), Console(highlight=False, soft_wrap=not sys.stdout.isatty())
     for title, soonest in BOUNDS if controller.growth.adaptive else (("", False),):
         if title:
-            console.print(f"{controller.growth.name} growth {title}")
-        for line in [
-            *_bound(controller, soonest, rows),
-            *([] if problems else communication(run.engine, controller, soonest=soonest)),
-            *predictions(given, controller, soonest=soonest),
-            *(savings(controller, pace, soonest=soonest) if pace is not None else []),
-        ]:
-            console.print(line)
-    for line in [
+            text.print(f"{controller.growth.name} growth {title}")
+        table, sums = _bound(controller, soonest, rows)
+        tables.print(table)
+        reductions = [] if violated else communication(run.engine, controller, soonest=soonest)
+        predicted = predictions(run.applicable_theory(), controller, soonest=soonest)
+        costs = savings(controller, pace, soonest=soonest) if pace is not None else []
+        _print(text, [*sums, *reductions, *predicted, *costs])
+    _print(text, _remarks(run, controller))
+    _print(Console(stderr=True, highlight=False, soft_wrap=True), [f"distgrow: {problem}" for problem in violated])
+    return not violated
+
+
+def _print(console: Console, lines: Iterable[str]) -> None:
+    for line in lines:
+        console.print(line, markup=False)
+
+
+def _remarks(run: Run, controller: Controller) -> list[str]:
+    """Return what a reader of the plan must know beside its numbers."""
+    return [
         *controller.growth.remarks(),
         *([AUTO] if run.engine.max_micro == "auto" else []),
-        *([NOT_SGD] if given is not run.theory else []),
+        *([NOT_SGD] if run.applicable_theory() is not run.theory else []),
         *([PROBED] if run.run.probe.every_epochs is not None and run.budget.sfo is not None else []),
-    ]:
-        console.print(line)
-    errors = Console(stderr=True, highlight=False, soft_wrap=True)
-    for problem in problems:
-        errors.print(f"distgrow: {problem}", markup=False)
-    return not problems
+    ]
 
 
-def check_probes(run: Run, controller: Controller) -> None:
-    """ConfigError where exact probes cannot be; those of a data set of their own are looked at by `train` alone."""
-    if run.task.kind == "target":
-        return
-    run.run.probe.check(controller.epoch, controller.world, controller.epoch, controller.budget.sfo)
-
-
-def told(given: Theory | None, controller: Controller) -> list[str]:
-    """The first problems of the run to come."""
-    found = (problem for at in controller.reach() for problem in controller.problems(*at))
-    rates = (problem for stage in stages(controller, soonest=True) for problem in unstable(given, controller, stage))
-    return list(dict.fromkeys(islice(chain(found, rates), MOST_PROBLEMS)))
-
-
-def _bound(controller: Controller, soonest: bool, rows: int) -> list[Table | str]:
-    """The table of the run to come, and its sums."""
+def _bound(controller: Controller, soonest: bool, rows: int) -> tuple[Table, list[str]]:
+    """Return the table of the stages, and its sums."""
     head: list[Stage] = []
     tail: deque[Stage] = deque(maxlen=max(1, rows // 4))
     count = 0
@@ -111,13 +92,14 @@ def _bound(controller: Controller, soonest: bool, rows: int) -> list[Table | str
         else:
             tail.append(stage)
     last = [*head, *tail][-1]
-    return [_table(controller, head, list(tail), count), _total(controller, last, count), *_probes(controller, last)]
+    sums = [_total(controller, last, count), *_probes(controller, last)]
+    return _table(controller, head, list(tail), count), sums
 
 
 def _table(controller: Controller, head: list[Stage], tail: list[Stage], count: int) -> Table:
-    table = Table(box=None, header_style="bold")
-    for name in ("stage", "epochs", "samples", "steps", "batch", "world × micro × accum", "lr", "SFO after"):
-        table.add_column(name, justify="right", no_wrap=True)
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for heading in HEADINGS:
+        table.add_column(heading, justify="right", vertical="bottom", no_wrap=True)
     for stage in head:
         table.add_row(*_row(controller, stage))
     if hidden := count - len(head) - len(tail):
@@ -138,7 +120,7 @@ def _row(controller: Controller, stage: Stage) -> list[str]:
     shown = rates[:1] + [now for before, now in pairwise(rates) if not math.isclose(before, now)]
     return [
         f"{stage.stage:,}",
-        f"{stage.first_sample / controller.epoch:,.2f} – {last_sample / controller.epoch:,.2f}",
+        f"{last_sample / controller.epoch:,.2f}",
         f"{stage.samples:,}",
         f"{stage.steps:,}",
         f"{stage.batch:,}",
@@ -158,7 +140,7 @@ def _total(controller: Controller, last: Stage, count: int) -> str:
 
 
 def _probes(controller: Controller, last: Stage) -> list[str]:
-    """What exact measurements of ‖∇f‖ add, where growth goes by them."""
+    """Return the cost of the exact measurements of ‖∇f‖ that growth needs, if it needs them."""
     count = controller.growth.probes(last.first_step + last.steps, last.stage)
     if count == 0:
         return []
@@ -168,7 +150,7 @@ def _probes(controller: Controller, last: Stage) -> list[str]:
 
 
 def communication(engine: EngineSpec, controller: Controller, *, soonest: bool) -> list[str]:
-    """What accumulation costs where ZeRO has to reduce every micro-batch."""
+    """Return the number of reductions of an update if ZeRO reduces every micro-batch of it."""
     if not isinstance(engine, DeepSpeed) or engine.zero == 1:
         return []
     shares = {(batch, controller.ranks(stage)) for stage, batch, _ in controller.outline(Progress(), soonest=soonest)}
@@ -178,11 +160,11 @@ def communication(engine: EngineSpec, controller: Controller, *, soonest: bool) 
     return [f"ZeRO {engine.zero} reduces every micro-batch: up to {most} reductions an update; zero=1 needs one"]
 
 
-def predictions(given: Theory | None, controller: Controller, *, soonest: bool) -> list[str]:
-    """Predicted SFO to ‖∇f‖ ≤ ε against the best constant batch at the base learning rate (sgd.py)."""
-    if given is None:
+def predictions(theory: Theory | None, controller: Controller, *, soonest: bool) -> list[str]:
+    """Return the predicted SFO to ‖∇f‖ ≤ ε, and that of the best constant batch at the base learning rate (sgd.py)."""
+    if theory is None:
         return []
-    constants, lr, epsilon = given.constants(), controller.lr.base, given.epsilon
+    constants, lr, epsilon = theory.constants(), controller.lr.base, theory.epsilon
     if lr >= constants.stable_lr():
         return []
     try:

@@ -9,7 +9,7 @@ from distgrow.config.load import load
 from distgrow.config.run import Run
 from distgrow.core.errors import ConfigError
 from distgrow.core.progress import Outcome, Progress
-from distgrow.planning import forecast, table
+from distgrow.planning import check, forecast, table
 
 DIGITS = Path(__file__).parents[2] / "configs/digits.yaml"
 
@@ -104,7 +104,7 @@ def test_a_learning_rate_that_gets_there_within_a_stage_is_told_too(
     run = run_of(theory(2.0, 0.1), "stages={}", *overrides)
     assert not table.show(run, 1, rows=20)
     assert f"{told} reaches 2/L=1;" in capsys.readouterr().err
-    table.warn(run, 1)
+    check.check(run, 1)
     assert told in capsys.readouterr().err
 
 
@@ -140,7 +140,7 @@ def test_a_learning_rate_that_reaches_2_over_l_is_an_error_of_the_plan_and_a_war
     assert [line.split()[1:5] for line in told] == [
         ["lr=0.2", "of", "stage", "2"], ["lr=0.2828", "of", "stage", "3"], ["lr=0.4", "of", "stage", "4"]
     ]  # fmt: skip
-    table.warn(run, 1)
+    check.check(run, 1)
     assert capsys.readouterr().err.startswith("warning: lr=0.2 of stage 2 reaches 2/L=0.2")
     with pytest.raises(ConfigError, match="batch=16 is smaller than world=17"):
-        table.warn(run, 17)
+        check.check(run, 17)

@@ -1,0 +1,61 @@
+"""Check of a run before it begins: whether each of its stages can be carried out, and is stable."""
+
+from collections.abc import Callable
+from itertools import chain, islice
+
+from rich.console import Console
+
+from distgrow.config.run import Run
+from distgrow.core.errors import ConfigError
+from distgrow.core.progress import Progress
+from distgrow.growth.controller import Controller
+from distgrow.planning.forecast import stages, unstable
+
+#: Most problems that are reported. A plan may have one for each of a million stages.
+MOST_PROBLEMS = 10
+
+
+def check(run: Run, world: int | None = None, stands_at: Callable[[], Progress] = Progress) -> None:
+    """Check that a run can be carried out. Print a warning if a learning rate passes a known stability limit.
+
+    Args:
+        run: The run.
+        world: Number of ranks. If None, each stage has the number that it wants.
+        stands_at: Returns the progress that the run goes on from. It is called only if earlier stages cannot be
+            carried out.
+
+    Raises:
+        ConfigError: if it cannot be carried out.
+    """
+    controller = run.controller(world)
+    check_probes(run, controller)
+    controller.check_resumed(stands_at)
+    if (theory := run.applicable_theory()) is not None:
+        for stage in stages(controller, soonest=True):
+            for problem in unstable(theory, controller, stage):
+                Console(stderr=True, highlight=False, soft_wrap=True).print(f"warning: {problem}", markup=False)
+                return
+
+
+def check_probes(run: Run, controller: Controller) -> None:
+    """Check that exact probes are possible. Only `train` can check those that have a data set of their own.
+
+    Raises:
+        ConfigError: if they are not.
+    """
+    if run.task.kind == "target":
+        return
+    run.run.probe.check(controller.epoch, controller.world, controller.epoch, controller.budget.sfo)
+
+
+def problems(run: Run, controller: Controller) -> list[str]:
+    """Return the first constraints that the run would violate, each once."""
+    theory = run.applicable_theory()
+    violated = (problem for at in controller.reach() for problem in controller.problems(*at))
+    rates = (problem for stage in stages(controller, soonest=True) for problem in unstable(theory, controller, stage))
+    first = list(dict.fromkeys(islice(chain(violated, rates), MOST_PROBLEMS)))
+    try:
+        check_probes(run, controller)
+    except ConfigError as error:
+        first.append(str(error))
+    return first
