@@ -2,12 +2,10 @@
 
 import math
 import os
-import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -19,7 +17,8 @@ from distgrow.config.run import Run
 from distgrow.core.errors import ConfigError, TrainingFailed
 from distgrow.critical_batch.branches import Scaling
 from distgrow.distributed.environment import launched, place
-from distgrow.launch.local import leave, run_groups
+from distgrow.launch import local
+from distgrow.launch.local import leave
 from distgrow.run.folder import RunFolder
 from distgrow.tasks.user import search
 
@@ -51,7 +50,7 @@ def options(
 
 
 def _load(config: str, overrides: list[str] | None) -> Run:
-    """Read a config. Modules of the user's beside it, and in the working directory, are found from here on."""
+    """Read a config. From here on, modules beside it and in the working directory are found."""
     search(Path(config).absolute().parent, Path.cwd())
     return load(config, overrides or ())
 
@@ -61,7 +60,7 @@ def train(
     config: Config,
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that run.dir holds.")] = False,
-    auto_resume: Annotated[bool, typer.Option("--auto-resume", help="The same, or begin where there is none.")] = False,
+    auto_resume: Annotated[bool, typer.Option("--auto-resume", help="The same, or begin if there is none.")] = False,
     asked: Annotated[int | None, typer.Option(hidden=True, help="For ranks that others may follow.")] = None,
 ) -> None:
     """Train, in this process, in the group that torchrun made, or through Ray (launch.kind=ray)."""
@@ -70,7 +69,7 @@ def train(
     if resume and auto_resume:
         raise ConfigError("--resume and --auto-resume were both given; --auto-resume alone also begins a run")
     run = _load(config, overrides)
-    going_on = None if auto_resume else resume
+    going_on = None if auto_resume else resume  # None: if the run's folder holds a run
     if launched():
         _in_group(run.fit, resume=going_on, asked=asked)
     check(run, stands_at=lambda: run.stands_at(resume=going_on))
@@ -79,12 +78,18 @@ def train(
         from distgrow.launch.ray import driver
 
         driver.train(run, resume=going_on)
-        raise typer.Exit
-    folder.stop_requested()  # a request that nobody has used up is not meant for this run
-    folder.check(resume=folder.begun() if auto_resume else resume)
-    if run.launch.workers != 1:
-        raise typer.Exit(_run_here(run, folder, ["train", config, *(overrides or ()), "--auto-resume"]))
-    run.fit(resume=going_on)
+    else:
+        _train_here(run, folder, going_on, ["train", config, *(overrides or ()), "--auto-resume"])
+
+
+def _train_here(run: Run, folder: RunFolder, resume: bool | None, arguments: list[str]) -> None:
+    """Train on this host: in this process, or in several with these arguments."""
+    folder.stop_requested()  # drop a request that was left over: it is not meant for this run
+    folder.check(resume=folder.begun() if resume is None else resume)
+    if run.launch.workers == 1:
+        run.fit(resume=resume)
+    else:
+        raise typer.Exit(local.train(run, folder, arguments))
 
 
 @app.command()
@@ -95,7 +100,7 @@ def plan(
     like: Annotated[str | None, typer.Option(help="A run folder whose pace to take; default: launch.pace.")] = None,
     rows: Annotated[int, typer.Option(help="Stages to print, at most.", min=2)] = 40,
 ) -> None:
-    """Show every stage before anything runs; exit code 2 where the plan cannot be carried out."""
+    """Show every stage before anything runs; exit code 2 if the plan cannot be carried out."""
     from distgrow.planning.cost import measured
     from distgrow.planning.table import show
 
@@ -165,23 +170,8 @@ def report(
     return typer.echo(write(runs, out, foresee, update_s))
 
 
-def _run_here(run: Run, folder: RunFolder, words: list[str]) -> int:
-    """Several ranks of this host, in one group or in one of each size that the stages want: the exit code."""
-    from distgrow.launch.elastic import groups, launching
-    from distgrow.run import resize_request
-
-    endings, elastic = folder.endings(), run.launch.elastic
-    with launching(folder) if elastic else nullcontext():
-        sized = ((workers, [*words, *[f"--asked={workers}"] * elastic]) for workers in groups(run, folder))
-        code = run_groups(sized, restarts=run.launch.max_failures)
-        saved = folder.endings() > endings or (elastic and resize_request.pending(folder))
-    if elastic and resize_request.pending(folder):
-        typer.echo("distgrow: stopped between two groups; everything is saved, --resume goes on", err=True)
-    return 0 if code == 128 + signal.SIGTERM and saved else code
-
-
 def _in_group(action: Callable[..., Any], *words: Any, **settings: Any) -> NoReturn:
-    """One rank of a group, to the end of its process; torchrun is told why a rank failed."""
+    """Run one rank of a group to the end of its process. If it fails, torchrun gets the reason."""
     from torch.distributed.elastic.multiprocessing.errors import record
 
     record(action)(*words, **settings)
@@ -196,16 +186,18 @@ def main() -> NoReturn:
         _end(2, f"distgrow: {error}")
     except TrainingFailed as error:
         _end(1, f"distgrow: {error}")
-    except Exception:  # the user's own code, or ours: told whole, then out, before peers report that they lost us
+    except (
+        Exception
+    ):  # the user's own code, or ours: print all of it, then end, before peers report that they lost this rank
         traceback.print_exc()
         _end(1, "")
     sys.exit(0)
 
 
 def _end(code: int, message: str) -> NoReturn:
-    """Leave with one message, without waiting for peers or threads that may hang.
+    """End this process with one message, without waiting for peers or threads that may hang.
 
-    What every rank of a group would say, the first says at once, and the group ends before the others speak.
+    Rank 0 prints the message at once. Other ranks wait, so that the group ends before each of them prints it too.
     """
     if message:
         time.sleep(0 if place()[0] == 0 else 2)

@@ -215,14 +215,18 @@ def _scalar(event: Any, fault: Callable[[Any, str], ConfigError]) -> Any:
 
 
 def _word(text: str, event: Any, fault: Callable[[Any, str], ConfigError]) -> Any:
+    number: Any
     if text in _WORDS:
-        return _WORDS[text]
+        number = _WORDS[text]
+        if isinstance(number, float):  # infinite, or none
+            number = WrittenFloat(number)
+            number.word = text
+        return number
     whole, based = _INTEGER.fullmatch(text), _BASED.fullmatch(text)
     if not (whole or based or _FLOAT.fullmatch(text)):
         return text
     if len(text) > MOST_DIGITS:
         raise fault(event, f"has a number of {len(text):,} digits")
-    number: Any
     if based:
         number = WrittenInt(text, 0)
     else:

@@ -2,15 +2,43 @@
 
 import atexit
 import os
+import signal
 import sys
 import threading
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from typing import NoReturn
 
+from distgrow.config.run import Run
 from distgrow.distributed.environment import _defaults
+from distgrow.launch.elastic import groups, launching
+from distgrow.run import resize_request
+from distgrow.run.folder import RunFolder
 
 
-def run_groups(groups: Iterable[tuple[int, Sequence[str]]], *, restarts: int = 0) -> int:
+def train(run: Run, folder: RunFolder, arguments: Sequence[str]) -> int:
+    """Train on several ranks of this host: in one group, or in one after the other if its size changes with the stage.
+
+    Args:
+        run: The run.
+        folder: The folder of the run.
+        arguments: Arguments of `python -m distgrow` for each rank.
+
+    Returns:
+        The exit code. It is 0 after SIGTERM if everything was saved.
+    """
+    endings, elastic = folder.endings(), run.launch.elastic
+    with launching(folder) if elastic else nullcontext():
+        sized = ((size, [*arguments, *[f"--asked={size}"] * elastic]) for size in groups(run, folder))
+        code = run_groups(sized, restarts=run.launch.max_failures)
+        between_groups = elastic and resize_request.pending(folder)
+    if between_groups:
+        print("distgrow: stopped between two groups; everything is saved, --resume goes on", file=sys.stderr)
+    saved = between_groups or folder.endings() > endings
+    return 0 if code == 128 + signal.SIGTERM and saved else code
+
+
+def run_groups(sized: Iterable[tuple[int, Sequence[str]]], *, restarts: int = 0) -> int:
     """Run `python -m distgrow arguments` for each (ranks, arguments), one group after the other.
 
     If a rank fails, its group is started again, at most `restarts` times. A signal is passed on to the ranks, which
@@ -23,7 +51,7 @@ def run_groups(groups: Iterable[tuple[int, Sequence[str]]], *, restarts: int = 0
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     try:
-        for workers, arguments in groups:
+        for workers, arguments in sized:
             _run_group(workers, arguments, restarts)
     except ChildFailedError as error:
         _, first = error.get_first_failure()

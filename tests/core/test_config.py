@@ -199,7 +199,7 @@ def test_a_letter_left_out_is_put_back_by_did_you_mean(path: Path) -> None:
         ("lr.base=0", ["lr.base=0", "greater than 0"]),
         ("lr.base=-1e-3", ["lr.base=-1e-3", "greater than 0"]),
         ("lr.base=.nan", ["lr.base=.nan", "finite"]),
-        ("lr.base=.inf", ["lr.base=inf", "finite"]),
+        ("lr.base=.inf", ["lr.base=.inf", "finite"]),
         ("lr.decay={kind: wsd, warmup: 0.9, decay: 0.9}", ["lr.decay", "warmup=0.9", "decay=0.9", "at most 1"]),
         ("engine.max_micro=0", ["engine.max_micro=0", "greater than or equal to 1"]),
         ("engine.max_micro=Auto", ["engine.max_micro: 'Auto' must be a number of rows, or auto"]),

@@ -43,7 +43,7 @@ def trainers(cluster: Hosts) -> int:
     found = 0
     for pid in cluster.pids(1):
         with suppress(psutil.NoSuchProcess):
-            found += "ray::_Detached" in " ".join(psutil.Process(pid).cmdline())
+            found += "ray::_TrainerActor" in " ".join(psutil.Process(pid).cmdline())
     return found
 
 

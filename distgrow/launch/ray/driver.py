@@ -25,18 +25,20 @@ from distgrow.distributed.hang_watch import LostPeer, failed_collective
 from distgrow.distributed.world import joined
 from distgrow.launch.elastic import groups, launching
 from distgrow.launch.ray.group import worker_group
-from distgrow.launch.ray.worker import Gauges, knock, outwait_last_group, watch
+from distgrow.launch.ray.worker import Gauges, check_reachable, start_watchers, wait_for_last_group
 from distgrow.run.folder import RunFolder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """Hold what the processes of one run must know. Plain values, since they travel between hosts."""
+class TrainLoopConfig:
+    """Hold what every process of a run must know, as plain values that travel between hosts."""
 
     run: dict[str, Any]
     path: list[str]  #: sys.path of the driver, where the user's own modules are found
     gpus: bool
-    asked: int | None = None  #: workers that the group's first stage wants, where groups of other sizes may follow
+    asked: int | None = (
+        None  #: workers that the group's first stage wants, if groups of other sizes may follow; else None
+    )
 
 
 def train(run: Run, *, resume: bool | None) -> None:
@@ -53,31 +55,31 @@ def train(run: Run, *, resume: bool | None) -> None:
     resume = folder.begun() if resume is None else resume
     folder.check(resume=resume)
     placed = run.model_copy(update={"run": run.run.model_copy(update={"dir": str(folder.path)})})
-    with _session(run) as (address, gpus):
-        job = Job(run=placed.model_dump(mode="json"), path=sys.path, gpus=gpus)
-        failure = _train_here(job, folder) if address is None else _train_detached(job, folder, address)
+    with _cluster(run) as (address, gpus):
+        config = TrainLoopConfig(run=placed.model_dump(mode="json"), path=sys.path, gpus=gpus)
+        failure = _train_here(config, folder) if address is None else _train_detached(config, folder, address)
     if failure is not None:
         raise failure
 
 
-def _train_here(job: Job, folder: RunFolder) -> Exception | None:
+def _train_here(config: TrainLoopConfig, folder: RunFolder) -> Exception | None:
     """Run the trainer in this process. A local cluster ends with this process anyway."""
-    folder.stop_requested()  # a request that nobody has used up is not meant for this run
-    with _asking(folder, signal.SIGTERM):
-        failure = _fit(job)
+    folder.stop_requested()  # drop a request that was left over: it is not meant for this run
+    with _requesting_stop_on(folder, signal.SIGTERM):
+        failure = _train_groups(config)
     folder.stop_requested()
     return failure
 
 
-def _train_detached(job: Job, folder: RunFolder, address: str) -> Exception | None:
+def _train_detached(config: TrainLoopConfig, folder: RunFolder, address: str) -> Exception | None:
     """Run the trainer in an actor on Ray's head node and wait for it. It survives this process and this host."""
-    trainer = _detached(folder, address)
-    folder.stop_requested()  # a request that nobody has used up is not meant for this run
+    trainer = _create_actor(folder, address)
+    folder.stop_requested()  # drop a request that was left over: it is not meant for this run
     stop = f"touch {folder.stop}"
     print(f"distgrow: should this command be killed, the run goes on; to end it: {stop}", file=sys.stderr, flush=True)
     try:
-        with _asking(folder, signal.SIGTERM, signal.SIGINT):
-            failure: Any = ray.get(trainer.train.remote(asdict(job)))
+        with _requesting_stop_on(folder, signal.SIGTERM, signal.SIGINT):
+            failure: Any = ray.get(trainer.train.remote(asdict(config)))
     except RayActorError as error:
         raise TrainingFailed(f"Ray has lost the run; the newest checkpoint is good for --resume ({error})") from None
     folder.stop_requested()
@@ -85,13 +87,13 @@ def _train_detached(job: Job, folder: RunFolder, address: str) -> Exception | No
     return failure
 
 
-def _detached(folder: RunFolder, address: str) -> Any:
+def _create_actor(folder: RunFolder, address: str) -> Any:
     """Create an actor for the run in this folder.
 
     Raises:
         RunError: if an actor already trains this run.
     """
-    make = ray.remote(_Detached).options(
+    make = ray.remote(_TrainerActor).options(
         name=str(folder.path.resolve()),
         namespace="distgrow",
         lifetime="detached",
@@ -104,53 +106,53 @@ def _detached(folder: RunFolder, address: str) -> Any:
         try:
             return make.remote()
         except ValueError:  # the name is taken
-            _make_room(folder, address)
+            _remove_ended_actor(folder, address)
             time.sleep(0.1)
     raise TrainingFailed(f"Ray does not let go of the actor {folder.path.resolve()}; try again")
 
 
-def _make_room(folder: RunFolder, address: str) -> None:
+def _remove_ended_actor(folder: RunFolder, address: str) -> None:
     """Remove this folder's actor if its run has ended.
 
     Raises:
         RunError: if the actor still trains.
     """
     try:
-        there = ray.get_actor(str(folder.path.resolve()), namespace="distgrow")
-        at_work = ray.get(there.at_work.remote())
+        actor = ray.get_actor(str(folder.path.resolve()), namespace="distgrow")
+        is_training = ray.get(actor.is_training.remote())
     except (ValueError, RayActorError):  # it has just ended
         return
-    if at_work:
+    if is_training:
         raise RunError(
             f"run.dir={folder.path} is being trained on the Ray cluster {address} already; follow it on Ray's "
             f"dashboard or with 'tail -f {folder.metrics}', or end it after a checkpoint with 'touch {folder.stop}'"
         )
-    ray.kill(there)
+    ray.kill(actor)
 
 
-class _Detached:
+class _TrainerActor:
     """Hold the trainer of a run in an actor of its own, which ends with the run."""
 
     def __init__(self) -> None:
-        self._at_work = True
+        self._is_training = True
         self._unused = threading.Timer(60, os._exit, (0,))
         self._unused.start()
 
-    def train(self, job: dict[str, Any]) -> Exception | None:
+    def train(self, config: dict[str, Any]) -> Exception | None:
         """Train to the end. Return the error of the first failed worker, or None."""
         self._unused.cancel()
         try:
-            return _fit(Job(**job))
+            return _train_groups(TrainLoopConfig(**config))
         finally:
-            self._at_work = False
+            self._is_training = False
             threading.Timer(5, os._exit, (0,)).start()  # by then a driver that lives has the answer
 
-    def at_work(self) -> bool:
+    def is_training(self) -> bool:
         """Return whether the run is still going on."""
-        return self._at_work
+        return self._is_training
 
 
-def _fit(job: Job) -> Exception | None:
+def _train_groups(config: TrainLoopConfig) -> Exception | None:
     """Train in worker groups of Ray Train, each of the size that its stages want.
 
     A group that asked for another size is followed by the next one, which resumes from the last checkpoint.
@@ -158,14 +160,14 @@ def _fit(job: Job) -> Exception | None:
     Returns:
         The error that ended the run, or None.
     """
-    _find_modules(job.path)  # how a stage is cut may ask the user's task for its size
-    run = parse(job.run)
+    _extend_module_path(config.path)  # the user's task may be needed for the size of its data set
+    run = parse(config.run)
     folder, elastic = RunFolder(run.run.dir), run.launch.elastic
     try:
         with launching(folder) if elastic else nullcontext():
-            for asked in groups(run, folder):
-                told = asdict(replace(job, asked=asked if elastic else None))
-                worker_group(_worker, told, run.launch, folder, asked=asked, gpus=job.gpus).fit()
+            for num_workers in groups(run, folder):
+                loop = asdict(replace(config, asked=num_workers if elastic else None))
+                worker_group(_worker, loop, run.launch, folder, num_workers=num_workers, gpus=config.gpus).fit()
     except TrainingFailedError as error:
         return _first_failure(error)
     except (ConfigError, TrainingFailed) as error:
@@ -173,27 +175,27 @@ def _fit(job: Job) -> Exception | None:
     return None
 
 
-def _find_modules(path: list[str]) -> None:
+def _extend_module_path(path: list[str]) -> None:
     """Put the driver's module search path on this process' path, so that the user's own modules are found."""
     sys.path.extend(entry for entry in path if entry not in sys.path)
 
 
-def _worker(job: dict[str, Any]) -> None:
+def _worker(config: dict[str, Any]) -> None:
     """Run one rank in a Ray process, inside the process group that Ray Train made.
 
     The driver has checked the folder. After a failure Ray calls this again, and the run resumes.
     """
-    _find_modules(job["path"])
-    run = parse(job["run"])
+    _extend_module_path(config["path"])
+    run = parse(config["run"])
     folder = RunFolder(run.run.dir)
-    watch(folder)
+    start_watchers(folder)
     with joined(run.engine.device, run.launch.timeout_s) as world:
-        world.on_rank0(lambda: outwait_last_group(folder))
-    run.fit(resume=None, asked=job["asked"], trackers=[Gauges(run.run.dir)])
+        world.on_rank0(lambda: wait_for_last_group(folder))
+    run.fit(resume=None, asked=config["asked"], trackers=[Gauges(run.run.dir)])
 
 
 @contextmanager
-def _session(run: Run) -> Iterator[tuple[str | None, bool]]:
+def _cluster(run: Run) -> Iterator[tuple[str | None, bool]]:
     """Connect to a Ray cluster while the context lasts.
 
     Yields:
@@ -206,28 +208,28 @@ def _session(run: Run) -> Iterator[tuple[str | None, bool]]:
         name_ray_cluster(ray.get_runtime_context().gcs_address)
 
     address = run.launch.address or named_ray_cluster()
-    everywhere = {"worker_process_setup_hook": prepare}
+    runtime_env = {"worker_process_setup_hook": prepare}
     if address is None:
         cpus = max(os.cpu_count() or 1, most(run.launch.workers))
-        ray.init(address="local", num_cpus=cpus, runtime_env=everywhere)
+        ray.init(address="local", num_cpus=cpus, runtime_env=runtime_env)
     else:
         try:
-            knock(address)
-            ray.init(address=address, runtime_env=everywhere)
+            check_reachable(address)
+            ray.init(address=address, runtime_env=runtime_env)
         except (OSError, ValueError) as error:  # ConnectionError among them; no address at all
             raise ConfigError(
                 f"launch.address={address}: no Ray cluster answers there; start one (ray start --head), "
                 f"correct the address, or leave it out for a local one ({error})"
             ) from None
     try:
-        there = ray.cluster_resources().get("GPU", 0) >= least(run.launch.workers)
-        yield address, run.engine.device == "cuda" or (run.engine.device == "auto" and there)
+        enough = ray.cluster_resources().get("GPU", 0) >= least(run.launch.workers)
+        yield address, run.engine.device == "cuda" or (run.engine.device == "auto" and enough)
     finally:
         ray.shutdown()
 
 
 @contextmanager
-def _asking(folder: RunFolder, *signals: signal.Signals) -> Iterator[None]:
+def _requesting_stop_on(folder: RunFolder, *signals: signal.Signals) -> Iterator[None]:
     """Turn signals to the driver into a request that the workers write a checkpoint and end.
 
     A second signal ends the driver.
@@ -252,12 +254,12 @@ def _first_failure(error: TrainingFailedError) -> Exception:
     if not isinstance(error, WorkerGroupError) or not error.worker_failures:
         return RuntimeError("".join(traceback.format_exception(error)))
     failures = error.worker_failures
-    causes = {rank: getattr(told, "cause", None) or told.__cause__ or told for rank, told in failures.items()}
-    rank, cause = min(causes.items(), key=lambda item: (_lost_a_peer(item[1]), item[0]))
+    causes = {rank: getattr(error, "cause", None) or error.__cause__ or error for rank, error in failures.items()}
+    rank, cause = min(causes.items(), key=lambda item: (_is_lost_peer(item[1]), item[0]))
     if isinstance(cause, ConfigError | TrainingFailed):
         return cause
     return RuntimeError(f"worker {rank} failed first:\n{''.join(traceback.format_exception(cause))}")
 
 
-def _lost_a_peer(error: BaseException) -> bool:
+def _is_lost_peer(error: BaseException) -> bool:
     return isinstance(error, LostPeer) or failed_collective(error) or "connectFullMesh" in str(error)

@@ -15,25 +15,25 @@ from distgrow.config.launch import Launch
 from distgrow.core.scaling import least
 from distgrow.run.folder import RunFolder
 
-#: Seconds in which Ray places what fits.
-PROMPTLY_S = 3.0
+#: Seconds in which Ray places a group that fits.
+PLACEMENT_S = 3.0
 
 
 def worker_group(
-    rank: Callable[[dict[str, Any]], None],
-    told: dict[str, Any],
+    train_fn: Callable[[dict[str, Any]], None],
+    config: dict[str, Any],
     launch: Launch,
     folder: RunFolder,
     *,
-    asked: int,
+    num_workers: int,
     gpus: bool,
 ) -> TorchTrainer:
-    """Build a TorchTrainer that runs `rank(told)` in each of `asked` workers, or in as many as fit in time."""
+    """Build a TorchTrainer that runs `train_fn(config)` in `num_workers` workers, or in as many as fit in time."""
     return TorchTrainer(
-        rank,
-        train_loop_config=told,
+        train_fn,
+        train_loop_config=config,
         torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if gpus else "gloo", timeout_s=round(launch.timeout_s)),
-        scaling_config=scaling(launch, asked, gpus=gpus, stopping=folder.stop.exists),
+        scaling_config=scaling(launch, num_workers, gpus=gpus, stopping=folder.stop.exists),
         run_config=RunConfig(
             name=f"{folder.path.name}-{time.time_ns()}",
             storage_path=str(folder.ray) if launch.storage_path is None else below(launch.storage_path, ".ray"),
@@ -42,10 +42,10 @@ def worker_group(
     )
 
 
-def scaling(launch: Launch, asked: int, *, gpus: bool, stopping: Callable[[], bool]) -> ScalingConfig:
-    """Return Ray Train's settings for a group of `asked` workers, or of as many as fit in time."""
+def scaling(launch: Launch, wanted: int, *, gpus: bool, stopping: Callable[[], bool]) -> ScalingConfig:
+    """Return Ray Train's settings for a group of `wanted` workers, or of as many as fit in time."""
     whole = ScalingConfig(
-        num_workers=asked,
+        num_workers=wanted,
         use_gpu=gpus,
         resources_per_worker=launch.resources_per_worker or None,
         placement_strategy=launch.placement,
@@ -53,18 +53,18 @@ def scaling(launch: Launch, asked: int, *, gpus: bool, stopping: Callable[[], bo
     if not launch.elastic:
         return whole
     worker = replace(whole, num_workers=1).total_resources
-    given = room(asked, least(launch.workers), worker, launch.placement, launch.resize_wait_s, stopping)
-    if given < asked and not stopping():
+    fitting = workers_that_fit(wanted, least(launch.workers), worker, launch.placement, launch.resize_wait_s, stopping)
+    if fitting < wanted and not stopping():
         print(
-            f"distgrow: the cluster had no room for the {asked} workers wanted within {launch.resize_wait_s:g} s "
-            f"(launch.resize_wait_s); going on with {given}",
+            f"distgrow: the cluster had no room for the {wanted} workers wanted within {launch.resize_wait_s:g} s "
+            f"(launch.resize_wait_s); going on with {fitting}",
             file=sys.stderr,
             flush=True,
         )
-    return replace(whole, num_workers=given)
+    return replace(whole, num_workers=fitting)
 
 
-def room(
+def workers_that_fit(
     wanted: int, least: int, worker: Mapping[str, float], placement: str, wait_s: float, stopping: Callable[[], bool]
 ) -> int:
     """Return the number of workers, at most `wanted`, for which the cluster has room. Nothing is reserved.
@@ -97,5 +97,5 @@ def room(
     low, high = least, wanted
     while high - low > 1 and not stopping():
         middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle, PROMPTLY_S) else (low, middle)
+        low, high = (middle, high) if fits(middle, PLACEMENT_S) else (low, middle)
     return low

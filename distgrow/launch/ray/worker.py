@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 import ray
-from ray._private.state import state  # as Ray Train does: there is no other way to learn of a drained node
+from ray._private.state import state  # as Ray Train does, since no public function tells of a drained node
 from ray.util.metrics import Gauge
 
 from distgrow.core.errors import RunError
@@ -17,19 +17,19 @@ from distgrow.run.folder import RunFolder
 from distgrow.tracking.base_event import Line
 
 
-def watch(folder: RunFolder) -> None:
+def start_watchers(folder: RunFolder) -> None:
     """Watch the head node and this host in threads until the process ends."""
     context = ray.get_runtime_context()
-    _in_thread(lambda: _end_without_head(context.gcs_address, head_patience_s()))
+    _in_thread(lambda: _exit_without_head(context.gcs_address, head_patience_s()))
     node = context.get_node_id()
-    _in_thread(lambda: _save_before_the_end(folder, node))
+    _in_thread(lambda: _checkpoint_while_draining(folder, node))
 
 
 def _in_thread(task: Callable[[], None]) -> None:
     threading.Thread(target=task, daemon=True).start()
 
 
-def _end_without_head(head: str, limit_s: float) -> None:
+def _exit_without_head(head: str, limit_s: float) -> None:
     """End this process if Ray's head has not answered for `limit_s` seconds.
 
     On a host that is cut off Ray notices this only after minutes. A rank there would wait for its peers for half an
@@ -38,14 +38,14 @@ def _end_without_head(head: str, limit_s: float) -> None:
     answered = time.monotonic()
     while time.monotonic() - answered < limit_s:
         with suppress(OSError):
-            knock(head)
+            check_reachable(head)
             answered = time.monotonic()
         time.sleep(min(5.0, limit_s / 4))
     print(f"distgrow: Ray's head {head} has not answered for {limit_s:.0f} s; this rank ends", flush=True)
     os._exit(1)
 
 
-def outwait_last_group(folder: RunFolder) -> None:
+def wait_for_last_group(folder: RunFolder) -> None:
     """Wait until rank 0 of the previous worker group no longer writes. It may still live on a host that was cut off."""
     try:
         folder.lock()
@@ -55,14 +55,14 @@ def outwait_last_group(folder: RunFolder) -> None:
     folder.unlock()
 
 
-def _save_before_the_end(folder: RunFolder, node: str) -> None:
+def _checkpoint_while_draining(folder: RunFolder, node: str) -> None:
     """Ask for a checkpoint every five seconds while Ray drains this host, for example a spot instance.
 
     When the notice has run out, Ray Train moves the workers to other hosts, which resume from the newest checkpoint.
     """
     while True:
         time.sleep(5)
-        with suppress(Exception):  # Ray's head may be away; the next look is soon enough
+        with suppress(Exception):  # Ray's head may be away; the next try is soon enough
             if node in state.get_draining_nodes():
                 print("distgrow: Ray drains this host; the run is checkpointed every five seconds", flush=True)
                 folder.checkpoint.touch()
@@ -91,7 +91,7 @@ class Gauges:
         """Do nothing."""
 
 
-def knock(address: str) -> None:
+def check_reachable(address: str) -> None:
     """Check that something listens at host:port.
 
     Raises:
