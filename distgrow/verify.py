@@ -1,4 +1,4 @@
-"""The proof that users can run: one update over several factorisations of its batch gives the same parameters."""
+"""Verification for users: one update over several factorisations of its batch must give the same parameters."""
 
 import copy
 import math
@@ -23,8 +23,9 @@ from distgrow.engine.torch import TorchEngine
 from distgrow.optim.direction import real
 from distgrow.tasks.task import Task
 
-#: Samples of the batch that is split, at least.
+#: Fewest samples of the batch that is split.
 LEAST = 8
+#: Largest relative difference of the parameters, by precision.
 TOLERANCE = {"float64": 1e-10, "float32": 1e-4, "bfloat16": 1e-1}
 
 
@@ -35,7 +36,7 @@ _REASONS = {
 
 
 def without_dropout(model: nn.Module) -> None:
-    """Switch dropout off where torch's modules do it; whatever a model draws beside them is told by `draws`."""
+    """Switch dropout off in torch's own modules. `draws` finds out whatever else a model draws."""
     for module in model.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0
