@@ -1,5 +1,6 @@
 """The command line: verbs that read a config and hand it on; errors become one message and an exit code."""
 
+import errno
 import math
 import os
 import sys
@@ -30,6 +31,9 @@ app = typer.Typer(
 )
 
 Config = Annotated[str, typer.Argument(help="A YAML config; configs/ holds examples.")]
+#: What the file system answers to a path that no file can have.
+_NO_PATH = (errno.ENAMETOOLONG, errno.ELOOP)
+
 Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides of its keys: a.b=c …")]
 
 
@@ -186,11 +190,11 @@ def main() -> NoReturn:
         _end(2, f"distgrow: {error}")
     except TrainingFailed as error:
         _end(1, f"distgrow: {error}")
-    except (
-        Exception
-    ):  # the user's own code, or ours: print all of it, then end, before peers report that they lost this rank
-        traceback.print_exc()
-        _end(1, "")
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in _NO_PATH:
+            _end(2, f"distgrow: {error.filename}: {error.strerror}; give another path")
+        traceback.print_exc()  # an error of the user's own code, or of this package
+        _end(1, "")  # at once, before peers report that they lost this rank
     sys.exit(0)
 
 

@@ -1,5 +1,6 @@
 """YAML as configs use it: YAML 1.2 words, bounded size, depth and aliases; every failure names file and line."""
 
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -42,7 +43,7 @@ class WrittenInt(int):
 def read_file(path: str | Path) -> Any:
     """Read a YAML file. Raise ConfigError with file and line if anything is wrong with it."""
     try:
-        with Path(path).open("rb") as file:
+        with os.fdopen(_open_at_once(path), "rb") as file:
             content = file.read(MOST_BYTES + 1)
     except FileNotFoundError:
         raise ConfigError(f"{path}: there is no such config file") from None
@@ -55,6 +56,13 @@ def read_file(path: str | Path) -> Any:
     except UnicodeDecodeError as error:
         line = 1 + content.count(b"\n", 0, error.start)
         raise ConfigError(f"{path}:{line}: is not UTF-8: {error.reason}") from None
+
+
+def _open_at_once(path: str | Path) -> int:
+    """Open a file without waiting for a writer if it is a named pipe. Reading then waits for one that there is."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    os.set_blocking(descriptor, True)
+    return descriptor
 
 
 def read_text(text: str, source: str) -> Any:

@@ -1,5 +1,6 @@
 """What run folders hold, read and checked: a Record of each run; knows nothing of plots and pages."""
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,7 +94,7 @@ def read(runs: Iterable[str]) -> list[Record]:
 
 def named(runs: Iterable[str]) -> dict[str, RunFolder]:
     """Return the folders, each once, by the last part of its path, or by as many parts as tell them all apart."""
-    folders = {Path(run).resolve(): RunFolder(run) for run in runs}
+    folders = {Path(os.path.realpath(run)): RunFolder(run) for run in runs}  # resolve() raises on a loop of links
     return dict(zip(_names(list(folders)), folders.values(), strict=True))
 
 

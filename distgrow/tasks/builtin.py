@@ -9,7 +9,7 @@ from distgrow.core.errors import ConfigError
 from distgrow.core.spec import PosInt, Spec
 from distgrow.data import files
 from distgrow.distributed.environment import expanded
-from distgrow.tasks.architectures import GPT, MLP, Images, Model, ResNet, Tokens
+from distgrow.tasks.architectures import GPT, MLP, Images, Inputs, Model, ResNet, Tokens
 from distgrow.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Digits(Spec):
         from distgrow.data import datasets
 
         train, test = datasets.digits()
-        return _classification((model or MLP()).build(Images(channels=1, height=8, width=8, classes=10)), train, test)
+        return _classification(_model(model or MLP(), Images(channels=1, height=8, width=8, classes=10)), train, test)
 
 
 class Cifar10(Spec):
@@ -60,7 +60,7 @@ class Cifar10(Spec):
         train = datasets.Images(*files.parquet_images(parts[0], limit=self.subset), augment=self.augment)
         test = datasets.Images(*files.parquet_images(parts[1], limit=None), augment=False)
         images = Images(channels=3, height=train.height, width=train.width, classes=10)
-        return _classification((model or ResNet()).build(images), train, test, probe=train.plain())
+        return _classification(_model(model or ResNet(), images), train, test, probe=train.plain())
 
 
 class Text(Spec):
@@ -87,7 +87,7 @@ class Text(Spec):
         from distgrow.data import datasets
 
         train, test, vocabulary = self._split()
-        built = (model or GPT()).build(Tokens(length=self.length, vocabulary=vocabulary))
+        built = _model(model or GPT(), Tokens(length=self.length, vocabulary=vocabulary))
         return _classification(built, datasets.Tokens(train, self.length), datasets.Tokens(test, self.length))
 
     def _split(self) -> tuple[Any, Any, int]:
@@ -118,3 +118,13 @@ def _classification(model: "nn.Module", train: Any, test: Any, probe: Any = None
         return F.cross_entropy(model(inputs).flatten(0, -2), labels.flatten())
 
     return Task(model=model, loss=loss, train=train, test=test, probe=probe, metrics=metrics)
+
+
+def _model(model: Model, inputs: Inputs) -> "nn.Module":
+    """Build a model. Raise ConfigError if no memory holds it."""
+    try:
+        return model.build(inputs)
+    except (MemoryError, OverflowError, RuntimeError, TypeError) as error:  # the last for sizes beyond 64 bits
+        reason = str(error).splitlines()[0] if str(error) else "out of memory"
+        settings = ", ".join(f"{key}={value}" for key, value in model.model_dump().items())
+        raise ConfigError(f"model: {settings} cannot be held in memory ({reason}); give it less width") from None

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from distgrow.config.load import apply, load
+from distgrow.cli import main
+from distgrow.config.load import apply, load, parse
 from distgrow.core.errors import ConfigError
 
 BASE = {"lr": {"base": 0.1}}
@@ -52,3 +53,43 @@ def test_a_missing_file_and_a_folder_are_refused_by_name(tmp_path: Path) -> None
         load(tmp_path / "none.yaml")
     with pytest.raises(ConfigError, match=re.escape(f"{tmp_path}: cannot be read")):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("path", ["x" * 5000, "loop/run"])
+@pytest.mark.parametrize("verb", ["plan --like", "report", "probe-batch", "train run.dir"])
+def test_a_path_that_no_file_can_have_is_exit_code_2_and_no_traceback(
+    path: str, verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ended: list[tuple[int, str]] = []
+
+    def end(code: int, message: str) -> None:
+        ended.append((code, message))
+        raise SystemExit(code)
+
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "c.yaml").write_text("growth: {kind: constant, start: 8}\nbudget: {steps: 1}\n")
+    monkeypatch.chdir(tmp_path)
+    command, _, option = verb.partition(" ")
+    arguments = {"--like": ["c.yaml", "--like", path], "run.dir": ["c.yaml", f"run.dir={path}"], "": [path]}[option]
+    monkeypatch.setattr("sys.argv", ["distgrow", command, *arguments])
+    monkeypatch.setattr("distgrow.cli._end", end)
+    with pytest.raises(SystemExit):
+        main()
+    assert ended[0][0] in (1, 2) and path[:20] in ended[0][1]
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("model", ["{kind: mlp, hidden: [4611686018427387904]}", f"{{kind: mlp, hidden: [{10**30}]}}"])
+def test_a_model_that_no_memory_holds_is_refused_with_its_size(model: str) -> None:
+    run = parse(apply({"growth": {"kind": "constant", "start": 8}, "budget": {"steps": 1}}, f"model={model}"))
+    with pytest.raises(ConfigError, match=r"model: kind=mlp, hidden=\[\d{19,}\] cannot be held in memory"):
+        run.task.build(run.model)
+
+
+def test_a_gpt_that_no_memory_holds_is_refused_with_its_size(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("some text, " * 200)
+    task = f"task={{kind: text, path: {tmp_path}/text, length: 8}}"
+    values = apply({"growth": {"kind": "constant", "start": 8}, "budget": {"steps": 1}}, task)
+    run = parse(apply(values, "model={kind: gpt, width: 4611686018427387904, heads: 1}"))
+    with pytest.raises(ConfigError, match="model: kind=gpt.*width=4611686018427387904.*cannot be held in memory"):
+        run.task.build(run.model)

@@ -1,6 +1,8 @@
 """YAML texts as configs use them: words of YAML 1.2, and limits that no text gets past."""
 
 import math
+import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +161,17 @@ def test_a_relative_run_dir_in_a_package_of_rays_is_refused(tmp_path: Path, monk
     assert parse(apply(dict(BASE), f"run.dir={tmp_path}/a")).folder(resume=False).path == tmp_path / "a"
 
 
-def test_a_config_may_be_loaded_from_a_pipe(tmp_path: Path) -> None:
-    file = tmp_path / "c.yaml"
-    file.write_text("growth: {kind: constant, start: 8}\nbudget: {epochs: 1}\n")
-    assert load(file).growth.start == 8
+def test_a_config_may_come_out_of_a_pipe_whose_writer_takes_its_time() -> None:
+    reading, writing = os.pipe()
+    text = b"growth: {kind: constant, start: 8}\nbudget: {epochs: 1}\n"
+    writer = threading.Timer(0.2, lambda: (os.write(writing, text), os.close(writing)))
+    writer.start()
+    assert load(f"/dev/fd/{reading}").growth.start == 8
+    writer.join()
+    os.close(reading)
+
+
+def test_a_named_pipe_into_which_nobody_writes_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ConfigError, match="pipe: a config is a mapping"):
+        load(tmp_path / "pipe")
