@@ -1,4 +1,4 @@
-"""Run: the whole YAML as one typed value."""
+"""Run: a whole config as one typed value."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,19 +49,19 @@ class Theory(Spec):
     """ε, the target of ‖∇f‖."""
 
     def constants(self) -> Constants:
-        """As theory.py wants them."""
+        """Return L, σ² and Δ."""
         return Constants(smoothness=self.smoothness, variance=self.variance, gap=self.gap)
 
 
 class Run(Spec):
-    """A run, whole."""
+    """A whole config."""
 
     task: TaskSpec = Digits()
-    """What is trained, on what data."""
+    """Data and loss."""
     model: Model | None = None
-    """The model; default: mlp for digits, resnet8 for cifar10, gpt for text."""
+    """The model. Default: mlp for digits, resnet8 for cifar10, gpt for text."""
     growth: Growth = Auto()
-    """How the batch grows; default: auto."""
+    """How the batch grows. Default: auto."""
     stages: Stages = Stages()
     """How long stages are."""
     lr: LR = LR()
@@ -69,18 +69,18 @@ class Run(Spec):
     optimizer: Optimizer = SGD()
     """The optimizer."""
     engine: EngineSpec = Torch()
-    """What computes."""
+    """What computes the updates: plain torch or DeepSpeed."""
     budget: Budget
     """When the run is over."""
     launch: Launch = Launch()
     """How processes are started."""
     run: RunSpec = RunSpec()
-    """Where the run is kept, and its habits."""
+    """Folder, seed, checkpoints, evaluation, logging and loading."""
     theory: Theory | None = None
-    """Constants of the problem, if known."""
+    """Constants of the problem, if known. `plan` then makes predictions."""
 
     def applicable_theory(self) -> Theory | None:
-        """The constants, where the optimizer is the one that theory.py's bound is of."""
+        """Return the constants if the bound of theory/sgd.py holds for the optimizer, else None."""
         return self.theory if self.optimizer.plain_sgd else None
 
     @model_validator(mode="after")
@@ -113,7 +113,7 @@ class Run(Spec):
         return Schedule(growth=self.growth, stages=self.stages, lr=self.lr, budget=self.budget)
 
     def controller(self, world: int | None = None) -> Controller:
-        """The schedule on `world` ranks, or on those that each stage wants. ValueError where it cannot be."""
+        """Return the controller for `world` ranks, or if None, for as many as each stage wants."""
         wants, most = scaling_policy(self.launch.workers), most_rows(self.engine.max_micro, self.task.train_size())
         first = wants(0, self.growth(0), most)
         return self.schedule().controller(
@@ -126,7 +126,7 @@ class Run(Spec):
         )
 
     def folder(self, *, resume: bool | None) -> RunFolder:
-        """The run's folder; one that is lost comes back with what launch.storage_path holds of the run."""
+        """Return the run's folder. If it is lost, it is filled with what launch.storage_path holds of the run."""
         if in_ray_package() and not Path(self.run.dir).is_absolute() and self.launch.storage_path is None:
             raise ConfigError(
                 f"run.dir={self.run.dir} is relative, and this Ray job works in a copy of the submitted folder, which "
@@ -148,9 +148,12 @@ class Run(Spec):
     def fit(
         self, *, resume: bool | None = False, asked: int | None = None, trackers: "Sequence[Tracker]" = ()
     ) -> "Result":
-        """Build the task and train it, in one of several groups of ranks where it is told how many `asked` for.
+        """Build the task and train it. Collective: every rank must call.
 
-        Collective: every rank must call.
+        Args:
+            resume: True: continue. False: start. None: continue if run.dir holds a run, else start.
+            asked: Ranks that the stage wants, if groups of other sizes may follow this one; else None.
+            trackers: Trackers beside those of the config.
         """
         from distgrow.checkpoint.manager import back_off
         from distgrow.data.seeding import seed_generators
