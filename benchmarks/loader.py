@@ -16,6 +16,7 @@ import torch
 from paired import Block, Report, Spread, arguments, interleave, keep, ratio, show
 from torch.utils.data import DataLoader
 
+from distgrow import budget, constant
 from distgrow.core.errors import ConfigError
 from distgrow.core.order import seeds
 from distgrow.core.progress import Progress
@@ -23,7 +24,6 @@ from distgrow.data import datasets, files
 from distgrow.data.loader import PrefetchingLoader
 from distgrow.data.stream import SampleStream
 from distgrow.growth.controller import Controller
-from distgrow.growth.short_names import budget, constant
 
 PREFETCH = 4
 TARGET = 0.97

@@ -7,42 +7,38 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from distgrow.core.budget import Budget
+    from distgrow.core.budget import Budget, budget
     from distgrow.core.errors import ConfigError
-    from distgrow.core.lr import LR, WSD, Cosine, StepDecay
+    from distgrow.core.lr import LR, WSD, Cosine, StepDecay, constant_lr, factor_lr, linear_lr, power_lr, sqrt_lr
     from distgrow.core.order import Order
     from distgrow.core.plan import Plan, split
     from distgrow.core.progress import Ledger, Outcome, Progress
+    from distgrow.core.stages import every, min_stage
+    from distgrow.core.stages import min_stage as dwell
     from distgrow.engine.spec import Torch
+    from distgrow.growth.adascale import adascale
+    from distgrow.growth.auto import auto
+    from distgrow.growth.cabs import cabs
+    from distgrow.growth.constant import constant
     from distgrow.growth.controller import Controller
-    from distgrow.growth.short_names import (
-        adascale,
-        at_temperature,
-        auto,
-        batches,
-        budget,
-        cabs,
-        constant,
-        constant_lr,
-        critical_batch_tracking,
-        dwell,
-        every,
-        exponential,
-        factor_lr,
-        increase,
-        late,
-        linear,
-        linear_lr,
-        noise_scale_tracking,
-        norm_threshold,
-        optimal,
-        plateau,
-        power_lr,
-        progress_test,
-        seesaw,
-        sqrt_lr,
-        tau_nice_batch,
-    )
+    from distgrow.growth.critical_batch import critical_batch_tracking
+    from distgrow.growth.exponential import exponential
+    from distgrow.growth.increase import increase
+    from distgrow.growth.late import late
+    from distgrow.growth.linear import linear
+    from distgrow.growth.noise_scale import noise_scale
+    from distgrow.growth.noise_scale import noise_scale as noise_scale_tracking
+    from distgrow.growth.norm_threshold import norm_threshold
+    from distgrow.growth.optimal import optimal
+    from distgrow.growth.progress_test import progress_test
+    from distgrow.growth.schedule import Schedule
+    from distgrow.growth.seesaw import seesaw
+    from distgrow.growth.steps import steps
+    from distgrow.growth.steps import steps as batches
+    from distgrow.growth.tau_nice import tau_nice
+    from distgrow.growth.tau_nice import tau_nice as tau_nice_batch
+    from distgrow.growth.temperature import plateau, temperature
+    from distgrow.growth.temperature import temperature as at_temperature
     from distgrow.optim.adamw import AdamW
     from distgrow.optim.sgd import SGD
     from distgrow.tasks.task import Task
@@ -50,83 +46,61 @@ if TYPE_CHECKING:
     from distgrow.training.spec import RunSpec
     from distgrow.training.trainer import Result
 
+#: Every public name: its module, and its name there if that is another.
 _HOMES = {
-    "core.budget": ("Budget",),
-    "core.errors": ("ConfigError",),
-    "core.lr": ("LR", "WSD", "Cosine", "StepDecay"),
-    "core.order": ("Order",),
-    "core.plan": ("Plan", "split"),
-    "core.progress": ("Ledger", "Outcome", "Progress"),
-    "engine.spec": ("Torch",),
-    "growth.controller": ("Controller",),
-    "growth.short_names": (
-        "adascale", "at_temperature", "auto", "batches", "budget", "cabs", "constant", "constant_lr",
-        "critical_batch_tracking", "dwell", "every", "exponential", "factor_lr", "increase", "late", "linear",
-        "linear_lr", "noise_scale_tracking", "norm_threshold", "optimal", "plateau", "power_lr",
-        "progress_test", "seesaw", "sqrt_lr", "tau_nice_batch",
-    ),
-    "optim.adamw": ("AdamW",),
-    "optim.sgd": ("SGD",),
-    "tasks.task": ("Task",),
-    "training.fit": ("fit",),
-    "training.spec": ("RunSpec",),
-    "training.trainer": ("Result",),
-}  # fmt: skip
+    "core.budget": "Budget budget",
+    "core.errors": "ConfigError",
+    "core.lr": "Cosine LR StepDecay WSD constant_lr factor_lr linear_lr power_lr sqrt_lr",
+    "core.order": "Order",
+    "core.plan": "Plan split",
+    "core.progress": "Ledger Outcome Progress",
+    "core.stages": "every min_stage",
+    "engine.spec": "Torch",
+    "growth.adascale": "adascale",
+    "growth.auto": "auto",
+    "growth.cabs": "cabs",
+    "growth.constant": "constant",
+    "growth.controller": "Controller",
+    "growth.critical_batch": "critical_batch_tracking",
+    "growth.exponential": "exponential",
+    "growth.increase": "increase",
+    "growth.late": "late",
+    "growth.linear": "linear",
+    "growth.noise_scale": "noise_scale",
+    "growth.norm_threshold": "norm_threshold",
+    "growth.optimal": "optimal",
+    "growth.progress_test": "progress_test",
+    "growth.schedule": "Schedule",
+    "growth.seesaw": "seesaw",
+    "growth.steps": "steps",
+    "growth.tau_nice": "tau_nice",
+    "growth.temperature": "plateau temperature",
+    "optim.adamw": "AdamW",
+    "optim.sgd": "SGD",
+    "tasks.task": "Task",
+    "training.fit": "fit",
+    "training.spec": "RunSpec",
+    "training.trainer": "Result",
+}
 
-__all__ = [
-    "LR",
-    "SGD",
-    "WSD",
-    "AdamW",
-    "Budget",
-    "ConfigError",
-    "Controller",
-    "Cosine",
-    "Ledger",
-    "Order",
-    "Outcome",
-    "Plan",
-    "Progress",
-    "Result",
-    "RunSpec",
-    "StepDecay",
-    "Task",
-    "Torch",
-    "adascale",
-    "at_temperature",
-    "auto",
-    "batches",
-    "budget",
-    "cabs",
-    "constant",
-    "constant_lr",
-    "critical_batch_tracking",
-    "dwell",
-    "every",
-    "exponential",
-    "factor_lr",
-    "fit",
-    "increase",
-    "late",
-    "linear",
-    "linear_lr",
-    "noise_scale_tracking",
-    "norm_threshold",
-    "optimal",
-    "plateau",
-    "power_lr",
-    "progress_test",
-    "seesaw",
-    "split",
-    "sqrt_lr",
-    "tau_nice_batch",
-]
+#: Names of earlier versions.
+_OLD = {
+    "batches": "steps",
+    "noise_scale_tracking": "noise_scale",
+    "at_temperature": "temperature",
+    "tau_nice_batch": "tau_nice",
+    "dwell": "min_stage",
+}
+
+_MODULES = {name: module for module, names in _HOMES.items() for name in names.split()}
+
+__all__ = list(_MODULES | _OLD)  # pyright: ignore[reportUnsupportedDunderAll]  # the imports above are what it reads
 
 
 def __getattr__(name: str) -> Any:
-    for module, names in _HOMES.items():
-        if name in names:
-            return getattr(import_module(f"distgrow.{module}"), name)
+    today = _OLD.get(name, name)
+    if today in _MODULES:
+        return getattr(import_module(f"distgrow.{_MODULES[today]}"), today)
     raise AttributeError(f"module 'distgrow' has no attribute {name!r}")
 
 

@@ -13,6 +13,7 @@ from distgrow.checkpoint.storage import Store
 from distgrow.checkpoint.writer import Writing
 from distgrow.core.errors import RunError
 from distgrow.core.progress import Progress
+from distgrow.core.spec import Spec
 from distgrow.distributed.world import World
 from distgrow.engine.spec import Engine
 from distgrow.run import resize_request
@@ -24,14 +25,20 @@ from distgrow.tracking.read import last_total, read_events
 
 @contextmanager
 def opened(
-    folder: RunFolder, store: Store, world: World, settings: Mapping[str, Any], *, resume: bool | None
+    folder: RunFolder,
+    store: Store,
+    world: World,
+    settings: Mapping[str, Any],
+    specs: Mapping[str, Spec],
+    *,
+    resume: bool | None,
 ) -> Iterator[bool]:
     """The run's folder is locked for as long as the context lasts; whether it holds a run to go on with. Collective."""
     world.on_rank0(lambda: folder.lock(wait_s=20 if resume is None else 0))  # a killed group may still be ending
     try:
         world.on_rank0(lambda: store.pull(folder, resume=resume))
         begun = world.on_rank0(folder.begun) if resume is None else resume
-        world.on_rank0(lambda: folder.reopen(settings) if begun else folder.create(settings))
+        world.on_rank0(lambda: folder.reopen(settings, specs) if begun else folder.create(settings))
         yield begun
         world.on_rank0(lambda: store.push(folder))
     finally:

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from distgrow.core.errors import ConfigError
 from distgrow.core.progress import Progress
-from distgrow.core.spec import PosFloat, PosInt, Spec, at_least, one_of
+from distgrow.core.spec import PosFloat, PosInt, Spec, at_least, by_position, one_of
 from distgrow.core.stages import LONGEST
 
 
@@ -43,3 +43,6 @@ class Budget(Spec):
         if total is None:
             return math.inf if progress.step < (self.steps or 0) else 0
         return total - (progress.ledger.applied if self.sfo is None else progress.ledger.first_time)
+
+
+budget = by_position(Budget)

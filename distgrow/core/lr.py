@@ -213,7 +213,33 @@ class LR(Spec):
     base: PosFloat = 0.1
     """η₀, the learning rate of the first stage."""
     rule: Rule | None = None
-    """How η follows the batch; default sqrt, but constant for auto, late, progress, tracking, gns and cabs, and γ = 1.4
-    for adaptive. Growth that replaces a decay (seesaw, increase) or sets the temperature brings its own."""
+    """How η follows the batch. Default: sqrt, but constant for auto, late, progress_test, critical_batch, noise_scale
+    and cabs, and γ = 1.4 for norm_threshold. Growth that replaces a decay (seesaw, increase) or sets the temperature
+    brings its own."""
     decay: Decay = NoDecay()
     """How η falls along the samples axis."""
+
+
+def constant_lr(base: float, decay: Decay | None = None) -> LR:
+    """Return η₀, whatever the batch."""
+    return LR(base=base, rule=Constant(), decay=decay or NoDecay())
+
+
+def sqrt_lr(base: float, decay: Decay | None = None) -> LR:
+    """Return η₀·√(b/b₀)."""
+    return LR(base=base, rule=Sqrt(), decay=decay or NoDecay())
+
+
+def linear_lr(base: float, decay: Decay | None = None) -> LR:
+    """Return η₀·b/b₀."""
+    return LR(base=base, rule=Linear(), decay=decay or NoDecay())
+
+
+def power_lr(base: float, power: float, decay: Decay | None = None) -> LR:
+    """Return η₀·(b/b₀)^power."""
+    return LR(base=base, rule=Power(power=power), decay=decay or NoDecay())
+
+
+def factor_lr(base: float, factor: float, decay: Decay | None = None) -> LR:
+    """Return η₀·γ^m at stage m."""
+    return LR(base=base, rule=Factor(factor=factor), decay=decay or NoDecay())

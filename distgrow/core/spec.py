@@ -1,8 +1,11 @@
 """Spec: the frozen, strictly typed base of everything in a config. The docstrings of its fields are the manual."""
 
+import json
 import math
+from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Annotated, Any, get_args
+from inspect import Parameter, Signature
+from typing import Annotated, Any, ClassVar, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -15,6 +18,19 @@ class Spec(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+    old_kinds: ClassVar[tuple[str, ...]] = ()  #: values of `kind` that earlier versions wrote; still read
+    old_keys: ClassVar[Mapping[str, str]] = {}  #: keys that earlier versions wrote → today's; still read
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_old_names(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or not (cls.old_kinds or cls.old_keys):
+            return values
+        if twice := [f"{old} and {new}" for old, new in cls.old_keys.items() if old in values and new in values]:
+            raise ConfigError(f"{twice[0]} are the old and the new name of one key: remove the old one")
+        kind = {"kind": cls.model_fields["kind"].default} if values.get("kind") in cls.old_kinds else {}
+        return {**{cls.old_keys.get(key, key): value for key, value in values.items()}, **kind}
 
     @model_validator(mode="before")
     @classmethod
@@ -45,11 +61,65 @@ def _types(annotation: Any) -> set[Any]:
     )
 
 
+S = TypeVar("S", bound=Spec)
+
 PosInt = Annotated[int, Field(ge=1)]
 
 PosFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+def by_position(spec: type[S], *names: str, **old_names: str) -> Callable[..., S]:
+    """Return a function that makes a `spec`, whose keys `names` can be given by position. All keys can be named.
+
+    Args:
+        spec: What the function makes.
+        names: Keys in the order of their positions.
+        old_names: Arguments that earlier versions had → the keys that they are today.
+    """
+    fields = {name: field for name, field in spec.model_fields.items() if name != "kind" and field.init is not False}
+
+    def make(*values: Any, **settings: Any) -> S:
+        if len(values) > len(names):
+            raise TypeError(f"{spec.__name__} takes at most {len(names)} arguments by position, {', '.join(names)}")
+        given = dict(zip(names, values, strict=False))
+        settings = {old_names.get(name, name): value for name, value in settings.items()}
+        if twice := given.keys() & settings.keys():
+            raise TypeError(f"{spec.__name__} got {', '.join(sorted(twice))} twice")
+        return spec(**given, **settings)
+
+    make.__doc__ = spec.__doc__
+    make.__signature__ = Signature(  # pyright: ignore[reportFunctionMemberAccess]  # what inspect and help() show
+        [
+            Parameter(
+                name,
+                Parameter.POSITIONAL_OR_KEYWORD if name in names else Parameter.KEYWORD_ONLY,
+                default=Parameter.empty if fields[name].is_required() else fields[name].get_default(),
+            )
+            for name in sorted(fields, key=lambda name: names.index(name) if name in names else len(names))
+        ]
+    )
+    return make
+
+
+def reads_old_kinds(*specs: type[Spec]) -> BeforeValidator:
+    """Make a union of `specs` read the kinds that earlier versions wrote."""
+    names = {old: spec.model_fields["kind"].default for spec in specs for old in spec.old_kinds}
+
+    def renamed(values: Any) -> Any:
+        kind = values.get("kind") if isinstance(values, dict) else None
+        return {**values, "kind": names[kind]} if isinstance(kind, str) and kind in names else values
+
+    return BeforeValidator(renamed)
+
+
+def as_today(section: Any, spec: Spec) -> Any:
+    """Return a section of an older config as the class of `spec` writes it today; unchanged if it is of another."""
+    try:
+        return type(spec).model_validate_json(json.dumps(section)).model_dump(mode="json")
+    except (ValueError, TypeError):
+        return section
 
 
 def default_kind(kind: str) -> BeforeValidator:

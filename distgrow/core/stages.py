@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from distgrow.core.errors import ConfigError
 from distgrow.core.lr import Decay, Span
-from distgrow.core.spec import PosFloat, PosInt, Spec, at_least, one_of
+from distgrow.core.spec import PosFloat, PosInt, Spec, at_least, by_position, one_of
 
 #: Samples of the longest run: positions of the sample stream are 64-bit integers.
 LONGEST = 2**62
@@ -155,7 +155,7 @@ class Stages(Spec):
         return Listed(axis=axis, ends=tuple(at_least(float(end)) for end in ends))
 
 
-class Dwell(Spec):
+class MinStage(Spec):
     """How long adaptive growth stays on a rung at least, for what it measures to settle."""
 
     epochs: PosFloat | None = None
@@ -166,7 +166,7 @@ class Dwell(Spec):
     """Updates that have shown what the growth goes by."""
 
     @model_validator(mode="after")
-    def _one_unit(self) -> "Dwell":
+    def _one_unit(self) -> "MinStage":
         if self.epochs is not None and self.samples is not None:
             raise ConfigError(f"epochs={self.epochs} and samples={self.samples}: give at most one of them")
         return self
@@ -182,3 +182,17 @@ class Dwell(Spec):
     def least(self, batch: int, epoch: int) -> int:
         """Samples after which it can be over, in whole updates of `batch`, each of which shows something."""
         return batch * max(self.updates, -(-self.length(epoch) // batch))
+
+
+min_stage = by_position(MinStage)
+
+
+def every(
+    *,
+    epochs: float | list[float] | None = None,
+    samples: int | list[int] | None = None,
+    steps: int | list[int] | None = None,
+    power: float = 0.0,
+) -> Stages:
+    """Return stages of equal length, or of the lengths in a list; each δ^power times as long as the one before."""
+    return Stages(every=Every(epochs=epochs, samples=samples, steps=steps), power=power)

@@ -17,10 +17,10 @@ def check_compatible(growth: GrowthPolicy, optimizer: OptimizerSpec, engine: Eng
     if growth.plain_sgd and not optimizer.plain_sgd:
         raise ConfigError(
             f"growth.kind={growth.name} holds for SGD without momentum, optimizer.kind={optimizer.summary} is none: "
-            "set optimizer.momentum=0, or use growth.kind gns, or tracking with kappa"
+            "set optimizer.momentum=0, or use growth.kind noise_scale, or critical_batch with kappa"
         )
     if growth.tests_progress and not engine.tests_progress:
         raise ConfigError(
             f"growth.kind={growth.name} holds each gradient against the update before, which engine.kind="
-            f"{engine.kind} cannot: use engine.kind=torch, or growth.kind tracking"
+            f"{engine.kind} cannot: use engine.kind=torch, or growth.kind critical_batch"
         )

@@ -4,11 +4,12 @@ from typing import Annotated
 
 from pydantic import Field
 
+from distgrow.core.spec import reads_old_kinds
 from distgrow.growth.adascale import AdaScale
 from distgrow.growth.auto import Auto
 from distgrow.growth.cabs import CABS
 from distgrow.growth.constant import Constant
-from distgrow.growth.critical_batch import Tracking
+from distgrow.growth.critical_batch import CriticalBatch
 from distgrow.growth.exponential import Exponential
 from distgrow.growth.increase import Increase
 from distgrow.growth.late import Late
@@ -35,10 +36,11 @@ Growth = Annotated[
     | TauNice
     | NormThreshold
     | ProgressTest
-    | Tracking
+    | CriticalBatch
     | NoiseScale
     | CABS
     | Temperature
     | AdaScale,
     Field(discriminator="kind"),
+    reads_old_kinds(CriticalBatch, NoiseScale, NormThreshold, ProgressTest, Steps),
 ]

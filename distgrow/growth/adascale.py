@@ -9,7 +9,7 @@ from distgrow.core.errors import ConfigError
 from distgrow.core.lr import LR, NoDecay, Span, StepDecay
 from distgrow.core.noise_stats import Noise
 from distgrow.core.progress import Progress
-from distgrow.core.spec import PosInt, one_of
+from distgrow.core.spec import PosInt, by_position, one_of
 from distgrow.core.stages import Stages, Trigger
 from distgrow.growth.base import GrowthPolicy
 from distgrow.growth.constant import Constant
@@ -89,3 +89,6 @@ def gain(ratio: float, start: int, noise: Noise, power: float) -> float:
     if math.isnan(gradient_sq):
         return 1.0
     return adascale_gain(max(1.0, ratio), max(0.0, variance) / start, max(0.0, gradient_sq), power)
+
+
+adascale = by_position(AdaScale, "start")

@@ -1,5 +1,6 @@
 """The default growth: b₀ for a while, then colder and colder until the budget is spent; a pure frozen spec."""
 
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -8,7 +9,7 @@ from distgrow.core.errors import ConfigError
 from distgrow.core.lr import LR, Rule, Span
 from distgrow.core.lr import Constant as ConstantRule
 from distgrow.core.progress import Progress
-from distgrow.core.spec import PosFloat, PosInt, at_least
+from distgrow.core.spec import PosFloat, PosInt, at_least, by_position
 from distgrow.core.stages import Listed, Stages, Trigger
 from distgrow.growth.base import Endless, Moment, needs_samples
 from distgrow.theory.noise import removable_loss
@@ -28,6 +29,7 @@ class Auto(Endless):
 
     kind: Literal["auto"] = "auto"
     default_rule: ClassVar[Rule] = ConstantRule()
+    old_keys: ClassVar[Mapping[str, str]] = {"sure": "later_confidence"}
     decay_power: ClassVar[float] = 1.0
     cap: PosInt | None = None
     """Largest global batch; none: a quarter of the training set, or an equal stage from `hold` on if that is less."""
@@ -41,8 +43,8 @@ class Auto(Endless):
     """Stages of the anneal."""
     confidence: Annotated[float, Field(ge=0)] = 0.5
     """Standard errors that tr Σ is taken to be lower, and the fall of the loss to be steeper; 0: as measured."""
-    sure: Annotated[float, Field(ge=0)] = 3.0
-    """The same in stages after the first: they are short, and asked at every update one would soon pass by chance."""
+    later_confidence: Annotated[float, Field(ge=0)] = 3.0
+    """`confidence` for later stages. They are short and tested at every update: a lower value would pass by chance."""
     updates: PosInt = 20
     """Updates whose loss the pace is judged by, at least."""
 
@@ -103,7 +105,7 @@ class Auto(Endless):
             return 0
         if applied - progress.stage_samples < self.due(stage - 1) * total:  # it had settled before
             return min(rest, int(progress.stage_samples / each))
-        return int(self._settled(progress, now, self.sure))
+        return int(self._settled(progress, now, self.later_confidence))
 
     def _settled(self, progress: Progress, now: Moment, errors: float) -> bool:
         """Whether an anneal gains more than going on as before would, by the ends of what is measured against it."""
@@ -112,3 +114,6 @@ class Auto(Endless):
             return False
         fall = (errors * trend.slope_error - trend.slope) * now.left
         return removable_loss(now.lr, variance, now.batch) >= self.margin * fall
+
+
+auto = by_position(Auto, "start", "cap")

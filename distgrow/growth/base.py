@@ -12,7 +12,7 @@ from distgrow.core.errors import ConfigError
 from distgrow.core.lr import LR, NoDecay, Rule, Rung, Span, Sqrt
 from distgrow.core.progress import Progress
 from distgrow.core.spec import PosInt, Spec, at_least
-from distgrow.core.stages import Dwell, Listed, Stages, Trigger
+from distgrow.core.stages import Listed, MinStage, Stages, Trigger
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -237,7 +237,7 @@ class Adaptive(Geometrical):
         self.needs_cap("could grow without end")
         return super().boundaries(stages, lr, span)
 
-    def soonest(self, dwell: Dwell, span: Span, rungs: int = 1) -> Trigger:
+    def soonest(self, dwell: MinStage, span: Span, rungs: int = 1) -> Trigger:
         """Where stages can end at the soonest if every move climbs up to `rungs` and waits for `dwell`.
 
         A move of fewer rungs may get to a stage sooner, as `dwell` lasts fewer samples where batches are small.

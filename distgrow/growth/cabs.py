@@ -3,6 +3,7 @@
 from typing import Literal
 
 from distgrow.core.progress import Progress
+from distgrow.core.spec import by_position
 from distgrow.growth.base import Moment
 from distgrow.growth.target_batch import TargetBatch
 from distgrow.theory.noise import cabs_batch
@@ -20,3 +21,6 @@ class CABS(TargetBatch):
     def target(self, variance: float, gradient_sq: float, progress: Progress, now: Moment) -> float:
         loss = progress.noise.loss.end(self.confidence)
         return cabs_batch(now.lr, variance, loss) if loss > 0 and now.lr > 0 else 0.0
+
+
+cabs = by_position(CABS, "start", "cap", "factor")

@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+from distgrow.core.spec import by_position
 from distgrow.growth.base import GrowthPolicy
 
 
@@ -13,3 +14,6 @@ class Constant(GrowthPolicy):
     @property
     def top(self) -> float:
         return 0
+
+
+constant = by_position(Constant, "start", batch="start")

@@ -7,17 +7,18 @@ from pydantic import model_validator
 from distgrow.core.errors import ConfigError
 from distgrow.core.lr import LR, Span
 from distgrow.core.progress import Progress
-from distgrow.core.spec import PosFloat, one_of
+from distgrow.core.spec import PosFloat, by_position, one_of
 from distgrow.core.stages import Stages, Trigger
 from distgrow.growth.base import Endless, Moment
 from distgrow.growth.target_batch import TargetBatch
 from distgrow.theory.noise import critical_batch_now, noise_scale
 
 
-class Tracking(TargetBatch, Endless):
+class CriticalBatch(TargetBatch, Endless):
     """b follows the critical batch κ·tr Σ/|∇f|²; at the cap η falls with the root of the growth it leaves out [D]."""
 
-    kind: Literal["tracking"] = "tracking"
+    kind: Literal["critical_batch"] = "critical_batch"
+    old_kinds: ClassVar[tuple[str, ...]] = ("tracking",)
     decay_power: ClassVar[float] = 0.5
     kappa: PosFloat | None = None
     """κ, the critical batch over tr Σ/|∇f|²."""
@@ -25,7 +26,7 @@ class Tracking(TargetBatch, Endless):
     """L, in place of κ = 2Lη/(2 − Lη), η the learning rate but for its fall at the cap."""
 
     @model_validator(mode="after")
-    def _one_constant(self) -> "Tracking":
+    def _one_constant(self) -> "CriticalBatch":
         one_of(self, "kappa", "smoothness")
         return self
 
@@ -49,3 +50,6 @@ class Tracking(TargetBatch, Endless):
         lr = now.lr / self.shortfall(progress.stage)
         assert self.smoothness is not None
         return critical_batch_now(variance, gradient_sq, lr, self.smoothness) if lr > 0 else 0.0
+
+
+critical_batch_tracking = by_position(CriticalBatch, "start", "cap", "factor")

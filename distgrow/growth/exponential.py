@@ -3,6 +3,7 @@
 from typing import Literal
 
 from distgrow.core.lr import LR, Span
+from distgrow.core.spec import by_position
 from distgrow.core.stages import Stages, Trigger
 from distgrow.growth.base import Geometrical
 
@@ -14,3 +15,6 @@ class Exponential(Geometrical):
 
     def boundaries(self, stages: Stages, lr: LR, span: Span) -> Trigger:
         return stages.trigger(self.factor**stages.power, span.epoch)
+
+
+exponential = by_position(Exponential, "start", "factor", "cap")

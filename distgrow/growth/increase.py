@@ -2,6 +2,7 @@
 
 from typing import ClassVar, Literal
 
+from distgrow.core.spec import by_position
 from distgrow.growth.decay_driven import Replacing
 
 
@@ -10,3 +11,6 @@ class Increase(Replacing):
 
     kind: Literal["increase"] = "increase"
     power: ClassVar[float] = 1.0
+
+
+increase = by_position(Increase, "start", "factor", "cap")

@@ -7,7 +7,7 @@ from pydantic import Field
 from distgrow.core.errors import ConfigError
 from distgrow.core.lr import LR, Rule, Span
 from distgrow.core.lr import Constant as ConstantRule
-from distgrow.core.spec import at_least
+from distgrow.core.spec import at_least, by_position
 from distgrow.core.stages import Listed, Stages, Trigger
 from distgrow.growth.base import Geometrical, needs_samples
 
@@ -35,3 +35,6 @@ class Late(Geometrical):
             )
         first = self.hold * span.samples
         return Listed(axis="samples", ends=tuple(at_least(first + rest * m / count) for m in range(count)))
+
+
+late = by_position(Late, "start", "cap", "factor", "hold")

@@ -3,7 +3,7 @@
 import math
 from typing import Literal
 
-from distgrow.core.spec import PosInt
+from distgrow.core.spec import PosInt, by_position
 from distgrow.growth.base import Capped
 
 
@@ -24,3 +24,6 @@ class Linear(Capped):
 
     def height(self, stage: int) -> float:
         return float(stage) if self.cap is None else min(stage, (self.cap - self.start) / self.increment)
+
+
+linear = by_position(Linear, "start", "increment", "cap")

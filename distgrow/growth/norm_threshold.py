@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 
 from distgrow.core.lr import LR, Factor, Rule, Span
 from distgrow.core.progress import Progress
-from distgrow.core.spec import PosFloat, PosInt
+from distgrow.core.spec import PosFloat, PosInt, by_position
 from distgrow.core.stages import Listed, Trigger
 from distgrow.growth.base import Adaptive, Moment
 from distgrow.theory.staged import critical_threshold, published_threshold
@@ -17,7 +17,8 @@ class NormThreshold(Adaptive):
     γ is 1.4 unless lr.rule says else; at the cap the learning rate stays.
     """
 
-    kind: Literal["adaptive"] = "adaptive"
+    kind: Literal["norm_threshold"] = "norm_threshold"
+    old_kinds: ClassVar[tuple[str, ...]] = ("adaptive",)
     default_rule: ClassVar[Rule] = Factor(factor=1.4)
     start: PosInt = 8
     """b₀, samples in the first stage's global batch."""
@@ -79,3 +80,6 @@ class NormThreshold(Adaptive):
         if progress.noise.fresh < self.updates:
             return math.nan
         return math.sqrt(max(0.0, progress.noise.grad_sq.value))
+
+
+norm_threshold = by_position(NormThreshold, "start", "cap", "factor")

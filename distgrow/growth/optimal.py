@@ -5,6 +5,7 @@ from typing import ClassVar, Literal
 
 from distgrow.core.errors import ConfigError
 from distgrow.core.lr import LR, Span
+from distgrow.core.spec import by_position
 from distgrow.core.stages import Geometric, Stages, Trigger
 from distgrow.growth.base import Geometrical, needs_samples
 from distgrow.theory.sgd import optimal_sample_ratio
@@ -28,3 +29,6 @@ class Optimal(Geometrical):
                 "raise budget, lower growth.cap or bring lr.rule closer to sqrt"
             )
         return Geometric(axis="samples", first=first, ratio=ratio)
+
+
+optimal = by_position(Optimal, "start", "factor", "cap")

@@ -1,5 +1,6 @@
 """Growth when successive updates undo each other (Pflug 1983)."""
 
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -7,8 +8,8 @@ from pydantic import Field
 from distgrow.core.lr import LR, Rule, Span
 from distgrow.core.lr import Constant as ConstantRule
 from distgrow.core.progress import Progress
-from distgrow.core.spec import PosFloat
-from distgrow.core.stages import Dwell, Trigger
+from distgrow.core.spec import PosFloat, by_position
+from distgrow.core.stages import MinStage, Trigger
 from distgrow.growth.base import Endless, Moment
 
 
@@ -19,26 +20,31 @@ class ProgressTest(Endless):
     below it unless lr.rule says else.
     """
 
-    kind: Literal["progress"] = "progress"
+    kind: Literal["progress_test"] = "progress_test"
+    old_kinds: ClassVar[tuple[str, ...]] = ("progress",)
+    old_keys: ClassVar[Mapping[str, str]] = {"dwell": "min_stage"}
     default_rule: ClassVar[Rule] = ConstantRule()
     decay_power: ClassVar[float] = 1.0
-    dwell: Dwell = Dwell(epochs=1.0)
+    min_stage: MinStage = MinStage(epochs=1.0)
     """How long a stage is at least, and how many updates it is judged by."""
     confidence: Annotated[float, Field(ge=0)] = 0.0
     """Standard errors that the mean has to be below 0 by."""
     early: PosFloat | None = None
-    """Standard errors below 0 at which a stage need not be as long as `dwell`; none: it always is."""
+    """Standard errors below 0 at which a stage need not be as long as `min_stage`; none: it always is."""
 
     @property
     def tests_progress(self) -> bool:
         return True
 
     def earliest(self, lr: LR, span: Span) -> Trigger:
-        return self.soonest(self.dwell if self.early is None else Dwell(updates=self.dwell.updates), span)
+        return self.soonest(self.min_stage if self.early is None else MinStage(updates=self.min_stage.updates), span)
 
     def moves(self, progress: Progress, now: Moment) -> int:
-        product, dwell = progress.noise.product, self.dwell
-        if progress.stage >= self.top or product.count < dwell.updates:
+        product, min_stage = progress.noise.product, self.min_stage
+        if progress.stage >= self.top or product.count < min_stage.updates:
             return 0
-        errors = self.confidence if progress.stage_samples >= dwell.length(now.epoch) else self.early
+        errors = self.confidence if progress.stage_samples >= min_stage.length(now.epoch) else self.early
         return int(errors is not None and product.end(errors) <= 0)
+
+
+progress_test = by_position(ProgressTest, "start", "cap", "factor")

@@ -2,6 +2,7 @@
 
 from typing import ClassVar, Literal
 
+from distgrow.core.spec import by_position
 from distgrow.growth.decay_driven import Replacing
 
 
@@ -10,3 +11,6 @@ class Seesaw(Replacing):
 
     kind: Literal["seesaw"] = "seesaw"
     power: ClassVar[float] = 0.5
+
+
+seesaw = by_position(Seesaw, "start", "factor", "cap")

@@ -1,12 +1,12 @@
 """An explicit list of batch sizes, one a stage."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from distgrow.core.errors import ConfigError
 from distgrow.core.lr import LR, Span
-from distgrow.core.spec import PosInt
+from distgrow.core.spec import PosInt, by_position
 from distgrow.core.stages import Listed, Stages, Trigger
 from distgrow.growth.base import GrowthPolicy
 
@@ -14,7 +14,8 @@ from distgrow.growth.base import GrowthPolicy
 class Steps(GrowthPolicy):
     """An explicit list of batch sizes."""
 
-    kind: Literal["list"] = "list"
+    kind: Literal["steps"] = "steps"
+    old_kinds: ClassVar[tuple[str, ...]] = ("list",)
     start: int = Field(default=0, init=False, exclude=True)
     batches: Annotated[list[PosInt], Field(min_length=1)]
     """The batch of each stage; it stays at the last."""
@@ -41,3 +42,6 @@ class Steps(GrowthPolicy):
         if isinstance(trigger, Listed) and len(trigger.ends) not in (self.top, self.top + 1):
             raise ConfigError(f"growth.batches has {len(self.batches)} stages, stages.every gives {len(trigger.ends)}")
         return trigger
+
+
+steps = by_position(Steps, "batches", sizes="batches")

@@ -2,6 +2,7 @@
 
 import math
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import Annotated, ClassVar
 
 from pydantic import Field
@@ -11,7 +12,7 @@ from distgrow.core.lr import Constant as ConstantRule
 from distgrow.core.noise_stats import Noise
 from distgrow.core.progress import Progress
 from distgrow.core.spec import PosInt
-from distgrow.core.stages import Dwell, Trigger
+from distgrow.core.stages import MinStage, Trigger
 from distgrow.growth.base import Adaptive, Moment
 
 
@@ -22,13 +23,14 @@ class TargetBatch(Adaptive):
     """
 
     default_rule: ClassVar[Rule] = ConstantRule()
-    dwell: Dwell = Dwell(epochs=0.1, updates=10)
+    old_keys: ClassVar[Mapping[str, str]] = {"dwell": "min_stage", "rungs": "stages_at_once"}
+    min_stage: MinStage = MinStage(epochs=0.1, updates=10)
     """How long a stage is at least; its updates are measured ones."""
     hysteresis: Annotated[float, Field(ge=1)] = 1.1
     """Factor by which the measured size has to be beyond the middle between two rungs, √(b_m·b_{m+1})."""
     confidence: Annotated[float, Field(ge=0)] = 1.0
     """Standard errors of the measured means that the lower end of the measured size is away; 0: the means alone."""
-    rungs: PosInt = 2
+    stages_at_once: PosInt = 2
     """Stages climbed at once, at most; one where the gradient is lost in noise, and beyond the cap."""
 
     @property
@@ -40,18 +42,18 @@ class TargetBatch(Adaptive):
         """The batch size to follow for tr Σ above 0 and |∇f|², samples; inf where |∇f|² is lost in noise."""
 
     def earliest(self, lr: LR, span: Span) -> Trigger:
-        return self.soonest(self.dwell, span, self.rungs)
+        return self.soonest(self.min_stage, span, self.stages_at_once)
 
     def moves(self, progress: Progress, now: Moment) -> int:
         stage, noise = progress.stage, progress.noise
-        if stage >= self.top or not self.dwell.over(progress.stage_samples, noise.fresh, now.epoch):
+        if stage >= self.top or not self.min_stage.over(progress.stage_samples, noise.fresh, now.epoch):
             return 0
         variance, gradient_sq = self.ends(noise)
         if not variance > 0:
             return 0
         target = self.target(variance, gradient_sq, progress, now)
         steady = stage < self.cap_stage and math.isfinite(target)
-        most = min(stage + self.rungs, self.cap_stage) if steady else stage + 1
+        most = min(stage + self.stages_at_once, self.cap_stage) if steady else stage + 1
         rung = stage
         while rung < most and target >= self.edge(rung):
             rung += 1

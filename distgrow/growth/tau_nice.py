@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from distgrow.core.errors import ConfigError
 from distgrow.core.lr import LR, Span
-from distgrow.core.spec import PosFloat
+from distgrow.core.spec import PosFloat, by_position
 from distgrow.core.stages import Stages, Trigger
 from distgrow.growth.base import GrowthPolicy
 from distgrow.theory.finite_sum import FiniteSum
@@ -60,3 +60,6 @@ class TauNice(GrowthPolicy):
         if span.epoch != self.samples:
             raise ConfigError(f"growth.samples={self.samples}, but the training set has {span.epoch}; give that number")
         return super().boundaries(stages, lr, span)
+
+
+tau_nice = by_position(TauNice, "samples")

@@ -1,7 +1,7 @@
 """Growth that sets the temperature η/b^p and lets the batch follow it."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
@@ -11,14 +11,14 @@ from distgrow.core.errors import ConfigError
 from distgrow.core.lr import LR, NoDecay, Span
 from distgrow.core.noise_stats import Noise
 from distgrow.core.progress import Progress
-from distgrow.core.spec import PosFloat, at_least, one_of
-from distgrow.core.stages import Axis, Dwell, Following, Later, Stages, Trigger
+from distgrow.core.spec import PosFloat, at_least, by_position, one_of
+from distgrow.core.stages import Axis, Following, Later, MinStage, Stages, Trigger
 from distgrow.growth.adascale import gain
 from distgrow.growth.base import Adaptive, Moment, needs_samples
 from distgrow.theory.noise import noise_scale
 
 
-class Plateau(Dwell):
+class Plateau(MinStage):
     """Where the loss has stopped to fall: its least squares line since the last change falls too little."""
 
     fall: Annotated[float, Field(gt=0, lt=1)] = 0.01
@@ -57,6 +57,7 @@ class Temperature(Adaptive):
 
     kind: Literal["temperature"] = "temperature"
     brings_rule: ClassVar[bool] = True
+    old_keys: ClassVar[Mapping[str, str]] = {"dwell": "min_stage"}
     power: Annotated[float, Field(gt=0, le=1)] = 1.0
     """p: 1 for SGD, 0.5 for Adam-like optimizers."""
     lr_max: PosFloat | None = None
@@ -67,7 +68,7 @@ class Temperature(Adaptive):
     """η = T·b₀^p times AdaScale's gain in place of (b/b₀)^p: where the gain is less, the temperature is too."""
     plateau: Plateau | None = None
     """T falls by δ^p whenever the training loss has stopped to fall, in place of lr.decay; none: it does not."""
-    dwell: Dwell = Dwell(epochs=0.1, updates=10)
+    min_stage: MinStage = MinStage(epochs=0.1, updates=10)
     """How long a stage is at least where something is measured; its updates are measured ones."""
     confidence: Annotated[float, Field(ge=0)] = 1.0
     """Standard errors of the measured means that the lower end of B_simple is away."""
@@ -98,7 +99,7 @@ class Temperature(Adaptive):
         return self._following(lr, span)
 
     def earliest(self, lr: LR, span: Span) -> Trigger:
-        dwell = self.soonest(self.dwell, span, rungs=max(1, int(self.cap_stage)))
+        dwell = self.soonest(self.min_stage, span, rungs=max(1, int(self.cap_stage)))
         if self.plateau is not None:
             length, step = self.plateau.length(span.epoch), self.factor**-self.power
             level = (lambda _: 1.0) if self.gain else (lambda stage: self.level(stage + 1, lr))
@@ -107,7 +108,7 @@ class Temperature(Adaptive):
 
     def moves(self, progress: Progress, now: Moment) -> int:
         seen = progress.noise.fresh if self.measures else progress.stage_step
-        if not self.dwell.over(progress.stage_samples, seen, now.epoch):
+        if not self.min_stage.over(progress.stage_samples, seen, now.epoch):
             return 0
         room, fallen = self.room(progress.noise), self.fallen(now.settings, progress, now.span)
         most = min(self.top, progress.stage + 1 if room == math.inf else math.inf)
@@ -158,3 +159,7 @@ class Temperature(Adaptive):
 
     def _following(self, lr: LR, span: Span) -> Trigger:
         return Following(decay=lr.decay, span=span, level=lambda stage: self.level(stage + 1, lr))
+
+
+temperature = by_position(Temperature, "start", "cap", "factor")
+plateau = by_position(Plateau)

@@ -11,6 +11,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from distgrow.core.errors import ConfigError, RunError
+from distgrow.core.spec import Spec, as_today
 from distgrow.core.yaml_text import plain, read_file
 from distgrow.run.resume_check import differences
 
@@ -73,8 +74,17 @@ class RunFolder:
             partial.replace(self.config)
             self.checkpoints.mkdir(exist_ok=True)
 
-    def reopen(self, settings: Mapping[str, Any]) -> None:
-        """Check that the folder holds a run with these settings; RunError names every key that differs."""
+    def reopen(self, settings: Mapping[str, Any], specs: Mapping[str, Spec] | None = None) -> None:
+        """Check that the folder holds a run with these settings.
+
+        Args:
+            settings: The config of the run at hand.
+            specs: The typed sections of `settings`, through which those in the folder are read: by an older version,
+                kinds and keys may have been written under other names.
+
+        Raises:
+            RunError: The folder holds no run, or one with other settings: every key that differs is named.
+        """
         self.check(resume=True)
         try:
             before = plain(read_file(self.config))
@@ -82,6 +92,7 @@ class RunFolder:
             raise RunError(f"{self.config} is damaged: {error}; restore it from a copy") from None
         if not isinstance(before, dict):
             raise RunError(f"{self.config} is damaged: it holds {before!r}, no mapping of keys; restore it from a copy")
+        before |= {name: as_today(before[name], spec) for name, spec in (specs or {}).items() if name in before}
         differing = [f"{key}: {old!r} in the folder, {new!r} now" for key, old, new in differences(before, settings)]
         if differing:
             raise RunError(

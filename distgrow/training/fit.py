@@ -102,7 +102,7 @@ def fit(
         check_packages(run.trackers, world)
         check_loss(task, controller, folder, world, workers=run.loader.workers)
         store = build_store(folder, storage)
-        with opened(folder, store, world, settings, resume=resume) as begun:
+        with opened(folder, store, world, settings, specs, resume=resume) as begun:
             if begun:
                 controller.check_resumed(lambda: world.on_rank0(lambda: stands_at(store)))
             seed_generators(run.seed, world.device)

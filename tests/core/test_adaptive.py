@@ -9,15 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from measurements import Quadratic, probed_walk, shown, walk
 
+from distgrow import budget, constant_lr, factor_lr
 from distgrow.core.errors import ConfigError
 from distgrow.core.lr import LR
 from distgrow.core.noise_stats import Mean, Measuring
 from distgrow.core.progress import Outcome, Progress
-from distgrow.core.stages import Dwell
+from distgrow.core.stages import MinStage
 from distgrow.growth.controller import Controller
 from distgrow.growth.norm_threshold import NormThreshold
 from distgrow.growth.progress_test import ProgressTest
-from distgrow.growth.short_names import budget, constant_lr, factor_lr
 
 
 def norm_run(growth: NormThreshold, lr: LR | None = None, total: int = 20_000) -> Controller:
@@ -153,8 +153,8 @@ def test_it_fires_at_zero_and_not_a_bit_above_it() -> None:
 def test_the_run_is_that_of_a_notebook(
     products: list[float], samples: int, updates: int, confidence: float, early: float | None, cap: int
 ) -> None:
-    dwell = Dwell(samples=samples, updates=updates)
-    growth = ProgressTest(start=8, cap=cap, dwell=dwell, confidence=confidence, early=early)
+    dwell = MinStage(samples=samples, updates=updates)
+    growth = ProgressTest(start=8, cap=cap, min_stage=dwell, confidence=confidence, early=early)
     found, since, seen, stage, step, done = [], 0, [], 0, 0, 0
     while done < 1500:
         if len(seen) >= updates:
@@ -185,14 +185,14 @@ def test_the_product_is_asked_for_at_every_update() -> None:
 
 
 def test_the_learning_rate_does_not_fall_for_ever() -> None:
-    growth = ProgressTest(start=8, cap=64, dwell=Dwell(updates=1))
+    growth = ProgressTest(start=8, cap=64, min_stage=MinStage(updates=1))
     last = [plan for _, plan in walk(progress_run(growth), lambda progress, plan: shown(plan, product=-1.0))][-1]
     assert 1e-13 < last.lr / 0.4 < 1e-12
     assert last.stage == growth.top
 
 
 def test_it_waits_while_updates_make_progress_and_fires_where_they_undo_each_other() -> None:
-    growth = ProgressTest(start=8, cap=512, dwell=Dwell(samples=800))
+    growth = ProgressTest(start=8, cap=512, min_stage=MinStage(samples=800))
     for seed in range(8):
         problem = Quadratic(1.0, variance=8.0, distance=2.0, seed=seed, dimensions=200)
         control = Controller(

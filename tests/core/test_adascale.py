@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from measurements import shown, steady, walk
 from pydantic import ValidationError
 
+from distgrow import budget, every
 from distgrow.core.lr import LR, DecayEvery, StepDecay
 from distgrow.core.plan import Plan
 from distgrow.core.progress import Outcome, Progress
@@ -17,7 +18,6 @@ from distgrow.growth.adascale import AdaScale
 from distgrow.growth.constant import Constant
 from distgrow.growth.controller import Controller
 from distgrow.growth.exponential import Exponential
-from distgrow.growth.short_names import budget, every
 from distgrow.growth.steps import Steps
 from distgrow.theory.noise import adascale_gain
 

@@ -11,6 +11,7 @@ from measurements import shown, walk
 from sfo_quadratic import EPOCH, Quadratic, play, standard
 from sfo_results import Course
 
+from distgrow import auto, budget
 from distgrow.config.load import parse
 from distgrow.core.errors import ConfigError
 from distgrow.core.lr import LR, DecayEvery, StepDecay
@@ -18,7 +19,6 @@ from distgrow.core.plan import Plan
 from distgrow.core.progress import Outcome, Progress
 from distgrow.growth.auto import Auto
 from distgrow.growth.controller import Controller
-from distgrow.growth.short_names import auto, budget
 from distgrow.theory.noise import removable_loss
 
 TOTAL = 10_000

@@ -222,8 +222,8 @@ def test_a_letter_left_out_is_put_back_by_did_you_mean(path: Path) -> None:
         ("growth={kind: adaptive, norm: guessed}", ["growth.norm='guessed'", "exact", "estimated"]),
         ("growth={kind: tracking, cap: 64}", ["growth", "exactly one of kappa, smoothness", "none"]),
         ("growth={kind: tracking, kappa: 0, cap: 64}", ["growth.kappa=0", "greater than 0"]),
-        ("growth={kind: gns, cap: 64, dwell: {epoch: 1}}", ["growth.dwell.epoch", "did you mean 'epochs'"]),
-        ("growth={kind: progress, cap: 64, dwell: {updates: 0}}", ["growth.dwell.updates=0", "equal to 1"]),
+        ("growth={kind: gns, cap: 64, dwell: {epoch: 1}}", ["growth.min_stage.epoch", "did you mean 'epochs'"]),
+        ("growth={kind: progress, cap: 64, dwell: {updates: 0}}", ["growth.min_stage.updates=0", "equal to 1"]),
         ("growth={kind: late, cap: 64, hold: 1.0}", ["growth.hold=1.0", "less than 1"]),
         ("growth={kind: adascale, ladder: {kind: expo}}", ["growth.ladder.kind='expo'", "'exponential'"]),
         ("growth={kind: temperature, plateau: {fall: 0.1}}", ["growth.plateau", "exactly one of epochs, samples"]),
@@ -261,7 +261,7 @@ def test_growth_with_stage_lengths_of_its_own_refuses_others(override: str) -> N
 def test_cabs_refuses_an_optimizer_that_its_rule_does_not_hold_for(optimizer: str) -> None:
     told = refusal("growth={kind: cabs, cap: 64}", "stages={}", optimizer)
     assert "growth.kind=cabs holds for SGD without momentum" in told
-    assert "use growth.kind gns, or tracking with kappa" in told
+    assert "use growth.kind noise_scale, or critical_batch with kappa" in told
     overridden("growth={kind: cabs, cap: 64}", "stages={}", "optimizer.momentum=0")
 
 

@@ -9,14 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distgrow.core.errors import ConfigError
-from distgrow.core.lr import LR, WSD, Cosine, Decay, DecayEvery, StepDecay
-from distgrow.core.plan import Plan
-from distgrow.core.progress import Outcome, Progress
-from distgrow.core.stages import Stages
-from distgrow.growth import Growth
-from distgrow.growth.controller import Controller
-from distgrow.growth.short_names import (
+from distgrow import (
     batches,
     budget,
     constant,
@@ -30,6 +23,13 @@ from distgrow.growth.short_names import (
     seesaw,
     sqrt_lr,
 )
+from distgrow.core.errors import ConfigError
+from distgrow.core.lr import LR, WSD, Cosine, Decay, DecayEvery, StepDecay
+from distgrow.core.plan import Plan
+from distgrow.core.progress import Outcome, Progress
+from distgrow.core.stages import Stages
+from distgrow.growth import Growth
+from distgrow.growth.controller import Controller
 
 
 def walk(control: Controller, skip: Callable[[int], bool] = lambda _: False) -> Iterator[tuple[Progress, Plan]]:

@@ -10,12 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from distgrow.core.lr import LR, WSD, Cosine, Decay, DecayEvery, NoDecay, Span, StepDecay
-from distgrow.core.progress import Ledger, Progress
-from distgrow.core.stages import Stages
-from distgrow.growth import Growth
-from distgrow.growth.controller import Controller
-from distgrow.growth.short_names import (
+from distgrow import (
     budget,
     constant,
     constant_lr,
@@ -29,6 +24,11 @@ from distgrow.growth.short_names import (
     seesaw,
     sqrt_lr,
 )
+from distgrow.core.lr import LR, WSD, Cosine, Decay, DecayEvery, NoDecay, Span, StepDecay
+from distgrow.core.progress import Ledger, Progress
+from distgrow.core.stages import Stages
+from distgrow.growth import Growth
+from distgrow.growth.controller import Controller
 
 SPAN = Span(samples=10_000, epoch=500)
 RULES: dict[str, tuple[Callable[[float], LR], Callable[[float], float]]] = {

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from measurements import shown, walk
 
+from distgrow import budget, every
 from distgrow.core.budget import Budget
 from distgrow.core.errors import ConfigError
 from distgrow.core.lr import LR, WSD, Cosine, Span
@@ -17,32 +18,31 @@ from distgrow.core.noise_stats import Measuring
 from distgrow.core.plan import Plan
 from distgrow.core.progress import Outcome, Progress
 from distgrow.core.scaling import Group, scaling_policy
-from distgrow.core.stages import Dwell, climb
+from distgrow.core.stages import MinStage, climb
 from distgrow.growth import Growth
 from distgrow.growth.auto import Auto
 from distgrow.growth.cabs import CABS
 from distgrow.growth.controller import Controller
-from distgrow.growth.critical_batch import Tracking
+from distgrow.growth.critical_batch import CriticalBatch
 from distgrow.growth.noise_scale import NoiseScale
 from distgrow.growth.norm_threshold import NormThreshold
 from distgrow.growth.progress_test import ProgressTest
-from distgrow.growth.short_names import budget, every
 from distgrow.growth.temperature import Plateau, Temperature
 
-Adaptive = NormThreshold | ProgressTest | Tracking | NoiseScale | CABS | Temperature | Auto
+Adaptive = NormThreshold | ProgressTest | CriticalBatch | NoiseScale | CABS | Temperature | Auto
 
 sizes = {"start": st.integers(2, 12), "factor": st.sampled_from([1.5, 2.0, 3.0]), "cap": st.integers(12, 200)}
-dwells = st.builds(Dwell, samples=st.integers(1, 200), updates=st.integers(1, 9))
-tracked = {**sizes, "dwell": dwells, "rungs": st.integers(1, 3), "confidence": st.sampled_from([0.0, 1.0])}
+dwells = st.builds(MinStage, samples=st.integers(1, 200), updates=st.integers(1, 9))
+tracked = {**sizes, "min_stage": dwells, "stages_at_once": st.integers(1, 3), "confidence": st.sampled_from([0.0, 1.0])}
 waiting: st.SearchStrategy[Adaptive] = st.one_of(  # for measurements alone
-    st.builds(Tracking, kappa=st.sampled_from([0.1, 1.0]), **tracked),
+    st.builds(CriticalBatch, kappa=st.sampled_from([0.1, 1.0]), **tracked),
     st.builds(NoiseScale, **tracked),
     st.builds(CABS, **tracked),
-    st.builds(ProgressTest, dwell=dwells, early=st.sampled_from([None, 1.0]), **sizes),
+    st.builds(ProgressTest, min_stage=dwells, early=st.sampled_from([None, 1.0]), **sizes),
     st.builds(NormThreshold, norm=st.just("estimated"), every=st.integers(1, 20), **sizes),
-    st.builds(Temperature, share=st.just(1.0), lr_max=st.just(5.0), dwell=dwells, **sizes),
-    st.builds(Temperature, plateau=st.builds(Plateau, samples=st.integers(1, 300)), dwell=dwells, **sizes),
-    st.builds(Temperature, share=st.just(1.0), gain=st.just(True), lr_max=st.just(1.0), dwell=dwells, **sizes),
+    st.builds(Temperature, share=st.just(1.0), lr_max=st.just(5.0), min_stage=dwells, **sizes),
+    st.builds(Temperature, plateau=st.builds(Plateau, samples=st.integers(1, 300)), min_stage=dwells, **sizes),
+    st.builds(Temperature, share=st.just(1.0), gain=st.just(True), lr_max=st.just(1.0), min_stage=dwells, **sizes),
 )
 shows = st.tuples(st.floats(-2, 2), st.floats(0, 300), st.floats(-1, 1), st.floats(0.5, 2))
 autos = st.builds(
@@ -111,9 +111,9 @@ def test_no_script_climbs_sooner_than_the_plan_says_at_fastest_or_further_than_i
         assert -(-plan.batch // control.world) <= share
 
 
-@given(st.builds(Dwell, samples=st.integers(1, 300), updates=st.integers(1, 5)), st.integers(1, 3))
-def test_the_soonest_is_that_of_the_best_of_all_ways_up(dwell: Dwell, rungs: int) -> None:
-    growth = NoiseScale(start=3, factor=1.7, cap=100, dwell=dwell, rungs=rungs)
+@given(st.builds(MinStage, samples=st.integers(1, 300), updates=st.integers(1, 5)), st.integers(1, 3))
+def test_the_soonest_is_that_of_the_best_of_all_ways_up(dwell: MinStage, rungs: int) -> None:
+    growth = NoiseScale(start=3, factor=1.7, cap=100, min_stage=dwell, stages_at_once=rungs)
     top, first = int(growth.cap_stage), {}
 
     def climb_from(stage: int, samples: int) -> None:
@@ -168,7 +168,7 @@ def test_a_forecast_makes_no_move(growth: Adaptive, script: list) -> None:
 def test_stages_are_as_long_as_the_dwell(growth: Adaptive, script: list) -> None:
     if isinstance(growth, NormThreshold) or getattr(growth, "early", None) is not None:
         return
-    dwell: Dwell = growth.dwell  # pyright: ignore[reportAttributeAccessIssue]
+    dwell: MinStage = growth.min_stage  # pyright: ignore[reportAttributeAccessIssue]
     run = played(script, controller(growth))
     begins = [progress for (_, before), (progress, plan) in pairwise(run) if plan.stage > before.stage]
     for before, after in pairwise([Progress(), *begins]):
@@ -188,7 +188,7 @@ def test_stage_lengths_from_elsewhere_are_refused(growth: Adaptive) -> None:
         controller(growth, stages=every(samples=100))
 
 
-@pytest.mark.parametrize("growth", [ProgressTest(cap=64), NoiseScale(cap=64), Tracking(kappa=1.0, cap=64)])
+@pytest.mark.parametrize("growth", [ProgressTest(cap=64), NoiseScale(cap=64), CriticalBatch(kappa=1.0, cap=64)])
 def test_a_budget_in_steps_has_no_end_for_a_decay(growth: Growth) -> None:
     controller(growth, budget=budget(steps=50)).check()
     with pytest.raises(ConfigError, match=r"beside lr\.decay .* give budget\.epochs"):
@@ -210,7 +210,7 @@ def test_a_budget_in_steps_or_sfo_is_kept_too(growth: Adaptive, script: list, am
 
 MEASURING = [
     NoiseScale(start=1, cap=64),
-    Tracking(start=1, kappa=1.0, cap=64),
+    CriticalBatch(start=1, kappa=1.0, cap=64),
     CABS(start=1, cap=8),
     NormThreshold(start=1, cap=8, norm="estimated"),
     Temperature(start=1, cap=8, share=1.0, lr_max=9.0),
@@ -237,7 +237,7 @@ def test_where_one_rank_takes_a_batch_at_once_it_is_cut_in_two_to_be_measured(gr
 
 
 def test_the_largest_batch_in_reach_must_fit_the_training_set() -> None:
-    growth = NoiseScale(start=8, cap=512, dwell=Dwell(samples=100))
+    growth = NoiseScale(start=8, cap=512, min_stage=MinStage(samples=100))
     with pytest.raises(ConfigError, match="exceeds the 300 samples of the training set"):
         controller(growth, total=4000).check()
     controller(growth, total=300).check()  # it ends before that batch
@@ -258,7 +258,9 @@ def test_micro_batches_of_one_row_cannot_take_any_last_batch_on_several_ranks() 
 
 
 def test_a_decay_runs_beside_the_moves() -> None:
-    control = controller(ProgressTest(start=8, cap=64, dwell=Dwell(updates=5)), lr=LR(base=1.0, decay=WSD(decay=0.5)))
+    control = controller(
+        ProgressTest(start=8, cap=64, min_stage=MinStage(updates=5)), lr=LR(base=1.0, decay=WSD(decay=0.5))
+    )
     taken = 1.0
     for progress, plan in walk(control, lambda progress, plan: shown(plan, product=-1.0)):
         fall = min(1.0, 2 - progress.ledger.applied / 600)

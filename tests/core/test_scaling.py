@@ -11,13 +11,13 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from distgrow import batches, budget, constant, every, exponential
 from distgrow.config.load import load, parse
 from distgrow.config.run import Run
 from distgrow.core.errors import ConfigError
 from distgrow.core.progress import Outcome, Progress
 from distgrow.core.scaling import Group, ScalingPolicy, Workers, least, most, scaling_policy
 from distgrow.growth.controller import Controller
-from distgrow.growth.short_names import batches, budget, constant, every, exponential
 
 DIGITS = Path(__file__).parents[2] / "configs/digits.yaml"
 

@@ -9,12 +9,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from triggers import ends
 
-from distgrow.core.errors import ConfigError
-from distgrow.core.lr import LR, Constant, Factor, Power, Span, StepDecay
-from distgrow.core.progress import Progress
-from distgrow.core.stages import Every, Stages
-from distgrow.growth import Growth
-from distgrow.growth.short_names import (
+from distgrow import (
     batches,
     budget,
     constant,
@@ -27,6 +22,11 @@ from distgrow.growth.short_names import (
     seesaw,
     tau_nice_batch,
 )
+from distgrow.core.errors import ConfigError
+from distgrow.core.lr import LR, Constant, Factor, Power, Span, StepDecay
+from distgrow.core.progress import Progress
+from distgrow.core.stages import Every, Stages
+from distgrow.growth import Growth
 from distgrow.growth.tau_nice import TauNice
 from distgrow.theory.finite_sum import FiniteSum
 

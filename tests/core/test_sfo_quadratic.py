@@ -7,11 +7,11 @@ import pytest
 from sfo_quadratic import EPOCH, Quadratic, play, standard
 from sfo_results import Course, Minima
 
+from distgrow import budget, constant
 from distgrow.config.load import parse
 from distgrow.core.noise_stats import Noise
 from distgrow.core.progress import Progress
 from distgrow.growth.controller import Controller
-from distgrow.growth.short_names import budget, constant
 
 SMALL = Quadratic(
     curvature=np.array([1.0, 0.5, 0.1]), noise=np.array([0.6, 0.3, 0.1]), moments=np.array([1.0, 2.0, 5.0])

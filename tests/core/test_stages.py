@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from triggers import ends
 
+from distgrow import batches, budget, every, exponential, linear
 from distgrow.core.budget import Budget
 from distgrow.core.errors import ConfigError
 from distgrow.core.lr import LR, Span
 from distgrow.core.progress import Progress
 from distgrow.core.spec import at_least
 from distgrow.core.stages import Geometric, Listed, climb
-from distgrow.growth.short_names import batches, budget, every, exponential, linear
 
 SPAN = Span(samples=10_000, epoch=100)
 

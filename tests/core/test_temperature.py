@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 from measurements import shown, steady, walk
 from pydantic import ValidationError
 
+from distgrow import budget, constant_lr
 from distgrow.core.errors import ConfigError
 from distgrow.core.lr import LR, WSD, Cosine, Decay, DecayEvery, Span, StepDecay
 from distgrow.core.noise_stats import Noise, Trend
 from distgrow.core.progress import Ledger, Outcome, Progress
-from distgrow.core.stages import Dwell, Stages
+from distgrow.core.stages import MinStage, Stages
 from distgrow.growth import Growth
 from distgrow.growth.adascale import AdaScale
 from distgrow.growth.controller import Controller
-from distgrow.growth.short_names import budget, constant_lr
 from distgrow.growth.temperature import Plateau, Temperature
 from distgrow.theory.noise import adascale_gain
 
@@ -98,7 +98,7 @@ def test_a_gradient_lost_in_noise_lets_the_batch_grow_rung_by_rung() -> None:
 
 
 def test_with_the_gain_the_learning_rate_is_the_gains_and_never_above_its_limit() -> None:
-    growth = Temperature(start=4, cap=64, gain=True, lr_max=0.5, dwell=Dwell(updates=5))
+    growth = Temperature(start=4, cap=64, gain=True, lr_max=0.5, min_stage=MinStage(updates=5))
     control = controller(growth, LR(base=0.2, decay=Cosine()), 4000)
     span = Span(samples=4000, epoch=EPOCH)
     for progress, plan in walk(control, lambda progress, plan: shown(plan, 1.0, 40.0)):
@@ -185,7 +185,7 @@ def test_before_its_length_and_its_updates_nothing_is_a_plateau() -> None:
 
 
 def test_at_plateaus_the_batch_grows_while_it_can_and_then_the_learning_rate_falls() -> None:
-    growth = Temperature(start=8, cap=24, plateau=Plateau(samples=200, updates=3), dwell=Dwell(updates=1))
+    growth = Temperature(start=8, cap=24, plateau=Plateau(samples=200, updates=3), min_stage=MinStage(updates=1))
     control = controller(growth, constant_lr(0.3).model_copy(update={"rule": None}), 4000)
     run = list(walk(control, lambda progress, plan: shown(plan, loss=1.0)))
     cooled = [progress for (before, _), (progress, _) in pairwise(run) if progress.cooling > before.cooling]
@@ -207,7 +207,12 @@ def test_while_the_loss_falls_nothing_changes() -> None:
 
 def test_where_the_noise_scale_keeps_the_batch_small_a_plateau_lowers_the_learning_rate() -> None:
     growth = Temperature(
-        start=8, cap=64, share=1.0, plateau=Plateau(samples=200, updates=3), dwell=Dwell(updates=2), confidence=0.0
+        start=8,
+        cap=64,
+        share=1.0,
+        plateau=Plateau(samples=200, updates=3),
+        min_stage=MinStage(updates=2),
+        confidence=0.0,
     )
     control = controller(growth, LR(base=0.3), 3000)
     run = list(walk(control, lambda progress, plan: shown(plan, 1.0, 20.0, loss=1.0)))

@@ -11,20 +11,20 @@ from hypothesis import strategies as st
 from measurements import Quadratic, shown, walk
 from pydantic import ValidationError
 
+from distgrow import budget, constant_lr, sqrt_lr
 from distgrow.core.errors import ConfigError
 from distgrow.core.lr import LR, StepDecay
 from distgrow.core.noise_stats import Mean, Measuring, Noise
 from distgrow.core.plan import Plan
 from distgrow.core.progress import Outcome, Progress
-from distgrow.core.stages import Dwell
+from distgrow.core.stages import MinStage
 from distgrow.growth.cabs import CABS
 from distgrow.growth.controller import Controller
-from distgrow.growth.critical_batch import Tracking
+from distgrow.growth.critical_batch import CriticalBatch
 from distgrow.growth.noise_scale import NoiseScale
-from distgrow.growth.short_names import budget, constant_lr, sqrt_lr
 from distgrow.theory.noise import critical_batch_now
 
-Tracker = Tracking | NoiseScale | CABS
+Tracker = CriticalBatch | NoiseScale | CABS
 EPOCH = 10**12  # so large that samples are as good as drawn endlessly
 
 
@@ -58,7 +58,7 @@ targets = st.floats(1.0, 4000.0)
 def test_the_rung_is_the_nearest_by_logarithms_but_none_below_and_not_too_many_above(
     target: float, stage: int, hysteresis: float, rungs: int
 ) -> None:
-    growth = NoiseScale(start=8, cap=8 * 2**6, confidence=0.0, hysteresis=hysteresis, rungs=rungs)
+    growth = NoiseScale(start=8, cap=8 * 2**6, confidence=0.0, hysteresis=hysteresis, stages_at_once=rungs)
     exact = math.log2(target / (8 * hysteresis))
     assume(abs(exact - math.floor(exact) - 0.5) > 1e-6)
     wanted = min(max(stage, math.floor(exact + 0.5)), 6, stage + rungs)
@@ -73,7 +73,7 @@ def test_the_edge_between_two_rungs_is_the_middle_times_the_hysteresis(offset: f
 
 
 def test_between_two_rungs_no_batch_costs_an_eighth_more_than_the_critical_one() -> None:
-    growth = Tracking(start=8, cap=8 * 2**12, kappa=1.0, confidence=0.0, hysteresis=1.0, rungs=12)
+    growth = CriticalBatch(start=8, cap=8 * 2**12, kappa=1.0, confidence=0.0, hysteresis=1.0, stages_at_once=12)
     control = controller(growth)
     ratios = [growth(control.advance(settled(known(1.0, b))).stage) / b for b in np.geomspace(8, 20_000, 300)]
     assert max(ratio**2 / (2 * ratio - 1) for ratio in ratios) < 1.25  # N(b)/N* of theory.cost_of_wrong_batch
@@ -92,12 +92,15 @@ def test_confidence_takes_the_end_of_both_intervals_that_makes_the_batch_small(
 
 
 def test_a_gradient_lost_in_noise_climbs_one_rung_at_a_time() -> None:
-    for growth in (NoiseScale(start=8, cap=512, rungs=5), Tracking(start=8, cap=512, rungs=5, kappa=1.0)):
+    for growth in (
+        NoiseScale(start=8, cap=512, stages_at_once=5),
+        CriticalBatch(start=8, cap=512, stages_at_once=5, kappa=1.0),
+    ):
         assert controller(growth).advance(settled(known(-1.0, 3.0))).stage == 1
         assert controller(growth).advance(settled(known(-1.0, -3.0))).stage == 0  # no noise is known either
 
 
-@pytest.mark.parametrize("growth", [NoiseScale(cap=64), Tracking(cap=64, kappa=1.0), CABS(cap=64)])
+@pytest.mark.parametrize("growth", [NoiseScale(cap=64), CriticalBatch(cap=64, kappa=1.0), CABS(cap=64)])
 def test_nothing_moves_before_enough_updates_were_measured(growth: Tracker) -> None:
     control, seen = controller(growth), known(1e-9, 1e9)
     for fresh in range(10):
@@ -116,9 +119,9 @@ def test_the_run_is_that_of_a_notebook(
     seed: int, length: int, samples: int, updates: int, rungs: int, confidence: float, blind: int
 ) -> None:
     script = np.random.default_rng(seed).uniform((-0.5, 0.0), (2.0, 200.0), size=(length, 2)).tolist()
-    growth = Tracking(
-        start=4, cap=50, kappa=0.5, rungs=rungs, confidence=confidence, hysteresis=1.2,
-        dwell=Dwell(samples=samples, updates=updates),
+    growth = CriticalBatch(
+        start=4, cap=50, kappa=0.5, stages_at_once=rungs, confidence=confidence, hysteresis=1.2,
+        min_stage=MinStage(samples=samples, updates=updates),
     )  # fmt: skip
     found, done, stage, since, fresh, step = [], 0, 0, 0, 0, 0
     values: list[tuple[float, float]] = []
@@ -161,7 +164,7 @@ def test_the_run_is_that_of_a_notebook(
 
 @given(st.floats(0.01, 1.9), st.floats(0.5, 500))
 def test_a_known_smoothness_gives_the_critical_batch_of_the_bound(lr: float, ratio: float) -> None:
-    growth = Tracking(start=1, cap=2**30, smoothness=1.0, confidence=0.0, rungs=40, hysteresis=1.0)
+    growth = CriticalBatch(start=1, cap=2**30, smoothness=1.0, confidence=0.0, stages_at_once=40, hysteresis=1.0)
     exact = 2 * lr / (2 - lr) * ratio
     assume(abs(math.log2(exact) % 1 - 0.5) > 1e-3)
     found = controller(growth, constant_lr(lr)).advance(settled(known(1.0, ratio))).stage
@@ -169,7 +172,7 @@ def test_a_known_smoothness_gives_the_critical_batch_of_the_bound(lr: float, rat
 
 
 def test_beyond_the_cap_stages_climb_one_by_one_and_the_learning_rate_falls_with_the_root_of_what_is_left_out() -> None:
-    growth = Tracking(start=8, cap=64, kappa=1.0, dwell=Dwell(updates=5), confidence=0.0)
+    growth = CriticalBatch(start=8, cap=64, kappa=1.0, min_stage=MinStage(updates=5), confidence=0.0)
     control = controller(growth)
     run = list(walk(control, lambda progress, plan: shown(plan, 1.0, 1024.0)))
     stages = list(dict.fromkeys(plan.stage for _, plan in run))
@@ -180,8 +183,8 @@ def test_beyond_the_cap_stages_climb_one_by_one_and_the_learning_rate_falls_with
 
 
 def test_the_fall_at_the_cap_does_not_lower_the_batch_that_is_followed() -> None:
-    fixed = Tracking(start=8, cap=64, kappa=0.2 / 1.9, dwell=Dwell(updates=5))
-    smooth = Tracking(start=8, cap=64, smoothness=1.0, dwell=Dwell(updates=5))
+    fixed = CriticalBatch(start=8, cap=64, kappa=0.2 / 1.9, min_stage=MinStage(updates=5))
+    smooth = CriticalBatch(start=8, cap=64, smoothness=1.0, min_stage=MinStage(updates=5))
     shows: Callable[[Progress, Plan], Outcome] = lambda progress, plan: shown(plan, 1.0, 10_000.0)  # noqa: E731
     runs = [[plan for _, plan in walk(controller(growth), shows)] for growth in (fixed, smooth)]
     assert [plan.stage for plan in runs[0]] == [plan.stage for plan in runs[1]]
@@ -189,22 +192,22 @@ def test_the_fall_at_the_cap_does_not_lower_the_batch_that_is_followed() -> None
 
 
 def test_a_learning_rate_that_would_reach_two_over_the_smoothness_is_refused() -> None:
-    controller(Tracking(cap=64, smoothness=19.9)).check()
+    controller(CriticalBatch(cap=64, smoothness=19.9)).check()
     with pytest.raises(ConfigError, match=r"growth.smoothness=20.1: the learning rate would reach 2/L, 0.1 of 0.0995"):
-        controller(Tracking(cap=64, smoothness=20.1)).check()
+        controller(CriticalBatch(cap=64, smoothness=20.1)).check()
     with pytest.raises(ConfigError, match=r"0.2 of 0.198;.*or growth.cap"):
-        controller(Tracking(cap=64, smoothness=10.1), sqrt_lr(0.1)).check()
+        controller(CriticalBatch(cap=64, smoothness=10.1), sqrt_lr(0.1)).check()
 
 
 @pytest.mark.parametrize("constants", [{}, {"kappa": 1.0, "smoothness": 1.0}])
 def test_it_needs_one_constant_or_the_other(constants: dict[str, float]) -> None:
     with pytest.raises(ValidationError, match="exactly one of kappa, smoothness"):
-        Tracking.model_validate({"cap": 64, **constants})
+        CriticalBatch.model_validate({"cap": 64, **constants})
 
 
 @pytest.mark.parametrize("distance", [3.0, 1.0, 0.3])
 def test_at_a_point_that_hardly_moves_it_ends_next_to_the_known_critical_batch(distance: float) -> None:
-    growth = Tracking(start=4, cap=4096, kappa=0.5, dwell=Dwell(updates=30), hysteresis=1.0)
+    growth = CriticalBatch(start=4, cap=4096, kappa=0.5, min_stage=MinStage(updates=30), hysteresis=1.0)
     exact = max(4.0, 0.5 * 20.0 / distance**2)
     for seed in range(3):
         problem = Quadratic(1.0, variance=20.0, distance=distance, seed=seed, dimensions=200)
@@ -213,7 +216,7 @@ def test_at_a_point_that_hardly_moves_it_ends_next_to_the_known_critical_batch(d
 
 
 def test_along_a_noisy_quadratic_the_batch_keeps_up_with_the_exact_critical_batch() -> None:
-    growth = Tracking(start=4, cap=512, smoothness=1.0, dwell=Dwell(updates=30), hysteresis=1.0)
+    growth = CriticalBatch(start=4, cap=512, smoothness=1.0, min_stage=MinStage(updates=30), hysteresis=1.0)
     apart: list[float] = []
     for seed in range(3):
         problem = Quadratic(1.0, variance=4000.0, distance=40.0, seed=seed, dimensions=200)
@@ -230,7 +233,7 @@ def test_along_a_noisy_quadratic_the_batch_keeps_up_with_the_exact_critical_batc
 
 
 def test_gns_stops_at_the_cap_and_leaves_the_learning_rate() -> None:
-    growth = NoiseScale(start=8, cap=64, dwell=Dwell(updates=5))
+    growth = NoiseScale(start=8, cap=64, min_stage=MinStage(updates=5))
     run = list(walk(controller(growth), lambda progress, plan: shown(plan, 1.0, 9999.0)))
     assert {plan.lr for _, plan in run} == {0.1}
     assert max(plan.stage for _, plan in run) == 3
@@ -238,7 +241,7 @@ def test_gns_stops_at_the_cap_and_leaves_the_learning_rate() -> None:
 
 @given(st.floats(0.001, 10), st.floats(0.1, 10_000), st.floats(0.01, 10))
 def test_cabs_is_learning_rate_times_variance_over_loss(lr: float, variance: float, loss: float) -> None:
-    growth = CABS(start=1, cap=2**30, rungs=40, hysteresis=1.0, confidence=0.0)
+    growth = CABS(start=1, cap=2**30, stages_at_once=40, hysteresis=1.0, confidence=0.0)
     exact = math.log2(lr * variance / loss)
     assume(abs(exact % 1 - 0.5) > 1e-6)
     progress = settled(known(1.0, variance, loss))
@@ -259,7 +262,7 @@ def test_cabs_takes_the_upper_end_of_the_loss() -> None:
 
 
 def test_cabs_follows_the_learning_rate_as_it_decays() -> None:
-    growth = CABS(start=1, cap=2**20, rungs=40, hysteresis=1.0, confidence=0.0)
+    growth = CABS(start=1, cap=2**20, stages_at_once=40, hysteresis=1.0, confidence=0.0)
     decay = StepDecay.model_validate({"every": {"samples": 1000}, "factor": 0.25})
     later = replace(settled(known(1.0, 640.0)), ledger=replace(Progress().ledger, applied=1000))
     assert controller(growth, LR(base=0.1, decay=decay)).advance(later).stage == 4  # 0.1/4 · 640 = 16

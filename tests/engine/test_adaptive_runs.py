@@ -14,13 +14,13 @@ from distgrow.checkpoint.spec import Checkpointing
 from distgrow.core.budget import Budget
 from distgrow.core.lr import LR
 from distgrow.core.noise_stats import Measuring
-from distgrow.core.stages import Dwell
+from distgrow.core.stages import MinStage
 from distgrow.data.datasets import digits
 from distgrow.data.spec import Loading
 from distgrow.engine.spec import Torch
 from distgrow.growth import Growth
 from distgrow.growth.adascale import AdaScale
-from distgrow.growth.critical_batch import Tracking
+from distgrow.growth.critical_batch import CriticalBatch
 from distgrow.growth.noise_scale import NoiseScale
 from distgrow.growth.norm_threshold import NormThreshold
 from distgrow.growth.progress_test import ProgressTest
@@ -29,15 +29,15 @@ from distgrow.training.fit import fit
 from distgrow.training.spec import RunSpec
 from distgrow.training.trainer import Result
 
-DWELL = Dwell(samples=100, updates=4)
+DWELL = MinStage(samples=100, updates=4)
 GROWTHS: dict[str, Growth] = {
-    "tracking": Tracking(start=8, cap=32, kappa=3.0, dwell=DWELL),
-    "gns": NoiseScale(start=8, cap=64, dwell=DWELL),
-    "progress": ProgressTest(start=8, cap=64, dwell=Dwell(samples=300)),
+    "tracking": CriticalBatch(start=8, cap=32, kappa=3.0, min_stage=DWELL),
+    "gns": NoiseScale(start=8, cap=64, min_stage=DWELL),
+    "progress": ProgressTest(start=8, cap=64, min_stage=MinStage(samples=300)),
     "adaptive": NormThreshold(start=8, cap=64, every=9, epsilon=1.5, norm="estimated"),
     "adaptive, exact": NormThreshold(start=8, cap=64, every=9, epsilon=1.5),
-    "temperature": Temperature(start=8, cap=64, share=0.5, lr_max=1.0, dwell=DWELL),
-    "plateau": Temperature(start=8, cap=16, plateau=Plateau(samples=200, fall=0.5), dwell=DWELL),
+    "temperature": Temperature(start=8, cap=64, share=0.5, lr_max=1.0, min_stage=DWELL),
+    "plateau": Temperature(start=8, cap=16, plateau=Plateau(samples=200, fall=0.5), min_stage=DWELL),
     "adascale": AdaScale(start=8, scale=4),
 }
 

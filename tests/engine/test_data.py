@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from distgrow import RunSpec, budget, constant, fit
+from distgrow import RunSpec, budget, constant, every, exponential, fit
 from distgrow.core.errors import ConfigError
 from distgrow.core.noise_stats import Measured
 from distgrow.core.plan import Plan
 from distgrow.core.progress import Outcome, Progress
-from distgrow.core.stages import Dwell
+from distgrow.core.stages import MinStage
 from distgrow.data.dataset import Batched, check_rows_by_number
 from distgrow.data.loader import DirectLoader, Loader, PrefetchingLoader
 from distgrow.data.stream import SampleStream, evaluation_batches
@@ -25,7 +25,6 @@ from distgrow.growth import Growth
 from distgrow.growth.controller import Controller
 from distgrow.growth.noise_scale import NoiseScale
 from distgrow.growth.progress_test import ProgressTest
-from distgrow.growth.short_names import every, exponential
 
 
 class Noisy:
@@ -100,9 +99,9 @@ def test_what_a_collation_draws_is_the_same_in_loader_processes() -> None:
 @pytest.mark.parametrize(
     ("growth", "world", "max_micro"),
     [
-        (ProgressTest(start=4, cap=16, dwell=Dwell(updates=3)), 2, 4),
-        (NoiseScale(start=4, cap=16, dwell=Dwell(updates=2), rungs=1), 2, 4),
-        (NoiseScale(start=4, cap=16, dwell=Dwell(updates=1), rungs=1), 1, 16),
+        (ProgressTest(start=4, cap=16, min_stage=MinStage(updates=3)), 2, 4),
+        (NoiseScale(start=4, cap=16, min_stage=MinStage(updates=2), stages_at_once=1), 2, 4),
+        (NoiseScale(start=4, cap=16, min_stage=MinStage(updates=1), stages_at_once=1), 1, 16),
     ],
 )
 def test_moves_that_nobody_foresaw_lose_and_repeat_no_row(
