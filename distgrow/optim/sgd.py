@@ -58,7 +58,7 @@ class SGD(OptimizerSpec):
         """See OptimizerSpec."""
         import torch
 
-        return torch.optim.SGD(
+        optimizer = torch.optim.SGD(
             parameters,
             lr=0.0,
             momentum=self.momentum,
@@ -66,6 +66,9 @@ class SGD(OptimizerSpec):
             weight_decay=self.weight_decay,
             fused=fused(parameters),
         )
+        if self.momentum:
+            optimizer.register_step_pre_hook(_begin_late)
+        return optimizer
 
     def direction(self) -> "Direction":
         """Return the gradient that plain SGD took, or the momentum buffer; both include the penalty's λθ."""
@@ -74,3 +77,17 @@ class SGD(OptimizerSpec):
         if self.momentum == 0:
             return KeptGradient(self.penalty)
         return FromState("momentum_buffer", lambda states, _: (state["momentum_buffer"] for state in states))
+
+
+def _begin_late(optimizer: "torch.optim.Optimizer", *_: object) -> None:
+    """Give parameters whose first gradient comes late the buffer that others have: torch's fused SGD fails without.
+
+    A buffer of zeros becomes the gradient, as at a first step.
+    """
+    state = optimizer.state
+    if not any("momentum_buffer" in kept for kept in state.values()):
+        return  # the first step of all
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None and state[parameter].get("momentum_buffer") is None:
+                state[parameter]["momentum_buffer"] = parameter.detach().clone().zero_()

@@ -192,3 +192,32 @@ def test_state_that_could_not_be_read_back_is_refused_when_it_is_written(extra: 
     else:
         with pytest.raises(ConfigError, match="numpy.*get_extra_state"):
             engine.snapshot()
+
+
+class Late(nn.Module):
+    """A layer that takes part in the loss of some updates only."""
+
+    used = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.late, self.last = nn.Linear(6, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return self.last(self.late(x) if self.used else x)
+
+
+def test_a_parameter_whose_first_gradient_comes_late_steps_as_by_hand() -> None:
+    ours, theirs, update = Late(), Late(), plan(12, 12)
+    engine = TorchEngine(ours, loss, optimizer=SGD(momentum=0.9, weight_decay=0.1))
+    optimizer = torch.optim.SGD(theirs.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1, foreach=False)
+    for used in (False, True, False, True):
+        ours.used = theirs.used = used
+        engine.update(update, rows(update))
+        optimizer.zero_grad()
+        loss(theirs, rows(update)[0]).backward()
+        optimizer.step()
+    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(one, other)
