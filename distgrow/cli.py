@@ -91,7 +91,7 @@ def _train_here(run: Run, folder: RunFolder, resume: bool | None, arguments: lis
     folder.stop_requested()  # drop a request that was left over: it is not meant for this run
     folder.check(resume=folder.begun() if resume is None else resume)
     if run.launch.workers == 1:
-        run.fit(resume=resume)
+        _saved_on_ctrl_c(run.fit)(resume=resume)
     else:
         raise typer.Exit(local.train(run, folder, arguments))
 
@@ -178,8 +178,20 @@ def _in_group(action: Callable[..., Any], *words: Any, **settings: Any) -> NoRet
     """Run one rank of a group to the end of its process. If it fails, torchrun gets the reason."""
     from torch.distributed.elastic.multiprocessing.errors import record
 
-    record(action)(*words, **settings)
+    record(_saved_on_ctrl_c(action))(*words, **settings)
     leave()
+
+
+def _saved_on_ctrl_c(action: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the action, after which Ctrl-C leaves the program with exit code 130 and what `action` says of it."""
+
+    def guarded(*words: Any, **settings: Any) -> None:
+        try:
+            action(*words, **settings)
+        except KeyboardInterrupt as stopped:
+            _end(130, f"distgrow: {stopped}" if str(stopped) else "")
+
+    return guarded
 
 
 def main() -> NoReturn:

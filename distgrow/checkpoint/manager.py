@@ -1,4 +1,4 @@
-"""CheckpointManager: when a run's checkpoints are taken, how they are written in the background, how they are found."""
+"""CheckpointManager: when a run's checkpoints are taken, written in the background, and loaded again."""
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,8 +19,9 @@ from distgrow.engine.spec import Engine
 from distgrow.run import resize_request
 from distgrow.run.folder import RunFolder
 from distgrow.tracking.base_event import Event
-from distgrow.tracking.events import Checkpoint, End, Resume, Start
-from distgrow.tracking.read import last_total, read_events
+from distgrow.tracking.event_log import EventLog
+from distgrow.tracking.events import Checkpoint, End, Evaluation, Resume, Start
+from distgrow.tracking.read import history, last_total, read_events
 
 
 @contextmanager
@@ -33,7 +34,13 @@ def opened(
     *,
     resume: bool | None,
 ) -> Iterator[bool]:
-    """The run's folder is locked for as long as the context lasts; whether it holds a run to go on with. Collective."""
+    """Lock the run's folder inside the context, and yield whether it holds a run to resume.
+
+    Collective: every rank must call.
+
+    Args:
+        resume: True: resume. False: begin. None: resume if the folder holds a run, else begin.
+    """
     world.on_rank0(lambda: folder.lock(wait_s=20 if resume is None else 0))  # a killed group may still be ending
     try:
         world.on_rank0(lambda: store.pull(folder, resume=resume))
@@ -50,20 +57,20 @@ def stands_at(store: Store) -> Progress:
     return writer.newest(store)[1] if store.names() else Progress()
 
 
-#: What back_off waits at most, in first waits.
+#: The longest wait of back_off, in first waits.
 LONGEST = 64
 
 
 def back_off(folder: RunFolder, first_s: float) -> None:
-    """Wait before a failed run goes on: `first_s`, and twice as long for each failure since its last checkpoint."""
+    """Wait before a failed run is resumed: `first_s`, and twice as long for each failure since its last checkpoint."""
     if resize_request.pending(folder):
-        return  # the group before has not failed, it has made room for this one
+        return  # the last group of ranks did not fail: it ended for one of another size
     if count := failures(read_events(folder.metrics)):
         time.sleep(first_s * min(2 ** (count - 1), LONGEST))
 
 
 def failures(events: Iterable[Event]) -> int:
-    """How often a run has failed since its last checkpoint, if it ended after these events."""
+    """Count how often a run has failed since its last checkpoint, if it ended after these events."""
     count = 0
     for event in events:
         begun = isinstance(event, Start | Checkpoint)
@@ -72,28 +79,19 @@ def failures(events: Iterable[Event]) -> int:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
-    """The checkpoint that a run goes on from."""
+class Loaded:
+    """Hold the checkpoint that a run is resumed from."""
 
     name: str
     progress: Progress
     lost: int  #: gradient evaluations beyond it, which the progress is charged with
     damaged: list[str]  #: what is wrong with newer ones
     seconds: float  #: that the run had taken
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Kept:
-    """A checkpoint that has been written."""
-
-    name: str
-    progress: Progress
-    seconds: float  #: from the snapshot to the manifest
-    stall_s: float  #: of these, the seconds that training waited
+    evaluated: tuple[int, int]  #: (step, samples) of the newest evaluation of the test set up to it; (0, 0): none
 
 
 class CheckpointManager:
-    """The checkpoints of one run under way; every method but `due` and `writing` is collective."""
+    """Manage the checkpoints of one run. Every method but `due` and `writing` is collective."""
 
     def __init__(
         self,
@@ -102,29 +100,58 @@ class CheckpointManager:
         folder: RunFolder,
         spec: Checkpointing,
         world: World,
+        events: EventLog,
         facts: Mapping[str, int],
     ) -> None:
         self._store, self._engine, self._folder, self._spec = store, engine, folder, spec
-        self._world, self._facts = world, facts
-        self._saved_at, self._saved = time.monotonic(), Progress()
-        self._asked = False  # somebody has, since the last one was begun
-        self._written = False  # whether a checkpoint holds `_saved`
-        self._charged = 0  # SFO total that these processes did not evaluate themselves
-        self._stalled = 0.0
-        self.current: Writing | None = None  #: the checkpoint under way, begun on every rank
+        self._world, self._events, self._facts = world, events, facts
+        self._begun_at = time.monotonic()  # when the newest checkpoint was begun
+        self._newest: Progress | None = None  # what a checkpoint holds or will hold
+        self._step = 0  # of the newest checkpoint
+        self._requested = False  # a checkpoint has been requested since the newest was begun
+        self._charged = 0  # evaluations of the ledger that these processes did not make themselves
+        self._stall_s = 0.0
+        self._writer: Writing | None = None  # begun on every rank, not yet whole
 
-    def due(self, progress: Progress, *, asked: bool = False) -> bool:
-        """This rank's wish to checkpoint after the coming update, or somebody's; one rank's wish is enough."""
-        self._asked = self._asked or asked
+    def due(self, progress: Progress, *, requested: bool = False) -> bool:
+        """Return whether this rank wants a checkpoint after the coming update. One rank's wish is enough."""
+        self._requested = self._requested or requested
         steps = self._spec.every_steps
-        by_steps = steps is not None and progress.step + 1 - self._saved.step >= steps
-        return self._asked or by_steps or time.monotonic() - self._saved_at >= self._spec.every_s
+        by_steps = steps is not None and progress.step + 1 - self._step >= steps
+        return self._requested or by_steps or time.monotonic() - self._begun_at >= self._spec.every_s
 
     def writing(self) -> bool:
-        """Whether this rank is still writing."""
-        return self.current is not None and self.current.under_way()
+        """Return whether this rank is still writing."""
+        return self._writer is not None and self._writer.under_way()
 
-    def begin(self, progress: Progress) -> None:
+    def after(self, progress: Progress, *, due: bool, writing: bool) -> None:
+        """Go on with checkpoints after an update.
+
+        A checkpoint that takes longer than the interval is waited for: a crash loses two intervals at most.
+
+        Args:
+            due: Whether any rank wants a checkpoint of `progress`.
+            writing: Whether any rank was still writing before the update.
+        """
+        if self._writer and not writing:
+            self._settle()
+        if due:
+            self._wait()
+            self._begin(progress)
+
+    def save(self, progress: Progress) -> Progress:
+        """Write a checkpoint of `progress`, if none holds it, and wait until it is whole. Return `progress`."""
+        self._wait()
+        if progress != self._newest:
+            self._begin(progress)
+            self._wait()
+        return progress
+
+    def _wait(self) -> None:
+        while self._writer:
+            self._settle()
+
+    def _begin(self, progress: Progress) -> None:
         """Compare the ledger with what the ranks really did, then copy the state and begin to write it."""
         began = time.monotonic()
         evaluated = int(self._world.sum([self._engine.evaluations])[0])
@@ -133,56 +160,70 @@ class CheckpointManager:
                 f"the ranks evaluated {evaluated} gradients but the ledger holds "
                 f"{progress.ledger.total - self._charged}: does the data set or collate drop or add rows?"
             )
-        self.current = Writing(
+        self._events.flush()  # whoever resumes from the checkpoint finds every line from before it
+        self._writer = Writing(
             self._store, self._engine, progress, keep=self._spec.keep, world=self._world, facts=self._facts,
             beside=lambda: self._store.push(self._folder),
         )  # fmt: skip
-        self._saved_at, self._saved, self._written, self._asked = began, progress, True, False
-        self._stalled = time.monotonic() - began
+        self._begun_at, self._newest, self._step, self._requested = began, progress, progress.step, False
+        self._stall_s = time.monotonic() - began
 
-    def settle(self) -> Kept | None:
-        """Go on with the checkpoint under way once no rank is writing, for which it waits: it, when it is one."""
-        assert self.current is not None
-        waited, writing = time.monotonic(), self.current
-        self.current = None  # unless it goes on: after a failure it is over
-        whole = writing.settle()
+    def _settle(self) -> None:
+        """Take the writer's next step once no rank is writing. Log the checkpoint once it is whole."""
+        assert self._writer is not None
+        waited, current = time.monotonic(), self._writer
+        self._writer = None  # after a failure there is none
+        whole = current.settle()
         now = time.monotonic()
-        self._stalled += now - waited
+        self._stall_s += now - waited
         if not whole:
-            self.current = writing
-            return None
-        seconds = now - writing.began
-        return Kept(name=writing.name, progress=writing.progress, seconds=seconds, stall_s=self._stalled)
+            self._writer = current
+            return
+        place = self._events.place(current.progress)
+        self._events.log(Checkpoint(**place, path=current.name, seconds=now - current.began, stall_s=self._stall_s))
 
-    def saved(self, progress: Progress) -> bool:
-        """Whether this very progress has been saved."""
-        return self._written and progress == self._saved
+    def first(self) -> Progress:
+        """Return the progress of a run without a checkpoint, charged with what earlier starts of it had evaluated."""
+        self._charged = self._world.on_rank0(lambda: last_total(read_events(self._folder.metrics)))
+        return Progress().replaying(self._charged)
 
-    def find(self) -> Found | None:
-        """Load the newest intact checkpoint; None where no checkpoint was ever written."""
-        found = self._world.on_rank0(self._look)
-        if found is None:
+    def load(self) -> Loaded | None:
+        """Load the newest intact checkpoint. Return None if no checkpoint was ever written."""
+        loaded = self._world.on_rank0(self._look)
+        if loaded is None:
             return None
-        path = self._world.on_all_ranks(lambda: self._fetched(found.name))
+        path = self._world.on_all_ranks(lambda: self._fetched(loaded.name))
         self._engine.load(path)
-        self._world.on_rank0(lambda: writer.clean(self._store, keep=self._spec.keep, current=found.name))
-        self._charged, self._saved = found.progress.ledger.total, found.progress
-        self._written = not found.lost
-        return found
+        self._world.on_rank0(lambda: writer.clean(self._store, keep=self._spec.keep, current=loaded.name))
+        self._charged, self._step = loaded.progress.ledger.total, loaded.progress.step
+        self._newest = None if loaded.lost else loaded.progress
+        return loaded
 
     def _fetched(self, name: str) -> Path:
-        """The checkpoint on this rank's host, where it must be intact too."""
+        """Return the checkpoint's folder on this rank's host, where it must be intact too."""
         path = self._store.fetch(name)
         if self._world.rank > 0 and (damage := writer.check(path)):
             raise RunError(f"{path}, as rank {self._world.rank} sees it: {damage}; look at that host's disk or network")
         return path
 
-    def _look(self) -> Found | None:
+    def _look(self) -> Loaded | None:
         events = list(read_events(self._folder.metrics))
         if not self._store.names() and not any(isinstance(event, Checkpoint) for event in events):
             return None
         name, progress, damaged = writer.newest(self._store)
         writer.compare(Path(self._store.fetch(name)), self._facts)
         lost = max(0, last_total(events) - progress.ledger.total)
-        seconds = max((event.time_s for event in events), default=0.0)
-        return Found(name=name, progress=progress.replaying(lost), lost=lost, damaged=damaged, seconds=seconds)
+        return Loaded(
+            name=name,
+            progress=progress.replaying(lost),
+            lost=lost,
+            damaged=damaged,
+            seconds=max((event.time_s for event in events), default=0.0),
+            evaluated=evaluated(events, progress.samples),
+        )
+
+
+def evaluated(events: Iterable[Event], samples: int) -> tuple[int, int]:
+    """Return (step, samples) of the newest evaluation of the test set up to `samples`, or (0, 0) without one."""
+    places = [(event.step, event.samples) for event in history(events) if isinstance(event, Evaluation)]
+    return max((place for place in places if place[1] <= samples), default=(0, 0))

@@ -1,6 +1,7 @@
 """Run: a whole config as one typed value."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,7 @@ from distgrow.tasks import TaskSpec
 from distgrow.tasks.architectures import Model
 from distgrow.tasks.builtin import Digits
 from distgrow.theory.sgd import Constants
+from distgrow.training.settings import Settings
 from distgrow.training.spec import RunSpec
 
 if TYPE_CHECKING:
@@ -108,22 +110,34 @@ class Run(Spec):
             )
         return self
 
+    def settings(self) -> Settings:
+        """Return the specs of the run's training."""
+        return Settings(
+            schedule=self.schedule(),
+            optimizer=self.optimizer,
+            engine=self.engine,
+            run=self.run,
+            storage=self.launch.storage_path,
+        )
+
     def schedule(self) -> Schedule:
-        """Return the keys that every decision follows from."""
+        """Return what decides batch size, learning rate and end."""
         return Schedule(growth=self.growth, stages=self.stages, lr=self.lr, budget=self.budget)
 
+    def group(self, asked: int) -> Group:
+        """Return the rule by which groups of other sizes follow one that was started with `asked` ranks."""
+        return Group(scaling_policy=scaling_policy(self.launch.workers), asked=asked)
+
     def controller(self, world: int | None = None) -> Controller:
-        """Return the controller for `world` ranks, or if None, for as many as each stage wants."""
-        wants, most = scaling_policy(self.launch.workers), most_rows(self.engine.max_micro, self.task.train_size())
-        first = wants(0, self.growth(0), most)
-        return self.schedule().controller(
-            self.task.train_size(),
-            first if world is None else world,
-            group=Group(scaling_policy=wants, asked=first) if world is None else None,
-            max_micro=most,
-            measuring=self.run.noise,
-            seed=self.run.seed,
-        )
+        """Return the schedule on `world` ranks, or on those that each stage wants.
+
+        Raises:
+            ConfigError: the schedule cannot be.
+        """
+        epoch = self.task.train_size()
+        first = scaling_policy(self.launch.workers)(0, self.growth(0), most_rows(self.engine.max_micro, epoch))
+        group = self.group(first) if world is None else None
+        return self.settings().controller(epoch, first if world is None else world, group)
 
     def folder(self, *, resume: bool | None) -> RunFolder:
         """Return the run's folder. If it is lost, it is filled with what launch.storage_path holds of the run."""
@@ -151,42 +165,21 @@ class Run(Spec):
         """Build the task and train it. Collective: every rank must call.
 
         Args:
-            resume: True: continue. False: start. None: continue if run.dir holds a run, else start.
-            asked: Ranks that the stage wants, if groups of other sizes may follow this one; else None.
-            trackers: Trackers beside those of the config.
+            resume: True: resume. False: begin. None: resume if the run's folder holds a run, else begin.
+            asked: Ranks that this group was started with, if groups of other sizes may follow it.
+            trackers: Trackers of rank 0's events, beside those of the config.
         """
         from distgrow.checkpoint.manager import back_off
         from distgrow.data.seeding import seed_generators
         from distgrow.distributed.world import joined
-        from distgrow.training.fit import fit
+        from distgrow.training.train_task import train_task
 
         if resume is None:
             back_off(RunFolder(self.run.dir), self.launch.backoff_s)
         with joined(self.engine.device, self.launch.timeout_s, alone=self.engine.needs_group) as world:
             seed_generators(self.run.seed, world.device)
             task = world.on_all_ranks(lambda: self.task.build(self.model))
-            parts = self.model_dump(mode="json")
-            return fit(
-                task.model,
-                task.loss,
-                task.train,
-                test=task.test,
-                probe=task.probe,
-                metrics=task.metrics,
-                collate=task.collate,
-                growth=self.growth,
-                stages=self.stages,
-                lr=self.lr,
-                budget=self.budget,
-                optimizer=self.optimizer,
-                engine=self.engine,
-                run=self.run,
-                resume=resume,
-                group=Group(scaling_policy=scaling_policy(self.launch.workers), asked=asked)
-                if asked is not None
-                else None,
-                storage=self.launch.storage_path,
-                world=world,
-                trackers=trackers,
-                about={key: parts[key] for key in ("task", "model", "launch", "theory")},
-            )
+            recorded = self.model_dump(mode="json")
+            about = {key: recorded[key] for key in ("task", "model", "launch", "theory")}
+            settings, group = replace(self.settings(), about=about), None if asked is None else self.group(asked)
+            return train_task(task, settings, resume=resume, group=group, world=world, trackers=trackers)

@@ -1,7 +1,7 @@
 """The protocol of trackers, a tracker that keeps nothing, and several trackers as one."""
 
 from collections.abc import Iterable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from distgrow.tracking.base_event import Line
 
@@ -18,6 +18,15 @@ class Tracker(Protocol):
 
     def close(self) -> None:
         """Release what is held, at the end of the run."""
+        ...
+
+
+@runtime_checkable
+class Buffered(Protocol):
+    """A tracker that keeps events in memory for a while."""
+
+    def flush(self) -> None:
+        """Write them now."""
         ...
 
 
@@ -41,6 +50,12 @@ class Trackers:
         """Log to all."""
         for tracker in self._trackers:
             tracker.log(event)
+
+    def flush(self) -> None:
+        """Make those that keep events in memory write them."""
+        for tracker in self._trackers:
+            if isinstance(tracker, Buffered):
+                tracker.flush()
 
     def close(self) -> None:
         """Close all."""

@@ -3,7 +3,7 @@
 import time
 
 from distgrow.core.progress import Progress
-from distgrow.tracking.base import Tracker
+from distgrow.tracking.base import Buffered, Tracker
 from distgrow.tracking.base_event import Event, Place
 
 
@@ -25,3 +25,8 @@ class EventLog:
     def log(self, event: Event) -> None:
         """Hand the event to the trackers."""
         self.tracker.log(event.to_json())
+
+    def flush(self) -> None:
+        """Make trackers write the events that they keep in memory, so that killing this process loses none."""
+        if isinstance(self.tracker, Buffered):
+            self.tracker.flush()

@@ -1,6 +1,7 @@
 """metrics.jsonl: one JSON object a line."""
 
 import json
+import os
 import time
 from pathlib import Path
 
@@ -29,6 +30,12 @@ class JSONL:
         self._waiting.append(event)
         if time.monotonic() >= self._due or event["event"] != "step":
             self._write()
+
+    def flush(self) -> None:
+        """Write the lines that wait, to the disk itself."""
+        self._write()
+        with storing(self._path):
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Close the file."""

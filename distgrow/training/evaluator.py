@@ -1,4 +1,4 @@
-"""Evaluator: what is measured of a run under way, its test set's metrics and exact gradients; moves nothing."""
+"""Evaluator: measures a run without changing it: metrics of its test set and exact gradients."""
 
 import math
 import time
@@ -28,19 +28,28 @@ class Evaluator:
     """Measure one run, and log what was measured as events."""
 
     def __init__(self, task: Task, controller: Controller, engine: Engine, run: RunSpec, world: World) -> None:
-        """ConfigError where the data set of probes is too small."""
+        """Check run.probe.
+
+        Raises:
+            ConfigError: the data set of probes is too small.
+        """
         self._task, self._controller, self._engine = task, controller, engine
         self._run, self._world = run, world
+        self._evaluated = (0, 0)  # step and samples of the last evaluation
         self._probed = task.train if task.probe is None else task.probe
         run.probe.check(len(self._probed), world.size, controller.epoch, controller.budget.sfo)
 
-    def evaluation_due(self, before: Progress, after: Progress) -> bool:
-        """Whether this update crossed an evaluation's place on the samples axis."""
-        every = self._run.eval.every_epochs * self._controller.epoch
-        return before.samples // every != after.samples // every and not self._controller.done(after)
+    def evaluation_due(self, progress: Progress) -> bool:
+        """Return whether a multiple of run.eval lies between the last evaluation and here. The end has its own."""
+        crossed = self._run.eval.crossed(self._evaluated, (progress.step, progress.samples), self._controller.epoch)
+        return crossed and not self._controller.done(progress)
 
     def evaluate(self, progress: Progress, events: EventLog) -> dict[str, float]:
-        """Evaluate the test set, where there is one. Collective: every rank must call."""
+        """Evaluate the test set, if there is one, and log its metrics once. Collective: every rank must call.
+
+        Raises:
+            ConfigError: a metric has the name of a key that every event has.
+        """
         if self._task.test is None:
             return {}
         rows = min(self._run.eval.rows, progress.micro_limit or self._run.eval.rows)
@@ -48,15 +57,21 @@ class Evaluator:
             metrics = self._engine.evaluate(self._batches(self._task.test, rows))
         if clash := RESERVED & metrics.keys():
             raise ConfigError(f"task.metrics returns {', '.join(sorted(clash))}, which every event has; rename it")
-        epoch = progress.samples / self._controller.epoch
-        shown = {name: finite(value) for name, value in metrics.items()}
-        events.log(Evaluation(**events.place(progress), epoch=epoch, more=shown))
+        if (progress.step, progress.samples) != self._evaluated:  # else it was, before the run was resumed
+            epoch = progress.samples / self._controller.epoch
+            shown = {name: finite(value) for name, value in metrics.items()}
+            events.log(Evaluation(**events.place(progress), epoch=epoch, more=shown))
+        self._evaluated = (progress.step, progress.samples)
         return metrics
 
-    def probe_due(self, progress: Progress) -> bool:
-        """Whether the growth or run.probe wants ‖∇f‖ before the coming update; not again once it is known.
+    def resume(self, evaluated: tuple[int, int]) -> None:
+        """Take (step, samples) of the newest evaluation that the run has logged."""
+        self._evaluated = evaluated
 
-        A budget of gradient evaluations has to leave some for that update.
+    def probe_due(self, progress: Progress) -> bool:
+        """Return whether growth or run.probe wants ‖∇f‖ before the coming update and does not have it yet.
+
+        A budget of gradient evaluations must leave some for that update.
         """
         if not (self._controller.probe_due(progress) or self._wished(progress)):
             return False
@@ -67,13 +82,16 @@ class Evaluator:
         return self._run.probe.due(progress, self._controller.epoch)
 
     def last(self, progress: Progress, events: EventLog) -> Progress:
-        """The progress at the run's end, where run.probe wants to know ‖∇f‖ too. Collective: every rank must call."""
+        """Probe at the run's end if run.probe is set, and return the progress. Collective: every rank must call."""
         return self.probe(progress, events) if self._run.probe.due_at_the_end(progress) else progress
 
     def probe(self, progress: Progress, events: EventLog) -> Progress:
-        """The progress that knows what was due, charged with its evaluations. Collective: every rank must call.
+        """Measure what is due. Return the progress with it, charged with the evaluations.
 
-        ConfigError where one before the first update has used up the budget.
+        Collective: every rank must call.
+
+        Raises:
+            ConfigError: a probe before the first update used up the budget.
         """
         began, asked = time.monotonic(), self._controller.probe_due(progress)
         rows = min(self._run.probe.rows, progress.micro_limit or self._run.probe.rows)
@@ -107,7 +125,7 @@ class Evaluator:
         return after
 
     def _curvature(self, probe: Probe, progress: Progress, gradient: Vector, norm: float) -> dict[str, float]:
-        """What run.probe.curvature adds; NaN where the gradient is 0."""
+        """Return the figures that run.probe.curvature adds. Some are NaN if the gradient is 0."""
         spec, samples, seed = self._run.probe, len(self._probed), mix_int(self._run.seed, progress.samples)
         orders = (mix_int(seed, 1), mix_int(seed, 2))
         pairs = zip(*(self._parts(min(spec.parts, samples), order) for order in orders), strict=True)
@@ -132,7 +150,7 @@ class Evaluator:
         }
 
     def _rate(self, progress: Progress) -> float:
-        """The learning rate at the batch that the ladder has come to."""
+        """Return the learning rate at the batch of the current stage."""
         return self._controller.rate(progress, self._controller.growth(progress.stage))
 
     def _parts(self, parts: int, seed: int) -> Batches:

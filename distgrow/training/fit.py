@@ -1,38 +1,30 @@
-"""fit(): train a model from Python; it builds the parts and starts the loop."""
+"""fit(): trains a model from Python."""
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
 
-from distgrow.checkpoint.manager import opened, stands_at
-from distgrow.checkpoint.remote import build_store
 from distgrow.core.budget import Budget
-from distgrow.core.errors import ConfigError
+from distgrow.core.errors import ConfigError, TrainingFailed
 from distgrow.core.lr import LR
 from distgrow.core.scaling import Group
-from distgrow.core.spec import Spec
 from distgrow.core.stages import Stages
-from distgrow.data.dataset import check_rows_by_number
-from distgrow.data.seeding import seed_generators
-from distgrow.distributed.world import World, joined
+from distgrow.distributed.world import World
 from distgrow.engine.batches import Loss, Metrics
-from distgrow.engine.compatible import check_compatible
-from distgrow.engine.spec import EngineSpec, Torch, most_rows
+from distgrow.engine.spec import EngineSpec, Torch
 from distgrow.growth import Growth
 from distgrow.growth.schedule import Schedule
 from distgrow.optim import OptimizerSpec
 from distgrow.optim.sgd import SGD
-from distgrow.run.folder import RunFolder
-from distgrow.run.stop import StopRequests
 from distgrow.tasks.task import Task
 from distgrow.tracking.base import Tracker
-from distgrow.tracking.open import check as check_packages
-from distgrow.tracking.open import reporting, tracking
-from distgrow.training.loss_check import check_loss
+from distgrow.training.arguments import check_arguments
+from distgrow.training.settings import Settings
 from distgrow.training.spec import RunSpec
-from distgrow.training.trainer import Result, Trainer
+from distgrow.training.train_task import train_task
+from distgrow.training.trainer import Result
 
 
 def fit(
@@ -58,61 +50,61 @@ def fit(
     about: Mapping[str, Any] | None = None,
     trackers: Sequence[Tracker] = (),
 ) -> Result:
-    """Train `model` in place by a growth schedule; the same in one process, under torchrun and in a Ray worker.
+    """Train `model` in place by a growth schedule.
 
-    `loss(model, batch)` is the mean over the batch's rows; `metrics(model, batch)`, for `test`, are means over rows or
-    pairs (sum, count);
-    `train`, `test` and `probe` (for exact gradients, where `train` augments) are map-style data sets. `resume` None
-    goes on where the run's folder holds a run and begins one where it does not. `storage`, a URI of pyarrow's, is where
-    checkpoints are kept that `run.dir` cannot hold, as its hosts share no folder. `world` is the ranks, where they are
-    joined already. `about` is recorded in config.yaml beside the settings; `trackers` see the first rank's events,
-    beside those that always do.
-    With a `group` it ends, its state saved, before the first stage that wants another number of ranks: whoever starts
-    the ranks has to start those.
-    Collective: every rank must call. Raises ValueError (RunError where the run folder is at fault) for settings
-    that cannot work, TrainingFailed where too many updates in a row are not finite.
+    The same call works in one process, under torchrun and in a Ray worker. Collective: every rank must call.
+
+    Args:
+        model: The model.
+        loss: `loss(model, batch)` returns the mean over the rows of the batch.
+        train: The training set, map-style.
+        growth: The growth policy.
+        budget: When the run is over.
+        test: The test set, map-style. None: no evaluation.
+        probe: The data set of exact gradients, map-style, for a training set that augments. None: `train`.
+        metrics: `metrics(model, batch)` returns a dict for `test`: means over rows, or pairs (sum, count).
+        collate: Makes a batch of a list of samples. None: torch's default.
+        stages: How long stages are.
+        lr: The learning rate.
+        optimizer: The optimizer. None: SGD.
+        engine: What computes. None: `Torch()`.
+        run: Where the run is kept, and its habits.
+        resume: True: resume. False: begin. None: resume if `run.dir` holds a run, else begin.
+        group: If given, the run ends, its state saved, before the first stage that wants another number of ranks.
+            Whoever starts ranks must then start those.
+        storage: URI (pyarrow's) of the checkpoints, if the hosts share no folder. None: `run.dir`.
+        world: The ranks, if they have been joined already.
+        about: Recorded in config.yaml beside the settings.
+        trackers: Trackers of rank 0's events, beside those that every run has.
+
+    Raises:
+        ConfigError: An argument that cannot work; RunError if the run's folder is at fault.
+        TrainingFailed: Too many updates in a row were not finite.
+        KeyboardInterrupt: Ctrl-C, after a checkpoint.
     """
+    given = {"growth": growth, "budget": budget, "stages": stages, "lr": lr, "optimizer": optimizer}
+    check_arguments({**given, "engine": engine, "run": run}, model, loss, metrics, collate)
     task = Task(model=model, loss=loss, train=train, test=test, probe=probe, metrics=metrics, collate=collate)
-    for name, dataset in (("train", train), ("test", test), ("probe", probe)):
-        if dataset is not None or name == "train":
-            check_rows_by_number(dataset, name)
-    if test is not None and len(test) == 0:
-        raise ConfigError("the test set is empty; leave it out, or give it samples")
-    stages, lr, optimizer = stages or Stages(), lr or LR(), optimizer or SGD()
-    engine, run = engine or Torch(), run or RunSpec()
-    check_compatible(growth, optimizer, engine)
-    specs: dict[str, Spec] = {"growth": growth, "stages": stages, "lr": lr, "optimizer": optimizer}
-    specs |= {"engine": engine, "budget": budget, "run": run}
-    settings = {**(about or {}), **{name: spec.model_dump(mode="json") for name, spec in specs.items()}}
-    schedule = Schedule(growth=growth, stages=stages, lr=lr, budget=budget)
-    folder = RunFolder(run.dir)
-    stop = StopRequests(folder)
-    ranks = joined(engine.device, alone=engine.needs_group) if world is None else nullcontext(world)
-    with stop.watched(), ranks as world:
-        controller = schedule.controller(
-            len(train),
-            world.size,
-            group=group,
-            max_micro=most_rows(engine.max_micro, len(train)),
-            measuring=run.noise,
-            seed=run.seed,
+    schedule = Schedule(growth=growth, stages=stages or Stages(), lr=lr or LR(), budget=budget)
+    settings = Settings(
+        schedule=schedule,
+        optimizer=optimizer or SGD(),
+        engine=engine or Torch(),
+        run=run or RunSpec(),
+        storage=storage,
+        about=about or {},
+    )
+    with _in_python():
+        return train_task(task, settings, resume=resume, group=group, world=world, trackers=trackers)
+
+
+@contextmanager
+def _in_python() -> Iterator[None]:
+    """Make errors name the argument `resume=True`, as there is no command line that has --resume."""
+    try:
+        yield
+    except (ConfigError, TrainingFailed, KeyboardInterrupt) as error:
+        error.args = tuple(
+            part.replace("--resume", "resume=True") if isinstance(part, str) else part for part in error.args
         )
-        if not (resume or (resume is None and world.on_rank0(folder.begun))):
-            controller.check()
-        check_packages(run.trackers, world)
-        check_loss(task, controller, folder, world, workers=run.loader.workers)
-        store = build_store(folder, storage)
-        with opened(folder, store, world, settings, specs, resume=resume) as begun:
-            if begun:
-                controller.check_resumed(lambda: world.on_rank0(lambda: stands_at(store)))
-            seed_generators(run.seed, world.device)
-            machine = engine.build(model, loss, metrics=metrics, optimizer=optimizer, world=world)
-            with (
-                tracking(folder, world.rank, controller, trackers) as lines,
-                reporting(run.trackers, folder, settings, world, lines) as tracker,
-            ):
-                job = Trainer(task, controller, machine, tracker, folder, run, world, stop, store)
-                measure = engine.max_micro == "auto"
-                result = job.resume(measure=measure) if begun else job.begin(measure=measure)
-                machine.close()
-                return result
+        raise

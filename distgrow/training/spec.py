@@ -2,24 +2,50 @@
 
 from typing import Annotated
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from distgrow.checkpoint.spec import Checkpointing
+from distgrow.core.errors import ConfigError
 from distgrow.core.noise_stats import Measuring
 from distgrow.core.probe_schedule import Probing
 from distgrow.core.spec import PosFloat, PosInt, Spec
 from distgrow.data.spec import Loading
 from distgrow.distributed.environment import expanded
+from distgrow.run.stop import StopSignal
 from distgrow.tracking.spec import TrackerSpecs
 
 
 class Evaluation(Spec):
-    """When the test set is evaluated. Always at the end."""
+    """When the test set is evaluated: every so many epochs, samples or steps, and always at the end."""
 
-    every_epochs: PosFloat = 1.0
-    """Epochs between two evaluations."""
+    every_epochs: PosFloat | None = None
+    """Epochs between two evaluations. The default is 1, unless `every_samples` or `every_steps` is given."""
+    every_samples: PosInt | None = None
+    """Samples between two evaluations."""
+    every_steps: PosInt | None = None
+    """Updates between two evaluations."""
     rows: PosInt = 256
     """Rows of an evaluation batch."""
+
+    @model_validator(mode="after")
+    def _at_most_one_unit(self) -> "Evaluation":
+        given = [unit for unit in ("every_epochs", "every_samples", "every_steps") if getattr(self, unit) is not None]
+        if len(given) > 1:
+            raise ConfigError(f"run.eval: {' and '.join(given)} are given; leave one")
+        return self
+
+    def crossed(self, before: tuple[int, int], now: tuple[int, int], epoch: int) -> bool:
+        """Return whether a multiple of the interval lies in (before, now], both of them (step, samples).
+
+        Args:
+            before: The last evaluation.
+            now: The run.
+            epoch: Samples of an epoch.
+        """
+        if self.every_steps is not None:
+            return before[0] // self.every_steps != now[0] // self.every_steps
+        every = self.every_samples or (self.every_epochs or 1.0) * epoch
+        return before[1] // every != now[1] // every
 
 
 class RunSpec(Spec):
@@ -43,5 +69,8 @@ class RunSpec(Spec):
     """Services to report to, beside metrics.jsonl: wandb, mlflow."""
     log_every: PosInt = 1
     """Updates between two step lines of metrics.jsonl."""
+    stop_signals: list[StopSignal] = ["SIGTERM", "SIGINT"]
+    """Signals after which the run writes a checkpoint and ends. SIGINT is Ctrl-C; a second one ends the run at once.
+    SLURM sends the signal of `sbatch --signal`, often SIGUSR1."""
     max_skips: PosInt = 20
     """Non-finite updates in a row after which the run stops."""

@@ -1,7 +1,8 @@
-"""Trainer: the loop that turns decisions into updates; it decides nothing itself."""
+"""Trainer: runs the loop of updates; decides nothing itself."""
 
 import time
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from distgrow.checkpoint.manager import CheckpointManager
 from distgrow.checkpoint.storage import Folder, Store
@@ -20,7 +21,7 @@ from distgrow.run.stop import StopRequests
 from distgrow.tasks.task import Task
 from distgrow.tracking.base import Tracker
 from distgrow.tracking.event_log import EventLog
-from distgrow.tracking.events import Checkpoint, End, OutOfMemory, Resize, Resume, Stage, Start, shape_of, update_event
+from distgrow.tracking.events import End, OutOfMemory, Resize, Resume, Stage, Start, shape_of, update_event
 from distgrow.training.evaluator import Evaluator
 from distgrow.training.micro_batch import check_split, measured
 from distgrow.training.spec import RunSpec
@@ -28,15 +29,23 @@ from distgrow.training.spec import RunSpec
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """What a run ended with."""
+    """Hold what a run ended with."""
 
     progress: Progress
-    metrics: dict[str, float]  #: of the test set; empty without one or where the run was stopped early
-    finished: bool  #: False: SIGTERM stopped it, or a group of another size goes on with it; after a checkpoint
+    metrics: dict[str, float]  #: of the test set; empty without one or if the run was stopped early
+    finished: bool  #: False: a request stopped it, or a group of another size goes on with it; after a checkpoint
+
+
+class Votes(NamedTuple):
+    """Hold what a rank wants, or, once the update has brought them together, what any rank wants."""
+
+    stop: bool  #: write a checkpoint and end
+    save: bool  #: write a checkpoint
+    writing: bool  #: a file of the last checkpoint is still being written
 
 
 class Trainer:
-    """One run under way: the parts that the loop needs at hand."""
+    """Hold the parts of one run, and run its loop."""
 
     def __init__(
         self,
@@ -51,42 +60,45 @@ class Trainer:
         store: Store | None = None,
     ) -> None:
         self.task, self.controller, self.engine, self.events = task, controller, engine, EventLog(track)
-        self.folder, self.run, self.world, self.stop_requested = folder, run, world, stop
+        self.folder, self.run, self.world, self.requests = folder, run, world, stop
         facts = {"training samples": controller.epoch}
         store = store or Folder(folder.checkpoints)
-        self.checkpoints = CheckpointManager(store, engine, folder, run.checkpoint, world, facts)
+        self.checkpoints = CheckpointManager(store, engine, folder, run.checkpoint, world, self.events, facts)
         self.positions = SampleStream(task.train, seed=run.seed, collate=task.collate)
         self.loader = build_loader(self.positions, controller, world, run.loader)
         self.evaluator = Evaluator(task, controller, engine, run, world)
         self.shown_stage = -1
 
     def begin(self, *, measure: bool) -> Result:
-        """Train a new run from its first sample; with `measure`, find out what micro-batch memory holds."""
-        progress, samples = Progress(), self.controller.samples()
+        """Train a new run from its first sample. With `measure`, first find the micro-batch that memory holds."""
+        progress, samples = self.checkpoints.first(), self.controller.samples()
         place, folder = self.events.place(progress), str(self.folder.path)
         self.events.log(Start(**place, dir=folder, world=self.world.size, budget_samples=samples))
-        return self.train(self.saved(self.measured(progress) if measure else progress))
+        return self.train(self.checkpoints.save(self.measured(progress) if measure else progress))
 
     def resume(self, *, measure: bool) -> Result:
-        """The run goes on from its newest intact checkpoint, charged with what it had done beyond that."""
+        """Train on from the newest intact checkpoint, charged with the evaluations that were made beyond it."""
         began = time.monotonic()
-        found = self.checkpoints.find()
+        loaded = self.checkpoints.load()
         restore_s = time.monotonic() - began
-        if found is None:
+        if loaded is None:
             return self.begin(measure=measure)  # it was killed before its first checkpoint
-        self.events.began -= found.seconds
-        progress = found.progress
+        self.events.began -= loaded.seconds
+        self.evaluator.resume(loaded.evaluated)
+        progress = loaded.progress
         place, replayed = self.events.place(progress), progress.ledger.replayed
-        facts = Resume(
-            **place, checkpoint=found.name, damaged=found.damaged, restore_s=restore_s, sfo_replayed=replayed
+        event = Resume(
+            **place, checkpoint=loaded.name, damaged=loaded.damaged, restore_s=restore_s, sfo_replayed=replayed
         )
-        self.events.log(facts)
-        self.take_over(progress)
+        self.events.log(event)
+        self.log_resize(progress)
+        if self.evaluator.evaluation_due(progress):
+            self.evaluator.evaluate(progress, self.events)  # the run was stopped between the update and this
         measure = measure and progress.micro_limit is None and not self.controller.done(progress)
         return self.train(self.measured(self.controller.advance(progress)) if measure else progress)
 
-    def take_over(self, progress: Progress) -> None:
-        """Say so where a group of another size has left the run to this one; the time between counts as the run's."""
+    def log_resize(self, progress: Progress) -> None:
+        """Log that a group of another size left the run to this one, if so. The time between counts as the run's."""
         group, request = self.controller.group, self.world.on_rank0(lambda: resize_request.answered(self.folder))
         if group is None or request is None:
             return
@@ -96,7 +108,7 @@ class Trainer:
         self.events.log(Resize(**place, old=request.old, new=self.world.size, wanted=group.asked, seconds=seconds))
 
     def train(self, progress: Progress) -> Result:
-        """The path of every global batch, until the budget is spent or somebody asks to stop."""
+        """Make one update after the other, until the budget is spent or a request stops the run."""
         while not self.controller.done(progress):
             if self.evaluator.probe_due(progress):
                 progress = self.evaluator.probe(progress, self.events)
@@ -106,54 +118,62 @@ class Trainer:
                 return self.hand_over(progress)
             plan = self.controller.plan(progress)
             self.announce(progress, plan)
-            stop, asked = self.stop_requested(), self.stop_requested.checkpoint()
-            votes = (stop, self.checkpoints.due(progress, asked=asked), self.checkpoints.writing())
-            began = time.monotonic()
+            votes, began = self.votes(progress), time.monotonic()
             outcome = self.engine.update(plan, self.loader.draw(progress, plan), votes)
             before, progress = progress, progress.after(plan, outcome)
             if outcome.out_of_memory:
                 self.shrink(before, progress, plan)
                 continue
             self.log(progress, plan, outcome, time.monotonic() - began)
-            stop, save, writing = outcome.votes
-            if stop or progress.skips >= self.run.max_skips:
+            votes = Votes(*outcome.votes)
+            if votes.stop or progress.skips >= self.run.max_skips:
                 return self.stop_early(progress)
-            if self.evaluator.evaluation_due(before, progress):
+            if self.evaluator.evaluation_due(progress):
                 self.evaluator.evaluate(progress, self.events)
-            if self.checkpoints.current and not writing:
-                self.settle()
-            if save:
-                self.written()  # one before it that takes longer than an interval is waited for: no more can be lost
-                self.checkpoints.begin(progress)
+            self.checkpoints.after(progress, due=votes.save, writing=votes.writing)
         return self.finish(progress)
 
+    def votes(self, progress: Progress) -> Votes:
+        """Return what this rank wants after the coming update."""
+        requests = self.requests.poll()
+        save = self.checkpoints.due(progress, requested=requests.checkpoint)
+        return Votes(stop=requests.stop, save=save, writing=self.checkpoints.writing())
+
     def measured(self, progress: Progress) -> Progress:
-        """max_micro=auto: the progress that knows how many rows memory holds."""
+        """Find the micro-batch that memory holds (max_micro=auto), and return the progress that records it."""
         rows = DirectLoader(self.positions, self.world.rank)
         return measured(self.controller, self.engine, rows, progress, self.events)
 
     def shrink(self, before: Progress, progress: Progress, plan: Plan) -> None:
-        """A rank ran out of memory: the same batch comes again, in micro-batches half as large, if there are such."""
+        """After a rank ran out of memory, try the same batch again in micro-batches half as large.
+
+        Raises:
+            TrainingFailed: there are none so small, once a checkpoint is written.
+        """
         place = self.events.place(progress)
         self.events.log(OutOfMemory(**place, **shape_of(plan), sfo_discarded=progress.ledger.discarded))
         try:
             check_split(self.controller, progress)
         except TrainingFailed:
-            self.saved(replace(progress, micro_limit=before.micro_limit))
+            self.checkpoints.save(replace(progress, micro_limit=before.micro_limit))
             raise
         self.announce(progress, self.controller.plan(progress), again=True)
 
     def finish(self, progress: Progress) -> Result:
-        """The last probe, the last checkpoint, the last evaluation."""
+        """Make the last probe, the last checkpoint and the last evaluation."""
         progress = self.evaluator.last(progress, self.events)
-        self.saved(progress)
+        self.checkpoints.save(progress)
         metrics = self.evaluator.evaluate(progress, self.events)
         self.events.log(End(**self.events.place(progress), reason="done"))
         return Result(progress=progress, metrics=metrics, finished=True)
 
     def stop_early(self, progress: Progress) -> Result:
-        """A checkpoint, then the end: asked for (SIGTERM, RUN/.stop), or forced by updates that are not finite."""
-        self.saved(progress)
+        """Write a checkpoint and end, on request (a signal, RUN/.stop) or because updates are not finite.
+
+        Raises:
+            Diverged: too many updates in a row were not finite.
+        """
+        self.checkpoints.save(progress)
         failed = progress.skips >= self.run.max_skips
         reason = "too many updates in a row were not finite" if failed else "stopped on request"
         self.events.log(End(**self.events.place(progress), reason=reason))
@@ -165,35 +185,16 @@ class Trainer:
         return Result(progress=progress, metrics={}, finished=False)
 
     def hand_over(self, progress: Progress) -> Result:
-        """A checkpoint, then the end: a group of the size that the coming stage wants goes on."""
+        """Write a checkpoint and end. A group of the size that the coming stage wants goes on."""
         request = ResizeRequest(old=self.world.size, asked_at=time.time(), time_s=self.events.seconds())
-        if self.world.sum([self.stop_requested()])[0]:
+        if self.world.sum([self.requests.poll().stop])[0]:
             return self.stop_early(progress)
-        self.saved(progress)
+        self.checkpoints.save(progress)
         self.world.on_rank0(lambda: resize_request.ask(self.folder, request))
         return Result(progress=progress, metrics={}, finished=False)
 
-    def saved(self, progress: Progress) -> Progress:
-        """The same progress, once a checkpoint holds it."""
-        self.written()
-        if not self.checkpoints.saved(progress):
-            self.checkpoints.begin(progress)
-            self.written()
-        return progress
-
-    def written(self) -> None:
-        """Wait until no checkpoint is being written."""
-        while self.checkpoints.current:
-            self.settle()
-
-    def settle(self) -> None:
-        """Go on with the checkpoint that is being written."""
-        if kept := self.checkpoints.settle():
-            place = self.events.place(kept.progress)
-            self.events.log(Checkpoint(**place, path=kept.name, seconds=kept.seconds, stall_s=kept.stall_s))
-
     def announce(self, progress: Progress, plan: Plan, *, again: bool = False) -> None:
-        """Say so when a stage begins, or goes on `again` in other micro-batches."""
+        """Log a stage when it begins, or when it goes on `again` in other micro-batches."""
         if again or plan.stage != self.shown_stage:
             self.shown_stage = plan.stage
             epoch = progress.samples / self.controller.epoch
@@ -202,7 +203,7 @@ class Trainer:
             )
 
     def log(self, progress: Progress, plan: Plan, outcome: Outcome, seconds: float) -> None:
-        """The step line of this update."""
+        """Log the step line of this update, unless run.log_every leaves it out."""
         if outcome.applied and progress.step % self.run.log_every:
             return
         rate = plan.batch / seconds if seconds > 0 else 0.0

@@ -259,6 +259,5 @@ def test_a_request_for_a_checkpoint_is_told_once_and_stops_nothing(folder: RunFo
     requests = StopRequests(folder)
     folder.path.mkdir(parents=True, exist_ok=True)
     folder.checkpoint.touch()
-    assert not requests()  # the look that finds it
-    assert [requests.checkpoint() for _ in range(3)] == [True, False, False]
+    assert [requests.poll() for _ in range(3)] == [(False, True), (False, False), (False, False)]
     assert not folder.checkpoint.exists()

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from distgrow.core.errors import RunError
 from distgrow.core.plan import Plan
 from distgrow.core.progress import Ledger, Outcome, Progress
+from distgrow.tracking.base import Trackers
 from distgrow.tracking.base_event import Event
 from distgrow.tracking.events import Checkpoint, Evaluation, Resume, update_event
 from distgrow.tracking.jsonl import JSONL
@@ -189,3 +190,14 @@ def test_the_last_update_of_a_run_that_breaks_off_is_left_as_a_line() -> None:
         terminal.log(step(number + 1))
     terminal.close()
     assert [line.split(" · ")[1] for line in stream.getvalue().splitlines()] == ["1/100", "3/100"]
+
+
+def test_lines_that_wait_are_on_disk_once_flushed(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    tracker = Trackers([JSONL(path)])
+    for step in range(5):
+        tracker.log({"event": "step", "step": step})
+    assert path.read_text().count("\n") < 5
+    tracker.flush()
+    assert path.read_text().count("\n") == 5
+    tracker.close()

@@ -1,0 +1,71 @@
+"""The check of fit()'s arguments: what each must be, and what to write in place of a common mistake."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+from distgrow.core.budget import Budget
+from distgrow.core.errors import ConfigError
+from distgrow.core.lr import LR
+from distgrow.core.stages import Stages
+from distgrow.engine.spec import DeepSpeed, Torch
+from distgrow.growth.base import GrowthPolicy
+from distgrow.optim import OptimizerSpec
+from distgrow.training.spec import RunSpec
+
+#: Of each argument: its types, whether None is allowed, and how it is written.
+_SPECS: Mapping[str, tuple[tuple[type, ...], bool, str]] = {
+    "growth": ((GrowthPolicy,), False, "a growth policy, such as exponential(start=8, factor=2) or batches([8, 16])"),
+    "budget": ((Budget,), False, "a budget, such as budget(epochs=4)"),
+    "stages": ((Stages,), True, "stages, such as every(epochs=1)"),
+    "lr": ((LR,), True, "a learning rate, such as linear_lr(0.1) or constant_lr(0.1)"),
+    "optimizer": ((OptimizerSpec,), True, "one of distgrow's, such as SGD(momentum=0.9) or AdamW()"),
+    "engine": ((Torch, DeepSpeed), True, "an engine, such as Torch(max_micro=64)"),
+    "run": ((RunSpec,), True, "a RunSpec, such as RunSpec(dir='runs/first')"),
+}
+
+
+def check_arguments(
+    specs: Mapping[str, Any],
+    model: Any,
+    loss: Any,
+    metrics: Any,
+    collate: Any,
+) -> None:
+    """Check the types of fit()'s arguments.
+
+    Args:
+        specs: growth, budget, stages, lr, optimizer, engine and run.
+        model: The model.
+        loss: The loss function.
+        metrics: The metrics function, or None.
+        collate: The collate function, or None.
+
+    Raises:
+        ConfigError: an argument has the wrong type; the message names it, what was given and what is allowed.
+    """
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"model={_shown(model)}: allowed is a torch.nn.Module")
+    _check_function("loss", loss, "loss(model, batch), which returns the mean over the batch's rows")
+    for name, function, what in (
+        ("metrics", metrics, "metrics(model, batch), which returns a dict of names and values"),
+        ("collate", collate, "collate(samples), which returns a batch"),
+    ):
+        if function is not None:
+            _check_function(name, function, what)
+    for name, value in specs.items():
+        types, optional, example = _SPECS[name]
+        if not isinstance(value, types) and not (optional and value is None):
+            raise ConfigError(f"{name}={_shown(value)}: allowed is {example}")
+
+
+def _check_function(name: str, value: Any, what: str) -> None:
+    if not isinstance(value, Callable):
+        raise ConfigError(f"{name}={_shown(value)}: allowed is a function {what}")
+
+
+def _shown(value: Any) -> str:
+    """Show a value by its type as well, on one line of at most 80 characters."""
+    text = " ".join(repr(value).split())
+    return f"{text if len(text) <= 80 else text[:79] + '…'} (a {type(value).__name__})"

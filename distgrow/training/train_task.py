@@ -1,0 +1,108 @@
+"""train_task(): builds the parts of a run and starts its loop, for a config and for fit()."""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+from distgrow.checkpoint.manager import opened, stands_at
+from distgrow.checkpoint.remote import build_store
+from distgrow.core.errors import ConfigError
+from distgrow.core.scaling import Group
+from distgrow.data.dataset import check_rows_by_number
+from distgrow.data.seeding import seed_generators
+from distgrow.distributed.world import World, joined
+from distgrow.growth.controller import Controller
+from distgrow.run.folder import RunFolder
+from distgrow.run.stop import StopRequests
+from distgrow.tasks.task import Task
+from distgrow.tracking.base import Tracker
+from distgrow.tracking.open import check as check_packages
+from distgrow.tracking.open import reporting, tracking
+from distgrow.training.loss_check import check_loss
+from distgrow.training.settings import Settings
+from distgrow.training.trainer import Result, Trainer
+
+
+def train_task(
+    task: Task,
+    settings: Settings,
+    *,
+    resume: bool | None,
+    group: Group | None = None,
+    world: World | None = None,
+    trackers: Sequence[Tracker] = (),
+) -> Result:
+    """Train the task's model in place. Collective: every rank must call.
+
+    Args:
+        task: Model, loss and data.
+        settings: All specs of the run.
+        resume: True: resume. False: begin. None: resume if the run's folder holds a run, else begin.
+        group: If given, the run ends after a checkpoint before the first stage that wants another number of ranks.
+        world: The ranks, if they have been joined already.
+        trackers: Trackers of rank 0's events, beside those of the settings.
+
+    Raises:
+        ConfigError: settings that cannot work; RunError if the run's folder is at fault.
+        TrainingFailed: too many updates in a row were not finite.
+        KeyboardInterrupt: Ctrl-C, after a checkpoint.
+    """
+    _check_data(task)
+    settings.check()
+    folder, engine = RunFolder(settings.run.dir), settings.engine
+    stop = StopRequests(folder, settings.run.stop_signals)
+    ranks = joined(engine.device, alone=engine.needs_group) if world is None else nullcontext(world)
+    with stop.watched(), ranks as world:
+        controller = settings.controller(len(task.train), world.size, group)
+        if not (resume or (resume is None and world.on_rank0(folder.begun))):
+            controller.check()
+        check_packages(settings.run.trackers, world)
+        check_loss(task, controller, folder, world, workers=settings.run.loader.workers)
+        result = _train_in(folder, stop, task, controller, settings, world, trackers, resume=resume)
+    if stop.interrupted:
+        raise KeyboardInterrupt(_farewell(folder, result))  # not of a subclass: Python would exit with 1
+    return result
+
+
+def _train_in(
+    folder: RunFolder,
+    stop: StopRequests,
+    task: Task,
+    controller: Controller,
+    settings: Settings,
+    world: World,
+    trackers: Sequence[Tracker],
+    *,
+    resume: bool | None,
+) -> Result:
+    """Open the run's folder, its trackers and the engine, and run the loop."""
+    store, recorded, run = build_store(folder, settings.storage), settings.recorded(), settings.run
+    with opened(folder, store, world, recorded, settings.specs(), resume=resume) as begun:
+        if begun:
+            controller.check_resumed(lambda: world.on_rank0(lambda: stands_at(store)))
+        seed_generators(run.seed, world.device)
+        engine = settings.engine.build(
+            task.model, task.loss, metrics=task.metrics, optimizer=settings.optimizer, world=world
+        )
+        with (
+            tracking(folder, world.rank, controller, trackers) as lines,
+            reporting(run.trackers, folder, recorded, world, lines) as tracker,
+        ):
+            trainer = Trainer(task, controller, engine, tracker, folder, run, world, stop, store)
+            measure = settings.engine.max_micro == "auto"
+            result = trainer.resume(measure=measure) if begun else trainer.begin(measure=measure)
+            engine.close()
+            return result
+
+
+def _check_data(task: Task) -> None:
+    for name, dataset in (("train", task.train), ("test", task.test), ("probe", task.probe)):
+        if dataset is not None or name == "train":
+            check_rows_by_number(dataset, name)
+    if task.test is not None and len(task.test) == 0:
+        raise ConfigError("the test set is empty; leave it out, or give it samples")
+
+
+def _farewell(folder: RunFolder, result: Result) -> str:
+    if result.finished:
+        return f"Ctrl-C: run.dir={folder.path} was finished by then; nothing is lost"
+    return f"Ctrl-C: run.dir={folder.path} holds a checkpoint of step {result.progress.step}; go on with --resume"

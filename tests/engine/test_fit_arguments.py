@@ -1,0 +1,63 @@
+"""fit() refuses what it cannot use by the argument's name, and speaks of resume=True."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import distgrow
+from distgrow import ConfigError, RunSpec
+
+
+def loss(model: nn.Module, batch: Any) -> torch.Tensor:
+    return model(batch).pow(2).mean()
+
+
+def fit(tmp_path: Path, **changed: Any) -> Any:
+    arguments: dict[str, Any] = {"model": nn.Linear(3, 1), "loss": loss, "train": torch.randn(20, 3)}
+    arguments |= {"growth": distgrow.constant(4), "budget": distgrow.budget(steps=2)}
+    arguments["run"] = RunSpec(dir=str(tmp_path / "run"))
+    return distgrow.fit(**{**arguments, **changed})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("optimizer", "adamw", "AdamW()"),
+        ("optimizer", torch.optim.SGD([torch.zeros(1)], lr=0.1), "SGD(momentum=0.9)"),
+        ("budget", 4, "budget(epochs=4)"),
+        ("budget", None, "budget(epochs=4)"),
+        ("run", {"dir": "runs/x"}, "RunSpec(dir="),
+        ("growth", [8, 16], "batches([8, 16])"),
+        ("growth", None, "batches([8, 16])"),
+        ("lr", 0.1, "constant_lr(0.1)"),
+        ("stages", 5, "every(epochs=1)"),
+        ("engine", "torch", "Torch(max_micro=64)"),
+        ("metrics", {"accuracy": 1.0}, "a dict of names and values"),
+        ("loss", None, "loss(model, batch)"),
+        ("collate", 3, "collate(samples)"),
+        ("model", "resnet8", "torch.nn.Module"),
+    ],
+)
+def test_an_argument_of_the_wrong_type_is_refused_by_name(name: str, value: Any, allowed: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as refused:
+        fit(tmp_path, **{name: value})
+    assert str(refused.value).startswith(f"{name}=")
+    assert type(value).__name__ in str(refused.value)
+    assert allowed in str(refused.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_metrics_that_return_no_dict_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="metrics are a float; return a dict"):
+        fit(tmp_path, test=torch.randn(5, 3), metrics=lambda model, batch: 0.5)
+
+
+def test_errors_name_the_argument_resume_and_not_the_command_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="without resume=True"):
+        fit(tmp_path, resume=True)
+    fit(tmp_path)
+    with pytest.raises(ConfigError, match="continue it with resume=True"):
+        fit(tmp_path)
