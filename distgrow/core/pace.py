@@ -83,17 +83,14 @@ def fitted(updates: Iterable[tuple[int, int, float]], resizes: Iterable[float] =
             f"a pace needs {ENOUGH} updates each with few and with many rows per worker ({SPREAD} times as many or "
             f"more), these are {found or 'none'}; name a run on a fixed world whose batch grew, or give launch.pace"
         )
-    rows_mean, seconds_mean = (statistics.fmean(axis) for axis in zip(*points, strict=True))
-    slope = sum((rows - rows_mean) * (seconds - seconds_mean) for rows, seconds in points) / sum(
-        (rows - rows_mean) ** 2 for rows, _ in points
-    )
+    rows, seconds = zip(*points, strict=True)
+    slope, latency = statistics.linear_regression(rows, seconds)
     if slope <= 0:
         raise ConfigError(
             "updates with more rows per worker took no longer, so that samples/s cannot be told; "
             "name a run with larger batches, or give launch.pace"
         )
-    latency = seconds_mean - slope * rows_mean
     if latency < 0:
-        latency, slope = 0.0, sum(r * s for r, s in points) / sum(r * r for r, _ in points)
+        slope, latency = statistics.linear_regression(rows, seconds, proportional=True)
     changes = list(resizes)
     return Pace(samples_per_s=1 / slope, latency_s=latency, resize_s=statistics.median(changes) if changes else 0.0)

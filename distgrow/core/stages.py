@@ -5,6 +5,7 @@ batch never adds up.
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -80,13 +81,11 @@ class Following:
 
     def end(self, stage: int) -> float:
         level = self.level(stage) * (1 + 1e-9)
-        below, above = -1, self.span.samples
-        if level == 0 or self.decay.fall(above, self.span) > level:
+        last = self.span.samples
+        if level == 0 or self.decay.fall(last, self.span) > level:
             return math.inf
-        while above - below > 1:
-            middle = (below + above) // 2
-            below, above = (below, middle) if self.decay.fall(middle, self.span) <= level else (middle, above)
-        return above if above < self.span.samples else math.inf
+        end = bisect_left(range(last), True, key=lambda samples: self.decay.fall(samples, self.span) <= level)
+        return end if end < last else math.inf
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -125,7 +125,7 @@ def test_every_form_is_read_from_an_override_and_survives_yaml_and_json(
     ("written", "told"),
     [
         ("0", "launch.workers: 0 is no number of workers (1 or more); write a number, a range [least, most]"),
-        ("2.0", "launch.workers: 2.0 is no number of workers"),
+        ("2.5", "launch.workers: 2.5 is no number of workers"),
         ("true", "launch.workers: True is no number of workers"),
         ("many", "launch.workers: 'many' is no number of workers"),
         ("null", "launch.workers: None is no number of workers"),
