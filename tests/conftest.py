@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import warm
 from hypothesis import settings
 
 settings.register_profile("here", deadline=None)  # a busy machine falsifies nothing
@@ -40,6 +41,7 @@ class Commands:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.warm = True  # forks of a process that has loaded torch; False for tests of the start itself
         self.environment = {
             **os.environ,
             "OMP_NUM_THREADS": "1",
@@ -48,7 +50,7 @@ class Commands:
 
     def start(self, *words: str, module: tuple[str, ...] = ("distgrow",)) -> "subprocess.Popen[str]":
         """Start a command and do not wait for it."""
-        return subprocess.Popen(
+        return (warm.Popen if self.warm else subprocess.Popen)(
             [sys.executable, "-m", *module, *words],
             cwd=self.folder,
             env=self.environment,
@@ -84,10 +86,8 @@ def torchrun(workers: int) -> tuple[str, ...]:
 def in_ranks(script: str, *words: str, workers: int) -> None:
     """Run a script of tests/dist, which makes its own process group, in so many ranks of one thread each."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(workers)]
-    finished = subprocess.run(
-        [sys.executable, *(launcher if workers > 1 else []), str(ROOT / "tests/dist" / script), *words],
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False, capture_output=True, text=True, timeout=280,
-    )  # fmt: skip
+    command = [sys.executable, *(launcher if workers > 1 else []), str(ROOT / "tests/dist" / script), *words]
+    finished = warm.run(command, {**os.environ, "OMP_NUM_THREADS": "1"}, timeout_s=280)
     assert finished.returncode == 0, f"exit code {finished.returncode}\n{finished.stdout}{finished.stderr}"
 
 
