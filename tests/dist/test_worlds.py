@@ -8,7 +8,7 @@ from conftest import Commands, events, in_ranks, ledger, parameters
 
 
 def spy_package(folder: Path) -> None:
-    """A user's own package outside the repository: a linear model, and a data set that notes what it is asked for."""
+    """A user's own package outside the repository: a small model, and a loss that notes the rows it trains on."""
     package = folder / "spies"
     package.mkdir()
     (package / "__init__.py").write_text("")
@@ -19,23 +19,27 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-class Noted:
-    def __init__(self, log, rows=200):
+class Rows:
+    def __init__(self, rows=200):
         generator = torch.Generator().manual_seed(1)
         self.x = torch.randn(rows, 5, generator=generator, dtype=torch.float64)
         self.y = self.x @ torch.arange(5.0, dtype=torch.float64) + torch.randn(rows, generator=generator)
-        self.log = log
     def __len__(self):
         return len(self.x)
     def __getitem__(self, index):
-        with open(f"{self.log}.{os.environ.get('RANK', 0)}", "a") as file:
-            file.write(f"{index}\\n")
-        return self.x[index], self.y[index] + 0.1 * torch.randn(())
+        return self.x[index], self.y[index] + 0.1 * torch.randn(()), index
 
 def make(log):
     torch.manual_seed(3)
     model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 1))
-    return model, lambda model, batch: F.mse_loss(model(batch[0]).squeeze(-1), batch[1]), Noted(log)
+
+    def loss(model, batch):
+        if model.training:  # which it is not in the check of the loss before a run
+            with open(f"{log}.{os.environ.get('RANK', 0)}", "a") as file:
+                file.writelines(f"{index}\\n" for index in batch[2].tolist())
+        return F.mse_loss(model(batch[0]).squeeze(-1), batch[1])
+
+    return model, loss, Rows()
 """
     )
 
