@@ -14,7 +14,7 @@ from distgrow.core.errors import ConfigError
 from distgrow.data.seeding import kept_generators, seed_generators
 from distgrow.data.stream import SampleStream
 from distgrow.distributed.world import World
-from distgrow.engine.batches import Buffers, Loss, leaves_of, place
+from distgrow.engine.batches import Buffers, Loss, check_rows, leaves_of, place
 from distgrow.growth.base import GrowthPolicy
 from distgrow.growth.controller import Controller
 from distgrow.run.folder import RunFolder
@@ -74,7 +74,8 @@ def check_mean(
         workers: Loader processes, of which one is used if there are any.
 
     Raises:
-        ConfigError: The loss is no mean over rows, or growth compares samples and there is only one.
+        ConfigError: The loss is no mean over rows, task.collate adds or drops some, or growth compares samples and
+            there is only one.
     """
     total = len(task.train)
     if total < 2:
@@ -86,6 +87,8 @@ def check_mean(
         return
     trials = Trials.of(total, most)
     drawn = _drawn(task, seed, trials, workers)
+    for rows, batch in drawn.items():
+        check_rows(batch, len(rows))
     task.model.to(device=device)
     with kept_generators(device), _moved(task.model):
         trials.check(_losses(task.model, task.loss, drawn), _tolerance(task.model), ragged=_ragged(drawn, trials))

@@ -81,6 +81,7 @@ def test_a_run_goes_on_with_another_world_size(distgrow: Commands) -> None:
 def test_sigterm_is_a_checkpoint_and_exit_code_0(distgrow: Commands, workers: int) -> None:
     assert distgrow.train("whole").code == 0
     words = ["train", str(ROOT / "configs/digits.yaml"), *TINY, "run.dir=stopped", f"launch.workers={workers}"]
+    distgrow.warm = False  # how a process that a user has started takes a signal
     process = distgrow.start(*words)
     until_step(distgrow.folder / "stopped", 20, process)
     process.send_signal(signal.SIGTERM)

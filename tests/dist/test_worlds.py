@@ -72,6 +72,7 @@ def test_worlds_and_micro_batches_give_the_same_parameters_samples_and_ledger(di
 
 
 def test_local_workers_are_the_same_as_torchrun(distgrow: Commands) -> None:
+    distgrow.warm = False
     assert distgrow.train("torchrun", workers=2).code == 0
     assert distgrow.train("local", "launch.workers=2").code == 0
     assert (parameters(distgrow.folder / "torchrun") == parameters(distgrow.folder / "local")).all()

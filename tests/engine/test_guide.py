@@ -2,12 +2,12 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+import warm
 from conftest import ROOT, events, ledger
 from page_scripts import after, alone, execute, flat, scripts
 
@@ -19,11 +19,8 @@ def launched(script: str, folder: Path, workers: int) -> None:
     folder.mkdir()
     (folder / "train.py").write_text(script)
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(workers)]
-    finished = subprocess.run(
-        [sys.executable, *launcher, "train.py"],
-        cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1"},
-        check=False, capture_output=True, text=True, timeout=200,
-    )  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    finished = warm.run([sys.executable, *launcher, "train.py"], environment, folder, timeout_s=200)
     assert finished.returncode == 0, finished.stdout + finished.stderr
 
 

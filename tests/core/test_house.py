@@ -1,0 +1,38 @@
+"""The package keeps the limits of size that its architecture names."""
+
+import ast
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+PACKAGE = ROOT / "distgrow"
+FILES = sorted(PACKAGE.rglob("*.py"))
+LINES, OF_A_FUNCTION = 300, 40
+LONG = {"growth/controller.py": set[str](), "training/fit.py": {"fit"}}  # to be split: may lose entries, not gain any
+
+
+def size(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Return the lines of a function's body, without its docstring."""
+    body = function.body[1:] if ast.get_docstring(function) else function.body
+    return sum((node.end_lineno or node.lineno) - node.lineno + 1 for node in body)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_function_has_more_than_forty_lines_beside_its_docstring(path: Path) -> None:
+    functions = [
+        n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+    long = {function.name for function in functions if size(function) > OF_A_FUNCTION}
+    assert long <= LONG.get(str(path.relative_to(PACKAGE)), set())
+
+
+def test_no_file_has_more_than_three_hundred_lines() -> None:
+    long = {str(path.relative_to(PACKAGE)): path.read_text().count("\n") for path in FILES}
+    assert {name for name, lines in long.items() if lines > LINES} <= set(LONG)
+
+
+def test_every_folder_says_in_one_line_what_it_owns() -> None:
+    folders = {path.parent for path in FILES}
+    said = {folder: ast.get_docstring(ast.parse((folder / "__init__.py").read_text())) or "" for folder in folders}
+    assert {folder.name for folder, line in said.items() if not line.split("\n")[0].endswith((".", ":"))} == set()
