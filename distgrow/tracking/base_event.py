@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from operator import attrgetter
 from typing import Annotated, Any, ClassVar, Self, TypedDict, get_args, get_origin, get_type_hints
 
 from distgrow.tracking.fields import Amount, Count, OldCount, Optional, count, figure
@@ -42,12 +43,14 @@ class Event:
 
     def to_json(self) -> dict[str, Any]:
         """Return the line's keys and values."""
+        names, values, droppable = _reader(type(self))
         line: dict[str, Any] = {"event": self.kind} if self.kind else {}
-        for name, check, optional in fields_of(type(self)):
-            value = getattr(self, name)
-            if value is not None or not optional or check is figure:
-                line[name] = value
-        line.update(self.more)
+        line.update(zip(names, values(self), strict=False))
+        for name in droppable:
+            if line[name] is None:
+                del line[name]
+        if self.more:
+            line.update(self.more)
         return line
 
     @classmethod
@@ -84,6 +87,14 @@ def _short(value: Any) -> str:
     except ValueError:  # a whole number of more digits than Python prints
         return "a number of thousands of digits"
     return shown if len(shown) <= 40 else shown[:40] + " …"
+
+
+@cache
+def _reader(kind: type[Event]) -> tuple[tuple[str, ...], Callable[[Event], tuple[Any, ...]], tuple[str, ...]]:
+    """Return the keys of a kind, what reads their values, and the keys that a line lacks if they are None."""
+    names = tuple(name for name, _, _ in fields_of(kind))
+    droppable = tuple(name for name, check, optional in fields_of(kind) if optional and check is not figure)
+    return names, attrgetter(*names), droppable
 
 
 @cache
