@@ -1,6 +1,5 @@
 """Built-in data, all real: digits, CIFAR-10 from Parquet, text; arrays in memory that make whole batches at once."""
 
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,10 @@ from distgrow.data.dataset import Batched
 
 Example = tuple[Tensor, Tensor]
 Bytes = npt.NDArray[np.uint8]
+Channels = tuple[float, float, float]
+#: Mean and standard deviation of each channel of CIFAR-10's training set, in 0 … 1.
+CIFAR10_MEAN: Channels = (0.4914, 0.4822, 0.4465)
+CIFAR10_STD: Channels = (0.2470, 0.2435, 0.2616)
 
 
 class Arrays(Batched):
@@ -28,16 +31,14 @@ class Arrays(Batched):
         return self.inputs[index], self.labels[index]
 
     def batch(self, indices: Int64s, seeds: UInt64s) -> Example:
-        """The collated rows `indices`."""
+        """Return the collated rows `indices`."""
         rows = torch.from_numpy(indices)
         return self.inputs.index_select(0, rows), self.labels.index_select(0, rows)  # see Tensors
 
 
 def digits() -> tuple[Arrays, Arrays]:
-    """scikit-learn's 8×8 digits as (1, 8, 8) images in 0 … 1: 1,437 to train on and 360 to test on."""
-    package = find_spec("sklearn")  # its file is read directly: importing scikit-learn takes two seconds
-    assert package is not None and package.origin is not None
-    table = np.loadtxt(Path(package.origin).parent / "datasets/data/digits.csv.gz", delimiter=",", dtype=np.float32)
+    """Return the UCI digits as (1, 8, 8) images in 0 … 1: 1,437 to train on and 360 to test on."""
+    table = np.loadtxt(Path(__file__).with_name("digits.csv.gz"), delimiter=",", dtype=np.float32)
     order = np.random.RandomState(0).permutation(len(table))
     images = torch.from_numpy(table[order, :64] / 16.0).view(-1, 1, 8, 8)
     labels = torch.from_numpy(table[order, 64]).long()
@@ -47,10 +48,18 @@ def digits() -> tuple[Arrays, Arrays]:
 class Images(Batched):
     """uint8 images (n, 3, h, w), normalised as they are drawn; augmented ones are shifted and mirrored at random."""
 
-    mean, std = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  #: of CIFAR-10's training set
     pad = 4  #: pixels that an augmented image may be shifted by
 
-    def __init__(self, pixels: Bytes, labels: Int64s, *, augment: bool) -> None:
+    def __init__(
+        self,
+        pixels: Bytes,
+        labels: Int64s,
+        *,
+        augment: bool,
+        mean: Channels = CIFAR10_MEAN,
+        std: Channels = CIFAR10_STD,
+    ) -> None:
+        self.mean, self.std = mean, std
         edges = ((0, 0), (0, 0), (self.pad, self.pad), (self.pad, self.pad))
         self.height, self.width = pixels.shape[2:]
         self.pixels, self.labels, self.augment = (np.pad(pixels, edges) if augment else pixels), labels, augment
@@ -58,11 +67,12 @@ class Images(Batched):
         self._shift = -torch.tensor(self.mean).view(3, 1, 1) / torch.tensor(self.std).view(3, 1, 1)
 
     def plain(self) -> "Images":
-        """The same images as they are, none of them augmented; in the same memory."""
+        """Return the same images without augmentation, in the same memory."""
         if not self.augment:
             return self
         inside = slice(self.pad, -self.pad)
-        return Images(self.pixels[:, :, inside, inside], self.labels, augment=False)
+        pixels = self.pixels[:, :, inside, inside]
+        return Images(pixels, self.labels, augment=False, mean=self.mean, std=self.std)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -73,7 +83,7 @@ class Images(Batched):
         return image[0], label[0]
 
     def batch(self, indices: Int64s, seeds: UInt64s) -> Example:
-        """The collated rows `indices`, shifted by up to 4 pixels and mirrored as each row's seed says."""
+        """Return the collated rows `indices`, shifted by up to 4 pixels and mirrored as each row's seed says."""
         pixels = self._cut(indices, seeds) if self.augment else self.pixels[indices]
         images = torch.from_numpy(pixels).float().mul_(self._scale).add_(self._shift)
         return images, torch.from_numpy(self.labels[indices])
@@ -103,6 +113,6 @@ class Tokens(Batched):
         return window[:-1], window[1:]
 
     def batch(self, indices: Int64s, seeds: UInt64s) -> Example:
-        """The collated windows `indices`."""
+        """Return the collated windows `indices`."""
         windows = self.stream[torch.from_numpy(indices)[:, None] * self.length + self._offsets]
         return windows[:, :-1], windows[:, 1:]

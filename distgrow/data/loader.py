@@ -1,23 +1,30 @@
 """Loader: draws exactly the rows of a plan, prefetching ahead of the cursor; knows nothing of why a plan is so."""
 
+import math
 import os
+import shutil
 import signal
 import threading
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from distgrow.core.errors import TrainingFailed
 from distgrow.core.plan import Plan
 from distgrow.core.progress import Progress
 from distgrow.data.spec import Loading
 from distgrow.data.stream import SampleStream
 from distgrow.distributed.world import World
 from distgrow.growth.controller import Controller
+
+#: What torch says if loader processes find no room in shared memory.
+_NO_SHARED_MEMORY = ("shared memory", "No space left on device", "Bus error")
 
 
 class Loader(Protocol):
@@ -79,7 +86,7 @@ class PrefetchingLoader:
             self._turn(wanted, progress, plan)
             self._stream = iter(self._source)
         while wanted:
-            batch = next(self._stream)
+            batch = self._next(self._stream, plan)
             rows = self._sampler.issued.popleft()
             if rows == wanted[0]:
                 wanted.popleft()
@@ -87,6 +94,25 @@ class PrefetchingLoader:
             elif not turned:
                 turned = True
                 self._turn(wanted, progress, plan)
+
+    def _next(self, stream: Iterator[Any], plan: Plan) -> Any:
+        """Return the next micro-batch.
+
+        Raises:
+            TrainingFailed: Shared memory does not hold what loader processes have drawn ahead.
+        """
+        try:
+            return next(stream)
+        except RuntimeError as error:
+            if not any(words in str(error) for words in _NO_SHARED_MEMORY):
+                raise
+            size = shutil.disk_usage("/dev/shm").total / 2**20 if Path("/dev/shm").exists() else math.nan
+            workers, prefetch = self._source.num_workers, self._source.prefetch_factor
+            raise TrainingFailed(
+                f"/dev/shm ({size:,.0f} MiB) does not hold the micro-batches of {plan.micro} rows that "
+                f"run.loader.workers={workers} draw ahead, run.loader.prefetch={prefetch} each; lower one of them or "
+                "engine.max_micro, or enlarge it (docker run --shm-size=8g), and resume"
+            ) from error
 
     def _turn(self, wanted: deque[range], progress: Progress, plan: Plan) -> None:
         later = _forecast(self._controller, self._rank, progress.repeat(plan.batch, 1))

@@ -12,13 +12,14 @@ import pytest
 import torch
 
 from distgrow import RunSpec, budget, constant, every, exponential, fit
-from distgrow.core.errors import ConfigError
+from distgrow.core.errors import ConfigError, TrainingFailed
 from distgrow.core.noise_stats import Measured
 from distgrow.core.plan import Plan
 from distgrow.core.progress import Outcome, Progress
 from distgrow.core.stages import MinStage
 from distgrow.data.dataset import Batched, check_rows_by_number
 from distgrow.data.loader import DirectLoader, Loader, PrefetchingLoader
+from distgrow.data.spec import Loading
 from distgrow.data.stream import SampleStream, evaluation_batches
 from distgrow.distributed.world import World
 from distgrow.growth import Growth
@@ -292,3 +293,27 @@ def test_what_has_no_rows_by_number_is_refused_by_its_name(kind: str, tmp_path: 
         with pytest.raises(ConfigError, match=message):
             check_rows_by_number(dataset, "the training set")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("key", ["workers", "prefetch"])
+def test_loading_that_no_host_could_do_is_refused(key: str) -> None:
+    with pytest.raises(ValueError, match=f"{key}\n.*less than or equal to 1024"):
+        Loading.model_validate({key: 10**9})
+
+
+class Full:
+    """A stream of batches for which there is no room."""
+
+    def __next__(self) -> Any:
+        raise RuntimeError("unable to write to file </torch_1>: No space left on device (28)")
+
+    def __iter__(self) -> Any:
+        return self
+
+
+def test_shared_memory_that_is_too_small_is_named_with_the_way_out() -> None:
+    control = controller()
+    loader = PrefetchingLoader(SampleStream(Noisy()), 0, control, workers=2, prefetch=3, pin=False)
+    loader._stream = Full()  # pyright: ignore[reportPrivateUsage]
+    with pytest.raises(TrainingFailed, match=r"/dev/shm .*run.loader.workers=2 .*run.loader.prefetch=3"):
+        list(loader.draw(Progress(), control.plan(Progress())))

@@ -50,7 +50,7 @@ def test_parquet_folders_read_in_the_hugging_face_layout(tmp_path: Path) -> None
     assert len(task.test) == 6
     assert len(task.probe) == 17
     image, label = task.train[3]
-    mean, std = torch.tensor(datasets.Images.mean), torch.tensor(datasets.Images.std)
+    mean, std = torch.tensor(datasets.CIFAR10_MEAN), torch.tensor(datasets.CIFAR10_STD)
     assert torch.allclose(image.mean((1, 2)) * std + mean, torch.tensor([3, 6, 252]) / 255, atol=1e-5)
     assert label == 3
     assert len(Cifar10(path=str(tmp_path), subset=14).build(None).train) == 14
