@@ -7,7 +7,6 @@ import torch
 
 from distgrow.core.errors import ConfigError
 from distgrow.tasks.architectures import GPT, MLP, Images, ResNet, Softmax, Tokens
-from distgrow.tasks.builtin import Digits, Text
 
 
 @pytest.mark.parametrize(
@@ -48,11 +47,3 @@ def test_models_that_do_not_fit_the_inputs_are_refused() -> None:
         MLP().build(tokens)
     with pytest.raises(ConfigError, match="does not divide"):
         GPT(width=10, heads=4).build(tokens)
-
-
-@pytest.mark.parametrize("model", [MLP(hidden=[2**62]), MLP(hidden=[2**40]), MLP(hidden=[2**31, 2**31])])
-def test_a_model_that_no_memory_holds_is_refused_with_its_settings(model: MLP) -> None:
-    with pytest.raises(ConfigError, match=f"model=.*{model.hidden[0]}.*make it smaller"):
-        Digits().build(model)
-    with pytest.raises(ConfigError, match="model=.*make it smaller"):
-        Text().build(GPT(width=2**40, heads=1))
