@@ -1,6 +1,7 @@
 """The command line: verbs that read a config and hand it on; errors become one message and an exit code."""
 
 import errno
+import json
 import math
 import os
 import sys
@@ -78,12 +79,18 @@ def train(
         _in_group(run.fit, resume=going_on, asked=asked)
     check(run, stands_at=lambda: run.stands_at(resume=going_on))
     folder = run.folder(resume=going_on)
+    run = run.kept_in(str(folder.path))
     if run.launch.kind == "ray":
         from distgrow.launch.ray import driver
 
         driver.train(run, resume=going_on)
     else:
-        _train_here(run, folder, going_on, ["train", config, *(overrides or ()), "--auto-resume"])
+        _train_here(run, folder, going_on, ["train", config, *(overrides or ()), _quoted(folder), "--auto-resume"])
+
+
+def _quoted(folder: RunFolder) -> str:
+    """Return the override that keeps the run in `folder`, whose number may have been found out."""
+    return f"run.dir={json.dumps(str(folder.path))}"
 
 
 def _train_here(run: Run, folder: RunFolder, resume: bool | None, arguments: list[str]) -> None:

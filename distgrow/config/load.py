@@ -23,7 +23,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Run:
         raise ConfigError(f"{path}: a config is a mapping of keys, this is {type(plain(values)).__name__}")
     for override in overrides:
         values = apply(values, override)
-    return parse(values)
+    run = parse(values)
+    return run.kept_in(run.run.dir.replace("{name}", Path(path).stem))
 
 
 def parse(values: Mapping[str, Any]) -> Run:

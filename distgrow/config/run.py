@@ -25,7 +25,7 @@ from distgrow.growth.controller import Controller
 from distgrow.growth.schedule import Schedule
 from distgrow.optim import Optimizer
 from distgrow.optim.sgd import SGD
-from distgrow.run.folder import RunFolder
+from distgrow.run.folder import RunFolder, numbered
 from distgrow.tasks import TaskSpec
 from distgrow.tasks.architectures import Model
 from distgrow.tasks.builtin import Digits
@@ -146,7 +146,7 @@ class Run(Spec):
                 f"run.dir={self.run.dir} is relative, and this Ray job works in a copy of the submitted folder, which "
                 "Ray deletes: give an absolute run.dir that every host sees, or launch.storage_path"
             )
-        folder = RunFolder(self.run.dir)
+        folder = RunFolder(numbered(self.run.dir, resume=resume, name=self.task.kind))
         if not folder.begun():
             build_store(folder, self.launch.storage_path).pull(folder, resume=resume)
         return folder
@@ -158,6 +158,10 @@ class Run(Spec):
         folder = self.folder(resume=resume)
         going_on = resume is not False and folder.begun()
         return stands_at(build_store(folder, self.launch.storage_path)) if going_on else Progress()
+
+    def kept_in(self, path: str) -> "Run":
+        """Return the same run with another `run.dir`."""
+        return self.model_copy(update={"run": self.run.model_copy(update={"dir": path})})
 
     def fit(
         self, *, resume: bool | None = False, asked: int | None = None, trackers: "Sequence[Tracker]" = ()

@@ -12,7 +12,8 @@ from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import HashStore
+from torch._C._distributed_c10d import HashStore, PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from distgrow.core.errors import ConfigError
 from distgrow.distributed.environment import local_rank_named, place
@@ -125,6 +126,13 @@ def _sendable(error: Exception) -> Exception:
         return RuntimeError("".join(traceback.format_exception(error)))
 
 
+def _fresh_store(rank: int, size: int, timeout: timedelta) -> Store:
+    """Return the ranks' shared store, without the keys of the groups that these processes have joined before."""
+    store, *_ = next(rendezvous("env://", rank, size, timeout=timeout))
+    group = (store.add("distgrow/groups", 1) - 1) // size  # each rank adds 1 a group, and joins one after the other
+    return PrefixStore(f"distgrow/group {group}", store)
+
+
 @contextmanager
 def joined(device: Device = "auto", timeout_s: float = 600, *, alone: bool = False) -> Iterator[World]:
     """Join the process group that the environment describes, and leave it when the context ends.
@@ -146,8 +154,9 @@ def joined(device: Device = "auto", timeout_s: float = 600, *, alone: bool = Fal
     ours = (size > 1 or alone) and not dist.is_initialized()
     if ours:
         backend = "cpu:gloo,cuda:nccl" if where.type == "cuda" else "gloo"
-        group = {} if size > 1 else {"store": HashStore(), "rank": 0, "world_size": 1}
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s), **group)
+        timeout = timedelta(seconds=timeout_s)
+        store = _fresh_store(rank, size, timeout) if size > 1 else HashStore()
+        dist.init_process_group(backend, timeout=timeout, store=store, rank=rank, world_size=size)
     world = World(rank=rank, size=size, device=where)
     roll = watching_for_hangs(rank, size) if size > 1 else nullcontext()
     with local_rank_named() if alone else nullcontext(), roll:

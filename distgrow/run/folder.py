@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -128,6 +129,25 @@ class RunFolder:
     def unlock(self) -> None:
         """Let others write here again."""
         self._lock.release()
+
+
+def numbered(pattern: str, *, resume: bool | None, name: str) -> str:
+    """Return `run.dir` with {name} replaced, and {n} by the number of a run.
+
+    Args:
+        pattern: `run.dir`.
+        resume: True takes the newest run, False the next number, None the newest run or, without one, 1.
+        name: What {name} stands for.
+    """
+    before, n, after = pattern.replace("{name}", name).partition("{n}")
+    if not n:
+        return before
+    last = Path(before + "x")
+    shape = re.compile(re.escape(last.name[:-1]) + r"(\d+)" + re.escape(after.partition("/")[0]))
+    with storing(last.parent):
+        entries = [entry.name for entry in last.parent.iterdir()] if last.parent.is_dir() else []
+    newest = max((int(match[1]) for match in map(shape.fullmatch, entries) if match), default=0)
+    return f"{before}{newest + (resume is False or newest == 0)}{after}"
 
 
 def _take(request: Path) -> bool:

@@ -1,7 +1,7 @@
 """Settings: all specs of one run, as a config or the arguments of fit() give them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from distgrow.core.scaling import Group
@@ -33,6 +33,15 @@ class Settings:
             ConfigError: they do not.
         """
         check_compatible(self.schedule.growth, self.optimizer, self.engine)
+
+    @property
+    def name(self) -> str:
+        """The name of the run, for {name} in `run.dir`: the task's kind."""
+        return str((self.about.get("task") or {}).get("kind", "run"))
+
+    def kept_in(self, path: str) -> "Settings":
+        """Return the same settings with another `run.dir`."""
+        return replace(self, run=self.run.model_copy(update={"dir": path}))
 
     def controller(self, epoch: int, world: int, group: Group | None = None) -> Controller:
         """Return the schedule on `world` ranks for a training set of `epoch` samples.

@@ -52,7 +52,8 @@ class RunSpec(Spec):
     """Where a run is kept, and its habits."""
 
     dir: Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$"), AfterValidator(expanded)] = "runs/run"
-    """The run's folder. ~ and $NAMES of the environment are replaced."""
+    """The run's folder. ~ and $NAMES of the environment are replaced, {name} by the name of the config's file, else by
+    the task's kind, and {n} by a number that counts up with every new run: runs/{name}-{n}."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Of parameters, data order, augmentation and dropout."""
     checkpoint: Checkpointing = Checkpointing()
@@ -69,8 +70,31 @@ class RunSpec(Spec):
     """Services to report to, beside metrics.jsonl: wandb, mlflow."""
     log_every: PosInt = 1
     """Updates between two step lines of metrics.jsonl."""
+    log_every_samples: PosInt | None = None
+    """Samples between two step lines, in place of updates."""
+    log_every_epochs: PosFloat | None = None
+    """Epochs between two step lines, in place of updates."""
     stop_signals: list[StopSignal] = ["SIGTERM", "SIGINT"]
     """Signals after which the run writes a checkpoint and ends. SIGINT is Ctrl-C; a second one ends the run at once.
     SLURM sends the signal of `sbatch --signal`, often SIGUSR1."""
     max_skips: PosInt = 20
     """Non-finite updates in a row after which the run stops."""
+
+    @model_validator(mode="after")
+    def _log_by_one_unit(self) -> "RunSpec":
+        if self.log_every_samples is not None and self.log_every_epochs is not None:
+            raise ConfigError("run.log_every_samples and run.log_every_epochs are given; leave one")
+        return self
+
+    def logs(self, before: tuple[int, int], now: tuple[int, int], epoch: int) -> bool:
+        """Return whether the update from `before` to `now`, both of them (step, samples), is logged.
+
+        Args:
+            before: The run before the update.
+            now: The run after it.
+            epoch: Samples of an epoch.
+        """
+        if self.log_every_samples is None and self.log_every_epochs is None:
+            return now[0] % self.log_every == 0
+        every = self.log_every_samples or (self.log_every_epochs or 1.0) * epoch
+        return before[1] // every != now[1] // every

@@ -1,7 +1,7 @@
 """train_task(): builds the parts of a run and starts its loop, for a config and for fit()."""
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 
 from distgrow.checkpoint.manager import opened, stands_at
 from distgrow.checkpoint.remote import build_store
@@ -11,7 +11,7 @@ from distgrow.data.dataset import check_rows_by_number
 from distgrow.data.seeding import seed_generators
 from distgrow.distributed.world import World, joined
 from distgrow.growth.controller import Controller
-from distgrow.run.folder import RunFolder
+from distgrow.run.folder import RunFolder, numbered
 from distgrow.run.stop import StopRequests
 from distgrow.tasks.task import Task
 from distgrow.tracking.base import Tracker
@@ -48,10 +48,14 @@ def train_task(
     """
     _check_data(task)
     settings.check()
-    folder, engine = RunFolder(settings.run.dir), settings.engine
-    stop = StopRequests(folder, settings.run.stop_signals)
+    engine = settings.engine
     ranks = joined(engine.device, alone=engine.needs_group) if world is None else nullcontext(world)
-    with stop.watched(), ranks as world:
+    with ExitStack() as contexts:
+        world = contexts.enter_context(ranks)
+        folder = RunFolder(world.on_rank0(lambda: numbered(settings.run.dir, resume=resume, name=settings.name)))
+        settings = settings.kept_in(str(folder.path))
+        stop = StopRequests(folder, settings.run.stop_signals)
+        contexts.enter_context(stop.watched())
         controller = settings.controller(len(task.train), world.size, group)
         if not (resume or (resume is None and world.on_rank0(folder.begun))):
             controller.check()

@@ -124,7 +124,7 @@ class Trainer:
             if outcome.out_of_memory:
                 self.shrink(before, progress, plan)
                 continue
-            self.log(progress, plan, outcome, time.monotonic() - began)
+            self.log(before, progress, plan, outcome, time.monotonic() - began)
             votes = Votes(*outcome.votes)
             if votes.stop or progress.skips >= self.run.max_skips:
                 return self.stop_early(progress)
@@ -202,10 +202,11 @@ class Trainer:
                 Stage(**self.events.place(progress), epoch=epoch, stage=plan.stage, **shape_of(plan), lr=plan.lr)
             )
 
-    def log(self, progress: Progress, plan: Plan, outcome: Outcome, seconds: float) -> None:
-        """Log the step line of this update, unless run.log_every leaves it out."""
-        if outcome.applied and progress.step % self.run.log_every:
+    def log(self, before: Progress, progress: Progress, plan: Plan, outcome: Outcome, seconds: float) -> None:
+        """Log the step line of this update, unless run.log_every leaves it out. Only rank 0 has where to log it."""
+        epoch = self.controller.epoch
+        logs = self.run.logs((before.step, before.samples), (progress.step, progress.samples), epoch)
+        if self.world.rank > 0 or (outcome.applied and not logs):
             return
-        rate = plan.batch / seconds if seconds > 0 else 0.0
-        now, epoch = self.events.seconds(), self.controller.epoch
+        rate, now = plan.batch / seconds if seconds > 0 else 0.0, self.events.seconds()
         self.events.log(update_event(progress, plan, outcome, epoch=epoch, time_s=now, samples_per_s=rate))
