@@ -39,6 +39,11 @@ def opened(
     Collective: every rank must call.
 
     Args:
+        folder: The run's folder.
+        store: The storage of its checkpoints.
+        world: The ranks.
+        settings: What config.yaml records of the run.
+        specs: The specs among them, by their keys.
         resume: True: resume. False: begin. None: resume if the folder holds a run, else begin.
     """
     world.on_rank0(lambda: folder.lock(wait_s=20 if resume is None else 0))  # a killed group may still be ending
@@ -130,6 +135,7 @@ class CheckpointManager:
         A checkpoint that takes longer than the interval is waited for: a crash loses two intervals at most.
 
         Args:
+            progress: The progress after the update.
             due: Whether any rank wants a checkpoint of `progress`.
             writing: Whether any rank was still writing before the update.
         """

@@ -130,7 +130,7 @@ def clean(store: Store, *, keep: int, current: str) -> None:
 
 
 def newest(store: Store) -> tuple[str, Progress, list[str]]:
-    """The name of the newest intact checkpoint, its progress, and what is wrong with each newer one.
+    """Return the name of the newest intact checkpoint, its progress, and what is wrong with each newer one.
 
     RunError where all are damaged.
     """
@@ -162,7 +162,7 @@ def compare(path: Path, facts: Mapping[str, int]) -> None:
 
 
 def check(path: Path) -> str | None:
-    """What is wrong with a checkpoint's files, or None."""
+    """Return what is wrong with a checkpoint's files, or None."""
     try:
         manifest = json.loads((path / MANIFEST).read_bytes())
     except (OSError, ValueError):

@@ -49,7 +49,7 @@ def pending(folder: RunFolder) -> bool:
 
 
 def answered(folder: RunFolder) -> ResizeRequest | None:
-    """The request that the group at hand answers by beginning; None without one, or where it is damaged."""
+    """Return the request that this group answers by beginning. None: there is none, or it is damaged."""
     try:
         values = json.loads(_taken(folder).read_text(encoding="utf-8"))
         return ResizeRequest(old=int(values["old"]), asked_at=float(values["asked_at"]), time_s=float(values["time_s"]))

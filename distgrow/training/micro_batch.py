@@ -14,7 +14,7 @@ from distgrow.tracking.events import MemoryProbe
 
 
 def measured(controller: Controller, engine: Engine, loader: Loader, progress: Progress, events: EventLog) -> Progress:
-    """The progress that knows the largest micro-batch that the run needs and every rank holds, charged with the probes.
+    """Find the largest micro-batch that the run needs and every rank holds. Return the progress with it and the probes.
 
     Each is logged as a `probe` event. Where memory holds whole shares, it sets no limit. TrainingFailed where it holds
     too little. Collective: every rank must call.

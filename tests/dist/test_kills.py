@@ -2,10 +2,17 @@
 
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from conftest import ROOT
+from torch import nn
+
+import distgrow
+from distgrow.checkpoint.spec import Checkpointing
 
 CASES = ("momentum", "adamw", "auto", "noise", "norm", "memory", "workers")
 
@@ -28,6 +35,37 @@ def test_killed_at_the_points_that_matter_it_ends_bit_identical(case: str, tmp_p
 @pytest.mark.parametrize("case", CASES)
 def test_killed_at_random_points_it_ends_bit_identical(case: str, tmp_path: Path) -> None:
     killed(tmp_path, case, points=25, seed=CASES.index(case))
+
+
+def test_trackers_are_flushed_with_all_lines_before_a_checkpoint_before_it_is_one(tmp_path: Path) -> None:
+    class Keeps:
+        """A tracker that keeps lines in memory until it is flushed."""
+
+        logged, written = 0, -1
+
+        def log(self, event: Mapping[str, Any]) -> None:
+            if event["event"] == "step":
+                self.logged = event["step"]
+            if event["event"] == "checkpoint":
+                assert self.written >= event["step"]
+
+        def flush(self) -> None:
+            assert not (tmp_path / f"run/checkpoints/step-{self.logged:08d}").exists()
+            self.written = self.logged
+
+        def close(self) -> None:
+            assert self.written == 9
+
+    distgrow.fit(
+        nn.Linear(3, 1),
+        lambda model, batch: model(batch).pow(2).mean(),
+        torch.randn(40, 3),
+        growth=distgrow.constant(4),
+        budget=distgrow.budget(steps=9),
+        lr=distgrow.constant_lr(0.01),
+        run=distgrow.RunSpec(dir=str(tmp_path / "run"), checkpoint=Checkpointing(every_steps=2, keep=9)),
+        trackers=[Keeps()],
+    )
 
 
 CTRL_C = """
