@@ -2,6 +2,7 @@
 
 `python benchmarks/overhead.py` measures plain torch in one process here and in two under torchrun;
 `--engine deepspeed` measures ZeRO 1 and 2 against loops around DeepSpeed's engine. Every rank uses one thread.
+`--against REVISION` compares the updates of this checkout with those of another one, without a bare loop.
 """
 
 import statistics
@@ -12,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from against import against
 from loops import Bare, Model, Stamps, bare_loop, build, build_job
 from paired import Block, Report, Spread, arguments, in_two_processes, interleave, keep, ratio, show, spread
 
@@ -252,7 +254,12 @@ def main() -> None:
     """Measure, keep, show."""
     parser = arguments(__doc__)
     parser.add_argument("--engine", choices=list(CASES), default="torch", help="what computes")
+    parser.add_argument("--against", metavar="REVISION", help="only compare with this revision or checkout")
     options = parser.parse_args()
+    if options.against:
+        names = [f"{case.model.upper()} × {case.accum}" for case in CASES["torch"]]
+        show([against(options.against, names, 4 if options.quick else 100)], markdown=options.markdown)
+        return
     rows = list(measure(options.engine, quick=options.quick))
     if launched():
         if place()[0] == 0:
