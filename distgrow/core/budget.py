@@ -29,7 +29,7 @@ class Budget(Spec):
         return self
 
     def total(self, epoch: int) -> int | None:
-        """Samples that the budget allows, or None where it is in steps."""
+        """Return the samples that the budget allows, or None if it is in steps."""
         if self.steps is not None:
             return None
         total = (self.epochs or 0) * epoch or self.samples or self.sfo or 0
@@ -38,7 +38,7 @@ class Budget(Spec):
         return max(1, at_least(total))
 
     def left(self, progress: Progress, epoch: int) -> float:
-        """Samples left, inf where the budget is in steps and some are left."""
+        """Return the samples left, or inf if the budget is in steps and some are left."""
         total = self.total(epoch)
         if total is None:
             return math.inf if progress.step < (self.steps or 0) else 0

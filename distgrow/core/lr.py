@@ -1,7 +1,7 @@
-"""LR rules and decays: how the learning rate follows the batch and the samples; frozen specs that are callables.
+"""Learning rate: rules by which it follows the batch, and decays along the samples. Frozen specs that are callables.
 
-A multiplier is recomputed from scratch at every update. Decays live on the samples axis, never on steps, so that
-they mean the same whatever the batch does.
+A multiplier is recomputed from scratch at every update. Decays are functions of samples, never of steps, so that they
+mean the same at any batch size.
 """
 
 import math
@@ -16,7 +16,7 @@ from distgrow.core.spec import Fraction, PosFloat, PosInt, Spec, one_of
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Span:
-    """The samples axis of one run."""
+    """Hold the samples axis of one run."""
 
     samples: int  #: applied samples that the whole budget allows
     epoch: int  #: samples of one pass over the training set
@@ -39,7 +39,7 @@ class Constant(Spec):
         return 1.0
 
     def factor_for(self, growth: float) -> float:
-        """γ when the batch grows by δ = `growth`."""
+        """Return γ for a batch that grows by δ = `growth`."""
         return 1.0
 
 
@@ -54,7 +54,7 @@ class Power(Spec):
         return rung.ratio**self.power
 
     def factor_for(self, growth: float) -> float:
-        """γ when the batch grows by δ = `growth`."""
+        """Return γ for a batch that grows by δ = `growth`."""
         return growth**self.power
 
 
@@ -67,7 +67,7 @@ class Sqrt(Spec):
         return math.sqrt(rung.ratio)
 
     def factor_for(self, growth: float) -> float:
-        """γ when the batch grows by δ = `growth`."""
+        """Return γ for a batch that grows by δ = `growth`."""
         return math.sqrt(growth)
 
 
@@ -80,7 +80,7 @@ class Linear(Spec):
         return rung.ratio
 
     def factor_for(self, growth: float) -> float:
-        """γ when the batch grows by δ = `growth`."""
+        """Return γ for a batch that grows by δ = `growth`."""
         return growth
 
 
@@ -95,7 +95,7 @@ class Factor(Spec):
         return self.factor**rung.height
 
     def factor_for(self, growth: float) -> float:
-        """γ when the batch grows by δ = `growth`."""
+        """Return γ for a batch that grows by δ = `growth`."""
         return self.factor
 
 
@@ -108,11 +108,11 @@ class NoDecay(Spec):
     kind: Literal["none"] = "none"
 
     def warm(self, samples: int, batch: int, span: Span) -> float:
-        """Warm-up multiplier of an update of `batch` samples that begins after `samples` applied ones."""
+        """Return the warm-up multiplier of an update of `batch` samples that begins after `samples` applied ones."""
         return 1.0
 
     def fall(self, samples: int, span: Span) -> float:
-        """Decay multiplier after `samples` applied samples; never rises along the axis."""
+        """Return the decay multiplier after `samples` applied samples. It never rises."""
         return 1.0
 
 
@@ -140,11 +140,11 @@ class StepDecay(Spec):
     """What the learning rate is multiplied by at each decay."""
 
     def warm(self, samples: int, batch: int, span: Span) -> float:
-        """Warm-up multiplier: none here."""
+        """Return 1: there is no warm-up."""
         return 1.0
 
     def fall(self, samples: int, span: Span) -> float:
-        """factor^⌊samples / every⌋."""
+        """Return factor^⌊samples / every⌋."""
         every = self.every.samples or (self.every.epochs or 0) * span.epoch
         return self.factor ** math.floor(samples / every * (1 + 1e-12))
 
@@ -159,11 +159,11 @@ class Cosine(Spec):
     """Multiplier at the end of the budget."""
 
     def warm(self, samples: int, batch: int, span: Span) -> float:
-        """Linear rise over the first `warmup` of the budget."""
+        """Return the linear rise over the first `warmup` of the budget."""
         return _rise(samples + batch, self.warmup * span.samples)
 
     def fall(self, samples: int, span: Span) -> float:
-        """final + (1 − final)(1 + cos πx)/2, x the fraction of the budget behind the warm-up."""
+        """Return final + (1 − final)(1 + cos πx)/2, with x the fraction of the budget after the warm-up."""
         x = _through(samples, self.warmup * span.samples, span.samples)
         return self.final + (1 - self.final) * (1 + math.cos(math.pi * x)) / 2
 
@@ -186,11 +186,11 @@ class WSD(Spec):
         return self
 
     def warm(self, samples: int, batch: int, span: Span) -> float:
-        """Linear rise over the first `warmup` of the budget."""
+        """Return the linear rise over the first `warmup` of the budget."""
         return _rise(samples + batch, self.warmup * span.samples)
 
     def fall(self, samples: int, span: Span) -> float:
-        """1 until the last `decay` of the budget, then linear to `final`."""
+        """Return 1 until the last `decay` of the budget, then a line down to `final`."""
         x = _through(samples, (1 - self.decay) * span.samples, span.samples)
         return 1 - (1 - self.final) * x
 
@@ -203,7 +203,7 @@ def _rise(samples: float, over: float) -> float:
 
 
 def _through(samples: float, first: float, last: float) -> float:
-    """How far `samples` is through first … last, within 0 … 1."""
+    """Return how far `samples` is between first and last, within 0 … 1."""
     return min(1.0, max(0.0, (samples - first) / (last - first))) if last > first else 0.0
 
 

@@ -29,13 +29,13 @@ class Measuring(Spec):
     to 100 of them."""
 
     def memory(self, samples: int, epoch: int) -> int:
-        """The window where measured updates are `samples` apart: what is older tells of another |∇f|²."""
+        """Return the window of means if measured updates are `samples` apart. Older ones belong to another |∇f|²."""
         return self.window or min(100, max(20, epoch // samples))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mean:
-    """A forgetting mean with its standard error: plain sums, corrected for their beginning."""
+    """Hold a forgetting mean with its standard error, as plain sums that are corrected for their beginning."""
 
     count: int = 0  #: values added
     weight: float = 0.0  #: Σ w
@@ -44,7 +44,7 @@ class Mean:
     square: float = 0.0  #: Σ w·x²
 
     def add(self, value: float, keep: float, weight: float = 1.0) -> "Mean":
-        """With one more value of some weight; all before it count `keep` times as much as they did."""
+        """Return the mean with one more weighted value. The weights of all before it are multiplied by `keep`."""
         return Mean(
             count=self.count + 1,
             weight=keep * self.weight + weight,
@@ -55,14 +55,14 @@ class Mean:
 
     @property
     def value(self) -> float:
-        """The mean; NaN before the first value."""
+        """Return the mean, or NaN before the first value."""
         return self.total / self.weight if self.weight else math.nan
 
     @property
     def error(self) -> float:
-        """The mean's standard error, if the values are independent; inf before the second.
+        """Return the mean's standard error if the values are independent, or inf before the second.
 
-        From above where heavier values scatter less, as estimates from larger batches do.
+        It is an upper bound if heavier values scatter less, as estimates from larger batches do.
         """
         share = self.weight_sq / self.weight**2 if self.weight else 1.0
         if share >= 1:
@@ -71,13 +71,13 @@ class Mean:
         return math.sqrt(spread * share)
 
     def end(self, errors: float) -> float:
-        """The mean and so many standard errors: an end of its confidence interval."""
+        """Return the mean plus so many standard errors: an end of its confidence interval."""
         return self.value + errors * self.error if errors else self.value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trend:
-    """The least squares line through a loss along the samples axis; update i of k counts i/k, so that it forgets."""
+    """Hold the least squares line of a loss along the samples axis. Update i of k has the weight i/k: it forgets."""
 
     count: int = 0  #: updates
     samples: int = 0  #: of these updates
@@ -89,7 +89,7 @@ class Trend:
     yy: float = 0.0  #: Σ w·y²
 
     def add(self, batch: int, loss: float) -> "Trend":
-        """With one more update of `batch` samples."""
+        """Return the trend with one more update of `batch` samples."""
         x, keep = self.samples + batch / 2, self.count / (self.count + 1)
         return Trend(
             count=self.count + 1,
@@ -104,12 +104,12 @@ class Trend:
 
     @property
     def value(self) -> float:
-        """The mean loss; NaN before the first."""
+        """Return the mean loss, or NaN before the first."""
         return self.y / self.weight if self.weight else math.nan
 
     @property
     def slope(self) -> float:
-        """Loss per sample; NaN before the second update."""
+        """Return the slope, loss per sample, or NaN before the second update."""
         if self.count < 2:
             return math.nan
         spread = self.xx * self.weight - self.x**2
@@ -117,7 +117,10 @@ class Trend:
 
     @property
     def slope_error(self) -> float:
-        """The slope's standard error if the losses scatter independently, from above as w² ≤ w; inf until known."""
+        """Return the slope's standard error if the losses scatter independently, or inf until it is known.
+
+        It is an upper bound, as w² ≤ w.
+        """
         spread = self.xx - self.x**2 / self.weight if self.weight else 0.0
         if self.count < 3 or not spread > 0:
             return math.inf
@@ -127,7 +130,7 @@ class Trend:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """What the engine found at one update beside its gradient; squares in gradient² units, equal on every rank."""
+    """Hold what the engine measured at one update beside its gradient, in gradient² units. Equal on every rank."""
 
     parts_sq: float = math.nan  #: mean of the parts' |g_i|², weighted by their samples
     batch_sq: float = math.nan  #: |g|² of the whole batch, before clipping
@@ -136,7 +139,7 @@ class Measured:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Noise:
-    """The smoothed statistics that a run carries along; all of them, and so all decisions, equal on every rank."""
+    """Hold the smoothed statistics of a run. They, and so all decisions, are equal on every rank."""
 
     # the first three are means over samples, not updates: a small batch tells little once batches are large
     grad_sq: Mean = field(default_factory=Mean)  #: |∇f|²; single values may be negative
@@ -147,7 +150,7 @@ class Noise:
     trend: Trend = field(default_factory=Trend)  #: the loss, since the stage began
 
     def after(self, batch: int, parts: int, window: int, found: Measured, loss: float = math.nan) -> "Noise":
-        """With what one applied update of `batch` samples in `parts` parts has shown; `window` as in Measuring."""
+        """Return the statistics after an applied update of `batch` samples in `parts` parts; see Measuring.window."""
         noise = self
         if window and parts > 1 and math.isfinite(found.parts_sq) and math.isfinite(found.batch_sq):
             pair, sizes, keep = (found.parts_sq, found.batch_sq), (batch / parts, batch), 1 - 1 / window
@@ -163,17 +166,17 @@ class Noise:
         return noise
 
     def on_new_stage(self) -> "Noise":
-        """Without what depends on batch and learning rate."""
+        """Return the statistics without what depends on batch and learning rate."""
         return replace(self, fresh=0, product=Mean(), trend=Trend())
 
     @property
     def scale(self) -> float:
-        """B_simple = tr Σ/|∇f|², samples: a ratio of means; inf where |∇f|² is lost in noise, NaN until known."""
+        """Return B_simple = tr Σ/|∇f|², samples: a ratio of means; inf if |∇f|² is lost in noise, NaN until known."""
         gradient_sq = self.grad_sq.value
         return gradient_sq if math.isnan(gradient_sq) else noise_scale(self.variance.value, gradient_sq)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """From plain numbers."""
+        """Return the statistics of plain numbers."""
         parts = {name: Mean(**part) for name, part in values.items() if name not in ("fresh", "trend")}
         return cls(**parts, fresh=values["fresh"], trend=Trend(**values["trend"]))

@@ -1,7 +1,7 @@
 """Order: position in the endless sample stream → (epoch, shuffled index), by arithmetic in O(1) memory.
 
-Each epoch is a keyed bijection of 0 … n−1: an alternating Feistel network over a × b ≥ n cells, a and b both about
-√n, with cycle walking back into the range (Black & Rogaway 2002). Nothing of size n is ever made.
+Each epoch is a keyed bijection of 0 … n−1: an alternating Feistel network over a × b ≥ n cells, a and b both about √n,
+with cycle walking back into the range (Black & Rogaway 2002). Nothing of size n is ever made.
 """
 
 import math
@@ -21,7 +21,7 @@ _ONE, _27, _30, _31, _M1, _M2 = (np.uint64(number) for number in (1, 27, 30, 31,
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """Shuffled endless passes over `n` samples, each sample once a pass, a new shuffle every pass."""
+    """Shuffle endless passes over `n` samples: each sample once a pass, a new shuffle every pass."""
 
     n: int
     seed: int = 0
@@ -31,7 +31,7 @@ class Order:
             raise ConfigError(f"n={self.n} samples: an order needs at least 1 (and at most 2**62)")
 
     def __call__(self, positions: npt.ArrayLike) -> tuple[Int64s, Int64s]:
-        """SampleStream (any shape, ≥ 0) → (epochs, indices), int64 arrays of the same shape."""
+        """Return (epochs, indices) of stream positions ≥ 0, as int64 arrays of the same shape."""
         where = np.asarray(positions, dtype=np.int64)
         epochs, offsets = np.divmod(where.reshape(-1), self.n)
         keys = mix(epochs.astype(np.uint64) ^ _base(self.seed, _GOLDEN))
@@ -47,7 +47,7 @@ class Order:
         return values
 
     def _feistel(self, values: UInt64s, keys: UInt64s) -> UInt64s:
-        """A keyed bijection of the numbers below a·b ≥ n; seen as left·b + right, each half is turned by the other."""
+        """Apply a keyed bijection of the numbers below a·b ≥ n: each half of left·b + right is rotated by the other."""
         height = math.isqrt(self.n - 1) + 1
         width = -(-self.n // height)
         a, b = np.uint64(height), np.uint64(width)
@@ -63,12 +63,12 @@ def _turn_key(turn: int) -> np.uint64:
 
 
 def _base(seed: int, salt: int) -> UInt64s:
-    """One well-mixed number of a seed of any size, as an array that broadcasts."""
+    """Return one well-mixed number of a seed of any size, as an array that broadcasts."""
     return mix(np.array([(seed * _GOLDEN + salt) % 2**64], np.uint64))
 
 
 def mix(values: UInt64s) -> UInt64s:
-    """SplitMix64's finaliser (Steele, Lea & Flood 2014), elementwise: 64 well-mixed bits out of 64."""
+    """Return 64 well-mixed bits for each value by SplitMix64's finaliser (Steele, Lea & Flood 2014)."""
     z = values ^ (values >> _30)
     z *= _M1
     z ^= z >> _27
@@ -78,7 +78,7 @@ def mix(values: UInt64s) -> UInt64s:
 
 
 def mix_int(seed: int, number: int) -> int:
-    """A 63-bit random seed from two integers; SplitMix64's finaliser, as in `mix`."""
+    """Return a 63-bit random seed for two integers, by SplitMix64's finaliser as in `mix`."""
     z = (seed * _GOLDEN + number + 1) * _GOLDEN % 2**64
     z = (z ^ (z >> 30)) * _FIRST % 2**64
     z = (z ^ (z >> 27)) * _SECOND % 2**64
@@ -86,6 +86,6 @@ def mix_int(seed: int, number: int) -> int:
 
 
 def seeds(seed: int, positions: npt.ArrayLike) -> UInt64s:
-    """One 64-bit seed per stream position: the random numbers of a sample's augmentation follow from it alone."""
+    """Return one 64-bit seed per stream position. A sample's augmentation follows from it alone."""
     numbers = np.asarray(positions, dtype=np.int64).astype(np.uint64)
     return mix((numbers + _ONE) * np.uint64(_GOLDEN) ^ _base(seed, 0x5851F42D4C957F2D))

@@ -1,4 +1,4 @@
-"""Pace: what updates and changes of the number of workers cost in seconds; plain arithmetic, fitted or given."""
+"""Pace: what updates, and changes of the number of workers, cost in seconds. Plain arithmetic, fitted or given."""
 
 import math
 import statistics
@@ -27,13 +27,13 @@ class Pace(Spec):
     """Seconds from asking for another number of workers until it updates, the checkpoint included."""
 
     def update_s(self, batch: int, world: int) -> float:
-        """Seconds of one update; workers beyond the batch's rows have nothing to do."""
+        """Return the seconds of one update. Workers beyond the batch's rows have nothing to do."""
         return self.latency_s + math.ceil(batch / world) / self.samples_per_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stretch:
-    """`updates` updates of `batch` samples on `world` workers."""
+    """Hold `updates` updates of `batch` samples on `world` workers."""
 
     batch: int
     updates: int
@@ -42,7 +42,7 @@ class Stretch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """What a run takes."""
+    """Hold what a run takes."""
 
     seconds: float = 0.0  #: on the wall
     worker_seconds: float = 0.0  #: for which workers are held
@@ -50,7 +50,7 @@ class Cost:
 
 
 def cost(pace: Pace, stretches: Iterable[Stretch]) -> Cost:
-    """What a run takes; during a resize the larger of the two numbers of workers is held."""
+    """Return what a run takes. During a resize the larger of the two numbers of workers is paid for."""
     seconds = worker_seconds = 0.0
     resizes = before = 0
     for stretch in stretches:
@@ -64,10 +64,13 @@ def cost(pace: Pace, stretches: Iterable[Stretch]) -> Cost:
 
 
 def fitted(updates: Iterable[tuple[int, int, float]], resizes: Iterable[float] = ()) -> Pace:
-    """The pace of a run from (batch, world, seconds) of its updates and the seconds of its resizes.
+    """Fit the pace of a run to (batch, world, seconds) of its updates and to the seconds of its resizes.
 
-    Least squares over the median of each (batch, world), so that neither a slow first update nor a hiccup counts.
-    A latency below 0 is 0, with the slope fitted again. ConfigError where the updates do not tell.
+    The fit is least squares over the median of each (batch, world), so that neither a slow first update nor a hiccup
+    counts. If the latency would be negative it is 0, and the slope is fitted again.
+
+    Raises:
+        ConfigError: if the updates do not determine a pace.
     """
     timed: dict[tuple[int, int], list[float]] = {}
     for batch, world, seconds in updates:

@@ -1,4 +1,4 @@
-"""Plan: one global batch as world × micro × accum, and which rows are whose; pure arithmetic."""
+"""Plan: one global batch as world × micro × accum, and which rows each rank takes. Pure arithmetic."""
 
 import math
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from distgrow.core.errors import ConfigError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """One update, decided: every rank holds the same Plan."""
+    """Hold one decided update. Every rank holds the same Plan."""
 
     batch: int  #: samples of the global batch, B
     world: int  #: ranks
@@ -25,14 +25,14 @@ class Plan:
 
     @property
     def parts(self) -> int:
-        """Micro-batches of all ranks: as many independent gradients."""
+        """Return the number of micro-batches of all ranks: as many independent gradients."""
         return self.world * self.accum
 
     def rows(self, start: int, rank: int) -> list[range]:
-        """Stream positions of `rank`'s micro-batches when the global batch begins at position `start`.
+        """Return the stream positions of `rank`'s micro-batches if the global batch begins at position `start`.
 
-        Shares of ranks, and micro-batches of a rank, are contiguous, differ by at most one row and are never
-        empty; over all ranks they cover `range(start, start + batch)` exactly once.
+        Shares of ranks, and micro-batches of a rank, are contiguous, differ by at most one row and are never empty.
+        Over all ranks they cover `range(start, start + batch)` exactly once.
         """
         first, last = cut(self.batch, self.world, rank), cut(self.batch, self.world, rank + 1)
         share = last - first
@@ -40,22 +40,25 @@ class Plan:
         return [range(a, b) for a, b in zip(edges, edges[1:], strict=False)]
 
     def weight(self, rows: int) -> float:
-        """Factor of a micro-batch's mean loss so that the average over ranks is the mean over the B samples.
+        """Return the factor of a micro-batch's mean loss that makes the average over ranks the mean over the B samples.
 
-        Of a probe it is NaN, which no engine applies.
+        For a probe it is NaN, which no engine applies.
         """
         return math.nan if self.probe else rows * self.world / self.batch
 
 
 def cut(total: int, parts: int, k: int) -> int:
-    """Where part k begins when `total` rows are cut into `parts` that differ by at most one row."""
+    """Return where part k begins if `total` rows are cut into `parts` that differ by at most one row."""
     return total * k // parts
 
 
 def split(batch: int, world: int, max_micro: int) -> tuple[int, int]:
-    """Cut `batch` samples over `world` ranks in micro-batches of at most `max_micro` rows: (micro, accum).
+    """Return (micro, accum) for `batch` samples over `world` ranks, with at most `max_micro` rows a micro-batch.
 
-    The micro-batch grows first, then the accumulation. Raises ValueError where a rank or a micro-batch would be empty.
+    The micro-batch grows first, then the accumulation.
+
+    Raises:
+        ConfigError: if a rank or a micro-batch would be empty.
     """
     if world < 1 or max_micro < 1:
         raise ConfigError(f"world={world} and max_micro={max_micro} must both be at least 1")
@@ -75,9 +78,10 @@ def split(batch: int, world: int, max_micro: int) -> tuple[int, int]:
 
 
 def largest(fits: Callable[[int], bool], first: int, most: int) -> int:
-    """The largest size in 1 … most that fits, 0 where not even 1 does; whatever is smaller than it must fit too.
+    """Return the largest size in 1 … most that fits, or 0 if not even 1 does.
 
-    It asks for `first`, then for twice as much until something does not fit, then halves the gap.
+    Whatever is smaller than a size that fits must fit too. The search tries `first`, doubles it until something does
+    not fit, then halves the gap.
     """
     good, bad = 0, min(first, most)
     while good < most and fits(bad):

@@ -35,14 +35,14 @@ class Probing(Spec):
         return self
 
     def due(self, progress: Progress, epoch: int) -> bool:
-        """Whether a place on the samples axis lies between the last probe and here; `epoch` in samples."""
+        """Return whether a probe's position lies between the last probe and here. `epoch` is in samples."""
         if self.every_epochs is None:
             return False
         every = self.every_epochs * epoch
         return progress.samples // every > progress.probe_samples // every
 
     def due_at_the_end(self, progress: Progress) -> bool:
-        """Whether a run that ends here has to be probed once more."""
+        """Return whether a run that ends here is probed once more."""
         return self.every_epochs is not None and progress.probe_samples < progress.samples
 
     def check(self, samples: int, world: int, epoch: int, sfo: int | None) -> None:

@@ -1,4 +1,4 @@
-"""What has been done: Progress and its Ledger, the only record that decisions are made from; knows no torch."""
+"""Progress and its Ledger: what a run has done, the only record that decisions are made from. Knows no torch."""
 
 import math
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from distgrow.core.noise_stats import Measured, Noise
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ledger:
-    """Per-sample gradient evaluations of the whole cluster (SFO calls), by what they were for."""
+    """Count the per-sample gradient evaluations (SFO calls) of the whole cluster, by purpose."""
 
     applied: int = 0  #: in updates that moved the parameters
     skipped: int = 0  #: in updates that were not finite and therefore not applied
@@ -20,18 +20,18 @@ class Ledger:
 
     @property
     def total(self) -> int:
-        """All evaluations: the SFO complexity spent so far."""
+        """Return all evaluations: the SFO complexity spent so far."""
         return self.applied + self.skipped + self.replayed + self.discarded + self.probe
 
     @property
     def first_time(self) -> int:
-        """Evaluations that an undisturbed run would also have spent: all but replayed and discarded ones."""
+        """Return the evaluations that an undisturbed run would also have spent: all but replayed and discarded ones."""
         return self.applied + self.skipped + self.probe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What one update did, equal on every rank."""
+    """Hold what one update did. It is equal on every rank."""
 
     applied: bool = True  #: False: no parameter moved, as the gradient was not finite or a rank ran out of memory
     out_of_memory: bool = False  #: some rank ran out of memory: the same batch can be tried in smaller micro-batches
@@ -42,7 +42,7 @@ class Outcome:
 
 
 class Batched(Protocol):
-    """The part of a Plan that Progress reads."""
+    """Describe the part of a Plan that Progress reads."""
 
     @property
     def batch(self) -> int: ...
@@ -60,10 +60,10 @@ class Batched(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """Everything but engine state that a checkpoint needs.
+    """Hold everything but the engine's state that a checkpoint needs.
 
-    `samples` is the cursor in the endless sample stream; schedules and budgets read `ledger.applied`,
-    which lags behind it by what was skipped.
+    `samples` is the cursor in the endless sample stream. Schedules and budgets read `ledger.applied`, which lags behind
+    the cursor by the samples of skipped updates.
     """
 
     step: int = 0  #: applied updates
@@ -82,7 +82,7 @@ class Progress:
     ledger: Ledger = field(default_factory=Ledger)
 
     def after(self, plan: Batched, outcome: Outcome) -> "Progress":
-        """The progress once `outcome` has happened: the one place where gradient evaluations are counted."""
+        """Return the progress after `outcome`. This is the one place where gradient evaluations are counted."""
         ledger, batch = self.ledger, plan.batch
         if plan.probe:
             return replace(self, ledger=replace(ledger, probe=ledger.probe + batch))
@@ -109,18 +109,18 @@ class Progress:
         )
 
     def climb(self, rungs: int) -> "Progress":
-        """The progress `rungs` stages further up; `rungs` may be 0."""
+        """Return the progress at a stage that is `rungs` (0 or more) higher."""
         if rungs == 0:
             return self
         noise = self.noise.on_new_stage()
         return replace(self, stage=self.stage + rungs, stage_samples=0, stage_step=0, noise=noise)
 
     def cool(self, steps: int) -> "Progress":
-        """The progress at a temperature `steps` lower; `steps` may be 0."""
+        """Return the progress at a temperature that is `steps` (0 or more) lower."""
         return replace(self, cooling=self.cooling + steps, noise=self.noise.on_new_stage()) if steps else self
 
     def repeat(self, batch: int, updates: int) -> "Progress":
-        """The progress after `updates` applied updates of `batch` samples each, in one stride."""
+        """Return the progress after `updates` applied updates of `batch` samples each."""
         done = batch * updates
         return replace(
             self,
@@ -133,29 +133,29 @@ class Progress:
         )
 
     def probed(self, norm: float, evaluations: int) -> "Progress":
-        """The progress that knows ‖∇f‖ exactly, charged with what that took."""
+        """Return the progress with an exact ‖∇f‖, charged with the evaluations that it took."""
         return replace(self.surveyed(evaluations), probe_norm=norm, probe_step=self.step)
 
     def surveyed(self, evaluations: int) -> "Progress":
-        """The progress charged with a probe that no decision goes by."""
+        """Return the progress charged with a probe that no decision depends on."""
         ledger = replace(self.ledger, probe=self.ledger.probe + evaluations)
         return replace(self, probe_samples=self.samples, ledger=ledger)
 
     def replaying(self, lost: int) -> "Progress":
-        """The progress charged with `lost` evaluations that a crash threw away and that will be spent again."""
+        """Return the progress charged with `lost` evaluations that a crash discarded and that are made again."""
         return replace(self, ledger=replace(self.ledger, replayed=self.ledger.replayed + lost))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, for progress.json."""
+        """Return plain numbers, for progress.json."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The inverse of to_dict."""
+        """Return the progress of plain numbers. The inverse of `to_dict`."""
         parts = {"ledger": Ledger(**values["ledger"]), "noise": Noise.from_dict(values["noise"])}
         return cls(**{**values, **parts})
 
 
 def finite(value: float) -> float | None:
-    """`value`, or None where it is not finite: JSON has no NaN."""
+    """Return `value`, or None if it is not finite. JSON has no NaN."""
     return value if math.isfinite(value) else None

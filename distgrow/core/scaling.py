@@ -1,4 +1,4 @@
-"""ScalingPolicy: how many ranks each stage wants, as `launch.workers` says; pure, and ignorant of who starts them."""
+"""ScalingPolicy: how many ranks each stage wants, as `launch.workers` says. Pure; starts none of them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,14 +10,14 @@ from distgrow.core.errors import ConfigError
 
 
 class ScalingPolicy(Protocol):
-    """Ranks that a stage wants; the last word on it, nobody else works it out."""
+    """Tell how many ranks a stage wants. Nothing else computes it."""
 
     def __call__(self, stage: int, batch: int, max_micro: int) -> int: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fixed:
-    """So many throughout."""
+    """Want the same number throughout."""
 
     workers: int
 
@@ -27,7 +27,7 @@ class Fixed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Range:
-    """As many as get a full micro-batch each, between `least` and `most`."""
+    """Want as many ranks as get a full micro-batch each, between `least` and `most`."""
 
     least: int
     most: int
@@ -38,7 +38,7 @@ class Range:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Staged:
-    """So many from a stage on; the first stage is 0 and the stages rise."""
+    """Want a number of ranks from a stage on. The first stage is 0, and the stages rise."""
 
     workers: tuple[tuple[int, int], ...]  #: (stage, ranks from it on)
 
@@ -48,7 +48,7 @@ class Staged:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """A group of ranks that one of another size may follow."""
+    """Describe a group of ranks that may be followed by one of another size."""
 
     scaling_policy: ScalingPolicy
     asked: int  #: ranks that its first stage wanted; the cluster may have given fewer
@@ -60,7 +60,7 @@ _FORMS = "write a number, a range [least, most], or from which stage on how many
 
 
 def scaling_policy(workers: "Workers") -> ScalingPolicy:
-    """What the three forms of `launch.workers` mean."""
+    """Return the policy that one of the three forms of `launch.workers` describes."""
     if isinstance(workers, int):
         return Fixed(workers=workers)
     if isinstance(workers, list):
@@ -69,12 +69,12 @@ def scaling_policy(workers: "Workers") -> ScalingPolicy:
 
 
 def least(workers: "Workers") -> int:
-    """The fewest ranks to go on with where a cluster has not all that are wanted."""
+    """Return the fewest ranks to go on with if a cluster has not all that are wanted."""
     return 1 if isinstance(workers, dict) else min(_numbers(workers))
 
 
 def most(workers: "Workers") -> int:
-    """The most ranks that any stage wants."""
+    """Return the most ranks that any stage wants."""
     return max(_numbers(workers))
 
 
@@ -85,7 +85,7 @@ def _numbers(workers: "Workers") -> list[int]:
 
 
 def _checked(given: Any) -> Any:
-    """`launch.workers` as written, if it is one of the three forms. ConfigError where it is not."""
+    """Return `launch.workers` as it is written. Raise ConfigError if it has none of the three forms."""
     if isinstance(given, list):
         return _range(given)
     if isinstance(given, Mapping):
@@ -116,7 +116,7 @@ def _ladder(given: Mapping[Any, Any]) -> dict[int, int]:
 
 
 def _stage(key: Any) -> Any:
-    """JSON writes 0 as "0" where it is a key."""
+    """Return a stage's number. JSON writes the key 0 as "0"."""
     return int(key) if isinstance(key, str) and key.isdecimal() else key
 
 

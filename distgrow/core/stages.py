@@ -1,7 +1,7 @@
-"""Stages: where they end, how long they are, and when the run is over; pure, and ignorant of batch sizes.
+"""Stages: where they end and how long they are. Pure, and independent of batch sizes.
 
-Stage boundaries are absolute positions on the samples or the steps axis, so that overshooting one by part of a
-batch never adds up.
+Stage boundaries are absolute positions on the axis of samples or of steps. If a batch passes a boundary, the error
+therefore never adds up.
 """
 
 import math
@@ -25,18 +25,18 @@ Axis = Literal["samples", "steps"]
 
 
 class Trigger(Protocol):
-    """Where stages end. `end` never falls along the ladder."""
+    """Tell where stages end. `end` never falls from one stage to the next."""
 
     @property
     def axis(self) -> Axis: ...
 
     def end(self, stage: int) -> float:
-        """First position on the axis at which `stage` is over; inf where it never is."""
+        """Return the first position on the axis at which `stage` is over, or inf if it never is."""
         ...
 
 
 def climb(trigger: Trigger, stage: int, position: int, top: float) -> int:
-    """The stage that `position` on the trigger's axis belongs to: `stage` or one above it, never beyond `top`."""
+    """Return the stage at `position` on the trigger's axis: `stage` or a later one, never beyond `top`."""
     while stage < top and trigger.end(stage) <= position:
         stage += 1
     return stage
@@ -44,7 +44,7 @@ def climb(trigger: Trigger, stage: int, position: int, top: float) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Geometric:
-    """Stage m is first·ratio^m long; ratio 1 makes all stages equal."""
+    """Make stage m first·ratio^m long. Ratio 1 makes all stages equal."""
 
     axis: Axis
     first: float
@@ -61,7 +61,7 @@ class Geometric:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listed:
-    """Stage m ends at ends[m]; the last stage never ends."""
+    """End stage m at ends[m]. The last stage never ends."""
 
     axis: Axis
     ends: tuple[int, ...]
@@ -72,7 +72,7 @@ class Listed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Following:
-    """Stage m ends where the decay has fallen to level(m), never where that is at the end of the run."""
+    """End stage m when the decay has fallen to level(m), or never if that is at the end of the run."""
 
     decay: Decay
     span: Span
@@ -90,7 +90,7 @@ class Following:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Later:
-    """Stage m ends where it has by both of two triggers on the samples axis."""
+    """End stage m when it is over by both of two triggers on the samples axis."""
 
     one: Trigger
     other: Trigger
@@ -122,7 +122,7 @@ class Every(Spec):
         return self
 
     def lengths(self, epoch: int) -> tuple[Axis, list[float]]:
-        """The axis and the lengths on it; ValueError where a stage would be shorter than one sample."""
+        """Return the axis and the lengths on it. Raise ConfigError if a stage would be shorter than one sample."""
         unit = one_of(self, "epochs", "samples", "steps")
         value = getattr(self, unit)
         values = value if isinstance(value, list) else [value]
@@ -143,7 +143,7 @@ class Stages(Spec):
     """Stage m is e₀·δ^(power·m) long, δ = growth.factor; 0 makes all stages equal."""
 
     def trigger(self, ratio: float, epoch: int) -> Trigger:
-        """The boundaries, when every stage is `ratio` times as long as the one before."""
+        """Return the boundaries of stages that are each `ratio` times as long as the one before."""
         axis, lengths = self.every.lengths(epoch)
         unit = one_of(self.every, "epochs", "samples", "steps")
         if not isinstance(getattr(self.every, unit), list):
@@ -171,15 +171,15 @@ class MinStage(Spec):
         return self
 
     def length(self, epoch: int) -> int:
-        """Samples."""
+        """Return the length in samples."""
         return self.samples or at_least(min((self.epochs or 0.0) * epoch, LONGEST))
 
     def over(self, samples: int, updates: int, epoch: int) -> bool:
-        """Whether so many samples, and updates that have shown something, are enough."""
+        """Return whether a stage of so many samples and measured updates is long enough."""
         return samples >= self.length(epoch) and updates >= self.updates
 
     def least(self, batch: int, epoch: int) -> int:
-        """Samples after which it can be over, in whole updates of `batch`, each of which shows something."""
+        """Return the fewest samples after which it can be over, in whole updates of `batch` that are all measured."""
         return batch * max(self.updates, -(-self.length(epoch) // batch))
 
 

@@ -31,12 +31,12 @@ class Loader(Protocol):
     """Where micro-batches come from."""
 
     def draw(self, progress: Progress, plan: Plan) -> Iterator[Any]:
-        """This rank's micro-batches of the update that `plan` describes, one after the other."""
+        """Yield this rank's micro-batches of the update that `plan` describes."""
         ...
 
 
 class DirectLoader:
-    """Loads in this process, when asked."""
+    """Load in this process, when asked."""
 
     def __init__(self, positions: SampleStream, rank: int) -> None:
         self._positions, self._rank = positions, rank
@@ -47,7 +47,7 @@ class DirectLoader:
 
 
 def build_loader(positions: SampleStream, controller: Controller, world: World, spec: Loading) -> Loader:
-    """The loader that a run's spec asks for."""
+    """Return the loader that a run's spec asks for."""
     if spec.workers == 0:
         return DirectLoader(positions, world.rank)
     pin = world.device.type == "cuda"
@@ -120,7 +120,7 @@ class PrefetchingLoader:
 
 
 def _forecast(controller: Controller, rank: int, progress: Progress) -> Iterator[range]:
-    """The positions of every micro-batch of `rank` to come."""
+    """Yield the positions of every micro-batch of `rank` to come."""
     for stride in controller.forecast(progress):
         batch, start = stride.plan.batch, stride.begin.samples
         for k in range(stride.updates):
@@ -129,7 +129,7 @@ def _forecast(controller: Controller, rank: int, progress: Progress) -> Iterator
 
 
 class _Sampler:
-    """An endless batch sampler that is asked for the next rows when a worker is free.
+    """Sample batches without end. It is asked for the next rows when a worker is free.
 
     It knows no loader: a cycle of references would leave the workers to the garbage collector.
     """

@@ -56,9 +56,9 @@ class SampleStream:
 def evaluation_batches(
     dataset: Any, world: World, rows: int, collate: Callable[[list[Any]], Any] | None = None
 ) -> Iterator[tuple[Any, int]]:
-    """This rank's part of a data set in its own order: collated batches of at most `rows` rows, and how many count.
+    """Yield this rank's part of a data set, in order: (a collated batch of at most `rows` rows, how many count).
 
-    Every rank has as many batches (ZeRO 3 gathers parameters at each forward); one that has none left repeats a
+    Every rank has as many batches, since ZeRO 3 gathers parameters at each forward. A rank that has none left repeats a
     row that does not count.
     """
     n = len(dataset)
@@ -73,9 +73,9 @@ def evaluation_batches(
 def random_parts(
     dataset: Any, world: World, parts: int, seed: int, collate: Callable[[list[Any]], Any] | None = None
 ) -> Iterator[tuple[Any, int]]:
-    """This rank's share of a data set's random partition in `parts` parts, as (collated rows, how many).
+    """Yield this rank's share of a data set's random partition into `parts` parts, as (collated rows, how many).
 
-    Parts differ by at most one row; part k is on the same rank whatever the seed.
+    Parts differ by at most one row. Part k is on the same rank whatever the seed.
     """
     n, order = len(dataset), Order(n=len(dataset), seed=seed)
     for part in range(cut(parts, world.size, world.rank), cut(parts, world.size, world.rank + 1)):

@@ -22,7 +22,7 @@ _PLAIN = (tuple, list)
 
 
 def checked_loss(loss: Any) -> Tensor:
-    """The loss, if it is one number that gradients can be had of; ConfigError where it is not."""
+    """Return the loss. Raise ConfigError if it is not one number with a gradient."""
     if not isinstance(loss, Tensor):
         raise ConfigError(f"the loss returned {type(loss).__name__}; it must return a tensor, the mean over the rows")
     if loss.dim() != 0:

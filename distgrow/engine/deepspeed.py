@@ -140,7 +140,7 @@ class DeepSpeedEngine(AccumulatingEngine):
         )
 
     def _whole(self, parameter: nn.Parameter) -> torch.Tensor:
-        """A parameter, of which ZeRO 3 leaves each rank a part. Collective."""
+        """Return a whole parameter, of which ZeRO 3 leaves each rank a part. Collective."""
         if self.spec.zero < 3:
             return parameter
         with deepspeed.zero.GatheredParameters([parameter]):

@@ -23,6 +23,7 @@ def means(metrics: Callable[[Any], Any], batches: Iterable[tuple[Any, int]], wor
         metrics: Computes the metrics of a batch.
         batches: Pairs of a batch and its number of rows. Of a batch without rows the metrics are computed, as every
             rank must take part in a forward, and dropped.
+        world: The ranks.
 
     Raises:
         ConfigError: Metrics are no such mapping, or some batches lack a metric that is a number.

@@ -45,7 +45,7 @@ class Probe:
         self.passes = 0  #: gradient evaluations made of each sample
 
     def gradient(self) -> tuple[float, Vector]:
-        """The mean loss over the data set, and ∇f, which has the optimizer's L2 penalty in it."""
+        """Return the mean loss over the data set, and ∇f with the optimizer's L2 penalty."""
 
         def differentiated(batch: Any) -> Vector:
             loss, gradient = self._objective.gradient(batch)
@@ -56,7 +56,7 @@ class Probe:
         return float(loss), gradient
 
     def _mean(self, measure: Callable[[Any], Vector], *, like: Vector, cost: int) -> Vector:
-        """The mean over all samples of what `measure` finds as the mean of a batch, at `cost` evaluations a sample."""
+        """Average `measure`, a mean over a batch, over all samples, at `cost` evaluations a sample."""
         sums = [torch.zeros_like(tensor) for tensor in like]
         seen = 0
         with kept_random_state(self._world.device):
@@ -129,7 +129,7 @@ class Probe:
         return Noise(trace=trace if coarse else Estimate(value=trace.value, error=0.0), curved=noise_curvature)
 
     def _estimate(self, values: Iterable[float]) -> Estimate:
-        """The mean of all ranks' values, as of independent ones."""
+        """Return the mean of all ranks' values, with its error if they are independent."""
         values = list(values)
         count, total, squares = self._world.sum([len(values), sum(values), sum(value * value for value in values)])
         mean = total / count
@@ -137,16 +137,16 @@ class Probe:
         return Estimate(value=mean, error=math.sqrt(spread / (count - 1)) if count > 1 else math.inf)
 
     def norm(self, vector: Vector) -> float:
-        """Its Euclidean norm, the same number on every rank."""
+        """Return the Euclidean norm, the same number on every rank."""
         return math.sqrt(self._agreed(dot(vector, vector)))
 
     def _agreed(self, value: float) -> float:
-        """One number for all ranks, of values that can differ by rounding alone."""
+        """Return one number for all ranks, of values that differ by rounding alone."""
         return self._world.sum([value])[0] / self._world.size
 
 
 def dot(one: Vector, other: Vector) -> float:
-    """The inner product, added up in double precision."""
+    """Return the inner product, summed in double precision."""
     parts = [(a * b).sum(dtype=torch.float64) for a, b in zip(one, other, strict=True)]
     return float(torch.stack(parts).sum())
 

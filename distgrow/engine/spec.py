@@ -43,7 +43,7 @@ class Engine(Protocol):
         ...
 
     def functional(self) -> "FunctionalObjective":
-        """The objective at the present parameters, in eval mode; nothing done with it moves the engine. Collective."""
+        """Return the objective at the present parameters, in eval mode. Using it moves no parameter. Collective."""
         ...
 
     def snapshot(self) -> dict[str, bytes]:

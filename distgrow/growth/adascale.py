@@ -46,7 +46,7 @@ class AdaScale(GrowthPolicy):
 
     @property
     def plain(self) -> GrowthPolicy:
-        """The ladder of the batch."""
+        """Return the schedule of the batch."""
         return self.ladder or Constant(start=self.start * (self.scale or 1))
 
     @property
@@ -84,7 +84,7 @@ class AdaScale(GrowthPolicy):
 
 
 def gain(ratio: float, start: int, noise: Noise, power: float) -> float:
-    """AdaScale's gain of a batch of ratio·b₀ by what has been measured; 1 before that."""
+    """Return AdaScale's gain of a batch of ratio·b₀ by what has been measured, or 1 before that."""
     variance, gradient_sq = noise.variance.value, noise.grad_sq.value
     if math.isnan(gradient_sq):
         return 1.0

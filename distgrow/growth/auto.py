@@ -66,7 +66,7 @@ class Auto(Endless):
         return []  # its stages beyond the cap are shown
 
     def on(self, span: Span) -> "Auto":
-        """With the cap that suits a run, where none is given: the shortest stages are still an update long."""
+        """Return the policy with a cap that suits the run, if none is given: the shortest stages are an update long."""
         if self.cap is not None:
             return self
         stage = int((1 - self.hold) * span.samples / self.depth)
@@ -89,7 +89,10 @@ class Auto(Endless):
         return Listed(axis="samples", ends=tuple(at_least(part * span.samples) for part in parts))
 
     def due(self, stage: int) -> float:
-        """Part of the budget at which a stage ends at the latest: where the line is half-way, by ratio, to the next."""
+        """Return the part of the budget at which a stage ends at the latest.
+
+        It is where the line is half-way, by ratio, to the next stage.
+        """
         return self.hold + (1 - self.hold) * (1 - self.factor ** -(stage + 0.5))
 
     def moves(self, progress: Progress, now: Moment) -> int:
@@ -108,7 +111,7 @@ class Auto(Endless):
         return int(self._settled(progress, now, self.later_confidence))
 
     def _settled(self, progress: Progress, now: Moment, errors: float) -> bool:
-        """Whether an anneal gains more than going on as before would, by the ends of what is measured against it."""
+        """Return whether an anneal gains more than going on would, by the cautious ends of both measurements."""
         variance, trend = progress.noise.variance.end(-errors), progress.noise.trend
         if trend.count < self.updates or not (variance > 0 and now.lr > 0):
             return False

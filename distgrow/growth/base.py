@@ -1,4 +1,4 @@
-"""What growth policies share: the protocol, caps, geometric growth, and growth by measurement."""
+"""What growth policies share: the base class, caps, geometric growth, and growth by measurement."""
 
 import math
 import sys
@@ -17,7 +17,7 @@ from distgrow.core.stages import Listed, MinStage, Stages, Trigger
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moment:
-    """What an adaptive ladder may know of the coming update beside the progress, were it made without a move."""
+    """Hold what an adaptive policy may know of the coming update beside the progress, if the stage stays."""
 
     lr: float
     batch: int
@@ -28,7 +28,7 @@ class Moment:
 
 
 class GrowthPolicy(Spec):
-    """What all ladders share; subclasses give `__call__`, `top` and `height`."""
+    """Share what all growth policies have. Subclasses give `__call__`, `top` and `height`."""
 
     sets_stages: ClassVar[bool] = False  #: whether it has no use for `stages`
     brings_rule: ClassVar[bool] = False  #: whether it has no use for `lr.rule`
@@ -39,60 +39,60 @@ class GrowthPolicy(Spec):
 
     @property
     def adaptive(self) -> bool:
-        """Whether measurements move it, through `moves`."""
+        """Return whether measurements decide about stages, through `moves`."""
         return False
 
     @property
     def measures(self) -> bool:
-        """Whether it goes by measured gradient noise."""
+        """Return whether the policy needs measured gradient noise."""
         return False
 
     @property
     def plain_sgd(self) -> bool:
-        """Whether its rule holds for SGD without momentum alone."""
+        """Return whether the policy's rule holds for SGD without momentum alone."""
         return False
 
     @property
     def measures_within(self) -> float:
-        """Updates within which noise has to be measured for it to be of use; inf where it can wait."""
+        """Return the updates within which noise has to be measured to be of use, or inf if it can wait."""
         return math.inf
 
     @property
     def tests_progress(self) -> bool:
-        """Whether it goes by the product of gradients and updates."""
+        """Return whether the policy needs the product of gradients and updates."""
         return False
 
     @property
     def probes_norm(self) -> bool:
-        """Whether it goes by exact measurements of ‖∇f‖."""
+        """Return whether the policy needs exact measurements of ‖∇f‖."""
         return False
 
     @property
     def top(self) -> float:
-        """The last stage that changes anything; inf where there is none."""
+        """Return the last stage that changes anything, or inf if there is none."""
         return math.inf
 
     def __call__(self, stage: int) -> int:
-        """Target batch of a stage, samples."""
+        """Return the target batch of a stage, samples."""
         return self.start
 
     def height(self, stage: int) -> float:
-        """Growth steps taken at `stage`, fractional where the cap cut the last one short."""
+        """Return the growth steps made by `stage`. They are fractional if the cap cut the last one short."""
         return float(stage)
 
     @property
     def name(self) -> str:
-        """Its `growth.kind`."""
+        """Return the policy's `growth.kind`."""
         return type(self).model_fields["kind"].default
 
     def on(self, span: Span) -> "GrowthPolicy":
-        """The same, with what depends on the training set and the budget."""
+        """Return the policy with everything that depends on the training set and the budget."""
         return self
 
     # ── when it moves ───────────────────────────────────────────────────────────────────────────────────────────
 
     def trigger(self, stages: Stages, lr: LR, span: Span) -> Trigger:
-        """Where this ladder's stages end. ConfigError where the settings do not go with it."""
+        """Return where the stages end. Raise ConfigError if the settings do not go with the policy."""
         if self.sets_stages and stages != Stages():
             raise ConfigError(f"growth.kind={self.name} sets its own stage lengths: remove stages")
         if self.brings_rule and lr.rule is not None:
@@ -102,7 +102,7 @@ class GrowthPolicy(Spec):
         return self.boundaries(stages, lr, span)
 
     def boundaries(self, stages: Stages, lr: LR, span: Span) -> Trigger:
-        """`trigger`, once the settings are known to go with it."""
+        """Return where the stages end, for settings that `trigger` has checked."""
         if self.adaptive:
             return Listed(axis="samples", ends=())
         if stages.power:
@@ -110,51 +110,54 @@ class GrowthPolicy(Spec):
         return stages.trigger(1.0, span.epoch)
 
     def earliest(self, lr: LR, span: Span) -> Trigger:
-        """Where an adaptive ladder's stages could end at the soonest, whatever is measured; no stage beyond the cap."""
+        """Return where an adaptive policy's stages could end at the earliest, whatever is measured.
+
+        There is no stage beyond the cap.
+        """
         return Listed(axis="samples", ends=())
 
     def moves(self, progress: Progress, now: Moment) -> int:
-        """Stages that an adaptive ladder climbs before the coming update; mostly 0."""
+        """Return the number of stages by which an adaptive policy goes up before the coming update; mostly 0."""
         return 0
 
     def cools(self, progress: Progress, now: Moment) -> int:
-        """Steps that an adaptive ladder's temperature falls by before it is asked for its moves; mostly 0."""
+        """Return the steps by which the temperature falls before `moves` is asked; mostly 0."""
         return 0
 
     def probe_due(self, progress: Progress) -> bool:
-        """Whether ‖∇f‖ has to be measured exactly before the coming update."""
+        """Return whether ‖∇f‖ has to be measured exactly before the coming update."""
         return False
 
     def probes(self, updates: int, stage: int) -> int:
-        """Exact measurements of ‖∇f‖ in a run of so many updates that ends at `stage`."""
+        """Return the number of exact measurements of ‖∇f‖ in a run of `updates` updates that ends at `stage`."""
         return 0
 
     # ── the learning rate ───────────────────────────────────────────────────────────────────────────────────────
 
     def rule(self, lr: LR) -> Rule:
-        """How the learning rate follows the batch: as asked for, or as suits this growth."""
+        """Return how the learning rate follows the batch: `lr.rule`, or the policy's default."""
         return lr.rule if lr.rule is not None else self.default_rule
 
     def multiplier(self, lr: LR, progress: Progress, batch: int, span: Span) -> float:
-        """η/η₀ of an update of `batch` samples: the rule's, times the decay's."""
+        """Return η/η₀ of an update of `batch` samples: the rule's multiplier times the decay's."""
         rung = self.rung(progress.stage, batch)
         samples = progress.ledger.applied
         return self.rule(lr)(rung) * lr.decay.warm(samples, batch, span) * lr.decay.fall(samples, span)
 
     def most(self, lr: LR, stage: int, rate: float) -> float:
-        """The largest η that measurements can make of `rate`, which is foreseen of an update of `stage`."""
+        """Return the upper bound of the learning rate at `stage`, whose planned value is `rate`."""
         return rate
 
     def rung(self, stage: int, batch: int) -> Rung:
-        """The rung of `stage` for a batch that may be a shortened last one."""
+        """Return the place of `stage` for a batch that may be a shortened last one."""
         return Rung(ratio=min(batch, self(stage)) / self.start, height=self.height(stage))
 
     def worth(self, progress: Progress, batch: int, span: Span) -> float:
-        """Samples at b₀ that an update of `batch` samples is worth, where the ladder counts them; else 0."""
+        """Return how many samples at b₀ an update of `batch` samples counts for; 0 if the policy counts none."""
         return 0.0
 
     def remarks(self) -> list[str]:
-        """What `plan` has to say beside the table."""
+        """Return the lines that `plan` shows below the table."""
         return []
 
 
@@ -183,7 +186,7 @@ class Geometrical(Capped):
 
     @cached_property
     def cap_stage(self) -> float:
-        """The first stage at which the batch, rounded up, is the cap."""
+        """Return the first stage at which the batch, rounded up, is the cap."""
         if self.cap is None:
             return math.inf
         stage = max(0, math.ceil(self._height_of(max(self.start, self.cap - 1))) - 1)
@@ -199,7 +202,7 @@ class Geometrical(Capped):
         return min(float(stage), self.cap_stage, self._height_of(self.cap or math.inf))
 
     def needs_cap(self, why: str) -> int:
-        """The cap; ConfigError where there is none."""
+        """Return the cap. Raise ConfigError if there is none."""
         if self.cap is None:
             raise ConfigError(f"growth.kind={self.name} {why}: set growth.cap")
         return self.cap
@@ -211,12 +214,12 @@ class Geometrical(Capped):
             return sys.maxsize
 
     def _height_of(self, batch: float) -> float:
-        """log_δ(batch/b₀)."""
+        """Return log_δ(batch/b₀)."""
         return math.log(batch / self.start) / math.log(self.factor)
 
 
 def needs_samples(what: str, span: Span) -> None:
-    """ConfigError where the budget has no end on the samples axis, which `what` needs."""
+    """Raise ConfigError if the budget has no end on the samples axis, which `what` needs."""
     if not span.samples:
         raise ConfigError(
             f"{what} goes by the samples axis, where budget.steps has no end: "
@@ -256,7 +259,7 @@ class Endless(Adaptive):
 
     @property
     def top(self) -> float:
-        """A learning rate below 1e-12 of the cap's moves nothing any more."""
+        """Return the last stage: a learning rate below 1e-12 of the cap's moves nothing any more."""
         return self.cap_stage + math.ceil(12 / (self.decay_power * math.log10(self.factor)))
 
     def remarks(self) -> list[str]:
@@ -264,7 +267,7 @@ class Endless(Adaptive):
         return [f"at the cap lr falls to {fall:.3g} of itself wherever the batch would have grown, which is not shown"]
 
     def shortfall(self, stage: int) -> float:
-        """η's multiplier for what the cap has kept the batch from: (cap/(b₀δ^m))^power, 1 below the cap."""
+        """Return η's multiplier for the growth that the cap prevented: (cap/(b₀δ^m))^power, 1 below the cap."""
         return self.factor ** (self.decay_power * (self.height(stage) - stage))
 
     def multiplier(self, lr: LR, progress: Progress, batch: int, span: Span) -> float:

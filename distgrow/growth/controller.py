@@ -83,7 +83,7 @@ class Controller:
         return self.budget.left(progress, self.epoch) <= 0
 
     def advance(self, progress: Progress) -> Progress:
-        """The progress with its stage moved up as far as trigger or measurements say; mostly unchanged.
+        """Return the progress at the stage that trigger or measurements decide; mostly the same.
 
         Another call changes nothing more, so that a run may stop between this and the update.
         """
@@ -102,11 +102,11 @@ class Controller:
         return self.growth.probe_due(progress)
 
     def batch(self, progress: Progress) -> int:
-        """Samples of the next update."""
+        """Return the samples of the next update."""
         return shorten(self.growth(progress.stage), self.budget.left(progress, self.epoch), self.growth.start)
 
     def plan(self, progress: Progress) -> Plan:
-        """The next update, whole. ValueError where the batch cannot be split over the world."""
+        """Return the next update. Raise ConfigError if its batch cannot be split over the world."""
         batch = self.batch(progress)
         micro, accum = self.split(progress, batch)
         return Plan(
@@ -157,7 +157,7 @@ class Controller:
         return self.group is not None and self.ranks(stage) != self.group.asked
 
     def trial(self, micro: int) -> Plan:
-        """A probe of micro-batches of `micro` rows on every rank."""
+        """Return a probe of micro-batches of `micro` rows on every rank."""
         batch, seed = micro * self.world, mix_int(self.seed, micro)
         return Plan(batch=batch, world=self.world, micro=micro, accum=1, lr=0.0, stage=0, seed=seed, probe=True)
 
@@ -183,7 +183,7 @@ class Controller:
         return self.lr.decay.warm(progress.ledger.applied, batch, self.span)
 
     def forecast(self, progress: Progress | None = None) -> Iterator[Stride]:
-        """The run to come as strides of equal updates, as far as this group takes it, if no update is skipped."""
+        """Yield the run to come as strides of equal updates, as far as this group takes it, if no update is skipped."""
         progress = progress or Progress()
         for stage, batch, updates in self.outline(progress):
             if self.hands_over(stage):
@@ -195,7 +195,7 @@ class Controller:
             progress = progress.repeat(batch, updates)
 
     def samples(self) -> int:
-        """Samples that the whole run applies if no update is skipped."""
+        """Return the samples that the whole run applies if no update is skipped."""
         return sum(batch * updates for _, batch, updates in self.outline(Progress()))
 
     def reach(self, progress: Progress | None = None) -> Iterator[tuple[int, int]]:
@@ -241,7 +241,7 @@ class Controller:
             self.check(stands_at())
 
     def problems(self, stage: int, batch: int) -> list[str]:
-        """What keeps a batch of a stage from being drawn, split or measured."""
+        """Return what keeps a batch of a stage from being drawn, split or measured."""
         world, found = self.ranks(stage), self.unknowns(stage)
         if world <= batch <= self.epoch and self.max_micro > 1:
             return found
@@ -265,7 +265,7 @@ class Controller:
         return found
 
     def unknowns(self, stage: int) -> list[str]:
-        """What adaptive growth cannot know beforehand and could fail by at a stage."""
+        """Return by what adaptive growth could fail at a stage, although it cannot be known before."""
         growth, world = self.growth, self.ranks(stage)
         if not growth.adaptive:
             return []
@@ -317,9 +317,9 @@ class Controller:
 
 
 def shorten(batch: int, left: float, start: int) -> int:
-    """Samples of the next update: the ladder's batch, but the last update takes exactly what is left of the budget.
+    """Return the samples of the next update: the policy's batch, or what is left of the budget.
 
-    A remainder smaller than the ladder's `start` joins the update before it, so that no batch falls below `start`
-    (unless the ladder or the whole budget does), whatever the world size.
+    A remainder smaller than `start` joins the update before it, so that no batch falls below `start` (unless the policy
+    or the whole budget does), whatever the world size.
     """
     return batch if left >= batch + min(start, batch) else int(left)

@@ -39,7 +39,7 @@ class TargetBatch(Adaptive):
 
     @abstractmethod
     def target(self, variance: float, gradient_sq: float, progress: Progress, now: Moment) -> float:
-        """The batch size to follow for tr Σ above 0 and |∇f|², samples; inf where |∇f|² is lost in noise."""
+        """Return the batch size to follow for tr Σ above 0 and |∇f|², samples; inf if |∇f|² is lost in noise."""
 
     def earliest(self, lr: LR, span: Span) -> Trigger:
         return self.soonest(self.min_stage, span, self.stages_at_once)
@@ -60,12 +60,12 @@ class TargetBatch(Adaptive):
         return rung - stage
 
     def edge(self, rung: int) -> float:
-        """The measured size from which on the rung after `rung` is climbed, samples."""
+        """Return the measured size from which on the stage after `rung` is taken, samples."""
         try:
             return self.hysteresis * self.start * self.factor ** (rung + 0.5)
         except OverflowError:
             return math.inf
 
     def ends(self, noise: Noise) -> tuple[float, float]:
-        """Lower end of tr Σ and upper end of |∇f|²: those of the smallest batch."""
+        """Return the lower end of tr Σ and the upper end of |∇f|²: those of the smallest batch."""
         return noise.variance.end(-self.confidence), noise.grad_sq.end(self.confidence)

@@ -134,23 +134,23 @@ class Temperature(Adaptive):
         return min(self.limit(lr), rate * ratio**self.power) if self.gain else rate
 
     def fallen(self, lr: LR, progress: Progress, span: Span) -> float:
-        """The temperature over its first."""
+        """Return the temperature divided by its first value."""
         return lr.decay.fall(progress.ledger.applied, span) * self.factor ** (-self.power * progress.cooling)
 
     def limit(self, lr: LR) -> float:
-        """The largest learning rate."""
+        """Return the largest learning rate."""
         return lr.base if self.lr_max is None else self.lr_max
 
     def level(self, rung: int, lr: LR, noise: Noise | None = None) -> float:
-        """What the temperature must have fallen to, over its first, for `rung` to be stable."""
+        """Return the temperature, over its first value, at which stage `rung` is stable."""
         return self.limit(lr) / lr.base / self.scaled(self(rung) / self.start, noise or Noise())
 
     def scaled(self, ratio: float, noise: Noise) -> float:
-        """η over that of b₀ at the same temperature, for a batch of ratio·b₀."""
+        """Return η over that of b₀ at the same temperature, for a batch of ratio·b₀."""
         return gain(ratio, self.start, noise, self.power) if self.gain else ratio**self.power
 
     def room(self, noise: Noise) -> float:
-        """The largest batch that the noise scale allows, samples; inf where the gradient is lost in noise."""
+        """Return the largest batch that the noise scale allows, samples; inf if the gradient is lost in noise."""
         if self.share is None:
             return float(self(int(self.top)))
         variance = noise.variance.end(-self.confidence)

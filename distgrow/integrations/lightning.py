@@ -38,6 +38,9 @@ class Growth(Callback):
         """Keep what the run is made of.
 
         Args:
+            controller: Decides batches and learning rates.
+            dataset: The training set, with rows by number.
+            collate: Makes a batch of rows. By default that is torch's.
             items: Counts what the module's loss is a mean over. By default that is the rows of a micro-batch.
             loading: How rows are loaded. By default the training process loads them.
         """

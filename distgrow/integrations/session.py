@@ -50,7 +50,12 @@ class GrowthSession:
         """Check that the run can be made.
 
         Args:
+            controller: Decides batches and learning rates.
+            dataset: The training set, with rows by number.
+            collate: Makes a batch of rows. By default that is torch's.
             items: Counts what a micro-batch's loss is a mean over. By default that is its rows.
+            world: The ranks. By default that is this process alone.
+            loading: How rows are loaded. By default this process loads them.
 
         Raises:
             ConfigError: The data set has no rows by number, or the controller does not fit it or the ranks.
@@ -169,6 +174,7 @@ class GrowthSession:
         """Count the update, and return whether it is to be applied.
 
         Args:
+            plan: The update.
             parameters: They hold the gradients, averaged over ranks. Gradients that are not finite are dropped, on
                 every rank alike, so that the trainer's step moves nothing.
 

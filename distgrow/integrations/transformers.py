@@ -43,6 +43,10 @@ class Growing:
         """Take the Trainer's arguments, and a controller in place of those that decide the same.
 
         Args:
+            model: As the Trainer's.
+            args: As the Trainer's.
+            controller: Decides batches and learning rates.
+            **settings: The Trainer's other arguments.
             items: Counts what compute_loss is a mean over. By default that is what the Trainer counts (labels other
                 than -100), if the model takes `num_items_in_batch`, else the rows of a micro-batch.
 

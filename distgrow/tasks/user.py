@@ -31,7 +31,7 @@ class Target(Spec):
     """Keyword arguments for the function."""
 
     def train_size(self) -> int:
-        """Samples of the training set; the function is called to find out."""
+        """Count the samples of the training set. The function is called for it."""
         return len(self.build(None).train)
 
     def build(self, model: Model | None) -> Task:
@@ -69,7 +69,7 @@ class Target(Spec):
 
 
 def _checked(task: Any, target: str) -> Task:
-    """The task, or a ValueError that says what is wrong with what the user's function returned."""
+    """Return the task. Raise ConfigError if the user's function returned something else."""
     from torch import nn
 
     from distgrow.data.dataset import check_rows_by_number

@@ -39,6 +39,10 @@ def check_loss(task: Task, controller: Controller, folder: RunFolder, world: Wor
     The first rank makes a few forward passes, none of them with a gradient: the ledger counts nothing.
 
     Args:
+        task: Model, loss and data.
+        controller: Gives the growth policy, the seed and the largest micro-batch.
+        folder: The run's folder.
+        world: The ranks.
         workers: Loader processes of the run. If there are any, one draws the rows of the check as well, for a data set
             may open files at its first row, and processes that are started later would share them.
 
@@ -70,6 +74,10 @@ def check_mean(
     finite or is no number. The model is moved to `device`, and otherwise left as it was.
 
     Args:
+        task: Model, loss and data.
+        growth: The growth policy.
+        seed: Of the order of the data.
+        device: Where the model is moved; None leaves it.
         most: Rows of a pass, at most; a pass has two even if this is 1.
         workers: Loader processes, of which one is used if there are any.
 

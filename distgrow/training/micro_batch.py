@@ -16,8 +16,10 @@ from distgrow.tracking.events import MemoryProbe
 def measured(controller: Controller, engine: Engine, loader: Loader, progress: Progress, events: EventLog) -> Progress:
     """Find the largest micro-batch that the run needs and every rank holds. Return the progress with it and the probes.
 
-    Each is logged as a `probe` event. Where memory holds whole shares, it sets no limit. TrainingFailed where it holds
-    too little. Collective: every rank must call.
+    Each probe is logged as an event. If memory holds whole shares, no limit is set. Collective: every rank must call.
+
+    Raises:
+        TrainingFailed: if memory holds too little.
     """
 
     def fits(micro: int) -> bool:
