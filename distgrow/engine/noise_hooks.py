@@ -101,11 +101,13 @@ class StepProducts:
         """Return whether this update's step has to be looked at."""
         return self._penalised or self._product
 
-    @torch.no_grad()
     def before_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         """Look at the gradients, mean and clipped, that a step is about to take."""
-        if not self.wanted:
-            return
+        if self.wanted:
+            self._look_before(optimizer)
+
+    @torch.no_grad()
+    def _look_before(self, optimizer: torch.optim.Optimizer) -> None:
         for group in optimizer.param_groups:
             given = _stepping(group)
             if self._penalised:
@@ -124,11 +126,13 @@ class StepProducts:
             if self._penalty:
                 self._terms["pu"].append(inner(given[k], last))
 
-    @torch.no_grad()
     def after_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         """Look at what a step has done."""
-        if not self._product:
-            return
+        if self._product:
+            self._look_after(optimizer)
+
+    @torch.no_grad()
+    def _look_after(self, optimizer: torch.optim.Optimizer) -> None:
         for group in optimizer.param_groups:
             if given := _stepping(group):
                 self._direction.after_step(given, [optimizer.state[p] for p in given], group["lr"])
@@ -139,6 +143,8 @@ class StepProducts:
 
     def fetch(self) -> dict[str, float]:
         """Return the inner products, added up over parameters. Waits for a GPU the first time it is called."""
+        if not self.wanted:
+            return dict.fromkeys(self._terms, 0.0)
         if self._sums is None:
             self._sums = {name: sum(torch.stack(t).tolist()) if t else 0.0 for name, t in self._terms.items()}
         return self._sums

@@ -201,8 +201,8 @@ class Own(nn.Module):
 
 
 @pytest.mark.slow
-def test_a_compiled_model_shows_the_same_and_is_compiled_no_more_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch._inductor.config, "compile_threads", 1)  # more are never joined
+@torch._inductor.config.patch(compile_threads=1)  # more are never joined
+def test_a_compiled_model_shows_the_same_and_is_compiled_no_more_often() -> None:
     counters = torch._dynamo.utils.counters
     plain, compiled = (
         TorchEngine(Own(), loss, spec=Torch(precision="float64", compile=wanted), optimizer=SGD(weight_decay=0.1))
