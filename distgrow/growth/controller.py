@@ -16,6 +16,7 @@ from distgrow.core.scaling import Group
 from distgrow.core.stages import Stages, Trigger, climb
 from distgrow.growth import Growth
 from distgrow.growth.base import Moment
+from distgrow.growth.unknowns import unknowns
 
 #: Stages that a run may have; a forecast goes through all of them.
 MOST_STAGES = 2**20
@@ -242,7 +243,8 @@ class Controller:
 
     def problems(self, stage: int, batch: int) -> list[str]:
         """Return what keeps a batch of a stage from being drawn, split or measured."""
-        world, found = self.ranks(stage), self.unknowns(stage)
+        world = self.ranks(stage)
+        found = unknowns(self.growth, stage, world, self.measuring.every, self.max_micro)
         if world <= batch <= self.epoch and self.max_micro > 1:
             return found
         if self.growth.start > self.epoch:
@@ -262,34 +264,6 @@ class Controller:
             split(batch, world, self.max_micro)
         except ValueError as error:
             found.append(f"stage {stage}: {error}")
-        return found
-
-    def unknowns(self, stage: int) -> list[str]:
-        """Return by what adaptive growth could fail at a stage, although it cannot be known before."""
-        growth, world = self.growth, self.ranks(stage)
-        if not growth.adaptive:
-            return []
-        found: list[str] = []
-        if growth.measures and growth(stage) == world == 1:
-            found.append(
-                f"growth.kind={growth.name} goes by gradient noise, which a batch of one sample on one rank does not "
-                "show; raise growth.start to at least 2"
-            )
-        if (every := self.measuring.every or 0) > growth.measures_within:
-            found.append(
-                f"run.noise.every={every}: noise is measured less often than growth.kind={growth.name} goes by it, "
-                f"which is every {growth.measures_within:g} updates; lower it to that or raise growth.every"
-            )
-        if growth.start < world <= growth(stage):
-            found.append(
-                f"stage {stage} wants {world} ranks, but the budget may end with a batch of growth.start="
-                f"{growth.start}; raise growth.start to at least {world} or lower launch.workers"
-            )
-        if self.max_micro == 1 and world > 1:
-            found.append(
-                f"max_micro=1 cannot split every batch that the budget may end with over {world} ranks; "
-                "raise engine.max_micro to 2"
-            )
         return found
 
     def outline(self, progress: Progress, *, soonest: bool = False) -> Iterator[tuple[int, int, int]]:

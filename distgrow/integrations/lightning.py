@@ -20,10 +20,9 @@ from distgrow.optim.groups import assign_lr
 
 
 class Growth(Callback):
-    """Drives `Trainer(max_epochs=-1, callbacks=[Growth(controller, train_set)])` for a module that is Growing.
+    """Drive `Trainer(max_epochs=-1, callbacks=[Growth(controller, train_set)])` for a module that is Growing.
 
-    One "batch" of Lightning's loop is a whole update, one of its epochs a pass over the data. Progress and ledger are
-    in Lightning's own checkpoints.
+    A "batch" of Lightning's loop is a whole update. Progress and ledger are in Lightning's own checkpoints.
     """
 
     def __init__(
@@ -40,9 +39,9 @@ class Growth(Callback):
         Args:
             controller: Decides batches and learning rates.
             dataset: The training set, with rows by number.
-            collate: Makes a batch of rows. By default that is torch's.
+            collate: Makes a batch of rows; None is torch's.
             items: Counts what the module's loss is a mean over. By default that is the rows of a micro-batch.
-            loading: How rows are loaded. By default the training process loads them.
+            loading: How rows are loaded; None loads them in the training process.
         """
         self._controller, self._dataset = controller, dataset
         self._rows: dict[str, Any] = {"collate": collate, "items": items, "loading": loading}
