@@ -123,6 +123,7 @@ def test_mlflow_gets_what_metrics_jsonl_holds(distgrow: Commands) -> None:
 
 
 def test_a_missing_package_is_told_before_anything_begins(distgrow: Commands) -> None:
+    distgrow.warm = False  # a process of its own, which reads sitecustomize
     (distgrow.folder / "sitecustomize.py").write_text("import sys\nsys.modules['wandb'] = None\n")
     finished = distgrow.train("run", trackers(WANDB))
     assert finished.code == 2
