@@ -40,7 +40,9 @@ def _complaint(item: Any, location: list[str], owner: type[BaseModel] | None, wr
             hint = f"did you mean {close[0]!r}? " if close else ""
             return f".kind={given!r}: unknown; {hint}allowed: {allowed}"
         case "union_tag_not_found":
-            return f": needs a kind; write {location[-1]}: {{kind: …}}"
+            return (
+                f": needs a kind; write {location[-1]}: {{kind: …}}; allowed: {', '.join(_kinds(owner, location[-1]))}"
+            )
         case "string_type":
             return f"={written}: must be a text; quote it: {location[-1]}: '{written}'"
         case "model_attributes_type" | "model_type" | "dict_type":
@@ -86,6 +88,12 @@ def _locate(
             location.append(str(part))
             owner = spec
     return location, owner
+
+
+def _kinds(owner: type[BaseModel] | None, key: str) -> list[str]:
+    """Return the kinds that a key's union has."""
+    specs = _models(owner.model_fields[key].annotation) if owner and key in owner.model_fields else []
+    return [repr(kind) for spec in specs for kind in _tags(spec)]
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.loss import _Loss
 
 from distgrow.core.budget import Budget
 from distgrow.core.errors import ConfigError
@@ -60,7 +61,26 @@ def check_arguments(
             raise ConfigError(f"{name}={_shown(value)}: allowed is {example}")
 
 
+def check_trackers(trackers: Any) -> None:
+    """Check that every tracker has `log` and `close`.
+
+    Raises:
+        ConfigError: one has not; the message says where the services of a config go.
+    """
+    for k, tracker in enumerate(trackers):
+        if not (callable(getattr(tracker, "log", None)) and callable(getattr(tracker, "close", None))):
+            raise ConfigError(
+                f"trackers[{k}]={_shown(tracker)}: allowed is an object with log(event) and close(); for a service "
+                "give RunSpec(trackers=[WandB(project=…)]), from distgrow.tracking.spec"
+            )
+
+
 def _check_function(name: str, value: Any, what: str) -> None:
+    if isinstance(value, _Loss):
+        raise ConfigError(
+            f"{name}={_shown(value)}: allowed is a function {what}; write lambda model, batch: "
+            f"criterion(model(batch[0]), batch[1]) with criterion={type(value).__name__}(…)"
+        )
     if not isinstance(value, Callable):
         raise ConfigError(f"{name}={_shown(value)}: allowed is a function {what}")
 

@@ -20,7 +20,7 @@ from distgrow.optim import OptimizerSpec
 from distgrow.optim.sgd import SGD
 from distgrow.tasks.task import Task
 from distgrow.tracking.base import Tracker
-from distgrow.training.arguments import check_arguments
+from distgrow.training.arguments import check_arguments, check_trackers
 from distgrow.training.settings import Settings
 from distgrow.training.spec import RunSpec
 from distgrow.training.train_task import train_task
@@ -84,6 +84,7 @@ def fit(
     """
     given = {"growth": growth, "budget": budget, "stages": stages, "lr": lr, "optimizer": optimizer}
     check_arguments({**given, "engine": engine, "run": run}, model, loss, metrics, collate)
+    check_trackers(trackers)
     task = Task(model=model, loss=loss, train=train, test=test, probe=probe, metrics=metrics, collate=collate)
     schedule = Schedule(growth=growth, stages=stages or Stages(), lr=lr or LR(), budget=budget)
     settings = Settings(

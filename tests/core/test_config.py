@@ -182,7 +182,7 @@ def test_a_letter_left_out_is_put_back_by_did_you_mean(path: Path) -> None:
         ("growth.kind=exponentail", ["growth.kind='exponentail'", "did you mean 'exponential'", "'linear'"]),
         ("lr.decay.kind=cosin", ["lr.decay.kind='cosin'", "did you mean 'cosine'", "'wsd'"]),
         ("optimizer.kind=adam", ["optimizer.kind='adam'", "did you mean 'adamw'"]),
-        ("growth={start: 4}", ["growth: needs a kind", "kind"]),
+        ("growth={start: 4}", ["growth: needs a kind", "'auto'", "'constant'"]),
         ("stages.every={minutes: 4}", ["stages.every.minutes", "epochs, samples, steps"]),
         ("budget={hours: 4}", ["budget.hours", "epochs, samples, steps, sfo"]),
         ("growth.start='16'", ["growth.start='16'", "integer"]),
