@@ -57,7 +57,12 @@ def options(
 def _load(config: str, overrides: list[str] | None) -> Run:
     """Read a config. From here on, modules beside it and in the working directory are found."""
     search(Path(config).absolute().parent, Path.cwd())
-    return load(config, overrides or ())
+    return load(config, overrides or (), tell=_tell)
+
+
+def _tell(line: str) -> None:
+    if place()[0] == 0:
+        typer.echo(f"distgrow: {line}", err=True)
 
 
 @app.command()

@@ -29,9 +29,7 @@ def _complaint(item: Any, location: list[str], owner: type[BaseModel] | None, wr
     known = owner.model_fields if owner else {}
     match item["type"]:
         case "extra_forbidden":
-            close = difflib.get_close_matches(location[-1], known, n=1)
-            hint = f"did you mean {close[0]!r}? " if close else ""
-            return f": unknown key; {hint}allowed here: {', '.join(known)}"
+            return f": unknown key; {_hint(location, item['input'], written, owner)}allowed here: {', '.join(known)}"
         case "missing":
             return f": is missing; add it: {known[location[-1]].description}"
         case "union_tag_invalid":
@@ -46,13 +44,38 @@ def _complaint(item: Any, location: list[str], owner: type[BaseModel] | None, wr
         case "string_type":
             return f"={written}: must be a text; quote it: {location[-1]}: '{written}'"
         case "model_attributes_type" | "model_type" | "dict_type":
-            kind = f"kind: {item['input']}" if isinstance(item["input"], str) else "…"
-            return f"={item['input']!r}: must be a mapping; write {location[-1]}: {{{kind}}}"
+            return f"={item['input']!r}: must be a mapping; write {_mapping(location, item['input'], owner)}"
         case "value_error":
             return f": {item['ctx']['error']}"
         case _:
             message = item["msg"].removeprefix("Input ").replace("should", "must")
             return f"={written}: {message}"
+
+
+def _hint(location: Sequence[str], value: Any, written: str, owner: type[BaseModel] | None) -> str:
+    """Return what to write in place of an unknown key: the same key further inside, or a key with a similar name."""
+    *above, key = location
+    known = owner.model_fields if owner else {}
+    if inside := [field for field in known if key in _keys(known[field].annotation)]:
+        shown = "…" if value is None or isinstance(value, dict) else written
+        options = [f"{field}: {{{key}: {shown}}}" for field in inside]
+        return f"write {' or '.join(f'{above[-1]}: {{{option}}}' if above else option for option in options)}; "
+    close = difflib.get_close_matches(key, known, n=1)
+    return f"did you mean {close[0]!r}? " if close else ""
+
+
+def _mapping(location: Sequence[str], value: Any, owner: type[BaseModel] | None) -> str:
+    """Return how a key is written whose value must be a mapping."""
+    key = location[-1]
+    if isinstance(value, str):
+        return f"{key}: {{kind: {value}}}"
+    inside = _keys(owner.model_fields[key].annotation) if owner and key in owner.model_fields else []
+    return f"{key}: {{…}}" + (f", with the keys {', '.join(inside)}" if inside else "")
+
+
+def _keys(annotation: Any) -> list[str]:
+    """Return the keys of the specs that a field's annotation names."""
+    return list(dict.fromkeys(name for spec in models_of(annotation) for name in spec.model_fields))
 
 
 def _written(values: Any, location: Sequence[str], given: Any) -> str:
@@ -77,10 +100,10 @@ def _locate(
     owner: type[BaseModel] | None = whole
     options: list[type[BaseModel]] = []
     for at, part in enumerate(path):
-        chosen = next((option for option in options if part in _tags(option)), None)
+        chosen = next((option for option in options if part in tags_of(option)), None)
         if spec is not None and part in spec.model_fields:
             location.append(part)
-            owner, options = spec, _models(spec.model_fields[part].annotation)
+            owner, options = spec, models_of(spec.model_fields[part].annotation)
             spec = options[0] if len(options) == 1 else None
         elif chosen is not None:
             spec, options = chosen, []
@@ -92,17 +115,17 @@ def _locate(
 
 def _kinds(owner: type[BaseModel] | None, key: str) -> list[str]:
     """Return the kinds that a key's union has."""
-    specs = _models(owner.model_fields[key].annotation) if owner and key in owner.model_fields else []
-    return [repr(kind) for spec in specs for kind in _tags(spec)]
+    specs = models_of(owner.model_fields[key].annotation) if owner and key in owner.model_fields else []
+    return [repr(kind) for spec in specs for kind in tags_of(spec)]
 
 
-def _models(annotation: Any) -> list[type[BaseModel]]:
+def models_of(annotation: Any) -> list[type[BaseModel]]:
     """Return the specs that a field's annotation names."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [model for argument in get_args(annotation) for model in _models(argument)]
+    return [model for argument in get_args(annotation) for model in models_of(argument)]
 
 
-def _tags(spec: type[BaseModel]) -> tuple[Any, ...]:
+def tags_of(spec: type[BaseModel]) -> tuple[Any, ...]:
     """Return the kinds that a spec stands for."""
     return get_args(spec.model_fields["kind"].annotation) if "kind" in spec.model_fields else ()

@@ -1,19 +1,25 @@
 """Read a config file and its `a.b=c` overrides as a Run."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from distgrow.config.errors import explain
+from distgrow.config.old_names import renamed
 from distgrow.config.run import Run
 from distgrow.core.errors import ConfigError
 from distgrow.core.yaml_text import plain, read_file, read_text
 
 
-def load(path: str | Path, overrides: Sequence[str] = ()) -> Run:
+def load(path: str | Path, overrides: Sequence[str] = (), *, tell: Callable[[str], None] | None = None) -> Run:
     """Read a config file, apply `a.b=c` overrides, and return the Run.
+
+    Args:
+        path: The config file.
+        overrides: Overrides of its keys.
+        tell: Called with a line for each name of an earlier version.
 
     Raises:
         ConfigError: if anything is wrong with it.
@@ -24,6 +30,9 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Run:
     for override in overrides:
         values = apply(values, override)
     run = parse(values)
+    if tell is not None:
+        for line in told_names(values):
+            tell(line)
     return run.kept_in(run.run.dir.replace("{name}", Path(path).stem))
 
 
@@ -32,7 +41,12 @@ def parse(values: Mapping[str, Any]) -> Run:
     try:
         return Run.model_validate(plain(dict(values)))
     except ValidationError as error:
-        raise ConfigError("\n".join(explain(error, Run, values))) from None
+        raise ConfigError("\n".join([*explain(error, Run, values), *told_names(values)])) from None
+
+
+def told_names(values: Mapping[str, Any]) -> list[str]:
+    """Return a line for each name of an earlier version in `values`, as messages use today's."""
+    return [f"{name.key}: {name.old} is read as {name.today}, its name today" for name in renamed(values, Run)]
 
 
 def apply(values: dict[str, Any], override: str) -> dict[str, Any]:

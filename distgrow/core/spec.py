@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
 from functools import cache
 from inspect import Parameter, Signature
@@ -90,6 +91,7 @@ def by_position(spec: type[S], *names: str, **old_names: str) -> Callable[..., S
         return spec(**given, **settings)
 
     make.__doc__ = spec.__doc__
+    make.__name__ = make.__qualname__ = re.sub(r"\B(?=[A-Z])", "_", spec.__name__).lower()
     make.__signature__ = Signature(  # pyright: ignore[reportFunctionMemberAccess]  # what inspect and help() show
         [
             Parameter(

@@ -97,6 +97,8 @@ def find_checkpoint(path: str) -> Trunk:
     from distgrow.checkpoint import writer  # loads torch
 
     place = Path(path).absolute()
+    if place.is_file():
+        raise ConfigError(f"{path} is a file; give the folder of a run{_run_of(place)}, or one of its checkpoints")
     if not place.is_dir():
         raise ConfigError(f"{path}: there is no such folder; give RUN/checkpoints/step-…, or RUN for its newest")
     whole = (place / "config.yaml").is_file()
@@ -112,6 +114,14 @@ def find_checkpoint(path: str) -> Trunk:
         raise RunError(f"{path} is damaged: {damage}; choose another checkpoint, or {folder.path} for its newest")
     progress = Progress.from_dict(json.loads((place / "progress.json").read_text()))
     return Trunk(folder=folder, run=run, checkpoint=place, progress=progress, damaged=tuple(damaged))
+
+
+def _run_of(file: Path) -> str:
+    """Return the run.dir that a config names, for a message; nothing if the file is no config."""
+    try:
+        return f", {load(file).run.dir}, once 'distgrow train {file.name}' has begun it"
+    except ConfigError:
+        return ""
 
 
 def _config(folder: RunFolder) -> Run:

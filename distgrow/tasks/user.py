@@ -10,6 +10,7 @@ from typing import Any, Literal
 from distgrow.core.errors import ConfigError
 from distgrow.core.spec import Spec
 from distgrow.tasks.architectures import Model
+from distgrow.tasks.raised import told_as
 from distgrow.tasks.task import Task
 
 
@@ -43,25 +44,26 @@ class Target(Spec):
             inspect.signature(function).bind(**self.args)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"task.args={self.args!r} do not fit task.target={self.target!r}: {error}") from None
-        made = function(**self.args)
-        if isinstance(made, tuple) and len(made) in (3, 4):
-            made = Task(model=made[0], loss=made[1], train=made[2], test=made[3] if len(made) == 4 else None)
-        return _checked(made, self.target)
+        with told_as(f"task.target={self.target!r} raised"):
+            made = function(**self.args)
+            if isinstance(made, tuple) and len(made) in (3, 4):
+                made = Task(model=made[0], loss=made[1], train=made[2], test=made[3] if len(made) == 4 else None)
+            return _checked(made, self.target)
 
     def _function(self) -> Callable[..., Any]:
         module, _, name = self.target.partition(":")
         if not module or not name:
             raise ConfigError(f"task.target={self.target!r} must read package.module:function")
-        try:
-            found = importlib.import_module(module)
-        except ImportError as error:
-            raise ConfigError(
-                f"task.target={self.target!r} does not import: {error}; is it beside the config, in the "
-                "working directory or on PYTHONPATH?"
-            ) from error
-        except (Exception, SystemExit) as error:
-            reason = f"{type(error).__name__}: {error}"
-            raise ConfigError(f"task.target={self.target!r}: {module} fails where it is imported: {reason}") from error
+        with told_as(f"task.target={self.target!r}: {module} fails where it is imported:"):
+            try:
+                found = importlib.import_module(module)
+            except ModuleNotFoundError as error:
+                if not f"{module}.".startswith(f"{error.name}."):
+                    raise  # the module is there, but one that it imports is not
+                raise ConfigError(
+                    f"task.target={self.target!r} does not import: {error}; is it beside the config, in the "
+                    "working directory or on PYTHONPATH?"
+                ) from error
         function = getattr(found, name, None)
         if not callable(function):
             raise ConfigError(f"task.target={self.target!r}: {module} has no function {name!r}")

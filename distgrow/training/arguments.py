@@ -1,8 +1,10 @@
 """The check of fit()'s arguments: what each must be, and what to write in place of a common mistake."""
 
 from collections.abc import Callable, Mapping
+from types import FunctionType
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.modules.loss import _Loss
 
@@ -58,7 +60,7 @@ def check_arguments(
     for name, value in specs.items():
         types, optional, example = _SPECS[name]
         if not isinstance(value, types) and not (optional and value is None):
-            raise ConfigError(f"{name}={_shown(value)}: allowed is {example}")
+            raise ConfigError(f"{name}={_shown(value)}: {_instead_of(value, types)}allowed is {example}")
 
 
 def check_trackers(trackers: Any) -> None:
@@ -85,7 +87,25 @@ def _check_function(name: str, value: Any, what: str) -> None:
         raise ConfigError(f"{name}={_shown(value)}: allowed is a function {what}")
 
 
+def _instead_of(value: Any, types: tuple[type, ...]) -> str:
+    """Return what to write for a spec that was not called, or for an optimizer of torch."""
+    if isinstance(value, type) and issubclass(value, types):
+        required = any(field.is_required() for field in getattr(value, "model_fields", {}).values())
+        return f"call it, {value.__name__}({'…' if required else ''}); "
+    if isinstance(value, FunctionType) and value.__module__.startswith("distgrow."):
+        return f"call it, {value.__name__}(…); "
+    kind = value if isinstance(value, type) else type(value)
+    if issubclass(kind, torch.optim.Optimizer) and OptimizerSpec in types:
+        known = kind.__name__ if kind in (torch.optim.SGD, torch.optim.AdamW) else "AdamW"
+        return f"torch's {kind.__name__} is made by fit(): write {known}(), from distgrow, and lr=constant_lr(…); "
+    return ""
+
+
 def _shown(value: Any) -> str:
     """Show a value by its type as well, on one line of at most 80 characters."""
+    if isinstance(value, type):
+        return f"{value.__name__} (a class)"
+    if isinstance(value, FunctionType):
+        return f"{value.__name__} (a function)"
     text = " ".join(repr(value).split())
     return f"{text if len(text) <= 80 else text[:79] + '…'} (a {type(value).__name__})"

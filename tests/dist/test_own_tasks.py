@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 
 import pytest
-from conftest import Commands, events, ledger, parameters
+from conftest import ROOT, TINY, Commands, events, ledger, parameters
 
 ODD = """
 import collections, os
@@ -31,6 +31,13 @@ def mse(model, batch):
 def sized(rows=200, test=None, metrics=None, **parts):
     return Task(model=nn.Linear(5, 1), loss=parts.pop("loss", mse), train=Data(rows),
                 test=Data(test) if test else None, metrics=metrics, **parts)
+
+def look_up(key):
+    return {}[key]  # raises
+
+def failing():
+    torch.zeros(3)
+    return sized(look_up("missing"))  # raises
 
 def frozen():
     return sized_model(nn.Linear(5, 1).requires_grad_(False))
@@ -133,13 +140,25 @@ def target(name: str, /, **args: object) -> tuple[str, ...]:
 )
 def test_what_is_wrong_with_a_task_is_told(odd: Commands, task: tuple[str, ...], told: str) -> None:
     finished = odd.train("run", *task)
-    if "unexpected keyword" in told:  # sized takes any keyword and hands it on to Task, whose complaint is the user's
-        assert finished.code == 1
-        assert told in finished.err
-        return
     assert finished.code == 2, finished.err
     assert told in finished.err
     assert "Traceback" not in finished.err
+
+
+@pytest.mark.parametrize("verb", ["plan", "verify", "train", "train launch.workers=2", "train launch.workers=[1,2]"])
+def test_a_target_that_raises_is_told_with_the_users_lines_alone(odd: Commands, verb: str) -> None:
+    command, *more = verb.split()
+    words = [str(ROOT / "configs/digits.yaml"), *TINY, *target("failing"), "run.dir=run", *more]
+    finished = odd(command, *words)
+    assert finished.code == 2, finished.err
+    file, lines = odd.folder / "odd.py", ODD.split("\n")
+    inner, outer = (k + 1 for k, line in enumerate(lines) if line.endswith("# raises"))
+    assert finished.err.splitlines() == [
+        "distgrow: task.target='odd:failing' raised KeyError: 'missing'; mend it there:",
+        f"  {file}:{outer}, in failing: {lines[outer - 1].strip()}",
+        f"  {file}:{inner}, in look_up: {lines[inner - 1].strip()}",
+    ]
+    assert not (odd.folder / "run").exists()
 
 
 def test_a_metric_that_is_not_finite_is_null_and_nothing_is_lost(odd: Commands) -> None:
@@ -179,11 +198,11 @@ def test_what_only_another_rank_meets_is_told_first(odd: Commands) -> None:
     assert refused.code == 2
     assert refused.err.count("distgrow: this host lacks the data: mount it") == 1
     raised = odd.train("raised", *target("on_rank_one"), "launch.workers=2")
-    assert raised.code == 1
-    assert "FileNotFoundError: this host lacks the data" in raised.err
+    assert raised.code == 2
+    assert "raised FileNotFoundError: this host lacks the data" in raised.err
     stubborn = odd.train("stubborn", *target("stubborn_on_rank_one"), "launch.workers=2")
-    assert stubborn.code == 1
-    assert "Stubborn: storage.example.org answered 503" in stubborn.err  # though pickle cannot carry it
+    assert stubborn.code == 2
+    assert "raised Stubborn: storage.example.org answered 503" in stubborn.err  # though pickle cannot carry it
 
 
 def test_a_run_does_not_go_on_with_other_data(odd: Commands) -> None:

@@ -9,6 +9,8 @@ from torch import nn
 
 import distgrow
 from distgrow import ConfigError, RunSpec
+from distgrow.core.budget import Budget
+from distgrow.growth.steps import Steps
 
 
 def loss(model: nn.Module, batch: Any) -> torch.Tensor:
@@ -49,6 +51,34 @@ def test_an_argument_of_the_wrong_type_is_refused_by_name(name: str, value: Any,
     assert type(value).__name__ in str(refused.value)
     assert allowed in str(refused.value)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("optimizer", distgrow.AdamW, "optimizer=AdamW (a class): call it, AdamW(); "),
+        ("optimizer", torch.optim.AdamW, "optimizer=AdamW (a class): torch's AdamW is made by fit(): write AdamW(), "),
+        ("optimizer", torch.optim.RMSprop, "torch's RMSprop is made by fit(): write AdamW(), from distgrow"),
+        ("budget", Budget, "budget=Budget (a class): call it, Budget(); "),
+        ("growth", distgrow.exponential, "growth=exponential (a function): call it, exponential(…); "),
+        ("growth", Steps, "growth=Steps (a class): call it, Steps(…); "),
+        ("stages", distgrow.every, "stages=every (a function): call it, every(…); "),
+        ("engine", distgrow.Torch, "engine=Torch (a class): call it, Torch(); "),
+        ("run", RunSpec, "run=RunSpec (a class): call it, RunSpec(); "),
+    ],
+)
+def test_a_spec_that_is_not_called_is_shown_by_its_name(name: str, value: Any, told: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as refused:
+        fit(tmp_path, **{name: value})
+    assert told in str(refused.value)
+    assert "Metaclass" not in str(refused.value)
+    assert "allowed is" in str(refused.value)
+
+
+def test_a_result_is_one_line_with_what_was_done(tmp_path: Path) -> None:
+    result = fit(tmp_path, test=torch.randn(5, 3))
+    shown = f"<Result: finished, 2 updates, 8 samples, 8 gradient evaluations, loss={result.metrics['loss']:.6g}>"
+    assert repr(result) == str(result) == shown
 
 
 def test_a_tracker_that_is_none_is_refused_before_the_run(tmp_path: Path) -> None:

@@ -145,6 +145,15 @@ def test_what_cannot_be_branched_is_refused_with_the_way_out(
     assert contents(tmp_path) == before
 
 
+def test_a_config_in_place_of_a_run_is_answered_with_its_run(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("budget: {epochs: 1}\nrun: {dir: 'runs/of-{name}'}")
+    with pytest.raises(ConfigError, match=r"mine.yaml is a file; give the folder of a run, runs/of-mine, once"):
+        probe_batch(str(tmp_path / "mine.yaml"), ProbeOptions())
+    (tmp_path / "notes.txt").write_text("a: [")
+    with pytest.raises(ConfigError, match=r"notes.txt is a file; give the folder of a run, or one of its checkpoints"):
+        probe_batch(str(tmp_path / "notes.txt"), ProbeOptions())
+
+
 def test_a_run_of_a_program_of_ones_own_is_refused(tmp_path: Path) -> None:
     train, _ = digits()
     fit(
