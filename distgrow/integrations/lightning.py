@@ -1,21 +1,28 @@
 """Growth under Lightning: a callback that keeps the run, and a mixin that makes its updates."""
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
 from distgrow.core.errors import ConfigError
-from distgrow.data.spec import Loading
 from distgrow.distributed.world import World
 from distgrow.growth.controller import Controller
-from distgrow.integrations.session import GrowthSession, Positions, check_groups, check_rate, weighted
+from distgrow.integrations.lightning_checks import check_trainer
+from distgrow.integrations.session import (
+    GrowthSession,
+    Positions,
+    Rows,
+    check_groups,
+    check_names,
+    check_rate,
+    weighted,
+)
 from distgrow.optim.groups import assign_lr
 
 
@@ -25,26 +32,16 @@ class Growth(Callback):
     A "batch" of Lightning's loop is a whole update. Progress and ledger are in Lightning's own checkpoints.
     """
 
-    def __init__(
-        self,
-        controller: Controller,
-        dataset: Any,
-        *,
-        collate: Callable[[list[Any]], Any] | None = None,
-        items: Callable[[Any], int] | None = None,
-        loading: Loading | None = None,
-    ) -> None:
-        """Keep what the run is made of.
+    def __init__(self, controller: Controller, dataset: Any, **rows: Unpack[Rows]) -> None:
+        """Keep the arguments of the GrowthSession, which is made when the trainer knows its ranks.
 
         Args:
             controller: Decides batches and learning rates.
             dataset: The training set, with rows by number.
-            collate: Makes a batch of rows; None is torch's.
-            items: Counts what the module's loss is a mean over. By default that is the rows of a micro-batch.
-            loading: How rows are loaded; None loads them in the training process.
+            **rows: How its rows are loaded, collated and counted: see Rows.
         """
-        self._controller, self._dataset = controller, dataset
-        self._rows: dict[str, Any] = {"collate": collate, "items": items, "loading": loading}
+        check_names(rows)
+        self._controller, self._dataset, self._rows = controller, dataset, rows
         self._session: GrowthSession | None = None
 
     @property
@@ -265,36 +262,3 @@ def check_module(module: LightningModule) -> None:
         )
     if not module.automatic_optimization and not hasattr(module, "growth"):
         raise ConfigError(f"{name} sets automatic_optimization=False and steps by itself; leave the updates to Growth")
-
-
-def check_trainer(trainer: Trainer) -> None:
-    """Raise ConfigError with all that a Trainer does otherwise than the controller says, one a line."""
-    found = list(_problems(trainer))
-    if found:
-        raise ConfigError("\n".join(found))
-
-
-def _problems(trainer: Any) -> Iterator[str]:
-    accumulates = [c for c in trainer.callbacks if isinstance(c, GradientAccumulationScheduler)]
-    if trainer.accumulate_grad_batches != 1 or accumulates:
-        yield (
-            f"Trainer(accumulate_grad_batches={trainer.accumulate_grad_batches}) and GradientAccumulationScheduler "
-            "would accumulate whole updates; the controller accumulates: leave them out, set its max_micro"
-        )
-    if not trainer.fast_dev_run and (trainer.max_epochs != -1 or trainer.max_steps != -1):
-        yield (
-            f"Trainer(max_epochs={trainer.max_epochs}, max_steps={trainer.max_steps}) would end the run elsewhere than "
-            "the controller's budget; give max_epochs=-1 and leave max_steps out"
-        )
-    if not trainer.fast_dev_run and (trainer.limit_train_batches != 1.0 or trainer.overfit_batches):
-        yield "Trainer(limit_train_batches=…, overfit_batches=…) would leave samples out; leave them out"
-    if trainer.precision in ("16-mixed", "16-true", "16", 16):
-        yield f"Trainer(precision={trainer.precision!r}) scales losses and skips steps by itself; use bf16-mixed"
-    strategy = trainer.strategy
-    if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy) or type(strategy).__name__.startswith("XLA"):
-        yield (
-            f"Trainer(strategy=…) is {type(strategy).__name__}: with sharded gradients an update that is not finite "
-            "cannot be told on every rank; use one device or ddp, or distgrow's engine.kind=deepspeed"
-        )
-    elif isinstance(strategy, DDPStrategy) and strategy._ddp_kwargs.get("static_graph"):
-        yield "DDPStrategy(static_graph=True) does not go with micro-batches that are not reduced; leave it out"

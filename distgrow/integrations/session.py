@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import torch
 import torch.distributed as dist
@@ -30,6 +30,23 @@ class Positions(dict[str, Tensor]):
     """The positions of a rank's rows for one update, which a trainer's loop is given in place of a batch."""
 
 
+class Rows(TypedDict, total=False):
+    """How a training set's rows are loaded, collated and counted: keywords of every way in, here in one place."""
+
+    collate: Callable[[list[Any]], Any] | None
+    """Makes a batch of rows. By default that is torch's."""
+    items: Callable[[Any], int] | None
+    """Counts what a micro-batch's loss is a mean over. By default that is its rows."""
+    loading: Loading | None
+    """How rows are loaded. By default this process loads them."""
+
+
+def check_names(rows: Rows) -> None:
+    """Raise TypeError if a keyword is none of Rows', as Python does for arguments that are written out."""
+    if unknown := rows.keys() - Rows.__annotations__.keys():
+        raise TypeError(f"unknown keyword {min(unknown)!r}; allowed: {', '.join(Rows.__annotations__)}")
+
+
 class GrowthSession:
     """One run under another trainer, which calls `begin` before an update and `end` after it.
 
@@ -38,35 +55,27 @@ class GrowthSession:
     """
 
     def __init__(
-        self,
-        controller: Controller,
-        dataset: Any,
-        *,
-        collate: Callable[[list[Any]], Any] | None = None,
-        items: Callable[[Any], int] | None = None,
-        world: World | None = None,
-        loading: Loading | None = None,
+        self, controller: Controller, dataset: Any, *, world: World | None = None, **rows: Unpack[Rows]
     ) -> None:
         """Check that the run can be made.
 
         Args:
             controller: Decides batches and learning rates.
             dataset: The training set, with rows by number.
-            collate: Makes a batch of rows. By default that is torch's.
-            items: Counts what a micro-batch's loss is a mean over. By default that is its rows.
             world: The ranks. By default that is this process alone.
-            loading: How rows are loaded. By default this process loads them.
+            **rows: How its rows are loaded, collated and counted: see Rows.
 
         Raises:
             ConfigError: The data set has no rows by number, or the controller does not fit it or the ranks.
         """
+        check_names(rows)
         self.world, self.progress = world or World(), Progress()
         self.controller = on_world(controller, self.world)
         check_rows_by_number(dataset, "the training set")
         check_length(dataset, controller)
         self.controller.check()
-        self._positions = SampleStream(dataset, seed=controller.seed, collate=collate)
-        self._loading, self._items = loading or Loading(), items
+        self._positions = SampleStream(dataset, seed=controller.seed, collate=rows.get("collate"))
+        self._loading, self._items = rows.get("loading") or Loading(), rows.get("items")
         self._loader: Loader | None = None
         self._buffers: Buffers | None = None
 

@@ -1,5 +1,6 @@
 """OptimizerSpec: what every optimizer tells the rest of the package about itself; importing this loads no torch."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     from distgrow.optim.direction import Direction
 
 
-class OptimizerSpec(Spec):
+class OptimizerSpec(Spec, ABC):
     """Hold an optimizer's settings. A subclass gives `kind` and `build`, and replaces the defaults that differ.
 
     No other module asks for an optimizer's type.
@@ -53,9 +54,9 @@ class OptimizerSpec(Spec):
         """Return how many times the parameters' size its state takes."""
         return 1
 
+    @abstractmethod
     def build(self, parameters: "Sequence[nn.Parameter]") -> "torch.optim.Optimizer":
         """Build the torch optimizer with learning rate 0: every update assigns its own."""
-        raise NotImplementedError
 
     def fused_adamw(self) -> "dict[str, object] | None":
         """Return the settings of a fused AdamW kernel that makes the same steps, None if there is none."""

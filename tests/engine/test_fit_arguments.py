@@ -1,7 +1,7 @@
 """fit() refuses what it cannot use by the argument's name, and speaks of resume=True."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ import distgrow
 from distgrow import ConfigError, RunSpec
 from distgrow.core.budget import Budget
 from distgrow.growth.steps import Steps
+from distgrow.optim import OptimizerSpec
 
 
 def loss(model: nn.Module, batch: Any) -> torch.Tensor:
@@ -98,3 +99,12 @@ def test_errors_name_the_argument_resume_and_not_the_command_line(tmp_path: Path
     fit(tmp_path)
     with pytest.raises(ConfigError, match="continue it with resume=True"):
         fit(tmp_path)
+
+
+def test_an_optimizer_without_build_is_refused_when_it_is_made() -> None:
+    class Unbuilt(OptimizerSpec):
+        kind: Literal["unbuilt"] = "unbuilt"
+
+    make: Any = Unbuilt
+    with pytest.raises(TypeError, match="abstract.*build"):
+        make()

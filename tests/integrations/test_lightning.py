@@ -72,6 +72,12 @@ def run(
     return trainer, growth, module
 
 
+def test_a_misspelt_keyword_is_refused_at_once() -> None:
+    misspelt: dict[str, Any] = {"colate": list}
+    with pytest.raises(TypeError, match=r"'colate'.*collate"):
+        Growth(controller(), Rows(), **misspelt)
+
+
 def test_parameters_rates_and_ledger_are_those_of_fit(tmp_path: Path) -> None:
     parameters, progress, rates = fitted(tmp_path / "fit")
     trainer, growth, module = run()
