@@ -55,18 +55,32 @@ class MLflowRun:
 
     def publish(self, points: Sequence[Point]) -> None:
         """See Service."""
-        metrics = [metric for point in points for metric in _metrics(point)]
-        for first in range(0, len(metrics), METRICS):
-            self._client.log_batch(self._id, metrics=metrics[first : first + METRICS])
+        for metrics in calls(points):
+            self._client.log_batch(self._id, metrics=metrics)
 
     def finish(self, ending: Ending) -> None:
         """See Service."""
         self._client.set_terminated(self._id, status=_STATUS[ending])
 
 
-def _metrics(point: Point) -> Iterator[Metric]:
-    for name, value in point.figures.items():
-        yield Metric(f"{point.kind}/{name}", value, round(point.time_s * 1000), point.step)
+def calls(points: Sequence[Point]) -> Iterator[list[Metric]]:
+    """Yield the metrics of each call: whole points, so that a run killed between two calls has none in part."""
+    metrics: list[Metric] = []
+    for point in points:
+        added = _metrics(point)
+        if metrics and len(metrics) + len(added) > METRICS:
+            yield metrics
+            metrics = []
+        metrics += added
+    if metrics:
+        yield metrics
+
+
+def _metrics(point: Point) -> list[Metric]:
+    """Return the metrics of a point, /step last: a store that writes one by one then says no update too early."""
+    names = sorted(point.figures, key=lambda name: name == "step")
+    time_ms = round(point.time_s * 1000)
+    return [Metric(f"{point.kind}/{name}", point.figures[name], time_ms, point.step) for name in names]
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -10,6 +10,8 @@ from distgrow.tracking.spec import KINDS
 
 #: What says when an event was, and is no curve.
 _PLACE = ("step", "samples", "sfo", "time_s")
+#: Seconds between two writes of what was logged; a killed run lacks as much at its end, here alone.
+FLUSH_S = 10
 
 
 class TensorBoard:
@@ -18,7 +20,7 @@ class TensorBoard:
     def __init__(self, folder: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder))
+        self._writer = SummaryWriter(str(folder), flush_secs=FLUSH_S)
         self._next = 0.0
 
     def log(self, event: Line) -> None:

@@ -1,15 +1,23 @@
 """Runs that report to Weights & Biases (offline) and MLflow (a local store): whole, killed and resumed, refused."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import warm
 from conftest import ROOT, TINY, Commands, events
-from test_resume import until_step
 
-UPDATES = 85
+from distgrow.tracking.spec import Point
+
+UPDATES = 226
+MANY = ("budget={samples: 6000}",)  # so that it is not over before anything was sent
 FEW = ("budget={samples: 100}",)
 
 
@@ -75,15 +83,24 @@ def history(client: Any, run: Any, key: str) -> dict[int, list[float]]:
     return found
 
 
+def until_handed_over(run: Path, step: int, process: "subprocess.Popen[str]") -> None:
+    """Wait until Weights & Biases has been given the update `step`."""
+    deadline, file = time.monotonic() + 60, run / "wandb/distgrow.json"
+    while time.monotonic() < deadline and process.poll() is None:
+        if file.is_file() and json.loads(file.read_text())["step"] >= step:
+            return
+        time.sleep(0.002)
+
+
 @pytest.mark.slow
 def test_killed_and_resumed_both_services_hold_each_update_once(distgrow: Commands) -> None:
     for package in ("wandb", "mlflow"):
         pytest.importorskip(package, reason=f"needs the extra '{package}'")
-    both = (trackers(WANDB, mlflow()), "run.checkpoint.every_steps=7", "engine.max_micro=6")
+    both = (trackers(WANDB, mlflow()), *MANY, "run.checkpoint.every_steps=7", "engine.max_micro=6")
     words = ["train", str(ROOT / "configs/digits.yaml"), *TINY, "run.dir=run", *both]
     process = distgrow.start(*words)
-    until_step(distgrow.folder / "run", 30, process)
-    process.kill()  # and not Weights & Biases' own process, which writes its file every 15 s and when it is left alone
+    until_handed_over(distgrow.folder / "run", 20, process)
+    process.kill()  # Weights & Biases' own process ends with it, and loses what it has not written
     process.communicate(timeout=60)
     assert distgrow.train("run", *both, resume=True).code == 0
     steps = events(distgrow.folder / "run", "step")
@@ -103,6 +120,19 @@ def test_killed_and_resumed_both_services_hold_each_update_once(distgrow: Comman
     assert dict(sent) == losses
 
 
+def test_what_weights_and_biases_lost_when_a_run_was_killed_is_sent_again_and_nothing_twice(tmp_path: Path) -> None:
+    pytest.importorskip("wandb", reason="needs the extra 'wandb'")
+    for updates in (5, 60, 60, 130, 150):  # 5: before anything is written; 150: all, and a proper end
+        command = [sys.executable, str(ROOT / "tests/dist/reported.py"), str(tmp_path), str(updates), "150"]
+        finished = warm.run(command, {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)})
+        assert finished.returncode == (0 if updates == 150 else -signal.SIGKILL), finished.stderr
+    ids, found = rows(tmp_path)
+    assert ids == {"abc"}
+    assert [row["_step"] for row in found] == list(range(150))
+    assert [row["_step"] for row in found if "step/figure_0" in row] == list(range(150))
+    assert [row["_step"] for row in found if "eval/figure_0" in row] == list(range(9, 150, 10))
+
+
 def test_weights_and_biases_gets_what_metrics_jsonl_holds(distgrow: Commands) -> None:
     pytest.importorskip("wandb", reason="needs the extra 'wandb'")
     assert distgrow.train("run", trackers(WANDB), *FEW, "run.log_every=5").code == 0
@@ -120,6 +150,18 @@ def test_mlflow_gets_what_metrics_jsonl_holds(distgrow: Commands) -> None:
     steps = events(distgrow.folder / "run", "step")
     assert history(client, run, "step/loss") == {step["step"]: [step["loss"]] for step in steps}
     assert run.info.run_name == "run"
+
+
+def test_no_call_of_mlflow_holds_part_of_an_update_or_its_number_before_its_figures() -> None:
+    pytest.importorskip("mlflow", reason="needs the extra 'mlflow'")
+    from distgrow.tracking.mlflow import METRICS, calls
+
+    figures = {"step": 1.0, **{f"figure_{number}": 0.5 for number in range(29)}}
+    points = [Point(kind="step", step=step, time_s=0.0, figures=figures) for step in range(100)]
+    made = list(calls(points))
+    assert all(len(metrics) <= METRICS for metrics in made)
+    assert [metric.step for metrics in made for metric in metrics] == [step for step in range(100) for _ in figures]
+    assert all(metrics[-1].key == "step/step" and len(metrics) % len(figures) == 0 for metrics in made)
 
 
 def test_a_missing_package_is_told_before_anything_begins(distgrow: Commands) -> None:
