@@ -17,7 +17,7 @@ from distgrow.data.loader import DirectLoader
 from distgrow.data.seeding import seed_generators
 from distgrow.data.stream import SampleStream
 from distgrow.distributed.world import World, joined
-from distgrow.engine.objective import WeightedLoss
+from distgrow.engine.objective import SingleRow, WeightedLoss
 from distgrow.engine.spec import Torch
 from distgrow.engine.torch import TorchEngine
 from distgrow.optim.direction import real
@@ -86,9 +86,7 @@ def tried(run: Run, task: Task, plan: Plan) -> torch.Tensor | None:
     """Return what `updated` does, None if BatchNorm cannot train on micro-batches as small as the plan's."""
     try:
         return updated(run, task, plan)
-    except ValueError as error:
-        if "more than 1 value per channel" not in str(error):
-            raise
+    except SingleRow:
         return None
 
 

@@ -48,6 +48,11 @@ def means(metrics: Callable[[Any], Any], batches: Iterable[tuple[Any, int]], wor
     return _joined(found, seen=sum(batches_seen), rows=sum(all_rows))
 
 
+def check_metrics(values: Any) -> None:
+    """Raise ConfigError if what a batch's metrics are is no mapping of numbers or pairs (sum, count)."""
+    _parts(values, 1)
+
+
 def _parts(values: Any, rows: int) -> dict[str, Total]:
     """Return what the metrics of one batch add to the totals."""
     if not isinstance(values, Mapping):

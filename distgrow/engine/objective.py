@@ -1,7 +1,8 @@
 """Model and loss as one module, and what is checked of them before they train; knows no engine."""
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -32,6 +33,25 @@ class WeightedLoss(nn.Module):
         if batch is None:
             return torch.stack([(weight * real(p)).sum() for p in self.trained() if p.requires_grad]).sum()
         return checked_loss(self.loss(self.model, batch)) * weight
+
+
+class SingleRow(ConfigError):
+    """BatchNorm was to train on a micro-batch of one row."""
+
+
+@contextmanager
+def single_row_told(where: str = "a micro-batch has one row") -> Iterator[None]:
+    """Raise SingleRow, which says what a user can do, in place of what torch's BatchNorm raises for one row."""
+    try:
+        yield
+    except ValueError as error:
+        if isinstance(error, ConfigError) or "more than 1 value per channel" not in str(error):
+            raise
+        raise SingleRow(
+            f"{where}, and BatchNorm cannot train on one value per channel: give each rank at least two rows a "
+            "micro-batch, by a larger growth.start, fewer ranks (launch.workers) or engine.max_micro of at least 3, or "
+            "use a norm of single rows (model.norm=group, nn.GroupNorm)"
+        ) from error
 
 
 def check_leaves(loss: Tensor, parameters: Iterable[nn.Parameter]) -> None:

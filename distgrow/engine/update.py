@@ -20,7 +20,7 @@ from distgrow.distributed.world import World
 from distgrow.engine.batches import Buffers, Loss, Metrics, drawn_rows
 from distgrow.engine.metrics import means
 from distgrow.engine.noise_hooks import MicroBatchNorms, StepProducts
-from distgrow.engine.objective import WeightedLoss, check_dense, check_leaves
+from distgrow.engine.objective import WeightedLoss, check_dense, check_leaves, single_row_told
 from distgrow.engine.stats import MakeStats, UpdateStats
 from distgrow.optim import OptimizerSpec
 
@@ -125,6 +125,7 @@ class AccumulatingEngine(ABC):
             votes=tuple(cast > 0 for cast in result.stats.votes),
         )
 
+    @single_row_told()
     def accumulate(
         self, plan: Plan, micro_batches: Iterable[Any], votes: Sequence[bool] = (), *, rank: int | None = None
     ) -> UpdateStats:

@@ -8,33 +8,33 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from distgrow.core.errors import ConfigError
 from distgrow.data.seeding import kept_generators, seed_generators
 from distgrow.data.stream import SampleStream
 from distgrow.distributed.world import World
-from distgrow.engine.batches import Buffers, Loss, check_rows, leaves_of, place
+from distgrow.engine.batches import Loss, check_rows, leaves_of
 from distgrow.growth.base import GrowthPolicy
 from distgrow.growth.controller import Controller
 from distgrow.run.folder import RunFolder
 from distgrow.tasks.task import Task
+from distgrow.training.first_rows import ROWS, Rows, check_first_rows, draw, placed, unchanged
 
-#: Rows of a pass, and rows of the first of two parts of them.
-ROWS, FIRST = 8, 3
+#: Rows of the first of two parts of a pass.
+FIRST = 3
 #: Pairs of rows and groups of rows that are tried.
 PAIRS, GROUPS = 6, 2
 #: Seeds over which the loss is averaged if it draws random numbers, and the share by which it may then be off.
 DRAWS, COARSE = 8, 0.3
 
-#: Positions in the sample stream; one may occur several times.
-Rows = tuple[int, ...]
 #: The loss of rows at a seed, or None if it is no finite number.
 LossOf = Callable[[Rows, int], float | None]
 
 
 def check_loss(task: Task, controller: Controller, folder: RunFolder, world: World, *, workers: int = 0) -> None:
-    """Check that the loss is a mean over rows, if no run has begun in `folder`. Collective: every rank must call.
+    """Check that the loss is a mean over rows, and what else a few rows show, if no run has begun in `folder`.
+
+    Collective: every rank must call.
 
     The first rank makes a few forward passes, none of them with a gradient: the ledger counts nothing.
 
@@ -47,12 +47,13 @@ def check_loss(task: Task, controller: Controller, folder: RunFolder, world: Wor
             may open files at its first row, and processes that are started later would share them.
 
     Raises:
-        ConfigError: The loss is no mean over rows.
+        ConfigError: The loss is no mean over rows; or see check_first_rows.
     """
     most = min(controller.max_micro, ROWS)
 
     def check() -> None:
         if not folder.begun():
+            check_first_rows(task, controller, world.device, workers=workers)
             check_mean(task, controller.growth, controller.seed, world.device, most=most, workers=workers)
 
     world.on_rank0(check)
@@ -94,7 +95,7 @@ def check_mean(
             )
         return
     trials = Trials.of(total, most)
-    drawn = _drawn(task, seed, trials, workers)
+    drawn = draw(SampleStream(task.train, seed=seed, collate=task.collate), trials.batches(), workers)
     for rows, batch in drawn.items():
         check_rows(batch, len(rows))
     task.model.to(device=device)
@@ -196,16 +197,6 @@ def _mean(loss_of: LossOf, rows: Rows, seeds: range) -> float | None:
     return math.fsum(losses) / len(losses) if len(losses) == len(seeds) else None
 
 
-def _drawn(task: Task, seed: int, trials: Trials, workers: int) -> dict[Rows, Any]:
-    """Return the collated rows of all trials."""
-    stream: Any = SampleStream(task.train, seed=seed, collate=task.collate)
-    batches: Any = trials.batches()
-    if not workers:
-        return {rows: stream.__getitems__(rows) for rows in batches}
-    loaded = DataLoader(stream, batch_sampler=batches, collate_fn=_as_is, num_workers=1)
-    return dict(zip(batches, loaded, strict=True))
-
-
 def _ragged(drawn: dict[Rows, Any], trials: Trials) -> bool:
     """Return whether batches differ in more than their number of rows."""
     shapes = {
@@ -220,24 +211,19 @@ def _tensors(batch: Any) -> Iterator[Tensor]:
     return (leaf for leaf in leaves_of(batch) if isinstance(leaf, Tensor))
 
 
-def _as_is(batch: Any) -> Any:
-    return batch
-
-
 def _losses(model: nn.Module, loss: Loss, drawn: dict[Rows, Any]) -> LossOf:
     """Return the function that computes the loss of rows in `drawn`, in eval mode."""
-    first = next(model.parameters(), torch.empty(0))
-    dtype = first.dtype if first.is_floating_point() and first.dtype != torch.float32 else None
+    device = next(model.parameters(), torch.empty(0)).device
 
     def loss_of(rows: Rows, seed: int) -> float | None:
-        seed_generators(seed, first.device)
+        seed_generators(seed, device)
         try:
             with torch.no_grad(), torch.backends.cudnn.flags(allow_tf32=False):
-                value: Any = loss(model, place(drawn[rows], first.device, dtype))
+                value: Any = loss(model, placed(drawn[rows], model))
         except Exception:  # whatever a user's code raises in eval mode: the first update shows what is wrong
             return None
         if not isinstance(value, Tensor) or value.numel() != 1:
-            return None  # the first update refuses it
+            return None  # check_first_rows refuses it
         return value.item() if bool(value.isfinite()) else None
 
     return loss_of
@@ -247,24 +233,19 @@ def _losses(model: nn.Module, loss: Loss, drawn: dict[Rows, Any]) -> LossOf:
 def _moved(model: nn.Module) -> Iterator[None]:
     """Put a model in eval mode and move its parameters at random; at the end make all as it was."""
     parameters = list({id(parameter): parameter for parameter in model.parameters()}.values())
-    modes = {module: module.training for module in model.modules()}
     kept = [parameter.detach().clone() for parameter in parameters]
-    buffers = Buffers(model)
-    model.eval()
     try:
-        with torch.no_grad():
+        with unchanged(model), torch.no_grad():
+            model.eval()
             for parameter in filter(_is_inexact, parameters):
                 numbers = torch.Generator(parameter.device).manual_seed(parameter.numel())
                 noise = torch.randn(parameter.shape, generator=numbers, device=parameter.device)
                 parameter.add_(noise.to(parameter.dtype), alpha=_spread(parameter))
-        yield
+            yield
     finally:
         with torch.no_grad():
             for parameter, value in zip(parameters, kept, strict=True):
                 parameter.copy_(value)
-        buffers.restore()
-        for module, training in modes.items():
-            module.training = training
 
 
 def _is_inexact(parameter: Tensor) -> bool:

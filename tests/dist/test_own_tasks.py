@@ -45,6 +45,9 @@ def frozen():
 def sized_model(model):
     return Task(model=model, loss=mse, train=Data())
 
+def normed():
+    return sized_model(nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Linear(4, 1)))
+
 def without_parameters():
     return sized_model(nn.Identity())
 
@@ -143,6 +146,7 @@ def test_what_is_wrong_with_a_task_is_told(odd: Commands, task: tuple[str, ...],
     assert finished.code == 2, finished.err
     assert told in finished.err
     assert "Traceback" not in finished.err
+    assert not (odd.folder / "run").exists()
 
 
 @pytest.mark.parametrize("verb", ["plan", "verify", "train", "train launch.workers=2", "train launch.workers=[1,2]"])
@@ -159,6 +163,17 @@ def test_a_target_that_raises_is_told_with_the_users_lines_alone(odd: Commands, 
         f"  {file}:{inner}, in look_up: {lines[inner - 1].strip()}",
     ]
     assert not (odd.folder / "run").exists()
+
+
+def test_one_row_a_rank_is_refused_for_batch_norm_with_a_way_out_that_trains(odd: Commands) -> None:
+    normed, one_each = target("normed"), "growth={kind: constant, start: 2}"
+    finished = odd.train("run", *normed, one_each, "launch.workers=2", "engine.max_micro=8")
+    assert finished.code == 2, finished.err
+    told = "growth.start=2 on 2 ranks with engine.max_micro=8 has micro-batches of one row, and BatchNorm cannot"
+    assert finished.err.count(told) == 1
+    assert "Traceback" not in finished.err
+    assert not (odd.folder / "run").exists()
+    assert odd.train("run", *normed, one_each).code == 0
 
 
 def test_a_metric_that_is_not_finite_is_null_and_nothing_is_lost(odd: Commands) -> None:
