@@ -201,7 +201,7 @@ def _saved_on_ctrl_c(action: Callable[..., Any]) -> Callable[..., Any]:
         try:
             action(*words, **settings)
         except KeyboardInterrupt as stopped:
-            _end(130, f"distgrow: {stopped}" if str(stopped) else "")
+            _end(130, f"distgrow: {stopped}" if str(stopped) and place()[0] == 0 else "")
 
     return guarded
 

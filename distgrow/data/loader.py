@@ -22,6 +22,7 @@ from distgrow.data.spec import Loading
 from distgrow.data.stream import SampleStream
 from distgrow.distributed.world import World
 from distgrow.growth.controller import Controller
+from distgrow.run.stop import leave_stopping_to_the_trainer
 
 #: What torch says if loader processes find no room in shared memory.
 _NO_SHARED_MEMORY = ("shared memory", "No space left on device", "Bus error")
@@ -73,7 +74,7 @@ class PrefetchingLoader:
             prefetch_factor=prefetch,
             persistent_workers=True,
             pin_memory=pin,
-            worker_init_fn=_outlive_sigterm,
+            worker_init_fn=outlive_signals,
             generator=torch.Generator().manual_seed(positions.seed),
         )
         self._stream: Iterator[Any] | None = None
@@ -148,8 +149,9 @@ def _as_dataset(positions: SampleStream) -> Dataset[Any]:
     return positions  # pyright: ignore[reportReturnType]
 
 
-def _outlive_sigterm(worker: int) -> None:
-    """SIGTERM is for the trainer (SLURM tells all), which needs its workers for a checkpoint; its own ends a worker."""
+def outlive_signals(worker: int) -> None:
+    """Ignore signals that stop the run, and SIGTERM unless the trainer sent it, which needs its workers till then."""
+    leave_stopping_to_the_trainer()
     if not hasattr(signal, "sigwaitinfo"):  # macOS
         return
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

@@ -5,8 +5,9 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from types import FrameType
 from typing import NoReturn
 
 from distgrow.config.run import Run
@@ -14,6 +15,7 @@ from distgrow.distributed.environment import _defaults
 from distgrow.launch.elastic import groups, launching
 from distgrow.run import resize_request
 from distgrow.run.folder import RunFolder
+from distgrow.run.stop import StopSignal
 
 
 def train(run: Run, folder: RunFolder, arguments: Sequence[str]) -> int:
@@ -25,24 +27,31 @@ def train(run: Run, folder: RunFolder, arguments: Sequence[str]) -> int:
         arguments: Arguments of `python -m distgrow` for each rank.
 
     Returns:
-        The exit code. It is 0 after SIGTERM if everything was saved.
+        The exit code. It is 0 after a signal of run.stop_signals but Ctrl-C if everything was saved.
     """
     endings, elastic = folder.endings(), run.launch.elastic
     with launching(folder) if elastic else nullcontext():
         sized = ((size, [*arguments, *[f"--asked={size}"] * elastic]) for size in groups(run, folder))
-        code = run_groups(sized, restarts=run.launch.max_failures)
+        code = run_groups(sized, restarts=run.launch.max_failures, signals=run.run.stop_signals)
         between_groups = elastic and resize_request.pending(folder)
     if between_groups:
         print("distgrow: stopped between two groups; everything is saved, --resume goes on", file=sys.stderr)
     saved = between_groups or folder.endings() > endings
-    return 0 if code == 128 + signal.SIGTERM and saved else code
+    return 0 if code > 128 and code != 128 + signal.SIGINT and saved else code
 
 
-def run_groups(sized: Iterable[tuple[int, Sequence[str]]], *, restarts: int = 0) -> int:
+def run_groups(
+    sized: Iterable[tuple[int, Sequence[str]]], *, restarts: int = 0, signals: Sequence[StopSignal] = ()
+) -> int:
     """Run `python -m distgrow arguments` for each (ranks, arguments), one group after the other.
 
-    If a rank fails, its group is started again, at most `restarts` times. A signal is passed on to the ranks, which
-    write a checkpoint and end on SIGTERM.
+    If a rank fails, its group is started again, at most `restarts` times.
+
+    Args:
+        sized: Ranks and arguments of each group.
+        restarts: How often a group is started again.
+        signals: Signals that are passed on to the ranks, beside those that torchrun passes on by itself (SIGTERM,
+            SIGINT, SIGHUP and SIGQUIT). The ranks write a checkpoint and end.
 
     Returns:
         The exit code: 0, that of the failed group, or 128 plus the number of the signal.
@@ -51,14 +60,39 @@ def run_groups(sized: Iterable[tuple[int, Sequence[str]]], *, restarts: int = 0)
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     try:
-        for workers, arguments in sized:
-            _run_group(workers, arguments, restarts)
+        with _passed_on(signals):
+            for workers, arguments in sized:
+                _run_group(workers, arguments, restarts)
     except ChildFailedError as error:
         _, first = error.get_first_failure()
         return 2 if first.exitcode == 2 else 1
     except SignalException as stopped:
         return 128 + stopped.sigval
     return 0
+
+
+@contextmanager
+def _passed_on(signals: Sequence[StopSignal]) -> Iterator[None]:
+    """Make torchrun's agent end its ranks by the signal that this process receives.
+
+    The agent's own handlers, for the signals that it knows, take the place of these once a group is started.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        del frame
+        signal.signal(number, signal.SIG_IGN)  # the agent waits for the ranks now
+        raise SignalException(f"received signal {number}", signal.Signals(number))
+
+    before = {number: signal.getsignal(number) for number in map(signal.Signals.__getitem__, signals)}
+    caught = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
+    for number in caught:
+        signal.signal(number, receive)
+    try:
+        yield
+    finally:
+        for number in caught:
+            signal.signal(number, before[number])
 
 
 def _run_group(workers: int, arguments: Sequence[str], restarts: int) -> None:

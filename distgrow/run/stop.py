@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from distgrow.run.folder import RunFolder
 
@@ -28,8 +28,11 @@ class Requests(NamedTuple):
 class StopRequests:
     """Collect requests to stop or to checkpoint. The run's folder is looked at once a second."""
 
-    def __init__(self, folder: RunFolder, signals: Sequence[StopSignal] = ("SIGTERM",)) -> None:
-        self._folder, self._signals = folder, [signal.Signals[name] for name in signals]
+    def __init__(
+        self, folder: RunFolder, signals: Sequence[StopSignal] = ("SIGTERM",), *, silent: bool = False
+    ) -> None:
+        """Take the run's folder and the signals that stop it. If `silent`, Ctrl-C is not answered on stderr."""
+        self._folder, self._signals, self._silent = folder, [signal.Signals[name] for name in signals], silent
         self._stop, self._next_look = False, 0.0
         self.interrupted = False  #: Ctrl-C (SIGINT) was one of the requests to this process
 
@@ -65,4 +68,16 @@ class StopRequests:
         if number == signal.SIGINT:
             self.interrupted = True
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            os.write(2, _SAVING)  # print could interrupt a print
+            if not self._silent:
+                os.write(2, _SAVING)  # print could interrupt a print
+
+
+def leave_stopping_to_the_trainer() -> None:
+    """Keep the signals that stop a run, but SIGTERM, from ending a process that the trainer has started.
+
+    Ctrl-C and SLURM send them to all processes of a run, and the trainer needs this one for its checkpoint.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for name in get_args(StopSignal):
+        if name != "SIGTERM" and signal.getsignal(signal.Signals[name]) is signal.SIG_DFL:
+            signal.signal(signal.Signals[name], signal.SIG_IGN)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
 from distgrow.core.errors import ConfigError
+from distgrow.data.loader import outlive_signals
 from distgrow.data.seeding import kept_generators
 from distgrow.data.stream import SampleStream
 from distgrow.engine.batches import Buffers, checked_loss, place
@@ -64,8 +65,10 @@ def draw(stream: SampleStream, batches: Sequence[Rows], workers: int) -> dict[Ro
     """
     if not workers:
         return {rows: stream.__getitems__(rows) for rows in batches}
-    dataset, numbers = stream, batches
-    loaded: Any = DataLoader(dataset, batch_sampler=numbers, collate_fn=_as_is, num_workers=1)  # pyright: ignore[reportArgumentType]
+    dataset, numbers = cast(Any, stream), cast(Any, batches)
+    loaded = DataLoader(
+        dataset, batch_sampler=numbers, collate_fn=_as_is, num_workers=1, worker_init_fn=outlive_signals
+    )
     return dict(zip(batches, loaded, strict=True))
 
 

@@ -54,7 +54,7 @@ def train_task(
         world = contexts.enter_context(ranks)
         folder = RunFolder(world.on_rank0(lambda: numbered(settings.run.dir, resume=resume, name=settings.name)))
         settings = settings.kept_in(str(folder.path))
-        stop = StopRequests(folder, settings.run.stop_signals)
+        stop = StopRequests(folder, settings.run.stop_signals, silent=world.rank > 0)
         contexts.enter_context(stop.watched())
         controller = settings.controller(len(task.train), world.size, group)
         if not (resume or (resume is None and world.on_rank0(folder.begun))):

@@ -128,7 +128,7 @@ def test_a_row_that_is_left_alone_in_an_update_is_told_as_well(tmp_path: Path) -
 
 def test_what_is_looked_at_changes_nothing_that_trains(tmp_path: Path) -> None:
     model = flat()
-    model[3].eval()
+    list(model.children())[3].eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     seen = list[dict[str, Tensor]]()
 
