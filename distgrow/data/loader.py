@@ -7,6 +7,7 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -102,22 +103,31 @@ class PrefetchingLoader:
         Raises:
             TrainingFailed: Shared memory does not hold what loader processes have drawn ahead.
         """
-        try:
+        rows = max([plan.micro, *map(len, self._sampler.issued)])
+        workers, prefetch = self._source.num_workers, self._source.prefetch_factor
+        with shared_memory_told(
+            f"the micro-batches of up to {rows} rows that run.loader.workers={workers} draw ahead, "
+            f"run.loader.prefetch={prefetch} each; lower one of them or engine.max_micro and go on with --resume"
+        ):
             return next(stream)
-        except RuntimeError as error:
-            if not any(words in str(error) for words in _NO_SHARED_MEMORY):
-                raise
-            size = shutil.disk_usage("/dev/shm").total / 2**20 if Path("/dev/shm").exists() else math.nan
-            workers, prefetch = self._source.num_workers, self._source.prefetch_factor
-            raise TrainingFailed(
-                f"/dev/shm ({size:,.0f} MiB) does not hold the micro-batches of {plan.micro} rows that "
-                f"run.loader.workers={workers} draw ahead, run.loader.prefetch={prefetch} each; lower one of them or "
-                "engine.max_micro, or enlarge it (docker run --shm-size=8g), and resume"
-            ) from error
 
     def _turn(self, wanted: deque[range], progress: Progress, plan: Plan) -> None:
         later = _forecast(self._controller, self._rank, progress.repeat(plan.batch, 1))
         self._sampler.ahead = chain(list(wanted), later)
+
+
+@contextmanager
+def shared_memory_told(what: str) -> Iterator[None]:
+    """Raise TrainingFailed if /dev/shm does not hold what loader processes have drawn: `what`, and a way out."""
+    try:
+        yield
+    except (RuntimeError, OSError) as error:
+        if not any(words in str(error) for words in _NO_SHARED_MEMORY):
+            raise
+        size = shutil.disk_usage("/dev/shm").total / 2**20 if Path("/dev/shm").exists() else math.nan
+        raise TrainingFailed(
+            f"/dev/shm ({size:,.1f} MiB) does not hold {what}; or enlarge it (docker run --shm-size=8g)"
+        ) from error
 
 
 def _forecast(controller: Controller, rank: int, progress: Progress) -> Iterator[range]:

@@ -10,10 +10,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
 from distgrow.core.errors import ConfigError
-from distgrow.data.loader import outlive_signals
+from distgrow.data.loader import outlive_signals, shared_memory_told
 from distgrow.data.seeding import kept_generators
 from distgrow.data.stream import SampleStream
-from distgrow.engine.batches import Buffers, checked_loss, place
+from distgrow.engine.batches import Buffers, checked_loss, map_leaves, place
 from distgrow.engine.metrics import check_metrics
 from distgrow.engine.objective import SingleRow, WeightedLoss, single_row_told
 from distgrow.growth.controller import Controller
@@ -65,11 +65,27 @@ def draw(stream: SampleStream, batches: Sequence[Rows], workers: int) -> dict[Ro
     """
     if not workers:
         return {rows: stream.__getitems__(rows) for rows in batches}
-    dataset, numbers = cast(Any, stream), cast(Any, batches)
+    dataset, sampler = cast(Any, stream), cast(Any, batches)
     loaded = DataLoader(
-        dataset, batch_sampler=numbers, collate_fn=_as_is, num_workers=1, worker_init_fn=outlive_signals
+        dataset,
+        batch_sampler=sampler,
+        collate_fn=_as_is,
+        num_workers=1,
+        prefetch_factor=1,
+        worker_init_fn=outlive_signals,
     )
-    return dict(zip(batches, loaded, strict=True))
+    drawn, rows = dict[Rows, Any](), max(map(len, batches))
+    with shared_memory_told(
+        f"the few micro-batches of {rows} rows that a loader process draws before the run begins; set "
+        f"run.loader.workers=0 in place of {workers}"
+    ):
+        for numbers, batch in zip(batches, loaded, strict=True):
+            drawn[numbers] = map_leaves(_copied, batch)  # so that shared memory holds few at a time
+    return drawn
+
+
+def _copied(leaf: Any) -> Any:
+    return leaf.clone() if isinstance(leaf, torch.Tensor) else leaf
 
 
 def _as_is(batch: Any) -> Any:
