@@ -22,6 +22,7 @@ from distgrow.distributed.environment import launched, place
 from distgrow.launch import local
 from distgrow.launch.local import leave
 from distgrow.run.folder import RunFolder
+from distgrow.run.resume_mode import ResumeMode
 from distgrow.tasks.user import search
 
 app = typer.Typer(
@@ -79,18 +80,18 @@ def train(
     if resume and auto_resume:
         raise ConfigError("--resume and --auto-resume were both given; --auto-resume alone also begins a run")
     run = _load(config, overrides)
-    going_on = None if auto_resume else resume  # None: if the run's folder holds a run
+    mode = ResumeMode.EITHER if auto_resume else ResumeMode.CONTINUE if resume else ResumeMode.START
     if launched():
-        _in_group(run.fit, resume=going_on, asked=asked)
-    check(run, stands_at=lambda: run.stands_at(resume=going_on))
-    folder = run.folder(resume=going_on)
+        _in_group(run.fit, resume=mode, asked=asked)
+    check(run, stands_at=lambda: run.stands_at(resume=mode))
+    folder = run.folder(resume=mode)
     run = run.kept_in(str(folder.path))
     if run.launch.kind == "ray":
         from distgrow.launch.ray import driver
 
-        driver.train(run, resume=going_on)
+        driver.train(run, resume=mode)
     else:
-        _train_here(run, folder, going_on, ["train", config, *(overrides or ()), _quoted(folder), "--auto-resume"])
+        _train_here(run, folder, mode, ["train", config, *(overrides or ()), _quoted(folder), "--auto-resume"])
 
 
 def _quoted(folder: RunFolder) -> str:
@@ -98,10 +99,10 @@ def _quoted(folder: RunFolder) -> str:
     return f"run.dir={json.dumps(str(folder.path))}"
 
 
-def _train_here(run: Run, folder: RunFolder, resume: bool | None, arguments: list[str]) -> None:
+def _train_here(run: Run, folder: RunFolder, resume: ResumeMode, arguments: list[str]) -> None:
     """Train on this host: in this process, or in several with these arguments."""
     folder.stop_requested()  # drop a request that was left over: it is not meant for this run
-    folder.check(resume=folder.begun() if resume is None else resume)
+    folder.check(resume=resume.resumes(folder.begun))
     if run.launch.workers == 1:
         _saved_on_ctrl_c(run.fit)(resume=resume)
     else:

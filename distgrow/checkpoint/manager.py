@@ -18,6 +18,7 @@ from distgrow.distributed.world import World
 from distgrow.engine.spec import Engine
 from distgrow.run import resize_request
 from distgrow.run.folder import RunFolder
+from distgrow.run.resume_mode import ResumeMode
 from distgrow.tracking.base_event import Event
 from distgrow.tracking.event_log import EventLog
 from distgrow.tracking.events import Checkpoint, End, Evaluation, Resume, Start
@@ -32,7 +33,7 @@ def opened(
     settings: Mapping[str, Any],
     specs: Mapping[str, Spec],
     *,
-    resume: bool | None,
+    resume: ResumeMode,
 ) -> Iterator[bool]:
     """Lock the run's folder inside the context, and yield whether it holds a run to resume.
 
@@ -44,12 +45,13 @@ def opened(
         world: The ranks.
         settings: What config.yaml records of the run.
         specs: The specs among them, by their keys.
-        resume: True: resume. False: begin. None: resume if the folder holds a run, else begin.
+        resume: Whether the run is begun or resumed.
     """
-    world.on_rank0(lambda: folder.lock(wait_s=20 if resume is None else 0))  # a killed group may still be ending
+    patience_s = 20 if resume is ResumeMode.EITHER else 0  # a killed group may still be ending
+    world.on_rank0(lambda: folder.lock(wait_s=patience_s))
     try:
         world.on_rank0(lambda: store.pull(folder, resume=resume))
-        begun = world.on_rank0(folder.begun) if resume is None else resume
+        begun = resume.resumes(lambda: world.on_rank0(folder.begun))
         world.on_rank0(lambda: folder.reopen(settings, specs) if begun else folder.create(settings))
         yield begun
         world.on_rank0(lambda: store.push(folder))

@@ -10,6 +10,7 @@ from filelock import FileLock
 from distgrow.checkpoint.storage import MANIFEST, NAME, Folder, Store, at, persistently
 from distgrow.core.errors import ConfigError, RunError
 from distgrow.run.folder import RunFolder
+from distgrow.run.resume_mode import ResumeMode
 
 T = TypeVar("T")
 
@@ -94,12 +95,12 @@ class Remote:
                 data = file.read_bytes()
                 self._storing(lambda file=file, data=data: self._upload(file.name, data))
 
-    def pull(self, folder: RunFolder, *, resume: bool | None) -> None:
+    def pull(self, folder: RunFolder, *, resume: ResumeMode) -> None:
         """See Store."""
         config, metrics = f"{self._root}/{folder.config.name}", f"{self._root}/{folder.metrics.name}"
         if not self._exists(config):
             return
-        if resume is False:
+        if resume is ResumeMode.START:
             raise RunError(
                 f"launch.storage_path: {self.where} holds a run already and is never overwritten: "
                 "continue it with --resume, or choose another run.dir, whose name is the run's there"

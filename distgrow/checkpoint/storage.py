@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from distgrow.run.folder import RunFolder, storing
+from distgrow.run.resume_mode import ResumeMode
 
 T = TypeVar("T")
 MANIFEST = "manifest.json"
@@ -63,7 +64,7 @@ class Store(Protocol):
         """Copy the run's config and metrics beside the checkpoints if these are not in the run's folder."""
         ...
 
-    def pull(self, folder: RunFolder, *, resume: bool | None) -> None:
+    def pull(self, folder: RunFolder, *, resume: ResumeMode) -> None:
         """Copy config and metrics back to a host that lacks them.
 
         Raises:
@@ -159,7 +160,7 @@ class Folder:
     def push(self, folder: RunFolder) -> None:
         """Do nothing: config and metrics are in the same folder."""
 
-    def pull(self, folder: RunFolder, *, resume: bool | None) -> None:
+    def pull(self, folder: RunFolder, *, resume: ResumeMode) -> None:
         """Do nothing: config and metrics are in the same folder."""
 
 

@@ -1,7 +1,6 @@
 """Run: a whole config as one typed value."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,29 +8,24 @@ from pydantic import model_validator
 
 from distgrow.checkpoint.remote import build_store
 from distgrow.config.launch import Launch
-from distgrow.core.budget import Budget
 from distgrow.core.errors import ConfigError
-from distgrow.core.lr import LR
 from distgrow.core.progress import Progress
 from distgrow.core.scaling import Group, scaling_policy
 from distgrow.core.spec import PosFloat, Spec
-from distgrow.core.stages import Stages
 from distgrow.distributed.environment import in_ray_package
-from distgrow.engine.compatible import check_compatible
-from distgrow.engine.spec import EngineSpec, Torch, most_rows
+from distgrow.engine.spec import most_rows
 from distgrow.growth import Growth
 from distgrow.growth.auto import Auto
 from distgrow.growth.controller import Controller
-from distgrow.growth.schedule import Schedule
 from distgrow.optim import Optimizer
 from distgrow.optim.sgd import SGD
 from distgrow.run.folder import RunFolder, numbered
+from distgrow.run.resume_mode import Resume, ResumeMode
 from distgrow.tasks import TaskSpec
 from distgrow.tasks.architectures import Model
 from distgrow.tasks.builtin import Digits
 from distgrow.theory.sgd import Constants
 from distgrow.training.settings import Settings
-from distgrow.training.spec import RunSpec
 
 if TYPE_CHECKING:
     from distgrow.tracking.base import Tracker
@@ -55,29 +49,19 @@ class Theory(Spec):
         return Constants(smoothness=self.smoothness, variance=self.variance, gap=self.gap)
 
 
-class Run(Spec):
-    """A whole config."""
+class Run(Settings):
+    """A whole config: what is trained, the settings of the training, and how its ranks are started."""
 
     task: TaskSpec = Digits()
     """Data and loss."""
     model: Model | None = None
     """The model. Default: mlp for digits, resnet8 for cifar10, gpt for text."""
-    growth: Growth = Auto()
+    growth: Growth = Auto()  # pyright: ignore[reportIncompatibleVariableOverride]  # narrower, and frozen
     """How the batch grows. Default: auto."""
-    stages: Stages = Stages()
-    """How long stages are."""
-    lr: LR = LR()
-    """The learning rate."""
-    optimizer: Optimizer = SGD()
+    optimizer: Optimizer = SGD()  # pyright: ignore[reportIncompatibleVariableOverride]
     """The optimizer."""
-    engine: EngineSpec = Torch()
-    """What computes the updates: plain torch or DeepSpeed."""
-    budget: Budget
-    """When the run is over."""
     launch: Launch = Launch()
     """How processes are started."""
-    run: RunSpec = RunSpec()
-    """Folder, seed, checkpoints, evaluation, logging and loading."""
     theory: Theory | None = None
     """Constants of the problem, if known. `plan` then makes predictions."""
 
@@ -87,7 +71,7 @@ class Run(Spec):
 
     @model_validator(mode="after")
     def _growth_suits_what_computes(self) -> "Run":
-        check_compatible(self.growth, self.optimizer, self.engine)
+        self.check()
         return self
 
     @model_validator(mode="after")
@@ -110,20 +94,6 @@ class Run(Spec):
             )
         return self
 
-    def settings(self) -> Settings:
-        """Return the specs of the run's training."""
-        return Settings(
-            schedule=self.schedule(),
-            optimizer=self.optimizer,
-            engine=self.engine,
-            run=self.run,
-            storage=self.launch.storage_path,
-        )
-
-    def schedule(self) -> Schedule:
-        """Return what decides batch size, learning rate and end."""
-        return Schedule(growth=self.growth, stages=self.stages, lr=self.lr, budget=self.budget)
-
     def group(self, asked: int) -> Group:
         """Return the rule by which groups of other sizes follow one that was started with `asked` ranks."""
         return Group(scaling_policy=scaling_policy(self.launch.workers), asked=asked)
@@ -137,39 +107,34 @@ class Run(Spec):
         epoch = self.task.train_size()
         first = scaling_policy(self.launch.workers)(0, self.growth(0), most_rows(self.engine.max_micro, epoch))
         group = self.group(first) if world is None else None
-        return self.settings().controller(epoch, first if world is None else world, group)
+        return self.controller_of(epoch, first if world is None else world, group)
 
-    def folder(self, *, resume: bool | None) -> RunFolder:
+    def folder(self, *, resume: Resume) -> RunFolder:
         """Return the run's folder. If it is lost, it is filled with what launch.storage_path holds of the run."""
         if in_ray_package() and not Path(self.run.dir).is_absolute() and self.launch.storage_path is None:
             raise ConfigError(
                 f"run.dir={self.run.dir} is relative, and this Ray job works in a copy of the submitted folder, which "
                 "Ray deletes: give an absolute run.dir that every host sees, or launch.storage_path"
             )
-        folder = RunFolder(numbered(self.run.dir, resume=resume, name=self.task.kind))
+        mode = ResumeMode.of(resume)
+        folder = RunFolder(numbered(self.run.dir, resume=mode, name=self.task.kind))
         if not folder.begun():
-            build_store(folder, self.launch.storage_path).pull(folder, resume=resume)
+            build_store(folder, self.launch.storage_path).pull(folder, resume=mode)
         return folder
 
-    def stands_at(self, *, resume: bool | None) -> Progress:
-        """Return where the run would be resumed, a new run's progress if it is none or `resume` is False."""
+    def stands_at(self, *, resume: Resume) -> Progress:
+        """Return where the run would be resumed, a new run's progress if it would be begun."""
         from distgrow.checkpoint.manager import stands_at
 
         folder = self.folder(resume=resume)
-        going_on = resume is not False and folder.begun()
-        return stands_at(build_store(folder, self.launch.storage_path)) if going_on else Progress()
+        resumes = ResumeMode.of(resume) is not ResumeMode.START and folder.begun()
+        return stands_at(build_store(folder, self.launch.storage_path)) if resumes else Progress()
 
-    def kept_in(self, path: str) -> "Run":
-        """Return the same run with another `run.dir`."""
-        return self.model_copy(update={"run": self.run.model_copy(update={"dir": path})})
-
-    def fit(
-        self, *, resume: bool | None = False, asked: int | None = None, trackers: "Sequence[Tracker]" = ()
-    ) -> "Result":
+    def fit(self, *, resume: Resume = False, asked: int | None = None, trackers: "Sequence[Tracker]" = ()) -> "Result":
         """Build the task and train it. Collective: every rank must call.
 
         Args:
-            resume: True: resume. False: begin. None: resume if the run's folder holds a run, else begin.
+            resume: True: resume. False: begin. None: resume if `run.dir` holds a run, else begin.
             asked: Ranks that this group was started with, if groups of other sizes may follow it.
             trackers: Trackers of rank 0's events, beside those of the config.
         """
@@ -178,12 +143,20 @@ class Run(Spec):
         from distgrow.distributed.world import joined
         from distgrow.training.train_task import train_task
 
-        if resume is None:
+        if ResumeMode.of(resume) is ResumeMode.EITHER:
             back_off(RunFolder(self.run.dir), self.launch.backoff_s)
         with joined(self.engine.device, self.launch.timeout_s, alone=self.engine.needs_group) as world:
             seed_generators(self.run.seed, world.device)
             task = world.on_all_ranks(lambda: self.task.build(self.model))
             recorded = self.model_dump(mode="json")
             about = {key: recorded[key] for key in ("task", "model", "launch", "theory")}
-            settings, group = replace(self.settings(), about=about), None if asked is None else self.group(asked)
-            return train_task(task, settings, resume=resume, group=group, world=world, trackers=trackers)
+            return train_task(
+                task,
+                self,
+                resume=ResumeMode.of(resume),
+                group=None if asked is None else self.group(asked),
+                storage=self.launch.storage_path,
+                world=world,
+                about=about,
+                trackers=trackers,
+            )

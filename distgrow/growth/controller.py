@@ -14,8 +14,7 @@ from distgrow.core.plan import Plan, split
 from distgrow.core.progress import Progress
 from distgrow.core.scaling import Group
 from distgrow.core.stages import Stages, Trigger, climb
-from distgrow.growth import Growth
-from distgrow.growth.base import Moment
+from distgrow.growth.base import GrowthPolicy, Moment
 from distgrow.growth.unknowns import unknowns
 
 #: Stages that a run may have; a forecast goes through all of them.
@@ -40,7 +39,7 @@ class Stride:
 class Controller:
     """Decide every update of a schedule on `world` ranks. Every rank decides alike from the same Progress."""
 
-    growth: Growth
+    growth: GrowthPolicy
     stages: Stages = field(default_factory=Stages)
     lr: LR = field(default_factory=LR)
     budget: Budget

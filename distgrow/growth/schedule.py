@@ -7,7 +7,7 @@ from distgrow.core.lr import LR
 from distgrow.core.noise_stats import Measuring
 from distgrow.core.scaling import Group
 from distgrow.core.stages import Stages
-from distgrow.growth import Growth
+from distgrow.growth.base import GrowthPolicy
 from distgrow.growth.controller import Controller
 
 
@@ -15,7 +15,7 @@ from distgrow.growth.controller import Controller
 class Schedule:
     """Hold the four settings that every decision of a run follows from; the data and the ranks are not known yet."""
 
-    growth: Growth
+    growth: GrowthPolicy
     budget: Budget
     stages: Stages = field(default_factory=Stages)
     lr: LR = field(default_factory=LR)

@@ -15,6 +15,7 @@ from distgrow.core.errors import ConfigError, RunError
 from distgrow.core.spec import Spec, as_today
 from distgrow.core.yaml_text import plain, read_file
 from distgrow.run.resume_check import differences
+from distgrow.run.resume_mode import ResumeMode
 
 
 class _Dumper(yaml.SafeDumper):
@@ -131,12 +132,12 @@ class RunFolder:
         self._lock.release()
 
 
-def numbered(pattern: str, *, resume: bool | None, name: str) -> str:
+def numbered(pattern: str, *, resume: ResumeMode, name: str) -> str:
     """Return `run.dir` with {name} replaced, and {n} by the number of a run.
 
     Args:
         pattern: `run.dir`.
-        resume: True takes the newest run, False the next number, None the newest run or, without one, 1.
+        resume: START takes the next number, the others the newest run or, without one, 1.
         name: What {name} stands for.
     """
     before, n, after = pattern.replace("{name}", name).partition("{n}")
@@ -147,7 +148,7 @@ def numbered(pattern: str, *, resume: bool | None, name: str) -> str:
     with storing(last.parent):
         entries = [entry.name for entry in last.parent.iterdir()] if last.parent.is_dir() else []
     newest = max((int(match[1]) for match in map(shape.fullmatch, entries) if match), default=0)
-    return f"{before}{newest + (resume is False or newest == 0)}{after}"
+    return f"{before}{newest + (resume is ResumeMode.START or newest == 0)}{after}"
 
 
 def _take(request: Path) -> bool:

@@ -13,11 +13,10 @@ from distgrow.core.scaling import Group
 from distgrow.core.stages import Stages
 from distgrow.distributed.world import World
 from distgrow.engine.batches import Loss, Metrics
-from distgrow.engine.spec import EngineSpec, Torch
+from distgrow.engine.spec import EngineSpec
 from distgrow.growth import Growth
-from distgrow.growth.schedule import Schedule
 from distgrow.optim import OptimizerSpec
-from distgrow.optim.sgd import SGD
+from distgrow.run.resume_mode import Resume, ResumeMode
 from distgrow.tasks.task import Task
 from distgrow.tracking.base import Tracker
 from distgrow.training.arguments import check_arguments, check_trackers
@@ -43,7 +42,7 @@ def fit(
     optimizer: OptimizerSpec | None = None,
     engine: EngineSpec | None = None,
     run: RunSpec | None = None,
-    resume: bool | None = False,
+    resume: Resume = False,
     group: Group | None = None,
     storage: str | None = None,
     world: World | None = None,
@@ -82,21 +81,18 @@ def fit(
         TrainingFailed: Too many updates in a row were not finite.
         KeyboardInterrupt: Ctrl-C, after a checkpoint.
     """
-    given = {"growth": growth, "budget": budget, "stages": stages, "lr": lr, "optimizer": optimizer}
-    check_arguments({**given, "engine": engine, "run": run}, model, loss, metrics, collate)
+    specs: dict[str, Any] = {"growth": growth, "budget": budget, "stages": stages, "lr": lr}
+    specs |= {"optimizer": optimizer, "engine": engine, "run": run}
+    check_arguments(specs, model, loss, metrics, collate)
     check_trackers(trackers)
     task = Task(model=model, loss=loss, train=train, test=test, probe=probe, metrics=metrics, collate=collate)
-    schedule = Schedule(growth=growth, stages=stages or Stages(), lr=lr or LR(), budget=budget)
-    settings = Settings(
-        schedule=schedule,
-        optimizer=optimizer or SGD(),
-        engine=engine or Torch(),
-        run=run or RunSpec(),
-        storage=storage,
-        about=about or {},
-    )
+    settings = Settings(**{name: spec for name, spec in specs.items() if spec is not None})
+    settings.check()
     with _in_python():
-        return train_task(task, settings, resume=resume, group=group, world=world, trackers=trackers)
+        mode, about = ResumeMode.of(resume), about or {}
+        return train_task(
+            task, settings, resume=mode, group=group, storage=storage, world=world, about=about, trackers=trackers
+        )
 
 
 @contextmanager

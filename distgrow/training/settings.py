@@ -1,13 +1,15 @@
-"""Settings: all specs of one run, as a config or the arguments of fit() give them."""
+"""Settings: all specs of a run's training. fit() makes them of its arguments; a config adds a task and a launch."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Self
 
+from distgrow.core.budget import Budget
+from distgrow.core.lr import LR
 from distgrow.core.scaling import Group
 from distgrow.core.spec import Spec
+from distgrow.core.stages import Stages
 from distgrow.engine.compatible import check_compatible
 from distgrow.engine.spec import EngineSpec, Torch, most_rows
+from distgrow.growth.base import GrowthPolicy
 from distgrow.growth.controller import Controller
 from distgrow.growth.schedule import Schedule
 from distgrow.optim import OptimizerSpec
@@ -15,16 +17,23 @@ from distgrow.optim.sgd import SGD
 from distgrow.training.spec import RunSpec
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """Hold the specs of one run."""
+class Settings(Spec):
+    """Hold the specs of a run's training."""
 
-    schedule: Schedule
-    optimizer: OptimizerSpec = field(default_factory=SGD)
-    engine: EngineSpec = field(default_factory=Torch)
-    run: RunSpec = field(default_factory=RunSpec)
-    storage: str | None = None  #: URI of the checkpoints' storage; None: the run's folder
-    about: Mapping[str, Any] = field(default_factory=dict)  #: recorded beside the specs
+    growth: GrowthPolicy
+    """How the batch grows."""
+    stages: Stages = Stages()
+    """How long stages are."""
+    lr: LR = LR()
+    """The learning rate."""
+    optimizer: OptimizerSpec = SGD()
+    """The optimizer."""
+    engine: EngineSpec = Torch()
+    """What computes the updates: plain torch or DeepSpeed."""
+    budget: Budget
+    """When the run is over."""
+    run: RunSpec = RunSpec()
+    """Folder, seed, checkpoints, evaluation, logging and loading."""
 
     def check(self) -> None:
         """Check that growth, optimizer and engine go together.
@@ -32,18 +41,17 @@ class Settings:
         Raises:
             ConfigError: they do not.
         """
-        check_compatible(self.schedule.growth, self.optimizer, self.engine)
+        check_compatible(self.growth, self.optimizer, self.engine)
 
-    @property
-    def name(self) -> str:
-        """The name of the run, for {name} in `run.dir`: the task's kind."""
-        return str((self.about.get("task") or {}).get("kind", "run"))
-
-    def kept_in(self, path: str) -> "Settings":
+    def kept_in(self, path: str) -> Self:
         """Return the same settings with another `run.dir`."""
-        return replace(self, run=self.run.model_copy(update={"dir": path}))
+        return self.model_copy(update={"run": self.run.model_copy(update={"dir": path})})
 
-    def controller(self, epoch: int, world: int, group: Group | None = None) -> Controller:
+    def schedule(self) -> Schedule:
+        """Return what decides batch size, learning rate and end."""
+        return Schedule(growth=self.growth, stages=self.stages, lr=self.lr, budget=self.budget)
+
+    def controller_of(self, epoch: int, world: int, group: Group | None = None) -> Controller:
         """Return the schedule on `world` ranks for a training set of `epoch` samples.
 
         Args:
@@ -51,7 +59,7 @@ class Settings:
             world: Ranks.
             group: The rule by which groups of other sizes follow. None: these ranks throughout.
         """
-        return self.schedule.controller(
+        return self.schedule().controller(
             epoch,
             world,
             group=group,
@@ -61,11 +69,9 @@ class Settings:
         )
 
     def specs(self) -> dict[str, Spec]:
-        """Return the specs by their keys of a config."""
-        plan = self.schedule
-        specs: dict[str, Spec] = {"growth": plan.growth, "stages": plan.stages, "lr": plan.lr}
-        return specs | {"optimizer": self.optimizer, "engine": self.engine, "budget": plan.budget, "run": self.run}
+        """Return the specs of the training by their keys of a config."""
+        return {name: getattr(self, name) for name in Settings.model_fields}
 
     def recorded(self) -> dict[str, Any]:
-        """Return what config.yaml records of the run."""
-        return {**self.about, **{name: spec.model_dump(mode="json") for name, spec in self.specs().items()}}
+        """Return the specs of the training as config.yaml records them."""
+        return {name: spec.model_dump(mode="json") for name, spec in self.specs().items()}

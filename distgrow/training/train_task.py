@@ -1,10 +1,12 @@
 """train_task(): builds the parts of a run and starts its loop, for a config and for fit()."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext
+from typing import Any
 
 from distgrow.checkpoint.manager import opened, stands_at
 from distgrow.checkpoint.remote import build_store
+from distgrow.checkpoint.storage import Store
 from distgrow.core.errors import ConfigError
 from distgrow.core.scaling import Group
 from distgrow.data.dataset import check_rows_by_number
@@ -12,6 +14,7 @@ from distgrow.data.seeding import seed_generators
 from distgrow.distributed.world import World, joined
 from distgrow.growth.controller import Controller
 from distgrow.run.folder import RunFolder, numbered
+from distgrow.run.resume_mode import ResumeMode
 from distgrow.run.stop import StopRequests
 from distgrow.tasks.task import Task
 from distgrow.tracking.base import Tracker
@@ -26,19 +29,23 @@ def train_task(
     task: Task,
     settings: Settings,
     *,
-    resume: bool | None,
+    resume: ResumeMode,
     group: Group | None = None,
+    storage: str | None = None,
     world: World | None = None,
+    about: Mapping[str, Any],
     trackers: Sequence[Tracker] = (),
 ) -> Result:
     """Train the task's model in place. Collective: every rank must call.
 
     Args:
         task: Model, loss and data.
-        settings: All specs of the run.
-        resume: True: resume. False: begin. None: resume if the run's folder holds a run, else begin.
+        settings: All specs of the training.
+        resume: Whether the run is begun or resumed.
         group: If given, the run ends after a checkpoint before the first stage that wants another number of ranks.
+        storage: URI of the checkpoints. None: the run's folder.
         world: The ranks, if they have been joined already.
+        about: Recorded in config.yaml beside the settings. {name} in `run.dir` is the kind of its task.
         trackers: Trackers of rank 0's events, beside those of the settings.
 
     Raises:
@@ -47,55 +54,59 @@ def train_task(
         KeyboardInterrupt: Ctrl-C, after a checkpoint.
     """
     _check_data(task)
-    settings.check()
     engine = settings.engine
     ranks = joined(engine.device, alone=engine.needs_group) if world is None else nullcontext(world)
     with ExitStack() as contexts:
         world = contexts.enter_context(ranks)
-        folder = RunFolder(world.on_rank0(lambda: numbered(settings.run.dir, resume=resume, name=settings.name)))
+        name = str((about.get("task") or {}).get("kind", "run"))
+        folder = RunFolder(world.on_rank0(lambda: numbered(settings.run.dir, resume=resume, name=name)))
         settings = settings.kept_in(str(folder.path))
         stop = StopRequests(folder, settings.run.stop_signals, silent=world.rank > 0)
         contexts.enter_context(stop.watched())
-        controller = settings.controller(len(task.train), world.size, group)
-        if not (resume or (resume is None and world.on_rank0(folder.begun))):
+        controller = settings.controller_of(len(task.train), world.size, group)
+        if not resume.resumes(lambda: world.on_rank0(folder.begun)):
             controller.check()
         check_packages(settings.run.trackers, world)
         check_loss(task, controller, folder, world, workers=settings.run.loader.workers)
-        result = _train_in(folder, stop, task, controller, settings, world, trackers, resume=resume)
+        recorded, store = {**about, **settings.recorded()}, build_store(folder, storage)
+        with opened(folder, store, world, recorded, settings.specs(), resume=resume) as begun:
+            parts = (task, controller, settings, world, folder, store, stop)
+            result = _train_in(*parts, recorded, trackers, resume=begun)
     if stop.interrupted:
         raise KeyboardInterrupt(_farewell(folder, result))  # not of a subclass: Python would exit with 1
     return result
 
 
 def _train_in(
-    folder: RunFolder,
-    stop: StopRequests,
     task: Task,
     controller: Controller,
     settings: Settings,
     world: World,
+    folder: RunFolder,
+    store: Store,
+    stop: StopRequests,
+    recorded: Mapping[str, Any],
     trackers: Sequence[Tracker],
     *,
-    resume: bool | None,
+    resume: bool,
 ) -> Result:
-    """Open the run's folder, its trackers and the engine, and run the loop."""
-    store, recorded, run = build_store(folder, settings.storage), settings.recorded(), settings.run
-    with opened(folder, store, world, recorded, settings.specs(), resume=resume) as begun:
-        if begun:
-            controller.check_resumed(lambda: world.on_rank0(lambda: stands_at(store)))
-        seed_generators(run.seed, world.device)
-        engine = settings.engine.build(
-            task.model, task.loss, metrics=task.metrics, optimizer=settings.optimizer, world=world
-        )
-        with (
-            tracking(folder, world.rank, controller, trackers) as lines,
-            reporting(run.trackers, folder, recorded, world, lines) as tracker,
-        ):
-            trainer = Trainer(task, controller, engine, tracker, folder, run, world, stop, store)
-            measure = settings.engine.max_micro == "auto"
-            result = trainer.resume(measure=measure) if begun else trainer.begin(measure=measure)
-            engine.close()
-            return result
+    """Build the engine and open the trackers of a run whose folder is open, and run the loop."""
+    run = settings.run
+    if resume:
+        controller.check_resumed(lambda: world.on_rank0(lambda: stands_at(store)))
+    seed_generators(run.seed, world.device)
+    engine = settings.engine.build(
+        task.model, task.loss, metrics=task.metrics, optimizer=settings.optimizer, world=world
+    )
+    with (
+        tracking(folder, world.rank, controller, trackers) as lines,
+        reporting(run.trackers, folder, recorded, world, lines) as tracker,
+    ):
+        trainer = Trainer(task, controller, engine, tracker, folder, run, world, stop, store)
+        measure = settings.engine.max_micro == "auto"
+        result = trainer.resume(measure=measure) if resume else trainer.begin(measure=measure)
+        engine.close()
+        return result
 
 
 def _check_data(task: Task) -> None:

@@ -20,6 +20,7 @@ from distgrow.checkpoint.remote import Remote
 from distgrow.core.errors import ConfigError, RunError
 from distgrow.core.progress import Progress
 from distgrow.run.folder import RunFolder
+from distgrow.run.resume_mode import ResumeMode
 
 pytestmark = pytest.mark.fault
 
@@ -158,7 +159,7 @@ def test_a_server_that_does_not_answer_is_a_message_that_names_the_place(
     monkeypatch.setattr("distgrow.checkpoint.storage.ATTEMPTS", 1)
     nowhere = "s3://bucket/runs/run?scheme=http&endpoint_override=127.0.0.1:1"
     with pytest.raises(RunError, match="launch.storage_path: s3://bucket/runs/run.*cannot be used"):
-        Remote(nowhere, cache=tmp_path).pull(RunFolder(tmp_path / "run"), resume=None)
+        Remote(nowhere, cache=tmp_path).pull(RunFolder(tmp_path / "run"), resume=ResumeMode.EITHER)
 
 
 @pytest.mark.parametrize("uri", ["ftp://somewhere/x", "no uri", "s3://"])

@@ -108,3 +108,9 @@ def test_an_optimizer_without_build_is_refused_when_it_is_made() -> None:
     make: Any = Unbuilt
     with pytest.raises(TypeError, match="abstract.*build"):
         make()
+
+
+def test_another_resume_than_the_three_is_refused_before_the_run(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"resume='yes': allowed is True .* False .* None"):
+        fit(tmp_path, resume="yes")
+    assert not (tmp_path / "run").exists()

@@ -12,6 +12,7 @@ from distgrow import RunSpec, budget, constant, constant_lr, fit
 from distgrow.config import load
 from distgrow.core.errors import RunError
 from distgrow.run.folder import numbered
+from distgrow.run.resume_mode import ResumeMode
 
 ROWS = TensorDataset(torch.randn(40, 3, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 2)
 
@@ -45,11 +46,11 @@ def test_a_resume_without_any_run_is_refused_or_begins_the_first(tmp_path: Path)
     assert (tmp_path / "a1" / "b" / "config.yaml").is_file()
 
 
-@pytest.mark.parametrize(("resume", "number"), [(True, 12), (False, 13), (None, 12)])
-def test_numbers_are_compared_as_numbers(resume: bool | None, number: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("resume", "number"), [("continue", 12), ("start", 13), ("either", 12)])
+def test_numbers_are_compared_as_numbers(resume: str, number: int, tmp_path: Path) -> None:
     for name in ("x-2", "x-12", "x-9", "x-9b", "yx-40", "x-", "z"):
         (tmp_path / name).mkdir()
-    assert numbered(f"{tmp_path}/x-{{n}}", resume=resume, name="x") == f"{tmp_path}/x-{number}"
+    assert numbered(f"{tmp_path}/x-{{n}}", resume=ResumeMode(resume), name="x") == f"{tmp_path}/x-{number}"
 
 
 def test_the_name_is_that_of_the_config(tmp_path: Path) -> None:

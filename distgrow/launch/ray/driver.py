@@ -27,6 +27,7 @@ from distgrow.launch.elastic import groups, launching
 from distgrow.launch.ray.group import worker_group
 from distgrow.launch.ray.worker import Gauges, check_reachable, start_watchers, wait_for_last_group
 from distgrow.run.folder import RunFolder
+from distgrow.run.resume_mode import ResumeMode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +42,7 @@ class TrainLoopConfig:
     )
 
 
-def train(run: Run, *, resume: bool | None) -> None:
+def train(run: Run, *, resume: ResumeMode) -> None:
     """Train on `launch.workers` Ray workers.
 
     The cluster is the one of launch.address or RAY_ADDRESS, else a new local one. On an existing cluster the training
@@ -52,9 +53,8 @@ def train(run: Run, *, resume: bool | None) -> None:
         RuntimeError: with the worker's traceback for all other errors.
     """
     folder = RunFolder(Path(run.run.dir).absolute())
-    resume = folder.begun() if resume is None else resume
-    folder.check(resume=resume)
-    placed = run.model_copy(update={"run": run.run.model_copy(update={"dir": str(folder.path)})})
+    folder.check(resume=resume.resumes(folder.begun))
+    placed = run.kept_in(str(folder.path))
     with _cluster(run) as (address, gpus):
         config = TrainLoopConfig(run=placed.model_dump(mode="json"), path=sys.path, gpus=gpus)
         failure = _train_here(config, folder) if address is None else _train_detached(config, folder, address)
@@ -191,7 +191,7 @@ def _worker(config: dict[str, Any]) -> None:
     start_watchers(folder)
     with joined(run.engine.device, run.launch.timeout_s) as world:
         world.on_rank0(lambda: wait_for_last_group(folder))
-    run.fit(resume=None, asked=config["asked"], trackers=[Gauges(run.run.dir)])
+    run.fit(resume=ResumeMode.EITHER, asked=config["asked"], trackers=[Gauges(run.run.dir)])
 
 
 @contextmanager
