@@ -47,7 +47,7 @@ class TorchEngine(AccumulatingEngine):
         if self.spec.compile:
             compile_in_place(model)
         super().__init__(model, loss, metrics=metrics, optimizer=optimizer, world=world)
-        self._optimizer, self._clip = optimizer.build(self._parameters), optimizer.clip
+        self.optimizer, self._clip = optimizer.build(self._parameters), optimizer.clip
         self._state_copies, self._used = optimizer.state_copies, False
         settings = {"bucket_mb": self.spec.bucket_mb, "find_unused": self.spec.find_unused}
         self._parallel = DataParallel(model, loss, world, **settings) if world.size > 1 else None
@@ -113,10 +113,10 @@ class TorchEngine(AccumulatingEngine):
             # ranks whose last backward failed halfway have sent NaN, but may have sent their stats before
             return self._dropped(reduced, grad_norm, failed=self.world.sum([stats.failed])[0] > 0)
         with memory_for("the optimizer's state"):
-            self._products.before_step(self._optimizer)
+            self._products.before_step(self.optimizer)
             self._products.fetch()  # waits for a GPU, which has no step to make yet
             self.step(plan.lr)
-            self._products.after_step(self._optimizer)
+            self._products.after_step(self.optimizer)
         return Applied(stats=reduced, grad_norm=grad_norm, applied=True)
 
     def _dropped(self, stats: UpdateStats, grad_norm: float, *, failed: bool) -> Applied:
@@ -126,12 +126,12 @@ class TorchEngine(AccumulatingEngine):
 
     def step(self, lr: float) -> None:
         """Make one optimizer step at learning rate `lr`, times a parameter group's own lr_scale."""
-        assign_lr(self._optimizer.param_groups, lr)
-        self._optimizer.step()
+        assign_lr(self.optimizer.param_groups, lr)
+        self.optimizer.step()
 
     def reserve(self, plan: Plan) -> list[Tensor]:
         """See AccumulatingEngine; nothing once the optimizer's state is there."""
-        if self._optimizer.state:
+        if self.optimizer.state:
             return []
         with memory_for("the optimizer's state"):
             copies = self._state_copies + self._products.copies(plan)
@@ -200,7 +200,7 @@ class TorchEngine(AccumulatingEngine):
         """
         if self.world.rank > 0:
             return {}
-        state = {"model": self.model.state_dict(), "optimizer": self._optimizer.state_dict()}
+        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
         if isinstance(self._loss, nn.Module):
             state["loss"] = self._loss.state_dict()
         return {"engine.pt": written(state)}
@@ -211,7 +211,7 @@ class TorchEngine(AccumulatingEngine):
         try:
             self.model.load_state_dict(state["model"])
             load_module(self._loss, state.get("loss"))
-            self._optimizer.load_state_dict(state["optimizer"])
+            self.optimizer.load_state_dict(state["optimizer"])
         except (RuntimeError, ValueError) as error:
             raise ConfigError(f"{folder} was written with another model: {error}; give the run back its own") from None
 

@@ -2,12 +2,15 @@
 
 import json
 import math
-import subprocess
+import os
+import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from conftest import Commands, events, ledger, parameters, torchrun
+from conftest import ROOT, TINY, Commands, events, ledger, parameters, torchrun
+from test_resume import until_step
 
 FAULTY = """
 import os
@@ -47,10 +50,35 @@ def task(**args: object) -> tuple[str, ...]:
     return (f"task={{kind: target, target: 'faulty:make', args: {json.dumps(args)}}}", "model=null")
 
 
+def working_in(folder: Path) -> list[str]:
+    """Processes whose folder this is, by their ids: those that a test's command has started, forks among them."""
+    found = list[str]()
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended, or is another user's
+            if (process / "cwd").resolve() == folder.resolve():
+                found.append(process.name)
+    return found
+
+
 def orphans(folder: Path) -> list[str]:
-    """Processes that still work in a scratch folder."""
-    found = subprocess.run(["pgrep", "-af", "run.dir="], capture_output=True, text=True, check=False).stdout
-    return [line for line in found.splitlines() if f"run.dir={folder}" in line]
+    """Processes that still work in a scratch folder after a moment in which they could end."""
+    deadline = time.monotonic() + 5
+    while (left := working_in(folder)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return left
+
+
+def test_a_rank_that_was_left_behind_would_be_seen(distgrow: Commands) -> None:
+    process = distgrow.start("train", str(ROOT / "configs/digits.yaml"), *TINY, "run.dir=run", module=torchrun(2))
+    until_step(distgrow.folder / "run", 1, process)
+    process.kill()  # and not its ranks
+    left = working_in(distgrow.folder)
+    for pid in left:
+        with suppress(ProcessLookupError):
+            os.kill(int(pid), signal.SIGKILL)
+    process.communicate()
+    assert len(left) >= 2
+    assert not orphans(distgrow.folder)
 
 
 @pytest.mark.parametrize("launcher", ["one process", "torchrun", "local workers", "loader processes"])

@@ -120,7 +120,7 @@ def test_memory_that_runs_out_in_an_evaluation_names_the_key(wounded: Commands) 
 
 
 def test_memory_that_runs_out_before_the_forward_of_a_model_with_buffers_is_survived(wounded: Commands) -> None:
-    assert wounded.train("run", *task("unplaceable"), "launch.timeout_s=20", workers=2).code == 0
+    assert wounded.train("run", *task("unplaceable"), DOUBLE, "launch.timeout_s=20", workers=2).code == 0
     assert len(events(wounded.folder / "run", "oom")) == 1
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from distgrow.data.dataset import Batched
 from distgrow.data.datasets import digits
 
 
@@ -57,21 +58,36 @@ def small(
     return model, loss, *digits()
 
 
-def unplaceable() -> Any:
-    """A model with BatchNorm, one batch of which one rank cannot place on its device, before any forward."""
-    from distgrow.engine.torch import TorchEngine
+class Heavy(Tensor):
+    """Rows that the second rank cannot place on its device the fifth time, before any forward."""
 
-    place, calls = TorchEngine.place, 0
+    placed = 0
 
-    def fail(self: Any, batch: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == 5 and rank() == 1:
+    def to(self, *device: Any, **options: Any) -> Tensor:
+        Heavy.placed += 1
+        if Heavy.placed == 5 and rank() == 1:
             raise torch.OutOfMemoryError("CUDA out of memory (injected)")
-        return place(self, batch)
+        return self.as_subclass(Tensor).to(*device, **options)
 
-    TorchEngine.place = fail
-    return small(rows=99, norm=True)
+
+class HeavyRows(Batched):
+    """The rows of a data set, heavy."""
+
+    def __init__(self, rows: Batched) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batch(self, indices: Any, seeds: Any) -> Any:
+        inputs, labels = self.rows.batch(indices, seeds)
+        return inputs.as_subclass(Heavy), labels
+
+
+def unplaceable() -> Any:
+    """A model with BatchNorm, and heavy rows."""
+    model, loss, train, test = small(rows=99, norm=True)
+    return model, loss, HeavyRows(train), test
 
 
 def loss(model: nn.Module, batch: Any) -> Tensor:

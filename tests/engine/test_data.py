@@ -1,6 +1,8 @@
 """Loaders draw exactly the rows of a plan, whoever draws them and whatever happens in between."""
 
+import gc
 import multiprocessing
+import os
 import random
 import subprocess
 from itertools import islice
@@ -131,18 +133,27 @@ def plans(control: Controller, skip: tuple[int, ...], shows: Measured) -> list[P
     return found
 
 
+class Loaders:
+    """A data set whose rows are the ids of the processes that load them."""
+
+    def __len__(self) -> int:
+        return 50
+
+    def __getitem__(self, index: int) -> int:
+        return os.getpid()
+
+
 def test_workers_survive_growth() -> None:
     control = controller()
-    loader = PrefetchingLoader(SampleStream(Noisy()), 0, control, workers=2, prefetch=2, pin=False)
-    progress, pids = Progress(), set()
+    loader = PrefetchingLoader(SampleStream(Loaders()), 0, control, workers=2, prefetch=2, pin=False)
+    progress, pids = Progress(), set[int]()
     while not control.done(progress):
         progress = control.advance(progress)
         plan = control.plan(progress)
-        list(loader.draw(progress, plan))
-        pids.add(tuple(worker.pid for worker in loader._stream._workers))  # pyright: ignore
+        pids.update(*(batch.tolist() for batch in loader.draw(progress, plan)))
         progress = progress.after(plan, Outcome())
     assert progress.stage == 2
-    assert len(pids) == 1
+    assert len(pids) == 2
 
 
 def test_workers_end_with_their_loader() -> None:
@@ -302,18 +313,19 @@ def test_loading_that_no_host_could_do_is_refused(key: str) -> None:
 
 
 class Full:
-    """A stream of batches for which there is no room."""
+    """A data set for whose rows there is no room."""
 
-    def __next__(self) -> Any:
+    def __len__(self) -> int:
+        return 50
+
+    def __getitem__(self, index: int) -> Any:
         raise RuntimeError("unable to write to file </torch_1>: No space left on device (28)")
-
-    def __iter__(self) -> Any:
-        return self
 
 
 def test_shared_memory_that_is_too_small_is_named_with_the_way_out() -> None:
     control = controller()
-    loader = PrefetchingLoader(SampleStream(Noisy()), 0, control, workers=2, prefetch=3, pin=False)
-    loader._stream = Full()  # pyright: ignore[reportPrivateUsage]
+    loader = PrefetchingLoader(SampleStream(Full()), 0, control, workers=2, prefetch=3, pin=False)
     with pytest.raises(TrainingFailed, match=r"/dev/shm .*run.loader.workers=2 .*run.loader.prefetch=3"):
         list(loader.draw(Progress(), control.plan(Progress())))
+    del loader
+    gc.collect()  # the error's frames hold it, and with it its processes

@@ -84,11 +84,12 @@ def test_a_loss_with_parameters_is_trained_as_one_with_the_model_saved_and_resum
 
 
 def test_exact_gradients_include_the_parameters_of_the_loss() -> None:
-    engine, update = TorchEngine(body(), Centres(), spec=DOUBLE, optimizer=SGD(weight_decay=0.1)), plan()
+    model, centres, update = body(), Centres(), plan()
+    engine = TorchEngine(model, centres, spec=DOUBLE, optimizer=SGD(weight_decay=0.1))
     (batch, *_), objective = rows(update, 6), engine.functional()
     x, y = batch[0].double(), batch[1]
-    parameters = [*engine.model.parameters(), *engine._loss.parameters()]  # pyright: ignore[reportFunctionMemberAccess]
-    expected = torch.autograd.grad(engine._loss(engine.model, (x, y)), parameters)
+    parameters = [*model.parameters(), *centres.parameters()]
+    expected = torch.autograd.grad(centres(model, (x, y)), parameters)
     gradient = objective.gradient(batch)[1]
     for one, other, parameter in zip(gradient, expected, parameters, strict=True):
         torch.testing.assert_close(one, other + 0.1 * parameter.detach())

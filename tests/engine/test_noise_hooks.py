@@ -114,7 +114,7 @@ def test_where_nothing_is_measured_no_hook_is_left_and_nothing_kept() -> None:
     ours.update(replace(measured_plan(), product=False), micro_batches(measured_plan(), 0))
     ours.update(plan(23, 7), micro_batches(plan(23, 7), 23))
     assert not any(parameter._backward_hooks for parameter in ours.model.parameters())
-    assert not ours._optimizer.state
+    assert not ours.optimizer.state
 
 
 class Mean(nn.Module):

@@ -102,10 +102,10 @@ def test_a_probe_leaves_no_trace(measure: Callable[[Probe], Any]) -> None:
     plan = Plan(batch=8, world=1, micro=8, accum=1, lr=0.1, stage=0, seed=5)
     machine.update(plan, [(samples.inputs[:8], samples.labels[:8])])
     parameters = list(model.parameters())
-    before = copy.deepcopy((model.state_dict(), machine._optimizer.state_dict()))
+    before = copy.deepcopy((model.state_dict(), machine.optimizer.state_dict()))
     random, numbers = torch.get_rng_state(), [parameter.data_ptr() for parameter in parameters]
     measure(probe(machine, samples))
-    after = (model.state_dict(), machine._optimizer.state_dict())
+    after = (model.state_dict(), machine.optimizer.state_dict())
     assert all(torch.equal(a, b) for a, b in zip(before[0].values(), after[0].values(), strict=True))
     torch.testing.assert_close(before[1], after[1], rtol=0, atol=0)
     assert torch.equal(random, torch.get_rng_state())

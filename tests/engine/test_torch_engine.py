@@ -113,7 +113,7 @@ def test_dropout_depends_on_the_plans_seed_alone() -> None:
 
 def test_a_groups_lr_scale_is_kept() -> None:
     engine = TorchEngine(model(), loss, spec=Torch(precision="float64"))
-    engine._optimizer.param_groups[0]["lr_scale"] = 0.5
+    engine.optimizer.param_groups[0]["lr_scale"] = 0.5
     twin = TorchEngine(model(), loss, spec=Torch(precision="float64"))
     update = plan(8, 8, lr=0.1)
     engine.update(update, micro_batches(update, 0))
