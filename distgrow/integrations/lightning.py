@@ -1,7 +1,7 @@
 """Growth under Lightning: a callback that keeps the run, and a mixin that makes its updates."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Unpack
 
@@ -14,6 +14,7 @@ from distgrow.core.errors import ConfigError
 from distgrow.distributed.world import World
 from distgrow.growth.controller import Controller
 from distgrow.integrations.lightning_checks import check_trainer
+from distgrow.integrations.lightning_loss import check_step_loss
 from distgrow.integrations.session import (
     GrowthSession,
     Positions,
@@ -85,6 +86,8 @@ class Growth(Callback):
         check_groups(groups)
         if self.session.progress.samples == 0:
             check_rate(groups, self._controller.lr.base)
+            controller = self.session.controller
+            self.session.world.on_rank0(lambda: check_step_loss(pl_module, self._dataset, controller, self._rows))
         trainer.should_stop = self.session.done
         self._show_last_epoch(trainer, trainer.current_epoch)
 
@@ -170,6 +173,13 @@ class Growing:
             return args[0]
         return super()._call_batch_hook(hook_name, *args)  # pyright: ignore[reportAttributeAccessIssue]
 
+    def step_loss(self, batch_idx: int) -> Callable[[Any], Any]:
+        """Return the function of collated rows that gives the loss of the module's own training_step."""
+        module = self._module()
+        step = super().training_step  # pyright: ignore[reportAttributeAccessIssue]
+        extra = [batch_idx] if len(inspect.signature(step).parameters) > 1 else []
+        return lambda rows: _loss(step(_placed(rows, module.trainer, module), *extra))
+
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         """Make one whole update, and return this rank's part of the loss.
 
@@ -178,13 +188,11 @@ class Growing:
         module, session = self._module(), self.growth.session
         trainer, optimizer = module.trainer, module.optimizers()
         assert not isinstance(optimizer, list)
-        step = super().training_step  # pyright: ignore[reportAttributeAccessIssue]
-        extra = [batch_idx] if len(inspect.signature(step).parameters) > 1 else []
-        plan = session.begin(module)
+        loss_of, plan = self.step_loss(batch_idx), session.begin(module)
         losses: list[Tensor] = []
         for micro_batch, weight, last in session.draw(plan):
             with nullcontext() if last else _unsynced(trainer):
-                loss = weighted(_loss(step(_placed(micro_batch, trainer, module), *extra)), weight)
+                loss = weighted(loss_of(micro_batch), weight)
                 module.manual_backward(loss)
             losses.append(loss.detach())
         loss = torch.stack(losses).sum()

@@ -17,6 +17,7 @@ from distgrow import Controller, RunSpec, budget, exponential, fit
 from distgrow.core.errors import ConfigError
 from distgrow.distributed.world import World
 from distgrow.engine.compatible import check_compatible
+from distgrow.engine.mean_check import is_mean
 from distgrow.engine.spec import DeepSpeed, Torch
 from distgrow.growth import Growth
 from distgrow.growth.cabs import CABS
@@ -28,7 +29,7 @@ from distgrow.optim.sgd import SGD
 from distgrow.run.folder import RunFolder
 from distgrow.tasks.architectures import GPT, MLP, Images, ResNet, Softmax, Tokens
 from distgrow.tasks.task import Task
-from distgrow.training.loss_check import check_loss, check_mean, is_mean
+from distgrow.training.loss_check import check_loss, check_mean
 
 GROWTH, SCHEDULE = NoiseScale(start=4, cap=16), exponential(4, 2, 16)
 
