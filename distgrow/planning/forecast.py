@@ -15,7 +15,7 @@ from distgrow.core.progress import Progress
 from distgrow.core.spec import Spec
 from distgrow.core.stages import Stages
 from distgrow.core.yaml_text import plain, read_text
-from distgrow.growth.base import GrowthPolicy
+from distgrow.growth import Growth
 from distgrow.growth.controller import Controller
 from distgrow.growth.schedule import Schedule
 from distgrow.optim import Optimizer
@@ -129,7 +129,7 @@ class Recorded(Spec):
 
     model_config = ConfigDict(extra="ignore")
 
-    growth: GrowthPolicy
+    growth: Growth
     stages: Stages
     lr: LR
     budget: Budget
