@@ -9,7 +9,7 @@ help:
 	@echo "make demo     set up, train the digits, write a report"
 	@echo "make test     set up, run the tests"
 	@echo "make test-faults  all tests that inject faults"
-	@echo "make test-slow    the other tests that take long"
+	@echo "make test-slow    the tests that make test leaves out, for they take long"
 	@echo "make check    lint, types, layers, generated pages"
 	@echo "make docs     build the manual into site/, strictly"
 	@echo "make picture  take the picture of the demo's report again"
@@ -39,13 +39,17 @@ test: $(READY)
 # its workers they would starve there.
 test test-faults test-slow: export RAY_worker_niceness := 0
 
+# $(call beside_ray,MARKS): the tests of Ray with these marks in one process, the others in two beside it.
+define beside_ray
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "$(1) and not ray" & others=$$!; \
+	$(BIN)/pytest -m "$(1) and ray"; ray=$$?; wait $$others && exit $$ray
+endef
+
 test-faults: $(READY)
-	$(BIN)/pytest -n 2 --dist loadfile -m "fault and not ray" & others=$$!; \
-	$(BIN)/pytest -m "fault and ray"; ray=$$?; wait $$others && exit $$ray
+	$(call beside_ray,fault)
 
 test-slow: $(READY)
-	$(BIN)/pytest -m "slow and not fault and not ray" & others=$$!; \
-	$(BIN)/pytest -m "slow and not fault and ray"; ray=$$?; wait $$others && exit $$ray
+	$(call beside_ray,slow)
 
 test-gpu: $(READY)
 	$(BIN)/pytest -m gpu
