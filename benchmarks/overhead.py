@@ -146,22 +146,22 @@ def measure_overhead(case: Case, world: World, rounds: int, folder: Path) -> Ove
     )
 
 
-def measure_transition(model: Model, world: World, ladders: int, folder: Path) -> Transition:
-    """Whole ladders of a growing run and of a bare loop whose batch changes at the same updates, taking turns."""
-    start, rungs, updates = 16 * world.size, 4, 24
-    growth = Exponential(start=start, factor=2, cap=start * 2 ** (rungs - 1))
+def measure_transition(model: Model, world: World, runs: int, folder: Path) -> Transition:
+    """Whole runs of a growing run and of a bare loop whose batch changes at the same updates, taking turns."""
+    start, stages, updates = 16 * world.size, 4, 24
+    growth = Exponential(start=start, factor=2, cap=start * 2 ** (stages - 1))
     stages = Stages(every=Every(steps=updates))
     job = build_job(build(model), world, growth, engine=Torch(device="cpu", max_micro=64), folder=folder, stages=stages)
     job.events.tracker = stamps = Stamps(job.events.tracker)
-    job.controller = replace(job.controller, budget=Budget(steps=rungs * updates))
+    job.controller = replace(job.controller, budget=Budget(steps=stages * updates))
     bare = Bare(build(model), world)
     extra: dict[str, list[float]] = {"distgrow": [], "bare": []}
-    for _ in range(ladders):
+    for _ in range(runs):
         stamps.moments.clear()
         job.train(Progress())
         extra["distgrow"] += extra_of_first(stamps.moments, updates)
         moments: list[float] = []
-        for stage in range(rungs):
+        for stage in range(stages):
             share = 16 * 2**stage
             for _ in range(updates):
                 bare.updates(1, min(64, share), max(1, share // 64))
@@ -171,7 +171,7 @@ def measure_transition(model: Model, world: World, ladders: int, folder: Path) -
     return Transition(
         model=model,
         world=world.size,
-        batches=[growth(stage) for stage in range(rungs)],
+        batches=[growth.stage_batch(stage) for stage in range(stages)],
         distgrow=spread(extra["distgrow"]),
         bare=spread(extra["bare"]),
     )
@@ -190,12 +190,12 @@ def extra_of_first(moments: list[float], updates: int) -> list[float]:
 def measure(engine: str, *, quick: bool) -> Iterator[Overhead | Transition]:
     """Every row, in the world that the environment describes. Collective: every rank must call."""
     torch.set_num_threads(1)
-    rounds, ladders = (4, 2) if quick else (100, 20)
+    rounds, runs = (4, 2) if quick else (100, 20)
     with joined("cpu", alone=True) as world, tempfile.TemporaryDirectory() as folder:
         for case in CASES[engine]:
             yield measure_overhead(case, world, rounds, Path(folder))
         for model in ("cnn", "mlp") if engine == "torch" else ():
-            yield measure_transition(model, world, ladders, Path(folder))
+            yield measure_transition(model, world, runs, Path(folder))
 
 
 def measure_two(engine: str, *, quick: bool) -> list[Overhead | Transition]:

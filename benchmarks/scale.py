@@ -233,7 +233,7 @@ def reports(
             rows=[[f"{row.world:,}", f"{row.update_us:,.0f}", str(row.over_smallest)] for row in worlds],
         ),
         Report(
-            title="Milliseconds of setting up and checking a listed ladder, once a run, by its stages",
+            title="Milliseconds of setting up and checking a list of stages, once a run, by its stages",
             columns=[f"{stages:,}" for stages in once],
             rows=[[str(value) for value in once.values()]],
         ),

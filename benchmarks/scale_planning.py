@@ -52,7 +52,7 @@ class Place:
     world: int = 8
     step: int = 1_000_000
     samples: int = 10**6  #: of the training set
-    stages: int = 1  #: of a listed ladder, of which it is in the middle one
+    stages: int = 1  #: of a list of stages, of which it is in the middle one
 
     @property
     def batch(self) -> int:
@@ -179,7 +179,7 @@ def cost(
 
 
 def setting_up(rounds: int) -> dict[int, Spread]:
-    """Milliseconds of making and checking a controller, once a run, by the stages of a listed ladder."""
+    """Milliseconds of making and checking a controller, once a run, by the stages of a list of stages."""
     places = [Place(axis="stages", at=at, growth="listed", stages=at) for at in AXES["stages"]]
     blocks = {f"{place.at}": timed(lambda place=place: place.controller().check()) for place in places}
     seconds = interleave(blocks, rounds)

@@ -14,7 +14,7 @@ NAMES = {
     "world": "ranks",
     "step": "updates so far",
     "samples": "samples of the training set",
-    "stages": "stages of a listed ladder",
+    "stages": "stages of a list of stages",
 }
 
 

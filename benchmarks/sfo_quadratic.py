@@ -16,6 +16,7 @@ from distgrow.config.run import Run
 from distgrow.core.noise_stats import Measured, Measuring
 from distgrow.core.plan import Plan
 from distgrow.core.progress import Outcome, Progress
+from distgrow.growth.base import Measure
 from distgrow.growth.controller import Controller
 
 Array = NDArray[np.float64]
@@ -89,7 +90,7 @@ def play(problem: Quadratic, run: Run, epoch: int, course: Course, stop_at: floa
         budget=run.budget,
         epoch=epoch,
         max_micro=epoch,
-        measuring=Measuring(every=1 if run.growth.measures else NEVER, window=run.run.noise.window),
+        measuring=Measuring(every=1 if Measure.NOISE in run.growth.needs else NEVER, window=run.run.noise.window),
     )
     if run.growth.adaptive or run.lr.decay.kind != "none":
         return _step_by_step(problem, controller, course, stop_at)
@@ -100,13 +101,13 @@ def _step_by_step(problem: Quadratic, controller: Controller, course: Course, st
     progress, product = Progress(), math.nan
     while not controller.done(progress):
         if controller.probe_due(progress):
-            progress = progress.probed(math.sqrt(problem.grad_sq), controller.epoch)
+            progress = controller.after_probe(progress, math.sqrt(problem.grad_sq), controller.epoch)
         progress = controller.advance(progress)
         plan = controller.plan(progress)
         norm = math.sqrt(problem.grad_sq + problem.variance / plan.batch)
         found = problem.measured(plan, product) if plan.window or plan.product else Measured()
         product = problem.next_product(plan.lr, plan.batch) if plan.product else math.nan
-        progress = progress.after(plan, Outcome(loss=problem.loss, grad_norm=norm, measured=found))
+        progress = controller.after(progress, plan, Outcome(loss=problem.loss, grad_norm=norm, measured=found))
         problem = problem.after(plan.lr, plan.batch)
         course.updated(plan.batch)
         course.read(progress.ledger.total, reading(problem))

@@ -105,7 +105,9 @@ class Run(Settings):
             ConfigError: the schedule cannot be.
         """
         epoch = self.task.train_size()
-        first = scaling_policy(self.launch.workers)(0, self.growth(0), most_rows(self.engine.max_micro, epoch))
+        first = scaling_policy(self.launch.workers)(
+            0, self.growth.stage_batch(0), most_rows(self.engine.max_micro, epoch)
+        )
         group = self.group(first) if world is None else None
         return self.controller_of(epoch, first if world is None else world, group)
 

@@ -23,11 +23,11 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rung:
-    """Where a stage stands on the ladder."""
+class Grown:
+    """Hold how far the batch has grown since the first stage."""
 
-    ratio: float  #: realised batch over the first stage's, b/b₀; never above the ladder's own
-    height: float  #: growth steps taken, fractional where the cap cut the last one short
+    ratio: float  #: realised batch over the first stage's, b/b₀; never above the stage's own
+    steps: float  #: growth steps taken, fractional if the cap cut the last one short
 
 
 class Constant(Spec):
@@ -35,7 +35,7 @@ class Constant(Spec):
 
     kind: Literal["constant"] = "constant"
 
-    def __call__(self, rung: Rung) -> float:
+    def __call__(self, grown: Grown) -> float:
         return 1.0
 
     def factor_for(self, growth: float) -> float:
@@ -50,8 +50,8 @@ class Power(Spec):
     power: Annotated[float, Field(ge=-2, le=2)] = 0.5
     """Exponent p of η = η₀·(b/b₀)^p."""
 
-    def __call__(self, rung: Rung) -> float:
-        return rung.ratio**self.power
+    def __call__(self, grown: Grown) -> float:
+        return grown.ratio**self.power
 
     def factor_for(self, growth: float) -> float:
         """Return γ for a batch that grows by δ = `growth`."""
@@ -63,8 +63,8 @@ class Sqrt(Spec):
 
     kind: Literal["sqrt"] = "sqrt"
 
-    def __call__(self, rung: Rung) -> float:
-        return math.sqrt(rung.ratio)
+    def __call__(self, grown: Grown) -> float:
+        return math.sqrt(grown.ratio)
 
     def factor_for(self, growth: float) -> float:
         """Return γ for a batch that grows by δ = `growth`."""
@@ -76,8 +76,8 @@ class Linear(Spec):
 
     kind: Literal["linear"] = "linear"
 
-    def __call__(self, rung: Rung) -> float:
-        return rung.ratio
+    def __call__(self, grown: Grown) -> float:
+        return grown.ratio
 
     def factor_for(self, growth: float) -> float:
         """Return γ for a batch that grows by δ = `growth`."""
@@ -91,8 +91,8 @@ class Factor(Spec):
     factor: PosFloat = 1.4
     """γ, the learning rate's factor at each growth step."""
 
-    def __call__(self, rung: Rung) -> float:
-        return self.factor**rung.height
+    def __call__(self, grown: Grown) -> float:
+        return self.factor**grown.steps
 
     def factor_for(self, growth: float) -> float:
         """Return γ for a batch that grows by δ = `growth`."""

@@ -16,12 +16,11 @@ class Plan:
     micro: int  #: rows of the largest micro-batch of any rank
     accum: int  #: micro-batches per rank, the same on every rank
     lr: float  #: learning rate of this update
-    stage: int  #: rung of the growth ladder
+    stage: int  #: of the batch schedule, from 0
     seed: int = 0  #: of the update's own random numbers (dropout); rank is mixed in by the engine
     probe: bool = False  #: the gradient is computed as for an update, but nothing is applied
     window: int = 0  #: measured updates that the noise's means remember; 0: this one is not measured
     product: bool = False  #: the progress test's product with the update before is wanted
-    worth: float = 0.0  #: samples at b₀ that it is worth, where AdaScale counts them
 
     @property
     def parts(self) -> int:

@@ -3,9 +3,13 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 from distgrow.core.noise_stats import Measured, Noise
+from distgrow.core.plan import Plan
+
+#: A growth policy's own state: plain numbers by name. Policies differ in what they keep.
+PolicyState = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,23 +45,6 @@ class Outcome:
     votes: tuple[bool, ...] = ()  #: which of the ranks' votes anyone has cast
 
 
-class Batched(Protocol):
-    """Describe the part of a Plan that Progress reads."""
-
-    @property
-    def batch(self) -> int: ...
-    @property
-    def micro(self) -> int: ...
-    @property
-    def parts(self) -> int: ...
-    @property
-    def window(self) -> int: ...
-    @property
-    def worth(self) -> float: ...
-    @property
-    def probe(self) -> bool: ...
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
     """Hold everything but the engine's state that a checkpoint needs.
@@ -68,21 +55,21 @@ class Progress:
 
     step: int = 0  #: applied updates
     samples: int = 0  #: positions of the sample stream consumed
-    stage: int = 0  #: rung of the growth ladder
+    stage: int = 0  #: of the batch schedule
     stage_samples: int = 0  #: samples applied since the stage began
     stage_step: int = 0  #: updates applied since the stage began
     skips: int = 0  #: updates skipped in a row, up to now
     micro_limit: int | None = None  #: rows of a micro-batch that memory holds, where that has been found out
-    cooling: int = 0  #: steps that the temperature has fallen by, where plateaus decide that
-    worth: float = 0.0  #: samples at b₀ that the applied ones were worth, where AdaScale counts them
+    policy: PolicyState = field(default_factory=dict, hash=False)  #: what the policy keeps; empty: its initial state
     noise: Noise = field(default_factory=Noise)
-    probe_norm: float | None = None  #: ‖∇f‖ at the last exact probe that growth asked for
-    probe_step: int | None = None  #: applied updates when it was made
     probe_samples: int = -1  #: positions consumed at the last exact probe, for whatever it was made; -1: none was
     ledger: Ledger = field(default_factory=Ledger)
 
-    def after(self, plan: Batched, outcome: Outcome) -> "Progress":
-        """Return the progress after `outcome`. This is the one place where gradient evaluations are counted."""
+    def after(self, plan: Plan, outcome: Outcome) -> "Progress":
+        """Return the progress after `outcome`. This is the one place where gradient evaluations are counted.
+
+        The policy's own state is left as it is; Controller.after sees to that.
+        """
         ledger, batch = self.ledger, plan.batch
         if plan.probe:
             return replace(self, ledger=replace(ledger, probe=ledger.probe + batch))
@@ -99,25 +86,18 @@ class Progress:
             stage_samples=self.stage_samples + batch,
             stage_step=self.stage_step + 1,
             micro_limit=self.micro_limit,
-            cooling=self.cooling,
-            worth=self.worth + plan.worth,
+            policy=self.policy,
             noise=self.noise.after(batch, plan.parts, plan.window, outcome.measured, outcome.loss),
-            probe_norm=self.probe_norm,
-            probe_step=self.probe_step,
             probe_samples=self.probe_samples,
             ledger=replace(ledger, applied=ledger.applied + batch),
         )
 
-    def climb(self, rungs: int) -> "Progress":
-        """Return the progress at a stage that is `rungs` (0 or more) higher."""
-        if rungs == 0:
+    def grow(self, stages: int) -> "Progress":
+        """Return the progress at a stage that is `stages` (0 or more) later."""
+        if stages == 0:
             return self
         noise = self.noise.on_new_stage()
-        return replace(self, stage=self.stage + rungs, stage_samples=0, stage_step=0, noise=noise)
-
-    def cool(self, steps: int) -> "Progress":
-        """Return the progress at a temperature that is `steps` (0 or more) lower."""
-        return replace(self, cooling=self.cooling + steps, noise=self.noise.on_new_stage()) if steps else self
+        return replace(self, stage=self.stage + stages, stage_samples=0, stage_step=0, noise=noise)
 
     def repeat(self, batch: int, updates: int) -> "Progress":
         """Return the progress after `updates` applied updates of `batch` samples each."""
@@ -132,12 +112,8 @@ class Progress:
             ledger=replace(self.ledger, applied=self.ledger.applied + done),
         )
 
-    def probed(self, norm: float, evaluations: int) -> "Progress":
-        """Return the progress with an exact ‖∇f‖, charged with the evaluations that it took."""
-        return replace(self.surveyed(evaluations), probe_norm=norm, probe_step=self.step)
-
-    def surveyed(self, evaluations: int) -> "Progress":
-        """Return the progress charged with a probe that no decision depends on."""
+    def probed(self, evaluations: int) -> "Progress":
+        """Return the progress charged with the evaluations of an exact measurement of ‖∇f‖ here."""
         ledger = replace(self.ledger, probe=self.ledger.probe + evaluations)
         return replace(self, probe_samples=self.samples, ledger=ledger)
 
@@ -151,9 +127,26 @@ class Progress:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Return the progress of plain numbers. The inverse of `to_dict`."""
+        """Return the progress of plain numbers. The inverse of `to_dict`; it reads older files as well."""
+        values = _with_policy(values) if "policy" not in values else values
         parts = {"ledger": Ledger(**values["ledger"]), "noise": Noise.from_dict(values["noise"])}
         return cls(**{**values, **parts})
+
+
+def _with_policy(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return plain numbers whose policy state is one field. Versions up to 0.1 had a field for each of its numbers."""
+    rest = {key: value for key, value in values.items() if key not in _OLD_STATE}
+    state = {name: values[key] for key, (name, initial) in _OLD_STATE.items() if values.get(key, initial) != initial}
+    return {**rest, "policy": state}
+
+
+#: Older names of what three policies keep: the present name, and the value that stood for none.
+_OLD_STATE = {
+    "cooling": ("drops", 0),
+    "worth": ("samples", 0.0),
+    "probe_norm": ("norm", None),
+    "probe_step": ("norm_step", None),
+}
 
 
 def finite(value: float) -> float | None:

@@ -89,7 +89,7 @@ def _checked(given: Any) -> Any:
     if isinstance(given, list):
         return _range(given)
     if isinstance(given, Mapping):
-        return _ladder(given)
+        return _by_stage(given)
     if not _counts(given):
         raise ConfigError(f"{given!r} is no number of workers (1 or more); {_FORMS}")
     return given
@@ -103,16 +103,16 @@ def _range(given: list[Any]) -> list[int]:
     return given
 
 
-def _ladder(given: Mapping[Any, Any]) -> dict[int, int]:
-    rungs: dict[Any, Any] = {_stage(key): given[key] for key in given}
-    for stage, workers in rungs.items():
+def _by_stage(given: Mapping[Any, Any]) -> dict[int, int]:
+    by_stage: dict[Any, Any] = {_stage(key): given[key] for key in given}
+    for stage, workers in by_stage.items():
         if type(stage) is not int or stage < 0 or not _counts(workers):
             raise ConfigError(
                 f"{{{stage!r}: {workers!r}}} is no stage (0 or more) and its workers (1 or more); {_FORMS}"
             )
-    if 0 not in rungs:
+    if 0 not in by_stage:
         raise ConfigError(f"{given} does not say how many workers stage 0 has; add 0: 1")
-    return rungs
+    return by_stage
 
 
 def _stage(key: Any) -> Any:

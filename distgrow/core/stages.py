@@ -35,9 +35,9 @@ class Trigger(Protocol):
         ...
 
 
-def climb(trigger: Trigger, stage: int, position: int, top: float) -> int:
-    """Return the stage at `position` on the trigger's axis: `stage` or a later one, never beyond `top`."""
-    while stage < top and trigger.end(stage) <= position:
+def stage_at(trigger: Trigger, stage: int, position: int, last: float) -> int:
+    """Return the stage at `position` on the trigger's axis: `stage` or a later one, never beyond `last`."""
+    while stage < last and trigger.end(stage) <= position:
         stage += 1
     return stage
 
@@ -155,7 +155,7 @@ class Stages(Spec):
 
 
 class MinStage(Spec):
-    """How long adaptive growth stays on a rung at least, for what it measures to settle."""
+    """How long a stage of adaptive growth is at least, so that what it measures can settle."""
 
     epochs: PosFloat | None = None
     """Passes over the training set."""

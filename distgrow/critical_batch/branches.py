@@ -45,7 +45,7 @@ class Branch(Constant):
 
     def multiplier(self, lr: LR, progress: Progress, batch: int, span: Span) -> float:
         """Return η/η₀: the run's own at this number of samples and at the stage of its checkpoint, times f(k)."""
-        return self.gain * self.trunk.rate(progress, self.trunk.growth(progress.stage)) / lr.base
+        return self.gain * self.trunk.rate(progress, self.trunk.growth.stage_batch(progress.stage)) / lr.base
 
 
 def lr_factor(rule: Scaling, optimizer: OptimizerSpec, k: int) -> float:
@@ -84,7 +84,7 @@ class Trunk:
     @property
     def batch(self) -> int:
         """Return the run's batch at the stage of the checkpoint, in samples."""
-        return self.run.growth(self.progress.stage)
+        return self.run.growth.stage_batch(self.progress.stage)
 
 
 def find_checkpoint(path: str) -> Trunk:
@@ -133,7 +133,7 @@ def _config(folder: RunFolder) -> Run:
     run = load(folder.config)
     epoch = run.task.train_size()
     span = Span(samples=run.budget.total(epoch) or 0, epoch=epoch)
-    return run.model_copy(update={"growth": run.growth.on(span)})
+    return run.model_copy(update={"growth": run.growth.for_run(span)})
 
 
 # ── the options ───────────────────────────────────────────────────────────────────────────────────────────────

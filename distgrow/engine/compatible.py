@@ -2,7 +2,7 @@
 
 from distgrow.core.errors import ConfigError
 from distgrow.engine.spec import EngineSpec
-from distgrow.growth.base import GrowthPolicy
+from distgrow.growth.base import GrowthPolicy, Measure
 from distgrow.optim import OptimizerSpec
 
 
@@ -19,7 +19,7 @@ def check_compatible(growth: GrowthPolicy, optimizer: OptimizerSpec, engine: Eng
             f"growth.kind={growth.name} holds for SGD without momentum, optimizer.kind={optimizer.summary} is none: "
             "set optimizer.momentum=0, or use growth.kind noise_scale, or critical_batch with kappa"
         )
-    if growth.tests_progress and not engine.tests_progress:
+    if Measure.PROGRESS in growth.needs and not engine.tests_progress:
         raise ConfigError(
             f"growth.kind={growth.name} holds each gradient against the update before, which engine.kind="
             f"{engine.kind} cannot: use engine.kind=torch, or growth.kind critical_batch"

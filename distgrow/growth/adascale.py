@@ -1,6 +1,8 @@
 """AdaScale: a batch schedule whose learning rate follows the measured gain (arXiv 2007.05105)."""
 
 import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -8,78 +10,89 @@ from pydantic import Field, model_validator
 from distgrow.core.errors import ConfigError
 from distgrow.core.lr import LR, NoDecay, Span, StepDecay
 from distgrow.core.noise_stats import Noise
-from distgrow.core.progress import Progress
+from distgrow.core.plan import Plan
+from distgrow.core.progress import Outcome, PolicyState, Progress
 from distgrow.core.spec import PosInt, by_position, one_of
 from distgrow.core.stages import Stages, Trigger
-from distgrow.growth.base import GrowthPolicy
+from distgrow.growth.base import GrowthPolicy, Measure
 from distgrow.growth.constant import Constant
 from distgrow.growth.scheduled import Plain
 from distgrow.theory.noise import adascale_gain
 
 
-class AdaScale(GrowthPolicy):
-    """A plain ladder whose learning rate is η₀ times AdaScale's gain, as measured (Johnson et al. 2020).
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counted:
+    """Hold what AdaScale keeps from one update to the next."""
 
-    The gain (σ² + |∇f|²)/(σ²/s + |∇f|²), σ² = tr Σ/b₀ and s = b/b₀, lies between 1 and s: an update at b is worth so
-    many at b₀. A decay runs on what the updates are worth, b₀·gain samples each, so it falls as it would have at b₀;
-    the budget, as always, is what is spent. Until noise has been measured the gain is 1.
+    samples: float = 0.0  #: Σ b₀·gain over the applied updates: samples at b₀ that they count for
+
+
+class AdaScale(GrowthPolicy):
+    """A schedule of batches whose learning rate is η₀ times AdaScale's gain, as measured (Johnson et al. 2020).
+
+    The gain (σ² + |∇f|²)/(σ²/s + |∇f|²), σ² = tr Σ/b₀ and s = b/b₀, lies between 1 and s: one update at b counts
+    for that many at b₀. A decay runs on b₀·gain samples for each update, so it falls as it would have at b₀. The budget
+    is spent by the samples that are computed, as always. The gain is 1 until noise has been measured.
     """
 
     kind: Literal["adascale"] = "adascale"
+    old_keys: ClassVar[Mapping[str, str]] = {"ladder": "batches"}
     brings_rule: ClassVar[bool] = True
     start: PosInt = 16
     """b₀, samples of the batch that lr.base is meant for."""
     scale: PosInt | None = None
     """s, for a batch of s·b₀ throughout."""
-    ladder: Plain | None = None
-    """Growth of kind constant, linear, exponential or list, in place of `scale`; it begins at b₀ or above."""
+    batches: Plain | None = None
+    """Growth of kind constant, linear, exponential or steps, in place of `scale`; it begins at b₀ or above."""
     power: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Power of the gain that multiplies η₀: 1 for SGD, 0.5 for Adam."""
 
     @model_validator(mode="after")
-    def _one_ladder(self) -> "AdaScale":
-        one_of(self, "scale", "ladder")
-        least = min(self.plain(stage) for stage in range(int(min(self.plain.top, 1000)) + 1))
+    def _one_schedule(self) -> "AdaScale":
+        one_of(self, "scale", "batches")
+        least = min(self.plain.stage_batch(stage) for stage in range(int(min(self.plain.last_stage, 1000)) + 1))
         if least < self.start:
-            raise ConfigError(f"growth.ladder falls to {least} samples, below growth.start={self.start}; lower start")
+            raise ConfigError(f"growth.batches falls to {least} samples, below growth.start={self.start}; lower start")
         return self
 
     @property
     def plain(self) -> GrowthPolicy:
         """Return the schedule of the batch."""
-        return self.ladder or Constant(start=self.start * (self.scale or 1))
+        return self.batches or Constant(start=self.start * (self.scale or 1))
 
     @property
-    def measures(self) -> bool:
-        return True
+    def needs(self) -> frozenset[Measure]:
+        return frozenset({Measure.NOISE})
 
     @property
-    def top(self) -> float:
-        return self.plain.top
+    def last_stage(self) -> float:
+        return self.plain.last_stage
 
-    def __call__(self, stage: int) -> int:
-        return self.plain(stage)
+    def stage_batch(self, stage: int) -> int:
+        return self.plain.stage_batch(stage)
 
-    def boundaries(self, stages: Stages, lr: LR, span: Span) -> Trigger:
+    def trigger(self, stages: Stages, lr: LR, span: Span) -> Trigger:
         if not isinstance(lr.decay, NoDecay | StepDecay):
             raise ConfigError(
-                f"growth.kind=adascale counts what updates are worth, of which the budget's end is not known: "
+                f"growth.kind=adascale decays by the measured gain, so where the budget ends is not known: "
                 f"lr.decay.kind={lr.decay.kind} has to be step or none"
             )
-        return self.plain.boundaries(stages, lr, span)
+        return self.plain.trigger(stages, lr, span)
 
     def multiplier(self, lr: LR, progress: Progress, batch: int, span: Span) -> float:
-        ratio = self.rung(progress.stage, batch).ratio
-        return gain(ratio, self.start, progress.noise, self.power) * lr.decay.fall(int(progress.worth), span)
+        ratio, counted = self.grown(progress.stage, batch).ratio, Counted(**progress.policy)
+        return gain(ratio, self.start, progress.noise, self.power) * lr.decay.fall(int(counted.samples), span)
 
-    def most(self, lr: LR, stage: int, rate: float) -> float:
-        return rate * (self(stage) / self.start) ** self.power
+    def highest_rate(self, lr: LR, stage: int, rate: float) -> float:
+        return rate * (self.stage_batch(stage) / self.start) ** self.power
 
-    def worth(self, progress: Progress, batch: int, span: Span) -> float:
-        ratio = self.rung(progress.stage, batch).ratio
-        return self.start * gain(ratio, self.start, progress.noise, 1.0)
+    def after(self, progress: Progress, plan: Plan, outcome: Outcome) -> PolicyState:
+        if not outcome.applied:
+            return progress.policy
+        ratio, counted = self.grown(plan.stage, plan.batch).ratio, Counted(**progress.policy)
+        return asdict(Counted(samples=counted.samples + self.start * gain(ratio, self.start, progress.noise, 1.0)))
 
-    def remarks(self) -> list[str]:
+    def remarks(self) -> Sequence[str]:
         return ["lr is shown as if AdaScale's gain were 1; it is between 1 and b/b₀"]
 
 

@@ -1,6 +1,6 @@
 """The default growth: b₀ for a while, then colder and colder until the budget is spent; a pure frozen spec."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -11,7 +11,8 @@ from distgrow.core.lr import Constant as ConstantRule
 from distgrow.core.progress import Progress
 from distgrow.core.spec import PosFloat, PosInt, at_least, by_position
 from distgrow.core.stages import Listed, Stages, Trigger
-from distgrow.growth.base import Endless, Moment, needs_samples
+from distgrow.growth.adaptive import Endless
+from distgrow.growth.base import Measure, Moment, needs_samples
 from distgrow.theory.noise import removable_loss
 
 Part = Annotated[float, Field(gt=0, lt=1)]
@@ -55,25 +56,25 @@ class Auto(Endless):
         return self
 
     @property
-    def measures(self) -> bool:
-        return True
+    def needs(self) -> frozenset[Measure]:
+        return frozenset({Measure.NOISE, Measure.LOSS})
 
     @property
-    def top(self) -> float:
+    def last_stage(self) -> float:
         return self.depth
 
-    def remarks(self) -> list[str]:
-        return []  # its stages beyond the cap are shown
+    def remarks(self) -> Sequence[str]:
+        return ()  # its stages beyond the cap are shown
 
-    def on(self, span: Span) -> "Auto":
+    def for_run(self, span: Span) -> "Auto":
         """Return the policy with a cap that suits the run, if none is given: the shortest stages are an update long."""
         if self.cap is not None:
             return self
         stage = int((1 - self.hold) * span.samples / self.depth)
         return Auto.model_validate({**self.model_dump(), "cap": max(self.start, min(span.epoch // 4, stage))})
 
-    def boundaries(self, stages: Stages, lr: LR, span: Span) -> Trigger:
-        super().boundaries(stages, lr, span)
+    def trigger(self, stages: Stages, lr: LR, span: Span) -> Trigger:
+        super().trigger(stages, lr, span)
         needs_samples("growth.kind=auto", span)
         rest = (1 - self.hold) * span.samples
         if rest < self.depth:
@@ -95,7 +96,7 @@ class Auto(Endless):
         """
         return self.hold + (1 - self.hold) * (1 - self.factor ** -(stage + 0.5))
 
-    def moves(self, progress: Progress, now: Moment) -> int:
+    def stages_up(self, progress: Progress, now: Moment) -> int:
         stage, applied = progress.stage, progress.ledger.applied
         total, rest = applied + now.left, self.depth - stage
         passed = sum(self.due(m) * total <= applied for m in range(stage, self.depth))

@@ -4,7 +4,7 @@ from typing import Literal
 
 from distgrow.core.progress import Progress
 from distgrow.core.spec import by_position
-from distgrow.growth.base import Moment
+from distgrow.growth.base import Measure, Moment
 from distgrow.growth.target_batch import TargetBatch
 from distgrow.theory.noise import cabs_batch
 
@@ -13,6 +13,10 @@ class CABS(TargetBatch):
     """b follows η·tr Σ/f (Balles et al. 2017): SGD without momentum, and a loss whose least value is near 0."""
 
     kind: Literal["cabs"] = "cabs"
+
+    @property
+    def needs(self) -> frozenset[Measure]:
+        return frozenset({Measure.NOISE, Measure.LOSS})
 
     @property
     def plain_sgd(self) -> bool:

@@ -12,7 +12,7 @@ class Constant(GrowthPolicy):
     kind: Literal["constant"] = "constant"
 
     @property
-    def top(self) -> float:
+    def last_stage(self) -> float:
         return 0
 
 

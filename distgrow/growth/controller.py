@@ -11,14 +11,12 @@ from distgrow.core.lr import LR, NoDecay, Span
 from distgrow.core.noise_stats import Measuring
 from distgrow.core.order import mix_int
 from distgrow.core.plan import Plan, split
-from distgrow.core.progress import Progress
+from distgrow.core.progress import Outcome, PolicyState, Progress
 from distgrow.core.scaling import Group
-from distgrow.core.stages import Stages, Trigger, climb
-from distgrow.growth.base import GrowthPolicy, Moment
-from distgrow.growth.unknowns import unknowns
-
-#: Stages that a run may have; a forecast goes through all of them.
-MOST_STAGES = 2**20
+from distgrow.core.stages import Stages, Trigger, stage_at
+from distgrow.growth.adaptive import Adaptive, NormProbing
+from distgrow.growth.base import GrowthPolicy, Measure, Moment, check_settings
+from distgrow.growth.outline import outline, problems, shorten
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +51,8 @@ class Controller:
     def __post_init__(self) -> None:
         if self.epoch < 1:
             raise ConfigError(f"the training set has {self.epoch} samples; it needs at least 1")
-        object.__setattr__(self, "growth", self.growth.on(self._axis))
+        object.__setattr__(self, "growth", self.growth.for_run(self._axis))
+        check_settings(self.growth, self.stages, self.lr, self._axis)
         assert self._trigger is not None and self._earliest is not None  # built here, which checks the settings
 
     @cached_property
@@ -69,7 +68,16 @@ class Controller:
     @cached_property
     def _earliest(self) -> Trigger:
         """The soonest that stages end, whatever is measured."""
-        return self.growth.earliest(self.lr, self._axis) if self.growth.adaptive else self._trigger
+        return self._trigger if self._adaptive is None else self._adaptive.earliest(self.lr, self._axis)
+
+    @cached_property
+    def _adaptive(self) -> Adaptive | None:
+        """The policy if measurements decide where its stages end."""
+        return self.growth if isinstance(self.growth, Adaptive) and self.growth.adaptive else None
+
+    @cached_property
+    def _needs(self) -> frozenset[Measure]:
+        return self.growth.needs
 
     @cached_property
     def span(self) -> Span:
@@ -79,7 +87,7 @@ class Controller:
         return Span(samples=self.samples(), epoch=self.epoch)
 
     def done(self, progress: Progress) -> bool:
-        """Whether the budget is spent."""
+        """Return whether the budget is spent."""
         return self.budget.left(progress, self.epoch) <= 0
 
     def advance(self, progress: Progress) -> Progress:
@@ -87,23 +95,42 @@ class Controller:
 
         Another call changes nothing more, so that a run may stop between this and the update.
         """
-        if self.growth.adaptive:
-            batch = self.batch(progress)
-            rate = self.rate(progress, batch)
-            left = self.budget.left(progress, self.epoch)
-            now = Moment(lr=rate, batch=batch, epoch=self.epoch, left=left, settings=self.lr, span=self.span)
-            progress = progress.cool(self.growth.cools(progress, now))
-            return progress.climb(self.growth.moves(progress, now))
-        here = progress.step if self._trigger.axis == "steps" else progress.ledger.applied
-        return progress.climb(climb(self._trigger, progress.stage, here, self.growth.top) - progress.stage)
+        if self._adaptive is None:
+            here = progress.step if self._trigger.axis == "steps" else progress.ledger.applied
+            return progress.grow(stage_at(self._trigger, progress.stage, here, self.growth.last_stage) - progress.stage)
+        batch = self.batch(progress)
+        rate = self.rate(progress, batch)
+        left = self.budget.left(progress, self.epoch)
+        now = Moment(lr=rate, batch=batch, epoch=self.epoch, left=left, settings=self.lr, span=self.span)
+        return self._adaptive.advance(progress, now)
+
+    def after(self, progress: Progress, plan: Plan, outcome: Outcome) -> Progress:
+        """Return the progress after an update that began at `progress`, with the policy's own state."""
+        return _with_policy(progress.after(plan, outcome), self.growth.after(progress, plan, outcome))
 
     def probe_due(self, progress: Progress) -> bool:
-        """Whether ‖∇f‖ has to be measured exactly before the stage is decided."""
-        return self.growth.probe_due(progress)
+        """Return whether growth needs ‖∇f‖ measured exactly before it decides the stage."""
+        return isinstance(self.growth, NormProbing) and self.growth.probe_due(progress)
+
+    def after_probe(self, progress: Progress, norm: float, evaluations: int) -> Progress:
+        """Return the progress with an exact ‖∇f‖, charged with `evaluations`.
+
+        Growth that has not asked for the norm does not get it, so no decision depends on when run.probe measures.
+        """
+        after = progress.probed(evaluations)
+        if isinstance(self.growth, NormProbing) and self.growth.probe_due(progress):
+            return _with_policy(after, self.growth.after_probe(progress, norm))
+        return after
+
+    def probe_count(self, updates: int, stage: int) -> int:
+        """Return how often growth needs ‖∇f‖ in a run of `updates` updates that ends at `stage`."""
+        return self.growth.probe_count(updates, stage) if isinstance(self.growth, NormProbing) else 0
 
     def batch(self, progress: Progress) -> int:
         """Return the samples of the next update."""
-        return shorten(self.growth(progress.stage), self.budget.left(progress, self.epoch), self.growth.start)
+        return shorten(
+            self.growth.stage_batch(progress.stage), self.budget.left(progress, self.epoch), self.growth.start
+        )
 
     def plan(self, progress: Progress) -> Plan:
         """Return the next update. Raise ConfigError if its batch cannot be split over the world."""
@@ -118,8 +145,7 @@ class Controller:
             stage=progress.stage,
             seed=mix_int(self.seed, progress.samples),
             window=self.noise_window(progress, batch),
-            product=self.growth.tests_progress,
-            worth=self.growth.worth(progress, batch, self.span),
+            product=Measure.PROGRESS in self._needs,
         )
 
     def split(self, progress: Progress, batch: int) -> tuple[int, int]:
@@ -134,26 +160,26 @@ class Controller:
         A batch that one rank can take in one micro-batch is measured only if somebody wants that: it has to be cut.
         """
         whole, asked = self._whole(progress, batch), self.measuring.every is not None
-        if whole and (batch == 1 or not (asked or self.growth.measures)):
+        if whole and (batch == 1 or not (asked or Measure.NOISE in self._needs)):
             return 0
-        every = self.measuring.every or (1 if self.growth.measures and not whole else 16)
+        every = self.measuring.every or (1 if Measure.NOISE in self._needs and not whole else 16)
         return 0 if progress.step % every else self.measuring.memory(every * batch, self.epoch)
 
     def _most_rows(self, progress: Progress) -> int:
         return self.max_micro if progress.micro_limit is None else min(self.max_micro, progress.micro_limit)
 
     def _whole(self, progress: Progress, batch: int) -> bool:
-        """Whether one rank can take the batch in one micro-batch."""
+        """Return whether one rank can take the batch in one micro-batch."""
         return self.world == 1 and batch <= self._most_rows(progress)
 
     def ranks(self, stage: int) -> int:
         """Ranks that a stage wants."""
         if self.group is None:
             return self.world
-        return self.group.scaling_policy(stage, self.growth(stage), self.max_micro)
+        return self.group.scaling_policy(stage, self.growth.stage_batch(stage), self.max_micro)
 
     def hands_over(self, stage: int) -> bool:
-        """Whether another group of ranks has to take over before the first update of a stage."""
+        """Return whether another group of ranks has to take over before the first update of a stage."""
         return self.group is not None and self.ranks(stage) != self.group.asked
 
     def trial(self, micro: int) -> Plan:
@@ -188,7 +214,7 @@ class Controller:
         for stage, batch, updates in self.outline(progress):
             if self.hands_over(stage):
                 return
-            progress = progress.climb(stage - progress.stage)
+            progress = progress.grow(stage - progress.stage)
             stride = Stride(begin=progress, plan=self.plan(progress), updates=updates)
             assert stride.plan.batch == batch
             yield stride
@@ -204,15 +230,15 @@ class Controller:
         Of adaptive growth these are the largest batches of each stage. A run that is done comes to nothing more.
         """
         progress = progress or Progress()
-        if not self.growth.adaptive:
+        if self._adaptive is None:
             yield from ((stage, batch) for stage, batch, _ in self.outline(progress))
             return
         left, start = self.budget.left(progress, self.epoch), self.growth.start
         last = max((stage for stage, _, _ in self.outline(progress, soonest=True)), default=-1)
         if self._earliest.axis == "samples" and left < math.inf:
-            last = climb(self._earliest, last, progress.ledger.applied + int(left) - 1, self.growth.top)
+            last = stage_at(self._earliest, last, progress.ledger.applied + int(left) - 1, self.growth.last_stage)
         for stage in range(progress.stage, last + 1):
-            batch = self.growth(stage)
+            batch = self.growth.stage_batch(stage)
             yield stage, min(batch, self.batch(replace(progress, stage=stage)))
             yield stage, int(min(left, batch + min(start, batch) - 1))  # with what the budget may leave over
 
@@ -243,56 +269,19 @@ class Controller:
     def problems(self, stage: int, batch: int) -> list[str]:
         """Return what keeps a batch of a stage from being drawn, split or measured."""
         world = self.ranks(stage)
-        found = unknowns(self.growth, stage, world, self.measuring.every, self.max_micro)
-        if world <= batch <= self.epoch and self.max_micro > 1:
-            return found
-        if self.growth.start > self.epoch:
-            return [f"growth.start={self.growth.start} exceeds the {self.epoch} samples of the training set; lower it"]
-        if min(batch, self.growth(stage)) > self.epoch:
-            found.append(
-                f"batch={batch} of stage {stage} exceeds the {self.epoch} samples of the training set; "
-                f"set growth.cap (or growth.start) to at most {self.epoch}, or shorten the budget"
-            )
-        if batch < min(world, self.growth(stage)):
-            found.append(
-                f"the budget ends with a batch of {batch}, fewer than the {world} ranks; "
-                "raise budget or lower launch.workers"
-            )
-            return found
-        try:
-            split(batch, world, self.max_micro)
-        except ValueError as error:
-            found.append(f"stage {stage}: {error}")
-        return found
+        found: list[str] = []
+        if self._adaptive is not None:
+            found = self._adaptive.problems(stage, world, self.max_micro, self.measuring.every)
+        return found + problems(self.growth, stage, batch, epoch=self.epoch, world=world, max_micro=self.max_micro)
 
     def outline(self, progress: Progress, *, soonest: bool = False) -> Iterator[tuple[int, int, int]]:
-        """(stage, batch, updates) of the run to come: forecast's arithmetic alone, unchecked.
+        """Return (stage, batch, updates) of the run to come: forecast's arithmetic alone, unchecked.
 
         Adaptive growth is taken to be at every stage as late as it may (mostly never) or, `soonest`, as early.
         """
         trigger = self._earliest if soonest else self._trigger
-        left, start, top = self.budget.left(progress, self.epoch), self.growth.start, self.growth.top
-        stage, step, applied, batch = progress.stage, progress.step, progress.ledger.applied, 0
-        by_steps, last_step, furthest = trigger.axis == "steps", self.budget.steps or math.inf, stage + MOST_STAGES
-        while left > 0 and step < last_step:
-            if stage > furthest:
-                raise ConfigError(
-                    f"the run would have more than {MOST_STAGES:,} stages (batch={batch} at stage {stage}); set "
-                    "growth.cap, lengthen the stages, raise growth.factor or growth.increment, or lower the budget"
-                )
-            stage = climb(trigger, stage, step if by_steps else applied, top)
-            batch = shorten(self.growth(stage), left, start)
-            updates = last_step - step if math.isinf(left) else max(1, (left - min(start, batch)) // batch)
-            if stage < top and (end := trigger.end(stage)) < math.inf:
-                updates = min(updates, end - step if by_steps else -((applied - end) // batch))
-            yield stage, batch, int(updates)
-            step, applied, left = step + int(updates), applied + batch * int(updates), left - batch * updates
+        return outline(self.growth, trigger, self.budget, self.epoch, progress)
 
 
-def shorten(batch: int, left: float, start: int) -> int:
-    """Return the samples of the next update: the policy's batch, or what is left of the budget.
-
-    A remainder smaller than `start` joins the update before it, so that no batch falls below `start` (unless the policy
-    or the whole budget does), whatever the world size.
-    """
-    return batch if left >= batch + min(start, batch) else int(left)
+def _with_policy(progress: Progress, state: PolicyState) -> Progress:
+    return progress if state is progress.policy else replace(progress, policy=state)

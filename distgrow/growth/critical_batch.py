@@ -9,7 +9,8 @@ from distgrow.core.lr import LR, Span
 from distgrow.core.progress import Progress
 from distgrow.core.spec import PosFloat, by_position, one_of
 from distgrow.core.stages import Stages, Trigger
-from distgrow.growth.base import Endless, Moment
+from distgrow.growth.adaptive import Endless
+from distgrow.growth.base import Moment
 from distgrow.growth.target_batch import TargetBatch
 from distgrow.theory.noise import critical_batch_now, noise_scale
 
@@ -34,9 +35,10 @@ class CriticalBatch(TargetBatch, Endless):
     def plain_sgd(self) -> bool:
         return self.smoothness is not None
 
-    def boundaries(self, stages: Stages, lr: LR, span: Span) -> Trigger:
-        trigger = super().boundaries(stages, lr, span)
-        largest = lr.base * max(self.rule(lr)(self.rung(m, self(m))) for m in range(int(self.cap_stage) + 1))
+    def trigger(self, stages: Stages, lr: LR, span: Span) -> Trigger:
+        trigger = super().trigger(stages, lr, span)
+        below = range(int(self.cap_stage) + 1)
+        largest = lr.base * max(self.rule(lr)(self.grown(m, self.stage_batch(m))) for m in below)
         if self.smoothness is not None and largest * self.smoothness >= 2:
             raise ConfigError(
                 f"growth.smoothness={self.smoothness:g}: the learning rate would reach 2/L, {largest:.4g} of "

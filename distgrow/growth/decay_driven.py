@@ -18,10 +18,10 @@ class Replacing(Geometrical):
     power: ClassVar[float]
 
     @property
-    def top(self) -> float:
+    def last_stage(self) -> float:
         return math.inf
 
-    def boundaries(self, stages: Stages, lr: LR, span: Span) -> Trigger:
+    def trigger(self, stages: Stages, lr: LR, span: Span) -> Trigger:
         if isinstance(lr.decay, NoDecay):
             raise ConfigError(f"{self.name} growth replaces a decay: set lr.decay to step, cosine or wsd")
         needs_samples(f"growth.kind={self.name}", span)
@@ -29,6 +29,6 @@ class Replacing(Geometrical):
 
     def multiplier(self, lr: LR, progress: Progress, batch: int, span: Span) -> float:
         """δ^−m·(b/b₀)^power: what the batch could not take (above all beyond the cap) the learning rate decays by."""
-        rung = self.rung(progress.stage, batch)
+        grown = self.grown(progress.stage, batch)
         warm = lr.decay.warm(progress.ledger.applied, batch, span)
-        return warm * self.factor**-progress.stage * rung.ratio**self.power
+        return warm * self.factor**-progress.stage * grown.ratio**self.power

@@ -13,7 +13,7 @@ class Exponential(Geometrical):
 
     kind: Literal["exponential"] = "exponential"
 
-    def boundaries(self, stages: Stages, lr: LR, span: Span) -> Trigger:
+    def trigger(self, stages: Stages, lr: LR, span: Span) -> Trigger:
         return stages.trigger(self.factor**stages.power, span.epoch)
 
 

@@ -24,10 +24,10 @@ class Late(Geometrical):
     hold: Annotated[float, Field(gt=0, lt=1)] = 0.75
     """Fraction of the budget that b₀ is held for."""
 
-    def boundaries(self, stages: Stages, lr: LR, span: Span) -> Trigger:
+    def trigger(self, stages: Stages, lr: LR, span: Span) -> Trigger:
         self.needs_cap("grows to the cap by the end of the budget")
         needs_samples("growth.kind=late", span)
-        count, rest = int(self.top), (1 - self.hold) * span.samples
+        count, rest = int(self.last_stage), (1 - self.hold) * span.samples
         if rest < count:
             raise ConfigError(
                 f"growth.kind=late: {count} stages in the last {rest:.3g} samples of the budget would have less than "

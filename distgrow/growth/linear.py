@@ -15,14 +15,14 @@ class Linear(Capped):
     """c, samples added at each stage."""
 
     @property
-    def top(self) -> float:
+    def last_stage(self) -> float:
         return math.inf if self.cap is None else -(-(self.cap - self.start) // self.increment)
 
-    def __call__(self, stage: int) -> int:
+    def stage_batch(self, stage: int) -> int:
         batch = self.start + self.increment * stage
         return batch if self.cap is None else min(batch, self.cap)
 
-    def height(self, stage: int) -> float:
+    def growth_steps(self, stage: int) -> float:
         return float(stage) if self.cap is None else min(stage, (self.cap - self.start) / self.increment)
 
 

@@ -17,10 +17,13 @@ class Optimal(Geometrical):
     kind: Literal["optimal"] = "optimal"
     sets_stages: ClassVar[bool] = True
 
-    def boundaries(self, stages: Stages, lr: LR, span: Span) -> Trigger:
+    def trigger(self, stages: Stages, lr: LR, span: Span) -> Trigger:
         self.needs_cap("cuts the budget into the stages up to the cap")
         needs_samples("growth.kind=optimal", span)
-        count, ratio = int(self.top) + 1, optimal_sample_ratio(self.factor, self.rule(lr).factor_for(self.factor))
+        count, ratio = (
+            int(self.last_stage) + 1,
+            optimal_sample_ratio(self.factor, self.rule(lr).factor_for(self.factor)),
+        )
         first = span.samples / math.fsum(ratio**m for m in range(count))
         shortest = first * min(1.0, ratio ** (count - 1))
         if shortest < 1:

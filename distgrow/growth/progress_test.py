@@ -10,11 +10,12 @@ from distgrow.core.lr import Constant as ConstantRule
 from distgrow.core.progress import Progress
 from distgrow.core.spec import PosFloat, by_position
 from distgrow.core.stages import MinStage, Trigger
-from distgrow.growth.base import Endless, Moment
+from distgrow.growth.adaptive import Endless
+from distgrow.growth.base import Measure, Moment
 
 
 class ProgressTest(Endless):
-    """One rung more when updates undo each other: when the mean of ⟨g_{t+1}, u_t⟩ since the last change is ≤ 0 [D].
+    """One stage up when updates undo each other: when the mean of ⟨g_{t+1}, u_t⟩ since the last change is ≤ 0 [D].
 
     After Pflug 1983; u_t is the direction of the update before. At the cap η is divided by δ instead. η is constant
     below it unless lr.rule says else.
@@ -33,15 +34,17 @@ class ProgressTest(Endless):
     """Standard errors below 0 at which a stage need not be as long as `min_stage`; none: it always is."""
 
     @property
-    def tests_progress(self) -> bool:
-        return True
+    def needs(self) -> frozenset[Measure]:
+        return frozenset({Measure.PROGRESS})
 
     def earliest(self, lr: LR, span: Span) -> Trigger:
-        return self.soonest(self.min_stage if self.early is None else MinStage(updates=self.min_stage.updates), span)
+        return self.earliest_ends(
+            self.min_stage if self.early is None else MinStage(updates=self.min_stage.updates), span
+        )
 
-    def moves(self, progress: Progress, now: Moment) -> int:
+    def stages_up(self, progress: Progress, now: Moment) -> int:
         product, min_stage = progress.noise.product, self.min_stage
-        if progress.stage >= self.top or product.count < min_stage.updates:
+        if progress.stage >= self.last_stage or product.count < min_stage.updates:
             return 0
         errors = self.confidence if progress.stage_samples >= min_stage.length(now.epoch) else self.early
         return int(errors is not None and product.end(errors) <= 0)

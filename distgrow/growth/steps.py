@@ -31,15 +31,15 @@ class Steps(GrowthPolicy):
         return {**values, "start": batches[0]}
 
     @property
-    def top(self) -> float:
+    def last_stage(self) -> float:
         return len(self.batches) - 1
 
-    def __call__(self, stage: int) -> int:
+    def stage_batch(self, stage: int) -> int:
         return self.batches[min(stage, len(self.batches) - 1)]
 
-    def boundaries(self, stages: Stages, lr: LR, span: Span) -> Trigger:
-        trigger = super().boundaries(stages, lr, span)
-        if isinstance(trigger, Listed) and len(trigger.ends) not in (self.top, self.top + 1):
+    def trigger(self, stages: Stages, lr: LR, span: Span) -> Trigger:
+        trigger = super().trigger(stages, lr, span)
+        if isinstance(trigger, Listed) and len(trigger.ends) not in (self.last_stage, self.last_stage + 1):
             raise ConfigError(f"growth.batches has {len(self.batches)} stages, stages.every gives {len(trigger.ends)}")
         return trigger
 

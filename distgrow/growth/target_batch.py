@@ -13,13 +13,14 @@ from distgrow.core.noise_stats import Noise
 from distgrow.core.progress import Progress
 from distgrow.core.spec import PosInt
 from distgrow.core.stages import MinStage, Trigger
-from distgrow.growth.base import Adaptive, Moment
+from distgrow.growth.adaptive import Adaptive
+from distgrow.growth.base import Measure, Moment
 
 
 class TargetBatch(Adaptive):
-    """What ladders share that climb to the rung next to a measured batch size, by the distance of logarithms.
+    """Growth to the stage whose batch is nearest to a measured batch size, by the distance of logarithms.
 
-    They only climb: where the measured size falls, the batch stays. η is constant unless lr.rule says else.
+    The batch never falls, even if the measured size does. η is constant unless lr.rule says otherwise.
     """
 
     default_rule: ClassVar[Rule] = ConstantRule()
@@ -27,26 +28,26 @@ class TargetBatch(Adaptive):
     min_stage: MinStage = MinStage(epochs=0.1, updates=10)
     """How long a stage is at least; its updates are measured ones."""
     hysteresis: Annotated[float, Field(ge=1)] = 1.1
-    """Factor by which the measured size has to be beyond the middle between two rungs, √(b_m·b_{m+1})."""
+    """Factor by which the measured size has to be beyond the middle between two stages, √(b_m·b_{m+1})."""
     confidence: Annotated[float, Field(ge=0)] = 1.0
     """Standard errors of the measured means that the lower end of the measured size is away; 0: the means alone."""
     stages_at_once: PosInt = 2
-    """Stages climbed at once, at most; one where the gradient is lost in noise, and beyond the cap."""
+    """Stages to go up by at once, at most. It is 1 if the gradient is lost in noise, and beyond the cap."""
 
     @property
-    def measures(self) -> bool:
-        return True
+    def needs(self) -> frozenset[Measure]:
+        return frozenset({Measure.NOISE})
 
     @abstractmethod
     def target(self, variance: float, gradient_sq: float, progress: Progress, now: Moment) -> float:
         """Return the batch size to follow for tr Σ above 0 and |∇f|², samples; inf if |∇f|² is lost in noise."""
 
     def earliest(self, lr: LR, span: Span) -> Trigger:
-        return self.soonest(self.min_stage, span, self.stages_at_once)
+        return self.earliest_ends(self.min_stage, span, self.stages_at_once)
 
-    def moves(self, progress: Progress, now: Moment) -> int:
+    def stages_up(self, progress: Progress, now: Moment) -> int:
         stage, noise = progress.stage, progress.noise
-        if stage >= self.top or not self.min_stage.over(progress.stage_samples, noise.fresh, now.epoch):
+        if stage >= self.last_stage or not self.min_stage.over(progress.stage_samples, noise.fresh, now.epoch):
             return 0
         variance, gradient_sq = self.ends(noise)
         if not variance > 0:
@@ -54,15 +55,15 @@ class TargetBatch(Adaptive):
         target = self.target(variance, gradient_sq, progress, now)
         steady = stage < self.cap_stage and math.isfinite(target)
         most = min(stage + self.stages_at_once, self.cap_stage) if steady else stage + 1
-        rung = stage
-        while rung < most and target >= self.edge(rung):
-            rung += 1
-        return rung - stage
+        aim = stage
+        while aim < most and target >= self.edge(aim):
+            aim += 1
+        return aim - stage
 
-    def edge(self, rung: int) -> float:
-        """Return the measured size from which on the stage after `rung` is taken, samples."""
+    def edge(self, stage: int) -> float:
+        """Return the measured size from which on the stage after `stage` is taken, samples."""
         try:
-            return self.hysteresis * self.start * self.factor ** (rung + 0.5)
+            return self.hysteresis * self.start * self.factor ** (stage + 0.5)
         except OverflowError:
             return math.inf
 

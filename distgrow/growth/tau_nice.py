@@ -53,13 +53,13 @@ class TauNice(GrowthPolicy):
         return True
 
     @property
-    def top(self) -> float:
+    def last_stage(self) -> float:
         return 0
 
-    def boundaries(self, stages: Stages, lr: LR, span: Span) -> Trigger:
+    def trigger(self, stages: Stages, lr: LR, span: Span) -> Trigger:
         if span.epoch != self.samples:
             raise ConfigError(f"growth.samples={self.samples}, but the training set has {span.epoch}; give that number")
-        return super().boundaries(stages, lr, span)
+        return super().trigger(stages, lr, span)
 
 
 tau_nice = by_position(TauNice, "samples")

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -13,13 +13,14 @@ from distgrow.core.noise_stats import Noise
 from distgrow.core.progress import Progress
 from distgrow.core.spec import PosFloat, at_least, by_position, one_of
 from distgrow.core.stages import Axis, Following, Later, MinStage, Stages, Trigger
+from distgrow.growth.adaptive import Adaptive
 from distgrow.growth.adascale import gain
-from distgrow.growth.base import Adaptive, Moment, needs_samples
+from distgrow.growth.base import Measure, Moment, needs_samples
 from distgrow.theory.noise import noise_scale
 
 
 class Plateau(MinStage):
-    """Where the loss has stopped to fall: its least squares line since the last change falls too little."""
+    """When the loss has stopped falling: its least squares line since the last change falls too little."""
 
     fall: Annotated[float, Field(gt=0, lt=1)] = 0.01
     """Share of the mean loss that it has to fall by over `epochs` or `samples`, which are also waited for."""
@@ -30,7 +31,7 @@ class Plateau(MinStage):
         return self
 
     def reached(self, noise: Noise, epoch: int) -> bool:
-        """Whether the temperature has to fall."""
+        """Return whether the temperature has to fall."""
         trend, length = noise.trend, self.length(epoch)
         return self.over(trend.samples, trend.count, epoch) and -trend.slope * length < self.fall * abs(trend.value)
 
@@ -48,11 +49,18 @@ class Cooling:
         return self.length * max(0, at_least(math.log(self.level(stage)) / math.log(self.step)))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drops:
+    """Hold what plateaus have done so far."""
+
+    drops: int = 0  #: plateaus at which the temperature fell
+
+
 class Temperature(Adaptive):
     """The temperature T = η/b^p falls along lr.decay or at plateaus; the batch is as large as three limits allow [D].
 
     They are η = T·b^p ≤ lr_max, b ≤ share·B_simple where that is measured, and the cap; beyond it η falls with T. The
-    batch stands on the ladder b₀·δ^m and only climbs; η follows T at every update.
+    batch is one of b₀·δ^m and never falls; η follows T at every update.
     """
 
     kind: Literal["temperature"] = "temperature"
@@ -75,14 +83,15 @@ class Temperature(Adaptive):
 
     @property
     def adaptive(self) -> bool:
-        return self.measures or self.plateau is not None
+        return bool(self.needs)
 
     @property
-    def measures(self) -> bool:
-        return self.gain or self.share is not None
+    def needs(self) -> frozenset[Measure]:
+        noise = {Measure.NOISE} if self.gain or self.share is not None else set[Measure]()
+        return frozenset(noise if self.plateau is None else noise | {Measure.LOSS})
 
-    def boundaries(self, stages: Stages, lr: LR, span: Span) -> Trigger:
-        never = super().boundaries(stages, lr, span)
+    def trigger(self, stages: Stages, lr: LR, span: Span) -> Trigger:
+        never = super().trigger(stages, lr, span)
         limit, decays = self.limit(lr), not isinstance(lr.decay, NoDecay)
         if limit < lr.base:
             raise ConfigError(f"growth.lr_max={limit:g} is below lr.base={lr.base:g}, which the temperature begins at")
@@ -99,51 +108,61 @@ class Temperature(Adaptive):
         return self._following(lr, span)
 
     def earliest(self, lr: LR, span: Span) -> Trigger:
-        dwell = self.soonest(self.min_stage, span, rungs=max(1, int(self.cap_stage)))
+        spaced = self.earliest_ends(self.min_stage, span, stages_at_once=max(1, int(self.cap_stage)))
         if self.plateau is not None:
             length, step = self.plateau.length(span.epoch), self.factor**-self.power
             level = (lambda _: 1.0) if self.gain else (lambda stage: self.level(stage + 1, lr))
-            return Later(one=dwell, other=Cooling(length=length, step=step, level=level))
-        return dwell if self.gain or not span.samples else Later(one=dwell, other=self._following(lr, span))
+            return Later(one=spaced, other=Cooling(length=length, step=step, level=level))
+        return spaced if self.gain or not span.samples else Later(one=spaced, other=self._following(lr, span))
 
-    def moves(self, progress: Progress, now: Moment) -> int:
-        seen = progress.noise.fresh if self.measures else progress.stage_step
+    def advance(self, progress: Progress, now: Moment) -> Progress:
+        if self._at_plateau(progress, now):
+            drops = asdict(Drops(drops=self._drops(progress) + 1))
+            progress = replace(progress, policy=drops, noise=progress.noise.on_new_stage())
+        return super().advance(progress, now)
+
+    def stages_up(self, progress: Progress, now: Moment) -> int:
+        seen = progress.noise.fresh if Measure.NOISE in self.needs else progress.stage_step
         if not self.min_stage.over(progress.stage_samples, seen, now.epoch):
             return 0
         room, fallen = self.room(progress.noise), self.fallen(now.settings, progress, now.span)
-        most = min(self.top, progress.stage + 1 if room == math.inf else math.inf)
-        rung = progress.stage
-        while rung < most and self(rung + 1) <= room:
-            if fallen > self.level(rung + 1, now.settings, progress.noise) * (1 + 1e-9):
+        most = min(self.last_stage, progress.stage + 1 if room == math.inf else math.inf)
+        stage = progress.stage
+        while stage < most and self.stage_batch(stage + 1) <= room:
+            if fallen > self.level(stage + 1, now.settings, progress.noise) * (1 + 1e-9):
                 break
-            rung += 1
-        return rung - progress.stage
+            stage += 1
+        return stage - progress.stage
 
-    def cools(self, progress: Progress, now: Moment) -> int:
-        warmest = progress.cooling < 12 / (self.power * math.log10(self.factor))  # below 1e-12 nothing moves any more
-        return int(warmest and self.plateau is not None and self.plateau.reached(progress.noise, now.epoch))
+    def _at_plateau(self, progress: Progress, now: Moment) -> bool:
+        """Return whether the temperature falls now. It does not below 1e-12 of its first value: nothing moves there."""
+        can_fall = self._drops(progress) < 12 / (self.power * math.log10(self.factor))
+        return can_fall and self.plateau is not None and self.plateau.reached(progress.noise, now.epoch)
+
+    def _drops(self, progress: Progress) -> int:
+        return Drops(**progress.policy).drops
 
     def multiplier(self, lr: LR, progress: Progress, batch: int, span: Span) -> float:
-        """T·b^p over η₀, or T·b₀^p times the gain."""
+        """Return T·b^p over η₀, or T·b₀^p times the gain."""
         warm = lr.decay.warm(progress.ledger.applied, batch, span)
-        scaled = self.scaled(self.rung(progress.stage, batch).ratio, progress.noise)
+        scaled = self.scaled(self.grown(progress.stage, batch).ratio, progress.noise)
         return warm * min(self.limit(lr) / lr.base, scaled * self.fallen(lr, progress, span))
 
-    def most(self, lr: LR, stage: int, rate: float) -> float:
-        ratio = self(stage) / self.start
+    def highest_rate(self, lr: LR, stage: int, rate: float) -> float:
+        ratio = self.stage_batch(stage) / self.start
         return min(self.limit(lr), rate * ratio**self.power) if self.gain else rate
 
     def fallen(self, lr: LR, progress: Progress, span: Span) -> float:
         """Return the temperature divided by its first value."""
-        return lr.decay.fall(progress.ledger.applied, span) * self.factor ** (-self.power * progress.cooling)
+        return lr.decay.fall(progress.ledger.applied, span) * self.factor ** (-self.power * self._drops(progress))
 
     def limit(self, lr: LR) -> float:
         """Return the largest learning rate."""
         return lr.base if self.lr_max is None else self.lr_max
 
-    def level(self, rung: int, lr: LR, noise: Noise | None = None) -> float:
-        """Return the temperature, over its first value, at which stage `rung` is stable."""
-        return self.limit(lr) / lr.base / self.scaled(self(rung) / self.start, noise or Noise())
+    def level(self, stage: int, lr: LR, noise: Noise | None = None) -> float:
+        """Return the temperature, over its first value, at which `stage` is stable."""
+        return self.limit(lr) / lr.base / self.scaled(self.stage_batch(stage) / self.start, noise or Noise())
 
     def scaled(self, ratio: float, noise: Noise) -> float:
         """Return η over that of b₀ at the same temperature, for a batch of ratio·b₀."""
@@ -152,7 +171,7 @@ class Temperature(Adaptive):
     def room(self, noise: Noise) -> float:
         """Return the largest batch that the noise scale allows, samples; inf if the gradient is lost in noise."""
         if self.share is None:
-            return float(self(int(self.top)))
+            return float(self.stage_batch(int(self.last_stage)))
         variance = noise.variance.end(-self.confidence)
         gradient_sq = noise.grad_sq.end(self.confidence)
         return self.share * noise_scale(variance, gradient_sq) if variance > 0 else 0.0

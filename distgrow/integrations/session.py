@@ -121,7 +121,7 @@ class GrowthSession:
             plan = self.controller.plan(progress)
             parts = plan.rows(progress.samples, self.world.rank)
             yield Positions(positions=torch.arange(parts[0].start, parts[-1].stop))
-            progress = progress.after(plan, Outcome())
+            progress = self.controller.after(progress, plan, Outcome())
 
     def begin(self, model: nn.Module) -> Plan:
         """Return the next update, and seed its random numbers."""
@@ -199,7 +199,7 @@ class GrowthSession:
                 parameter.grad = None
             assert self._buffers is not None
             self._buffers.restore()
-        self.progress = self.progress.after(plan, Outcome(applied=applied, grad_norm=norm))
+        self.progress = self.controller.after(self.progress, plan, Outcome(applied=applied, grad_norm=norm))
         if self.progress.skips >= MAX_SKIPS:
             raise Diverged(f"{MAX_SKIPS} updates in a row were not finite; lower lr.base or clip gradients")
         return applied
@@ -245,7 +245,7 @@ def on_world(controller: Controller, world: World) -> Controller:
         ConfigError: It is meant for others, or its growth goes by measurements.
     """
     growth = controller.growth
-    if growth.adaptive:
+    if growth.needs:
         raise ConfigError(
             f"growth.kind={growth.name} goes by what distgrow's engines measure of each update, which other trainers "
             "do not show; choose a growth that follows a schedule, or train with distgrow.fit"

@@ -83,7 +83,7 @@ def unstable(theory: Theory | None, controller: Controller, stage: Stage) -> lis
     if theory is None:
         return []
     highest = max(controller.rate(stage.progress(step), stage.batch) for step in turns(controller, stage))
-    lr, limit = controller.growth.most(controller.lr, stage.stage, highest), theory.constants().stable_lr()
+    lr, limit = controller.growth.highest_rate(controller.lr, stage.stage, highest), theory.constants().stable_lr()
     if lr < limit:
         return []
     can = "" if lr == highest else ", by what may be measured,"

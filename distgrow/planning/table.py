@@ -141,7 +141,7 @@ def _total(controller: Controller, last: Stage, count: int) -> str:
 
 def _probes(controller: Controller, last: Stage) -> list[str]:
     """Return the cost of the exact measurements of ‖∇f‖ that growth needs, if it needs them."""
-    count = controller.growth.probes(last.first_step + last.steps, last.stage)
+    count = controller.probe_count(last.first_step + last.steps, last.stage)
     if count == 0:
         return []
     evaluations = f"and {count:,} probes of ‖∇f‖: {count * controller.epoch:,} gradient evaluations more"

@@ -103,8 +103,7 @@ class Evaluator:
             if self._run.probe.curvature and (self._wished(progress) or not asked):
                 curvature = self._curvature(probe, progress, gradient, norm)
         evaluations = probe.passes * len(self._probed)
-        # a norm that growth has not asked for is kept from its decisions
-        after = progress.probed(norm, evaluations) if asked else progress.surveyed(evaluations)
+        after = self._controller.after_probe(progress, norm, evaluations)
         assert not self.probe_due(after), "a probe must be known once it is made"
         event = GradientProbe(
             **events.place(after),
@@ -151,7 +150,7 @@ class Evaluator:
 
     def _rate(self, progress: Progress) -> float:
         """Return the learning rate at the batch of the current stage."""
-        return self._controller.rate(progress, self._controller.growth(progress.stage))
+        return self._controller.rate(progress, self._controller.growth.stage_batch(progress.stage))
 
     def _parts(self, parts: int, seed: int) -> Batches:
         return random_parts(self._probed, self._world, parts, seed, self._task.collate)

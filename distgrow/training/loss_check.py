@@ -7,7 +7,7 @@ from distgrow.data.stream import SampleStream
 from distgrow.distributed.world import World
 from distgrow.engine.mean_check import check_mean_over_rows
 from distgrow.engine.trial_rows import ROWS
-from distgrow.growth.base import GrowthPolicy
+from distgrow.growth.base import GrowthPolicy, Measure
 from distgrow.growth.controller import Controller
 from distgrow.run.folder import RunFolder
 from distgrow.tasks.task import Task
@@ -67,7 +67,7 @@ def check_mean(
     """
     total = len(task.train)
     if total < 2:
-        if growth.measures or growth.tests_progress or growth.probes_norm:
+        if growth.needs - {Measure.LOSS}:
             raise ConfigError(
                 f"growth.kind={growth.name} goes by how samples differ, but the training set has {total}; "
                 "it needs at least 2"

@@ -129,7 +129,7 @@ class Trainer:
             self.announce(progress, plan)
             votes, began = self.votes(progress), time.monotonic()
             outcome = self.engine.update(plan, self.loader.draw(progress, plan), votes)
-            before, progress = progress, progress.after(plan, outcome)
+            before, progress = progress, self.controller.after(progress, plan, outcome)
             if outcome.out_of_memory:
                 self.shrink(before, progress, plan)
                 continue

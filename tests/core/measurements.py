@@ -38,7 +38,7 @@ def walk(
         progress = control.advance(progress)
         plan = control.plan(progress)
         yield progress, plan
-        progress = progress.after(plan, outcome(progress, plan))
+        progress = control.after(progress, plan, outcome(progress, plan))
 
 
 def probed_walk(control: Controller, norm: Callable[[Progress], float]) -> Iterator[tuple[Progress, Plan]]:
@@ -46,11 +46,11 @@ def probed_walk(control: Controller, norm: Callable[[Progress], float]) -> Itera
     progress = Progress()
     while not control.done(progress):
         if control.probe_due(progress):
-            progress = progress.probed(norm(progress), 1)
+            progress = control.after_probe(progress, norm(progress), 1)
         progress = control.advance(progress)
         plan = control.plan(progress)
         yield progress, plan
-        progress = progress.after(plan, Outcome())
+        progress = control.after(progress, plan, Outcome())
 
 
 class Quadratic:

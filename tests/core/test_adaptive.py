@@ -31,7 +31,7 @@ def test_the_published_figures_are_the_default() -> None:
     growth = NormThreshold()
     assert (growth.start, growth.factor, growth.epsilon, growth.every, growth.cap) == (8, 2.0, 0.5, 1000, 4096)
     control = Controller(growth=growth, budget=budget(samples=10**7), epoch=50_000)
-    rates = [control.rate(Progress(stage=stage), growth(stage)) for stage in range(12)]
+    rates = [control.rate(Progress(stage=stage), growth.stage_batch(stage)) for stage in range(12)]
     assert rates == pytest.approx([0.1 * 1.4 ** min(stage, 9) for stage in range(12)])  # frozen at the cap
 
 
@@ -44,7 +44,7 @@ def test_a_stage_ends_at_its_threshold_and_not_a_bit_above_it(stage: int, thresh
     level = growth.level(stage, control.lr)
     at = Progress(stage=stage, step=30, stage_step=10)
     for norm, moves in [(level, 1), (math.nextafter(level, 1), 0), (0.0, 1), (math.nan, 0), (math.inf, 0)]:
-        assert control.advance(at.probed(norm, 1)).stage == stage + moves
+        assert control.advance(control.after_probe(at, norm, 1)).stage == stage + moves
 
 
 def test_it_compares_every_so_many_updates_and_asks_for_a_probe_then_alone() -> None:
@@ -62,24 +62,25 @@ def test_once_the_norm_is_known_it_is_not_asked_for_again() -> None:
     control = norm_run(NormThreshold(start=8, cap=64, every=7))
     progress = Progress(step=7, stage_step=7)
     assert control.probe_due(progress)
-    assert not control.probe_due(progress.probed(9.0, 1000))
+    assert not control.probe_due(control.after_probe(progress, 9.0, 1000))
 
 
-def test_an_update_that_is_skipped_does_not_climb_a_second_rung() -> None:
+def test_an_update_that_is_skipped_does_not_go_up_a_second_stage() -> None:
     growth = NormThreshold(start=8, cap=64, every=7)
     control = norm_run(growth)
-    progress = Progress(step=7, stage_step=7).probed(0.0, 1000)
-    climbed = control.advance(progress)
-    assert climbed.stage == 1
-    again = climbed.after(control.plan(climbed), Outcome(applied=False))
+    progress = control.after_probe(Progress(step=7, stage_step=7), 0.0, 1000)
+    grown = control.advance(progress)
+    assert grown.stage == 1
+    again = control.after(grown, control.plan(grown), Outcome(applied=False))
     assert not control.probe_due(again)
     assert control.advance(again).stage == 1
 
 
 def test_a_norm_that_was_measured_before_is_not_taken_for_the_present_one() -> None:
     growth = NormThreshold(start=8, cap=64, every=7)
-    old = replace(Progress(step=14, stage_step=7), probe_norm=0.0, probe_step=7)
-    assert norm_run(growth).advance(old).stage == 0
+    control = norm_run(growth)
+    old = replace(control.after_probe(Progress(step=7, stage_step=7), 0.0, 1000), step=14)
+    assert control.advance(old).stage == 0
 
 
 @settings(max_examples=40, deadline=None)
@@ -124,9 +125,9 @@ def test_of_a_run_the_plan_tells_how_many_probes_there_are(every: int, count: in
     growth = NormThreshold(start=8, cap=64, every=every)
     control = norm_run(growth, total=1000)
     never, always = list(probed_walk(control, lambda _: 9.0)), list(probed_walk(control, lambda _: 0.0))
-    assert growth.probes(len(never), 0) == never[-1][0].ledger.probe == count
-    assert growth.probes(len(always), 3) == always[-1][0].ledger.probe
-    assert growth.model_copy(update={"norm": "estimated"}).probes(1000, 0) == 0
+    assert control.probe_count(len(never), 0) == never[-1][0].ledger.probe == count
+    assert control.probe_count(len(always), 3) == always[-1][0].ledger.probe
+    assert norm_run(growth.model_copy(update={"norm": "estimated"})).probe_count(1000, 0) == 0
 
 
 # ── progress test ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -188,7 +189,7 @@ def test_the_learning_rate_does_not_fall_for_ever() -> None:
     growth = ProgressTest(start=8, cap=64, min_stage=MinStage(updates=1))
     last = [plan for _, plan in walk(progress_run(growth), lambda progress, plan: shown(plan, product=-1.0))][-1]
     assert 1e-13 < last.lr / 0.4 < 1e-12
-    assert last.stage == growth.top
+    assert last.stage == growth.last_stage
 
 
 def test_it_waits_while_updates_make_progress_and_fires_where_they_undo_each_other() -> None:

@@ -32,31 +32,31 @@ def controller(growth: Growth, lr: LR, total: int = 6000, stages: Stages | None 
 
 @settings(max_examples=40, deadline=None)
 @given(st.floats(-0.5, 5), st.floats(0.1, 500), st.sampled_from([1.0, 0.5]))
-def test_the_learning_rate_is_the_gains_and_updates_count_what_they_are_worth(
+def test_the_learning_rate_is_the_gains_and_updates_count_for_as_many_at_the_first_batch(
     grad_sq: float, variance: float, power: float
 ) -> None:
-    ladder = Exponential(start=16, factor=2, cap=128)
-    growth = AdaScale(start=8, ladder=ladder, power=power)
+    batches = Exponential(start=16, factor=2, cap=128)
+    growth = AdaScale(start=8, batches=batches, power=power)
     decay = StepDecay(every=DecayEvery(samples=300), factor=0.5)
     control = controller(growth, LR(base=0.2, decay=decay), 3000, every(samples=500))
-    worth = 0.0
+    counted = 0.0  # samples at b₀
     for progress, plan in walk(control, lambda progress, plan: shown(plan, grad_sq, variance)):
-        assert progress.worth == pytest.approx(worth)
-        ratio = min(plan.batch, ladder(plan.stage)) / 8
+        assert progress.policy.get("samples", 0.0) == pytest.approx(counted)
+        ratio = min(plan.batch, batches.stage_batch(plan.stage)) / 8
         gain = 1.0 if progress.step == 0 else adascale_gain(ratio, variance / 8, max(0.0, grad_sq + variance / EPOCH))
-        if abs(worth % 300 - 300) > 1 and worth % 300 > 1:  # not where a decay is but for round-off
-            assert plan.lr == pytest.approx(0.2 * gain**power * 0.5 ** (worth // 300))
-        assert 0.2 * 0.5 ** (worth // 300 + 1) <= plan.lr * (1 + 1e-9) <= 0.2 * ratio * (1 + 1e-6)
-        worth += 8 * gain
-    assert worth <= 3000 * (1 + 1e-9)
+        if abs(counted % 300 - 300) > 1 and counted % 300 > 1:  # not where a decay is but for round-off
+            assert plan.lr == pytest.approx(0.2 * gain**power * 0.5 ** (counted // 300))
+        assert 0.2 * 0.5 ** (counted // 300 + 1) <= plan.lr * (1 + 1e-9) <= 0.2 * ratio * (1 + 1e-6)
+        counted += 8 * gain
+    assert counted <= 3000 * (1 + 1e-9)
 
 
-def test_its_batches_are_those_of_the_plain_ladder() -> None:
+def test_its_batches_are_those_of_the_plain_schedule() -> None:
     plain = Exponential(start=16, factor=2, cap=128)
     stages = every(samples=500)
     runs = [
         [(plan.stage, plan.batch) for _, plan in walk(controller(growth, LR(), 3000, stages), lambda *_: Outcome())]
-        for growth in (plain, AdaScale(start=16, ladder=plain))
+        for growth in (plain, AdaScale(start=16, batches=plain))
     ]
     assert runs[0] == runs[1]
 
@@ -74,18 +74,19 @@ def test_a_budget_smaller_than_the_base_batch_has_no_gain() -> None:
 
 
 @pytest.mark.parametrize(
-    "given", [{}, {"scale": 2, "ladder": Constant(start=32)}, {"ladder": Constant(start=8)},
-              {"ladder": Steps(batches=[32, 8])}, {"scale": 0}]
+    "given", [{}, {"scale": 2, "batches": Constant(start=32)}, {"batches": Constant(start=8)},
+              {"batches": Steps(batches=[32, 8])}, {"scale": 0}]
 )  # fmt: skip
 def test_a_batch_below_the_base_or_no_batch_is_refused(given: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         AdaScale(start=16, **given)  # pyright: ignore[reportArgumentType]
 
 
-def test_the_plan_of_an_update_carries_its_worth() -> None:
+def test_only_an_applied_update_counts() -> None:
     control = controller(AdaScale(start=8, scale=4), LR(base=0.2))
     progress = replace(Progress(), noise=steady(1.0, 8.0))
     plan: Plan = control.plan(progress)
-    assert plan.worth == pytest.approx(8 * 2 / 1.25)
-    assert progress.after(plan, Outcome()).worth == plan.worth
-    assert progress.after(plan, Outcome(applied=False)).worth == 0
+    once = control.after(progress, plan, Outcome())
+    assert once.policy == {"samples": pytest.approx(8 * 2 / 1.25)}
+    assert control.after(once, plan, Outcome(applied=False)).policy == once.policy
+    assert control.after(progress, plan, Outcome(applied=False)).policy == {}

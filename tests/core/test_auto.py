@@ -148,7 +148,7 @@ def test_a_loss_that_has_not_settled_is_annealed_along_a_line_to_the_end_of_the_
     while not control.done(progress):
         progress = control.advance(progress)
         run.append((progress, control.plan(progress)))
-        progress = progress.after(run[-1][1], Outcome()).surveyed(probe)  # a budget that probes eat into
+        progress = progress.after(run[-1][1], Outcome()).probed(probe)  # a budget that probes eat into
     colder(run, factor, cap)
     for at, plan in run:
         left = TOTAL - at.ledger.total
@@ -158,7 +158,7 @@ def test_a_loss_that_has_not_settled_is_annealed_along_a_line_to_the_end_of_the_
 
 def test_without_a_cap_the_largest_batch_is_a_quarter_of_the_data_or_a_stage_at_its_shortest() -> None:
     def largest(growth: Auto, epoch: int, total: int) -> int:
-        return controller(growth, epoch=epoch, budget=budget(samples=total)).growth(10)
+        return controller(growth, epoch=epoch, budget=budget(samples=total)).growth.stage_batch(10)
 
     assert largest(auto(), 1000, 100_000) == 250
     assert largest(auto(), 1000, 2000) == 140  # (1 − hold) · 2000 samples in 10 stages
@@ -204,4 +204,5 @@ def test_its_bounds_are_told_before_a_run() -> None:
     slow, fast = ([*control.outline(Progress(), soonest=soon)] for soon in (False, True))
     assert {stage for stage, _, _ in fast} == set(range(11)) >= {stage for stage, _, _ in slow}
     assert [batch * updates for _, batch, updates in (slow[0], fast[0])] == [6470, 1000]  # 1 − 0.5/√2 of it, and 0.1
+    assert isinstance(control.growth, Auto)
     assert math.isinf(control.growth.earliest(control.lr, control.span).end(11))

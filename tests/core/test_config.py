@@ -96,7 +96,7 @@ def test_every_shipped_config_survives_being_written_out(path: Path, tmp_path: P
         "{kind: gns, cap: 64}",
         "{kind: cabs, cap: 64}",
         "{kind: temperature, cap: 64, plateau: {epochs: 1.0}}",
-        "{kind: adascale, ladder: {kind: list, batches: [16, 32]}}",
+        "{kind: adascale, batches: {kind: steps, batches: [16, 32]}}",
         "{kind: tau_nice, samples: 99, smoothness: 1, largest_smoothness: 5, mu: 0.1, optimum_sq: 1, epsilon: 0.1}",
     ],
 )
@@ -225,7 +225,7 @@ def test_a_letter_left_out_is_put_back_by_did_you_mean(path: Path) -> None:
         ("growth={kind: gns, cap: 64, dwell: {epoch: 1}}", ["growth.min_stage.epoch", "did you mean 'epochs'"]),
         ("growth={kind: progress, cap: 64, dwell: {updates: 0}}", ["growth.min_stage.updates=0", "equal to 1"]),
         ("growth={kind: late, cap: 64, hold: 1.0}", ["growth.hold=1.0", "less than 1"]),
-        ("growth={kind: adascale, ladder: {kind: expo}}", ["growth.ladder.kind='expo'", "'exponential'"]),
+        ("growth={kind: adascale, batches: {kind: expo}}", ["growth.batches.kind='expo'", "'exponential'"]),
         ("growth={kind: temperature, plateau: {fall: 0.1}}", ["growth.plateau", "exactly one of epochs, samples"]),
         ("growth={kind: tau_nice, samples: 1437}", ["growth.smoothness: is missing"]),
     ],

@@ -106,8 +106,8 @@ def test_the_last_sample_of_the_budget_is_the_last_sample_of_the_run(control: Co
 @given(growths, st.integers(1, 300), st.integers(1, 3000))
 def test_stages_begin_with_the_first_update_at_or_after_their_boundary(growth: Growth, length: int, total: int) -> None:
     control = Controller(growth=growth, stages=every(samples=length), budget=budget(samples=total), epoch=100)
-    count = int(min(growth.top, total)) + 1
-    hand = ByHand([growth(m) for m in range(count)], [*(length * m for m in range(1, count)), math.inf])
+    count = int(min(growth.last_stage, total)) + 1
+    hand = ByHand([growth.stage_batch(m) for m in range(count)], [*(length * m for m in range(1, count)), math.inf])
     assert [(plan.stage, plan.batch) for _, plan in walk(control)] == hand.updates(total)
 
 
@@ -116,15 +116,15 @@ def test_stages_begin_with_the_first_update_at_or_after_their_boundary(growth: G
 def test_stages_in_steps_have_exactly_that_many_updates(growth: Growth, length: int, steps: int) -> None:
     control = Controller(growth=growth, stages=every(steps=length), budget=budget(steps=steps), epoch=100)
     stages = [plan.stage for _, plan in walk(control)]
-    assert stages == [min(k // length, int(growth.top)) for k in range(steps)]
-    assert all(plan.batch == growth(plan.stage) for _, plan in walk(control))
+    assert stages == [min(k // length, int(growth.last_stage)) for k in range(steps)]
+    assert all(plan.batch == growth.stage_batch(plan.stage) for _, plan in walk(control))
 
 
 @settings(max_examples=150, deadline=None)
 @given(controllers())
-def test_no_batch_but_the_last_two_leaves_the_ladder(control: Controller) -> None:
+def test_no_batch_but_the_last_two_leaves_the_schedule(control: Controller) -> None:
     plans = [plan for _, plan in walk(control)]
-    assert all(plan.batch == control.growth(plan.stage) for plan in plans[:-1])
+    assert all(plan.batch == control.growth.stage_batch(plan.stage) for plan in plans[:-1])
     if control.samples() >= control.growth.start:
         assert all(plan.batch >= control.growth.start for plan in plans)
     else:
@@ -204,7 +204,9 @@ def test_overshooting_a_stage_never_adds_up() -> None:
     control = Controller(growth=exponential(7, 2, 7 * 2**6), stages=every(samples=1000), budget=budget(samples=7000),
                          epoch=10_000)  # fmt: skip
     begins = {plan.stage: progress.samples for progress, plan in reversed(list(walk(control)))}
-    assert [0 <= begins[stage] - 1000 * stage < control.growth(stage - 1) for stage in range(1, 7)] == [True] * 6
+    assert [0 <= begins[stage] - 1000 * stage < control.growth.stage_batch(stage - 1) for stage in range(1, 7)] == [
+        True
+    ] * 6
 
 
 def test_a_plan_of_a_million_stages_on_a_hundred_thousand_ranks_is_arithmetic() -> None:

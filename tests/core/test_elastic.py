@@ -20,7 +20,7 @@ from distgrow.run.folder import RunFolder
 from distgrow.run.resize_request import ResizeRequest
 
 DIGITS = Path(__file__).parents[2] / "configs/digits.yaml"
-LADDER = "launch.workers={0: 1, 1: 4, 2: 2}"
+BY_STAGE = "launch.workers={0: 1, 1: 4, 2: 2}"
 
 
 class NoState:
@@ -52,7 +52,7 @@ def folder(tmp_path: Path) -> RunFolder:
     return RunFolder(tmp_path)
 
 
-def run_in(folder: RunFolder, workers: str = LADDER) -> Run:
+def run_in(folder: RunFolder, workers: str = BY_STAGE) -> Run:
     return load(DIGITS, [f"run.dir={folder.path}", workers, "stages={every: {samples: 320}}"])
 
 

@@ -86,7 +86,9 @@ def test_an_explicit_factor_multiplies_at_every_growth_step(gamma: float, stage:
 @pytest.mark.parametrize("lr", [*(build(0.2) for build, _ in RULES.values()), factor_lr(0.2, 1.4)])
 @pytest.mark.parametrize("growth", [exponential(16, 2, 100), exponential(1, 1.05, 2), linear(16, 50, 100)])
 def test_the_learning_rate_is_frozen_at_the_cap(growth: Growth, lr: LR) -> None:
-    capped = {rate for _, _, batch, rate in rates(growth, lr, samples=40_000)[:-1] if batch == growth(10**4)}
+    capped = {
+        rate for _, _, batch, rate in rates(growth, lr, samples=40_000)[:-1] if batch == growth.stage_batch(10**4)
+    }
     assert len(capped) == 1
 
 
@@ -99,7 +101,7 @@ def test_a_factor_reaches_the_cap_with_the_part_of_a_growth_step_that_is_left() 
 def test_a_shortened_last_update_takes_the_learning_rate_of_its_own_batch() -> None:
     *_, (_, _, batch, rate) = rates(constant(64), linear_lr(0.1), samples=64 * 3 + 100)
     assert batch == 100  # 36 left over would be too few alone
-    assert rate == pytest.approx(0.1)  # never above the ladder's own
+    assert rate == pytest.approx(0.1)  # never above the stage's own
 
 
 # ── decays ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -149,7 +151,7 @@ def test_every_decay_composes_with_every_growth_and_rule(decay: Decay, samples: 
     for growth in (exponential(16, 2, 256), linear(16, 16), constant(16)):
         plain = Controller(growth=growth, lr=sqrt_lr(0.3), budget=budget(samples=10_000), epoch=500)
         decayed = replace(plain, lr=sqrt_lr(0.3, decay))
-        batch = growth(stage)
+        batch = growth.stage_batch(stage)
         wanted = plain.rate(at(samples, stage), batch) * by_hand(decay, samples)
         assert decayed.rate(at(samples, stage), batch) == pytest.approx(wanted, rel=1e-9, abs=1e-12)
 

@@ -26,7 +26,7 @@ from distgrow.growth import Growth
 from distgrow.planning import table
 
 PAGES = sorted([*(ROOT / "docs").rglob("*.md"), ROOT / "README.md", ROOT / "benchmarks/README.md"])
-KINDS = [ladder.model_fields["kind"].default for ladder in get_args(get_args(Growth)[0])]
+KINDS = [policy.model_fields["kind"].default for policy in get_args(get_args(Growth)[0])]
 BLOCKS = [
     pytest.param(block, id=f"{page.relative_to(ROOT)}-{number}")
     for page in PAGES

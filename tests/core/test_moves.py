@@ -1,4 +1,4 @@
-"""Whatever adaptive growth is shown, it climbs within what `plan` has said, and a resumed run makes the same moves."""
+"""Whatever adaptive growth is shown, it grows within what `plan` has said, and a resumed run makes the same moves."""
 
 import json
 import math
@@ -18,7 +18,7 @@ from distgrow.core.noise_stats import Measuring
 from distgrow.core.plan import Plan
 from distgrow.core.progress import Outcome, Progress
 from distgrow.core.scaling import Group, scaling_policy
-from distgrow.core.stages import MinStage, climb
+from distgrow.core.stages import MinStage, stage_at
 from distgrow.growth import Growth
 from distgrow.growth.auto import Auto
 from distgrow.growth.cabs import CABS
@@ -89,13 +89,15 @@ def test_batches_only_grow_and_stop_at_the_cap(growth: Adaptive, script: list) -
     assert growth.cap is not None
     for progress, plan in run[:-1]:
         assert plan.batch <= growth.cap or plan.batch == control.budget.left(progress, control.epoch)
-        assert plan.batch == growth(plan.stage) or plan.batch == control.budget.left(progress, control.epoch)
+        assert plan.batch == growth.stage_batch(plan.stage) or plan.batch == control.budget.left(
+            progress, control.epoch
+        )
     assert sum(plan.batch for _, plan in applied(run)) == 1200
 
 
 @settings(max_examples=60, deadline=None)
 @given(growths, scripts.filter(any))
-def test_no_script_climbs_sooner_than_the_plan_says_at_fastest_or_further_than_it_checks(
+def test_no_script_grows_sooner_than_the_plan_says_at_fastest_or_further_than_it_checks(
     growth: Adaptive, script: list
 ) -> None:
     control = controller(growth)
@@ -106,25 +108,25 @@ def test_no_script_climbs_sooner_than_the_plan_says_at_fastest_or_further_than_i
     for progress, plan in played(script, control):
         stage = min(plan.stage, int(growth.cap_stage))
         position = progress.step if earliest.axis == "steps" else progress.ledger.applied
-        assert stage <= climb(earliest, 0, position, growth.cap_stage)
+        assert stage <= stage_at(earliest, 0, position, growth.cap_stage)
         assert plan.batch <= reach[stage]  # every stage that comes is one of them
         assert -(-plan.batch // control.world) <= share
 
 
 @given(st.builds(MinStage, samples=st.integers(1, 300), updates=st.integers(1, 5)), st.integers(1, 3))
-def test_the_soonest_is_that_of_the_best_of_all_ways_up(dwell: MinStage, rungs: int) -> None:
-    growth = NoiseScale(start=3, factor=1.7, cap=100, min_stage=dwell, stages_at_once=rungs)
+def test_the_soonest_is_that_of_the_best_of_all_ways_up(dwell: MinStage, at_once: int) -> None:
+    growth = NoiseScale(start=3, factor=1.7, cap=100, min_stage=dwell, stages_at_once=at_once)
     top, first = int(growth.cap_stage), {}
 
-    def climb_from(stage: int, samples: int) -> None:
+    def grow_from(stage: int, samples: int) -> None:
         for reached in range(stage + 1):
             first[reached] = min(samples, first.get(reached, samples))
-        for above in range(stage + 1, min(stage + rungs, top) + 1):
-            batch = growth(stage)
+        for above in range(stage + 1, min(stage + at_once, top) + 1):
+            batch = growth.stage_batch(stage)
             updates = next(k for k in range(1, 10**4) if dwell.over(k * batch, k, 300))
-            climb_from(above, samples + updates * batch)
+            grow_from(above, samples + updates * batch)
 
-    climb_from(0, 0)
+    grow_from(0, 0)
     earliest = growth.earliest(LR(), Span(samples=1200, epoch=300))
     assert [earliest.end(stage) for stage in range(top)] == [first[stage + 1] for stage in range(top)]
     assert earliest.end(top) == math.inf

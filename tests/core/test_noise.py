@@ -102,16 +102,16 @@ def test_the_progress_test_counts_value_i_of_k_as_i_parts_of_k() -> None:
     assert noise.product.value == pytest.approx(np.average(values, weights=[1, 2, 3, 4]))
 
 
-def test_a_new_stage_or_temperature_drops_what_depends_on_it_and_keeps_the_rest() -> None:
+def test_a_new_stage_drops_what_depends_on_it_and_keeps_the_rest() -> None:
     found = Measured(parts_sq=3.0, batch_sq=2.0, product=1.0)
     progress = Progress(noise=Noise().after(8, 2, 100, found, 0.5))
-    for later in (progress.climb(1).noise, progress.cool(1).noise):
-        assert (later.grad_sq, later.variance) == (progress.noise.grad_sq, progress.noise.variance)
-        assert later.loss == progress.noise.loss
-        assert (later.product.count, progress.noise.product.count) == (0, 1)
-        assert (later.fresh, progress.noise.fresh) == (0, 1)
-        assert (later.trend.count, progress.noise.trend.count) == (0, 1)
-    assert progress.climb(0) is progress.cool(0) is progress
+    later = progress.grow(1).noise
+    assert (later.grad_sq, later.variance) == (progress.noise.grad_sq, progress.noise.variance)
+    assert later.loss == progress.noise.loss
+    assert (later.product.count, progress.noise.product.count) == (0, 1)
+    assert (later.fresh, progress.noise.fresh) == (0, 1)
+    assert (later.trend.count, progress.noise.trend.count) == (0, 1)
+    assert progress.grow(0) is progress
 
 
 def test_the_loss_is_known_of_every_update_and_its_mean_of_the_measured_ones() -> None:
@@ -143,10 +143,10 @@ def test_what_was_not_measured_changes_nothing(parts: int, window: int, found: M
 
 def test_it_survives_being_written_down() -> None:
     found = Measured(parts_sq=3.1, batch_sq=2.7, product=0.1)
-    progress = Progress(noise=Noise().after(8, 2, 100, found, 0.7), cooling=3, worth=7.1)
-    probed = progress.probed(0.5, 1437)
+    progress = Progress(noise=Noise().after(8, 2, 100, found, 0.7), policy={"samples": 7.1})
+    probed = progress.probed(1437)
     assert Progress.from_dict(json.loads(json.dumps(probed.to_dict()))) == probed
-    assert (probed.ledger.probe, probed.probe_norm, probed.probe_step) == (1437, 0.5, 0)
+    assert (probed.ledger.probe, probed.probe_samples) == (1437, 0)
 
 
 def test_before_anything_is_known_nothing_is_claimed() -> None:

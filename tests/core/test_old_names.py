@@ -42,7 +42,7 @@ HALF = MinStage(epochs=0.5, updates=3)
         ({"kind": "gns", "cap": 64, "rungs": 3}, NoiseScale(cap=64, stages_at_once=3)),
         ({"kind": "temperature", "cap": 64, "dwell": DWELL}, Temperature(cap=64, min_stage=HALF)),
         ({"kind": "auto", "sure": 1.5}, Auto(later_confidence=1.5)),
-        ({"kind": "adascale", "ladder": LIST, "start": 2}, AdaScale(start=2, ladder=Steps(batches=[4]))),
+        ({"kind": "adascale", "ladder": LIST, "start": 2}, AdaScale(start=2, batches=Steps(batches=[4]))),
     ],
 )  # fmt: skip
 def test_an_old_kind_or_key_is_that_of_today(old: dict[str, Any], today: Growth) -> None:

@@ -167,7 +167,7 @@ def test_exact_probes_are_added_to_the_bounds(capsys: pytest.CaptureFixture[str]
     assert f"and 3 probes of ‖∇f‖: {3 * 1437:,} gradient evaluations more" in shown["at fastest"]
 
 
-def test_a_rung_that_adaptive_growth_may_come_to_is_checked(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_stage_that_adaptive_growth_may_come_to_is_checked(capsys: pytest.CaptureFixture[str]) -> None:
     run = run_of("growth={kind: gns, start: 8, cap: 2048}", "stages={}")
     assert not table.show(run, 1, rows=20)
     assert "of stage 8 exceeds the 1437 samples" in capsys.readouterr().err

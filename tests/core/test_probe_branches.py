@@ -62,11 +62,13 @@ def test_a_branchs_learning_rate_is_the_runs_at_as_many_samples_times_the_gain(s
     trunk = Controller(growth=growth, lr=sqrt_lr(0.3, Cosine()), budget=budget(samples=1000), epoch=100)
     start = replace(Progress().repeat(1, at), stage=stage)
     branch = replace(
-        trunk, growth=Branch(start=k * growth(stage), trunk=trunk, gain=0.7), budget=budget(samples=at + 5000)
+        trunk,
+        growth=Branch(start=k * growth.stage_batch(stage), trunk=trunk, gain=0.7),
+        budget=budget(samples=at + 5000),
     )
     assert branch.advance(start) == start
-    assert branch.batch(start) == k * growth(stage)
-    assert branch.plan(start).lr == pytest.approx(0.7 * trunk.rate(start, growth(stage)), rel=1e-12)
+    assert branch.batch(start) == k * growth.stage_batch(stage)
+    assert branch.plan(start).lr == pytest.approx(0.7 * trunk.rate(start, growth.stage_batch(stage)), rel=1e-12)
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=30), st.integers(1, 60), st.integers(0, 2**31))
@@ -122,7 +124,7 @@ def test_a_run_without_a_decay_can_be_branched_beyond_its_end(tmp_path: Path) ->
     plain, decaying = trunk(tmp_path, at=249), trunk(tmp_path, at=249, lr={"decay": {"kind": "cosine"}})
     assert samples_left(plain, plain.run.controller(1)) == math.inf
     assert samples_left(decaying, decaying.run.controller(1)) == 16
-    assert plain.batch == constant(16)(0)
+    assert plain.batch == constant(16).stage_batch(0)
     assert LR().decay == plain.run.lr.decay
 
 

@@ -2,12 +2,13 @@
 
 import json
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from distgrow.core.plan import Plan
 from distgrow.core.progress import Ledger, Outcome, Progress, finite
 
 APPLIED, SKIPPED = Outcome(applied=True), Outcome(applied=False)
@@ -23,28 +24,20 @@ progresses = st.builds(
     stage_step=counts,
     skips=counts,
     micro_limit=st.none() | batches,
-    cooling=counts,
-    worth=st.floats(0, 1e12),
+    policy=st.dictionaries(st.text(max_size=5), counts | st.floats(0, 1e12), max_size=3),
     ledger=ledgers,
 )
 
 
-@dataclass
-class Batch:
-    """All that Progress reads of a plan."""
-
-    batch: int
-    micro: int = 4
-    parts: int = 1
-    window: int = 0
-    probe: bool = False
-    worth: float = 0.0
+def plan(batch: int, *, micro: int = 4, probe: bool = False) -> Plan:
+    """An update of `batch` samples on one rank."""
+    return Plan(batch=batch, world=1, micro=micro, accum=1, lr=0.1, stage=0, probe=probe)
 
 
 @given(progresses, batches)
 def test_an_applied_update_moves_everything_but_the_stage(before: Progress, batch: int) -> None:
-    after = before.after(Batch(batch, worth=0.5), APPLIED)
-    assert (after.cooling, after.worth) == (before.cooling, before.worth + 0.5)
+    after = before.after(plan(batch), APPLIED)
+    assert after.policy == before.policy
     assert (after.step, after.stage_step) == (before.step + 1, before.stage_step + 1)
     assert (after.samples, after.stage_samples) == (before.samples + batch, before.stage_samples + batch)
     assert (after.stage, after.skips) == (before.stage, 0)
@@ -55,7 +48,7 @@ def test_an_applied_update_moves_everything_but_the_stage(before: Progress, batc
 def test_a_skipped_update_moves_only_the_cursor_and_its_cost(before: Progress, batch: int) -> None:
     ledger = replace(before.ledger, skipped=before.ledger.skipped + batch)
     wanted = replace(before, samples=before.samples + batch, skips=before.skips + 1, ledger=ledger)
-    assert before.after(Batch(batch, worth=0.5), SKIPPED) == wanted
+    assert before.after(plan(batch), SKIPPED) == wanted
 
 
 @given(progresses, batches)
@@ -63,7 +56,7 @@ def test_an_update_that_ran_out_of_memory_costs_its_batch_and_halves_the_micro_b
     before: Progress, batch: int
 ) -> None:
     ledger = replace(before.ledger, discarded=before.ledger.discarded + batch)
-    after = before.after(Batch(batch, micro=7), Outcome(applied=False, out_of_memory=True))
+    after = before.after(plan(batch, micro=7), Outcome(applied=False, out_of_memory=True))
     assert after == replace(before, micro_limit=3, ledger=ledger)
 
 
@@ -71,14 +64,14 @@ def test_an_update_that_ran_out_of_memory_costs_its_batch_and_halves_the_micro_b
 def test_a_probe_costs_its_batch_and_moves_nothing(before: Progress, batch: int, out_of_memory: bool) -> None:
     ledger = replace(before.ledger, probe=before.ledger.probe + batch)
     outcome = Outcome(applied=False, out_of_memory=out_of_memory)
-    assert before.after(Batch(batch, probe=True), outcome) == replace(before, ledger=ledger)
+    assert before.after(plan(batch, probe=True), outcome) == replace(before, ledger=ledger)
 
 
 @given(st.lists(st.tuples(batches, st.booleans()), max_size=30))
 def test_the_ledger_adds_up_over_any_history(history: list[tuple[int, bool]]) -> None:
     progress = Progress()
     for batch, applied in history:
-        progress = progress.after(Batch(batch), Outcome(applied=applied))
+        progress = progress.after(plan(batch), Outcome(applied=applied))
     assert progress.ledger.applied == sum(batch for batch, applied in history if applied)
     assert progress.ledger.skipped == sum(batch for batch, applied in history if not applied)
     assert progress.samples == progress.ledger.total == sum(batch for batch, _ in history)
@@ -97,15 +90,15 @@ def test_totals_count_each_column_once() -> None:
 def test_a_stride_is_its_updates_one_by_one(before: Progress, batch: int, updates: int) -> None:
     one_by_one = before
     for _ in range(updates):
-        one_by_one = one_by_one.after(Batch(batch), APPLIED)
+        one_by_one = one_by_one.after(plan(batch), APPLIED)
     assert before.repeat(batch, updates) == one_by_one
 
 
 @given(progresses, st.integers(1, 50))
-def test_climbing_restarts_the_stage_and_nothing_else(before: Progress, rungs: int) -> None:
-    wanted = replace(before, stage=before.stage + rungs, stage_samples=0, stage_step=0)
-    assert before.climb(rungs) == wanted
-    assert before.climb(0) == before
+def test_growing_restarts_the_stage_and_nothing_else(before: Progress, stages: int) -> None:
+    wanted = replace(before, stage=before.stage + stages, stage_samples=0, stage_step=0)
+    assert before.grow(stages) == wanted
+    assert before.grow(0) == before
 
 
 @given(progresses, counts)
@@ -120,6 +113,21 @@ def test_replayed_work_is_charged_without_moving_the_run(before: Progress, lost:
 @given(progresses)
 def test_progress_survives_json(progress: Progress) -> None:
     assert Progress.from_dict(json.loads(json.dumps(progress.to_dict()))) == progress
+
+
+@given(progresses, counts, st.floats(0, 1e9), st.floats(0, 1e9), counts)
+def test_a_file_that_has_a_field_for_each_number_of_a_policy_is_read(
+    progress: Progress, cooling: int, worth: float, norm: float, step: int
+) -> None:
+    values = {key: value for key, value in progress.to_dict().items() if key != "policy"}
+    none = {"cooling": 0, "worth": 0.0, "probe_norm": None, "probe_step": None}
+    for old, new in (
+        ({}, {}),
+        ({"cooling": cooling}, {"drops": cooling} if cooling else {}),
+        ({"worth": worth}, {"samples": worth} if worth else {}),
+        ({"probe_norm": norm, "probe_step": step}, {"norm": norm, "norm_step": step}),
+    ):
+        assert Progress.from_dict({**values, **none, **old}) == replace(progress, policy=new)
 
 
 def test_progress_from_a_file_with_unknown_counts_is_refused() -> None:

@@ -27,8 +27,8 @@ def run_of(*overrides: str) -> Run:
 
 
 ranges: st.SearchStrategy[Workers] = st.tuples(st.integers(1, 8), st.integers(1, 8)).map(sorted)
-ladders: st.SearchStrategy[Workers] = st.dictionaries(st.integers(1, 6), st.integers(1, 8), max_size=4).flatmap(
-    lambda rungs: st.integers(1, 8).map(lambda first: {0: first, **rungs})
+by_stage: st.SearchStrategy[Workers] = st.dictionaries(st.integers(1, 6), st.integers(1, 8), max_size=4).flatmap(
+    lambda workers: st.integers(1, 8).map(lambda first: {0: first, **workers})
 )
 
 
@@ -40,12 +40,12 @@ def test_within_a_range_as_many_work_as_have_a_full_micro_batch(
     assert scaling_policy(workers)(stage, batch, max_micro) == max(full, default=workers[0])
 
 
-@given(ladders, st.integers(0, 9), st.integers(1, 200))
-def test_on_a_ladder_the_last_rung_reached_counts(rungs: dict[int, int], stage: int, batch: int) -> None:
+@given(by_stage, st.integers(0, 9), st.integers(1, 200))
+def test_by_stage_the_last_one_reached_counts(workers: dict[int, int], stage: int, batch: int) -> None:
     reached = stage
-    while reached not in rungs:
+    while reached not in workers:
         reached -= 1
-    assert scaling_policy(rungs)(stage, batch, 8) == rungs[reached]
+    assert scaling_policy(workers)(stage, batch, 8) == workers[reached]
 
 
 @given(st.integers(1, 100), st.integers(0, 9), st.integers(1, 200), st.integers(1, 20))
@@ -85,7 +85,9 @@ def taken_by_groups(
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.one_of(ranges, ladders), st.lists(st.integers(8, 60), min_size=1, max_size=5).map(sorted), st.integers(2, 20))
+@given(
+    st.one_of(ranges, by_stage), st.lists(st.integers(8, 60), min_size=1, max_size=5).map(sorted), st.integers(2, 20)
+)
 def test_groups_that_follow_one_another_take_the_updates_of_a_run_of_one_group(
     workers: Workers, sizes: list[int], max_micro: int
 ) -> None:

@@ -1,4 +1,4 @@
-"""Ladders are the closed forms that they name, to the sample."""
+"""Schedules are the closed forms that they name, to the sample."""
 
 import math
 from fractions import Fraction
@@ -27,85 +27,88 @@ from distgrow.core.lr import LR, Constant, Factor, Power, Span, StepDecay
 from distgrow.core.progress import Progress
 from distgrow.core.stages import Every, Stages
 from distgrow.growth import Growth
+from distgrow.growth.base import check_settings
 from distgrow.growth.tau_nice import TauNice
 from distgrow.theory.finite_sum import FiniteSum
 
 starts = st.integers(1, 500)
-rungs = st.integers(0, 12)
+stages = st.integers(0, 12)
 factors = st.fractions(Fraction(21, 20), Fraction(4), max_denominator=20)
 SPAN = Span(samples=10_000, epoch=100)
 
 
-def first_reached(ladder: Growth, batch: int) -> int:
+def first_reached(growth: Growth, batch: int) -> int:
     """The first stage whose batch is `batch`, by trying."""
-    return next(stage for stage in range(10_000) if ladder(stage) == batch)
+    return next(stage for stage in range(10_000) if growth.stage_batch(stage) == batch)
 
 
-# ── ladders ─────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── schedules ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@given(starts, rungs)
-def test_a_constant_ladder_never_moves(start: int, stage: int) -> None:
-    assert constant(start)(stage) == start
-    assert constant(start).top == 0
+@given(starts, stages)
+def test_a_constant_schedule_never_moves(start: int, stage: int) -> None:
+    assert constant(start).stage_batch(stage) == start
+    assert constant(start).last_stage == 0
 
 
-@given(starts, st.integers(1, 100), rungs)
+@given(starts, st.integers(1, 100), stages)
 def test_linear_growth_adds_its_increment_at_each_stage(start: int, increment: int, stage: int) -> None:
-    assert linear(start, increment)(stage) == start + increment * stage
+    assert linear(start, increment).stage_batch(stage) == start + increment * stage
 
 
-@given(starts, factors, rungs)
+@given(starts, factors, stages)
 def test_exponential_growth_is_the_smallest_integer_not_below_the_power(
     start: int, factor: Fraction, stage: int
 ) -> None:
     exact = start * Fraction(float(factor)) ** stage
     nearest = round(exact)
     wanted = nearest if abs(exact / nearest - 1) < Fraction(1, 10**12) else math.ceil(exact)
-    assert exponential(start, float(factor))(stage) == wanted
+    assert exponential(start, float(factor)).stage_batch(stage) == wanted
 
 
-@given(starts, rungs, st.sampled_from([(11, 10), (3, 2), (2, 1), (13, 10), (7, 5)]))
+@given(starts, stages, st.sampled_from([(11, 10), (3, 2), (2, 1), (13, 10), (7, 5)]))
 def test_float_round_off_adds_no_sample_to_a_rational_power(start: int, stage: int, ratio: tuple[int, int]) -> None:
     top, bottom = ratio
-    assert exponential(start, top / bottom)(stage) == -(-start * top**stage // bottom**stage)
+    assert exponential(start, top / bottom).stage_batch(stage) == -(-start * top**stage // bottom**stage)
 
 
 @given(starts, factors, st.integers(0, 5000))
-def test_an_exponential_ladder_climbs_to_exactly_its_cap(start: int, factor: Fraction, more: int) -> None:
+def test_an_exponential_schedule_grows_to_exactly_its_cap(start: int, factor: Fraction, more: int) -> None:
     cap = start + more
-    ladder = exponential(start, float(factor), cap)
-    assert ladder.top == first_reached(ladder, cap)
-    below = [ladder(stage) for stage in range(int(ladder.top))]
+    growth = exponential(start, float(factor), cap)
+    assert growth.last_stage == first_reached(growth, cap)
+    below = [growth.stage_batch(stage) for stage in range(int(growth.last_stage))]
     assert below == sorted(below)
     assert all(batch <= cap for batch in below)
-    assert ladder(int(ladder.top) + 5) == cap
+    assert growth.stage_batch(int(growth.last_stage) + 5) == cap
 
 
 @given(starts, st.integers(1, 100), st.integers(0, 5000))
-def test_a_linear_ladder_climbs_to_exactly_its_cap(start: int, increment: int, more: int) -> None:
-    ladder = linear(start, increment, start + more)
-    assert ladder.top == first_reached(ladder, start + more)
-    assert ladder(int(ladder.top) + 1) == start + more
-    assert ladder.height(10**6) == pytest.approx(more / increment)
+def test_a_linear_schedule_grows_to_exactly_its_cap(start: int, increment: int, more: int) -> None:
+    growth = linear(start, increment, start + more)
+    assert growth.last_stage == first_reached(growth, start + more)
+    assert growth.stage_batch(int(growth.last_stage) + 1) == start + more
+    assert growth.growth_steps(10**6) == pytest.approx(more / increment)
 
 
 @given(starts, factors, st.integers(0, 5000))
 def test_the_height_at_the_cap_is_what_the_factor_needs_to_reach_it(start: int, factor: Fraction, more: int) -> None:
-    ladder = exponential(start, float(factor), start + more)
+    growth = exponential(start, float(factor), start + more)
     exact = math.log((start + more) / start, float(factor))
-    assert ladder.height(10**6) == pytest.approx(min(exact, ladder.top), rel=1e-9)  # rounding up may be there sooner
-    for stage in range(int(ladder.top)):
-        assert ladder.height(stage) == stage
+    assert growth.growth_steps(10**6) == pytest.approx(
+        min(exact, growth.last_stage), rel=1e-9
+    )  # rounding up may be there sooner
+    for stage in range(int(growth.last_stage)):
+        assert growth.growth_steps(stage) == stage
 
 
-def test_a_ladder_without_a_cap_outgrows_every_float_without_an_error() -> None:
-    assert exponential(1, 2.0)(5000) > 10**15
+def test_growth_without_a_cap_outgrows_every_float_without_an_error() -> None:
+    assert exponential(1, 2.0).stage_batch(5000) > 10**15
 
 
-@given(st.lists(starts, min_size=1, max_size=8), rungs)
+@given(st.lists(starts, min_size=1, max_size=8), stages)
 def test_a_list_is_taken_as_it_is_and_stays_at_its_last(sizes: list[int], stage: int) -> None:
-    assert batches(sizes)(stage) == (sizes + [sizes[-1]] * 20)[stage]
+    assert batches(sizes).stage_batch(stage) == (sizes + [sizes[-1]] * 20)[stage]
     assert batches(sizes).start == sizes[0]
 
 
@@ -146,10 +149,10 @@ def test_what_cannot_be_a_schedule_is_refused_with_its_key(build: object, told: 
 @settings(max_examples=60)
 @given(st.sampled_from([2.0, 3.0, 1.5]), st.integers(1, 6), st.sampled_from([0.5, 0.3, 0.8, 0.0]))
 def test_optimal_stages_are_in_the_ratio_of_delta_over_gamma_squared(factor: float, top: int, power: float) -> None:
-    cap = exponential(16, factor)(top)
-    ladder, total = optimal(16, factor, cap), 10**9
-    trigger = ladder.trigger(Stages(), LR(rule=Power(power=power)), Span(samples=total, epoch=1000))
-    assert ladder.top == top
+    cap = exponential(16, factor).stage_batch(top)
+    growth, total = optimal(16, factor, cap), 10**9
+    trigger = growth.trigger(Stages(), LR(rule=Power(power=power)), Span(samples=total, epoch=1000))
+    assert growth.last_stage == top
     edges = [0, *ends(trigger, top + 1)]
     lengths = [end - begin for begin, end in zip(edges, edges[1:], strict=False)]
     assert edges[-1] == pytest.approx(total, abs=1)
@@ -166,14 +169,14 @@ def test_optimal_growth_needs_a_cap_and_a_budget_for_its_stages() -> None:
         optimal(1, 2.0, 1024).trigger(Stages(), LR(rule=Factor(factor=4.0)), Span(samples=1000, epoch=10))
 
 
-@pytest.mark.parametrize("ladder", [seesaw(16, 2.0), increase(16, 2.0)])
-def test_growth_in_place_of_decay_climbs_where_the_decay_would_have_fallen_by_its_factor(ladder: Growth) -> None:
+@pytest.mark.parametrize("growth", [seesaw(16, 2.0), increase(16, 2.0)])
+def test_growth_in_place_of_decay_grows_where_the_decay_would_have_fallen_by_its_factor(growth: Growth) -> None:
     decay = StepDecay.model_validate({"every": {"samples": 700}, "factor": 0.5})
-    assert ends(ladder.trigger(Stages(), LR(decay=decay), SPAN), 8) == [700 * m for m in range(1, 9)]
+    assert ends(growth.trigger(Stages(), LR(decay=decay), SPAN), 8) == [700 * m for m in range(1, 9)]
     with pytest.raises(ConfigError, match=r"set lr\.decay"):
-        ladder.trigger(Stages(), LR(), SPAN)
+        growth.trigger(Stages(), LR(), SPAN)
     with pytest.raises(ConfigError, match=r"remove lr\.rule"):
-        ladder.trigger(Stages(), LR(decay=decay, rule=Constant()), SPAN)
+        check_settings(growth, Stages(), LR(decay=decay, rule=Constant()), SPAN)
 
 
 # ── late, τ-nice ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -188,25 +191,25 @@ def test_growth_in_place_of_decay_climbs_where_the_decay_would_have_fallen_by_it
 def test_late_growth_holds_its_first_batch_and_cuts_the_rest_into_equal_stages(
     top: int, factor: float, hold: Fraction, total: int
 ) -> None:
-    ladder = late(8, int(8 * factor**top), factor, float(hold))
+    growth = late(8, int(8 * factor**top), factor, float(hold))
     span = Span(samples=total, epoch=100)
     rest = (1 - Fraction(float(hold))) * total
     if rest < top:
         with pytest.raises(ConfigError, match=f"{top} stages in the last"):
-            ladder.trigger(Stages(), LR(), span)
+            growth.trigger(Stages(), LR(), span)
         return
     exact = [total - rest + rest * m / top for m in range(top)]
-    found = ends(ladder.trigger(Stages(), LR(), span), top + 1)
+    found = ends(growth.trigger(Stages(), LR(), span), top + 1)
     assert found[top] == math.inf
     for end, wanted in zip(found, exact, strict=False):
         assert -1e-6 <= end - wanted < 1
 
 
 def test_late_growth_keeps_the_learning_rate_unless_a_rule_says_else() -> None:
-    ladder = late(8, 64)
+    growth = late(8, 64)
     at_cap = Progress(stage=3)
-    assert ladder.multiplier(LR(), at_cap, 64, SPAN) == 1
-    assert ladder.multiplier(LR(rule=Power(power=0.5)), at_cap, 64, SPAN) == pytest.approx(8**0.5)
+    assert growth.multiplier(LR(), at_cap, 64, SPAN) == 1
+    assert growth.multiplier(LR(rule=Power(power=0.5)), at_cap, 64, SPAN) == pytest.approx(8**0.5)
 
 
 def test_late_growth_from_its_cap_on_is_constant() -> None:
@@ -219,7 +222,7 @@ def test_late_growth_needs_a_cap_and_a_budget_in_samples() -> None:
     with pytest.raises(ConfigError, match=r"growth\.kind=late .* give budget\.epochs"):
         late(8, 64).trigger(Stages(), LR(), Span(samples=0, epoch=100))
     with pytest.raises(ConfigError, match="sets its own stage lengths"):
-        late(8, 64).trigger(every(samples=100), LR(), SPAN)
+        check_settings(late(8, 64), every(samples=100), LR(), SPAN)
 
 
 CONSTANTS = {"smoothness": 1.0, "largest_smoothness": 5.0, "mu": 0.1, "optimum_sq": 2.0}
@@ -227,12 +230,12 @@ CONSTANTS = {"smoothness": 1.0, "largest_smoothness": 5.0, "mu": 0.1, "optimum_s
 
 @given(st.floats(1e-4, 100))
 def test_the_tau_nice_batch_costs_no_more_than_any_other(epsilon: float) -> None:
-    ladder = tau_nice_batch(100, epsilon=epsilon, **CONSTANTS)
+    growth = tau_nice_batch(100, epsilon=epsilon, **CONSTANTS)
     constants = FiniteSum(samples=100, **CONSTANTS)
     least = min(constants.complexity(float(batch), epsilon) for batch in range(1, 101))
-    assert constants.complexity(float(ladder(0)), epsilon) == pytest.approx(least)
-    assert ladder(0) == ladder(7) == ladder.start
-    assert ladder.top == 0
+    assert constants.complexity(float(growth.stage_batch(0)), epsilon) == pytest.approx(least)
+    assert growth.stage_batch(0) == growth.stage_batch(7) == growth.start
+    assert growth.last_stage == 0
 
 
 def test_constants_of_another_data_set_are_refused() -> None:

@@ -15,7 +15,7 @@ from distgrow.core.errors import ConfigError
 from distgrow.core.lr import LR, Span
 from distgrow.core.progress import Progress
 from distgrow.core.spec import at_least
-from distgrow.core.stages import Geometric, Listed, climb
+from distgrow.core.stages import Geometric, Listed, stage_at
 
 SPAN = Span(samples=10_000, epoch=100)
 
@@ -66,7 +66,7 @@ def test_a_list_of_lengths_ends_its_stages_at_the_running_sums(lengths: list[int
 def test_a_position_belongs_to_the_last_stage_begun_before_it(lengths: list[int], position: int, top: int) -> None:
     begins = [0, *accumulate(lengths)]
     wanted = max(stage for stage, begin in enumerate(begins) if begin <= position and stage <= top)
-    assert climb(Listed(axis="samples", ends=tuple(begins[1:])), 0, position, top) == wanted
+    assert stage_at(Listed(axis="samples", ends=tuple(begins[1:])), 0, position, top) == wanted
 
 
 @given(st.lists(st.floats(0.01, 1e6), min_size=1, max_size=60), st.integers(100, 10**9))

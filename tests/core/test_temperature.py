@@ -43,7 +43,7 @@ def controller(growth: Growth, lr: LR, total: int = 6000, stages: Stages | None 
     st.sampled_from(DECAYS), st.sampled_from([1.0, 0.5, 0.7]), st.sampled_from([None, 0.25, 3.0]),
     st.sampled_from([(8, 2.0, 512), (3, 1.5, 100), (10, 3.0, 10)]),
 )  # fmt: skip
-def test_every_batch_is_the_largest_rung_that_is_stable_and_the_learning_rate_is_the_temperatures(
+def test_every_batch_is_the_largest_stage_that_is_stable_and_the_learning_rate_is_the_temperatures(
     decay: Decay, power: float, lr_max: float | None, sizes: tuple[int, float, int]
 ) -> None:
     start, factor, cap = sizes
@@ -53,8 +53,8 @@ def test_every_batch_is_the_largest_rung_that_is_stable_and_the_learning_rate_is
     for progress, plan in walk(control, lambda *_: Outcome()):
         samples = progress.ledger.applied
         temperature = 0.2 / start**power * decay.fall(samples, span)
-        stable = [b for b in (growth(m) for m in range(40)) if temperature * b**power <= limit * (1 + 1e-9)]
-        batch = growth(plan.stage)
+        stable = [b for b in (growth.stage_batch(m) for m in range(40)) if temperature * b**power <= limit * (1 + 1e-9)]
+        batch = growth.stage_batch(plan.stage)
         assert batch == max([start, *stable]) or samples == 3000 - plan.batch
         assert plan.lr == pytest.approx(
             decay.warm(samples, plan.batch, span) * temperature * min(plan.batch, batch) ** power
@@ -85,13 +85,14 @@ def test_the_batch_stays_within_its_share_of_the_noise_scale(
     found = control.advance(replace(begin, ledger=Ledger(applied=samples))).stage
     temperature = 0.2 / 4 * decay.fall(samples, Span(samples=10**6, epoch=EPOCH))
     wanted = stage
-    for rung in range(stage + 1, 7):
-        if growth(rung) <= share * scale and temperature * growth(rung) <= 0.8 and wanted == rung - 1:
-            wanted = rung
+    for later in range(stage + 1, 7):
+        batch = growth.stage_batch(later)
+        if batch <= share * scale and temperature * batch <= 0.8 and wanted == later - 1:
+            wanted = later
     assert found == wanted
 
 
-def test_a_gradient_lost_in_noise_lets_the_batch_grow_rung_by_rung() -> None:
+def test_a_gradient_lost_in_noise_lets_the_batch_grow_stage_by_stage() -> None:
     growth = Temperature(start=4, cap=256, share=1.0, lr_max=100.0)
     begin = Progress(stage_samples=10**12, stage_step=99, noise=steady(-1.0, 5.0))
     assert controller(growth, LR(base=0.2)).advance(begin).stage == 1
@@ -103,7 +104,7 @@ def test_with_the_gain_the_learning_rate_is_the_gains_and_never_above_its_limit(
     span = Span(samples=4000, epoch=EPOCH)
     for progress, plan in walk(control, lambda progress, plan: shown(plan, 1.0, 40.0)):
         fall = Cosine().fall(progress.ledger.applied, span)
-        ratio = min(plan.batch, growth(plan.stage)) / 4
+        ratio = min(plan.batch, growth.stage_batch(plan.stage)) / 4
         gain = 1.0 if progress.step == 0 else adascale_gain(ratio, 10.0, 1.0)
         assert plan.lr == pytest.approx(min(0.5, 0.2 * fall * gain))
         assert plan.stage == 4 or progress.ledger.applied < 3900
@@ -129,7 +130,7 @@ def test_what_is_measured_must_have_been_measured_in_this_stage() -> None:
 def test_where_the_gradient_is_lost_in_noise_no_stage_comes_after_the_last_batch() -> None:
     growth = Temperature(start=4, cap=16, share=1.0, lr_max=100.0)
     lost = Progress(stage=2, stage_samples=10**12, stage_step=99, noise=steady(-1.0, 500.0))
-    assert growth.top == 2
+    assert growth.last_stage == 2
     assert controller(growth, LR(base=0.2)).advance(lost) is lost
 
 
@@ -184,16 +185,33 @@ def test_before_its_length_and_its_updates_nothing_is_a_plateau() -> None:
     assert not Plateau(samples=1, updates=30).reached(Noise(trend=Trend().add(5, 1.0).add(5, 1.0)), EPOCH)
 
 
+def drops(progress: Progress) -> int:
+    """Plateaus at which the temperature has fallen."""
+    return progress.policy.get("drops", 0)
+
+
+def test_a_plateau_forgets_what_depends_on_the_temperature_and_keeps_the_rest() -> None:
+    growth = Temperature(start=8, cap=8, plateau=Plateau(samples=200, updates=3))
+    control = controller(growth, LR(base=0.3), 4000)
+    run = list(walk(control, lambda progress, plan: shown(plan, loss=1.0)))
+    before, after = next((one, two) for (one, _), (two, _) in pairwise(run) if drops(two) > drops(one))
+    assert (after.noise.trend.count, after.noise.fresh, after.noise.product.count) == (0, 0, 0)
+    assert before.noise.trend.count > 3
+    assert after.stage_samples > 0
+
+
 def test_at_plateaus_the_batch_grows_while_it_can_and_then_the_learning_rate_falls() -> None:
     growth = Temperature(start=8, cap=24, plateau=Plateau(samples=200, updates=3), min_stage=MinStage(updates=1))
     control = controller(growth, constant_lr(0.3).model_copy(update={"rule": None}), 4000)
     run = list(walk(control, lambda progress, plan: shown(plan, loss=1.0)))
-    cooled = [progress for (before, _), (progress, _) in pairwise(run) if progress.cooling > before.cooling]
-    assert [progress.cooling for progress in cooled] == list(range(1, len(cooled) + 1))
+    cooled = [progress for (before, _), (progress, _) in pairwise(run) if drops(progress) > drops(before)]
+    assert [drops(progress) for progress in cooled] == list(range(1, len(cooled) + 1))
     assert len(cooled) > 8
     for progress, plan in run:
-        assert plan.stage == min(progress.cooling, 2)
-        assert plan.lr == pytest.approx(0.3 / 2**progress.cooling * min(plan.batch, growth(plan.stage)) / 8)
+        assert plan.stage == min(drops(progress), 2)
+        assert plan.lr == pytest.approx(
+            0.3 / 2 ** drops(progress) * min(plan.batch, growth.stage_batch(plan.stage)) / 8
+        )
     for before, after in pairwise([Progress(), *cooled]):
         assert after.ledger.applied - before.ledger.applied >= 200
 
@@ -218,8 +236,8 @@ def test_where_the_noise_scale_keeps_the_batch_small_a_plateau_lowers_the_learni
     run = list(walk(control, lambda progress, plan: shown(plan, 1.0, 20.0, loss=1.0)))
     assert max(plan.stage for _, plan in run) == 1  # 16 of a noise scale of 20
     last, plan = run[-2]
-    assert last.cooling > 3
-    assert plan.lr == pytest.approx(0.3 / 2**last.cooling * 2)
+    assert drops(last) > 3
+    assert plan.lr == pytest.approx(0.3 / 2 ** drops(last) * 2)
 
 
 @pytest.mark.parametrize(

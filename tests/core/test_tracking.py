@@ -1,4 +1,4 @@
-"""Ladders that follow a measured batch size stand next to it, by closed forms, notebooks and noisy quadratics."""
+"""Growth that follows a measured batch size stands next to it, by closed forms, notebooks and noisy quadratics."""
 
 import math
 from collections.abc import Callable
@@ -48,34 +48,36 @@ def settled(noise: Noise, stage: int = 0) -> Progress:
     return Progress(step=200, samples=3200, stage=stage, stage_samples=EPOCH, stage_step=200, noise=noise)
 
 
-# ── which rung ──────────────────────────────────────────────────────────────────────────────────────────────────
+# ── which stage ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 targets = st.floats(1.0, 4000.0)
 
 
 @given(targets, st.integers(0, 6), st.sampled_from([1.0, 1.1, 1.5]), st.integers(1, 9))
-def test_the_rung_is_the_nearest_by_logarithms_but_none_below_and_not_too_many_above(
-    target: float, stage: int, hysteresis: float, rungs: int
+def test_the_stage_is_the_nearest_by_logarithms_but_none_below_and_not_too_many_above(
+    target: float, stage: int, hysteresis: float, at_once: int
 ) -> None:
-    growth = NoiseScale(start=8, cap=8 * 2**6, confidence=0.0, hysteresis=hysteresis, stages_at_once=rungs)
+    growth = NoiseScale(start=8, cap=8 * 2**6, confidence=0.0, hysteresis=hysteresis, stages_at_once=at_once)
     exact = math.log2(target / (8 * hysteresis))
     assume(abs(exact - math.floor(exact) - 0.5) > 1e-6)
-    wanted = min(max(stage, math.floor(exact + 0.5)), 6, stage + rungs)
+    wanted = min(max(stage, math.floor(exact + 0.5)), 6, stage + at_once)
     assert controller(growth).advance(settled(known(1.0, target), stage)).stage == wanted
 
 
 @pytest.mark.parametrize("offset", [1e-9, -1e-9])
-def test_the_edge_between_two_rungs_is_the_middle_times_the_hysteresis(offset: float) -> None:
+def test_the_edge_between_two_stages_is_the_middle_times_the_hysteresis(offset: float) -> None:
     growth = NoiseScale(start=8, cap=512, confidence=0.0, hysteresis=1.25)
     edge = 1.25 * math.sqrt(8 * 16) * (1 + offset)
     assert controller(growth).advance(settled(known(1.0, edge))).stage == (offset > 0)
 
 
-def test_between_two_rungs_no_batch_costs_an_eighth_more_than_the_critical_one() -> None:
+def test_between_two_stages_no_batch_costs_an_eighth_more_than_the_critical_one() -> None:
     growth = CriticalBatch(start=8, cap=8 * 2**12, kappa=1.0, confidence=0.0, hysteresis=1.0, stages_at_once=12)
     control = controller(growth)
-    ratios = [growth(control.advance(settled(known(1.0, b))).stage) / b for b in np.geomspace(8, 20_000, 300)]
+    ratios = [
+        growth.stage_batch(control.advance(settled(known(1.0, b))).stage) / b for b in np.geomspace(8, 20_000, 300)
+    ]
     assert max(ratio**2 / (2 * ratio - 1) for ratio in ratios) < 1.25  # N(b)/N* of theory.cost_of_wrong_batch
     assert min(ratios) == pytest.approx(2**-0.5, rel=0.05)
 
@@ -91,7 +93,7 @@ def test_confidence_takes_the_end_of_both_intervals_that_makes_the_batch_small(
     assert upper == pytest.approx(grad_sq * (1 + confidence * 0.0503), rel=1e-3)
 
 
-def test_a_gradient_lost_in_noise_climbs_one_rung_at_a_time() -> None:
+def test_a_gradient_lost_in_noise_goes_up_one_stage_at_a_time() -> None:
     for growth in (
         NoiseScale(start=8, cap=512, stages_at_once=5),
         CriticalBatch(start=8, cap=512, stages_at_once=5, kappa=1.0),
@@ -116,11 +118,11 @@ def test_nothing_moves_before_enough_updates_were_measured(growth: Tracker) -> N
     st.integers(1, 200), st.integers(1, 12), st.integers(1, 3), st.sampled_from([0.0, 1.0]), st.integers(0, 3),
 )  # fmt: skip
 def test_the_run_is_that_of_a_notebook(
-    seed: int, length: int, samples: int, updates: int, rungs: int, confidence: float, blind: int
+    seed: int, length: int, samples: int, updates: int, at_once: int, confidence: float, blind: int
 ) -> None:
     script = np.random.default_rng(seed).uniform((-0.5, 0.0), (2.0, 200.0), size=(length, 2)).tolist()
     growth = CriticalBatch(
-        start=4, cap=50, kappa=0.5, stages_at_once=rungs, confidence=confidence, hysteresis=1.2,
+        start=4, cap=50, kappa=0.5, stages_at_once=at_once, confidence=confidence, hysteresis=1.2,
         min_stage=MinStage(samples=samples, updates=updates),
     )  # fmt: skip
     found, done, stage, since, fresh, step = [], 0, 0, 0, 0, 0
@@ -139,7 +141,7 @@ def test_the_run_is_that_of_a_notebook(
             grad_sq += means[1] / EPOCH
             if variance > 0:
                 target = math.inf if grad_sq <= 0 else 0.5 * variance / grad_sq
-                top = stage + 1 if stage >= 4 or target == math.inf else min(stage + rungs, 4)
+                top = stage + 1 if stage >= 4 or target == math.inf else min(stage + at_once, 4)
                 while stage < top and target >= 1.2 * 4 * 2 ** (stage + 0.5):
                     stage, since, fresh = stage + 1, 0, 0
         batch = min(50, 4 * 2**stage)
@@ -171,7 +173,7 @@ def test_a_known_smoothness_gives_the_critical_batch_of_the_bound(lr: float, rat
     assert found == max(0, round(math.log2(exact)))
 
 
-def test_beyond_the_cap_stages_climb_one_by_one_and_the_learning_rate_falls_with_the_root_of_what_is_left_out() -> None:
+def test_beyond_the_cap_stages_go_up_one_by_one_and_the_learning_rate_falls_with_the_root_of_what_is_left_out() -> None:
     growth = CriticalBatch(start=8, cap=64, kappa=1.0, min_stage=MinStage(updates=5), confidence=0.0)
     control = controller(growth)
     run = list(walk(control, lambda progress, plan: shown(plan, 1.0, 1024.0)))
@@ -212,7 +214,7 @@ def test_at_a_point_that_hardly_moves_it_ends_next_to_the_known_critical_batch(d
     for seed in range(3):
         problem = Quadratic(1.0, variance=20.0, distance=distance, seed=seed, dimensions=200)
         *_, (_, last) = walk(controller(growth, constant_lr(1e-7), total=8000 if distance >= 1 else 80_000), problem)
-        assert abs(math.log2(growth(last.stage) / exact)) <= 1
+        assert abs(math.log2(growth.stage_batch(last.stage) / exact)) <= 1
 
 
 def test_along_a_noisy_quadratic_the_batch_keeps_up_with_the_exact_critical_batch() -> None:

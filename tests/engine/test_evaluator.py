@@ -99,9 +99,9 @@ def test_growth_gets_the_norm_that_it_asks_for_before_it_decides(tmp_path: Path)
     assert result.progress.stage > 0
     stage = 0
     for step in range(7, result.progress.step, 7):
-        asked = stage < ASKING.top
+        asked = stage < ASKING.last_stage
         assert (step in norms) == asked
-        stage += asked and norms[step] <= 0.35 * (4 / ASKING(stage)) ** 0.5
+        stage += asked and norms[step] <= 0.35 * (4 / ASKING.stage_batch(stage)) ** 0.5
         assert grown.get(step, stage) == stage
     assert stage == result.progress.stage
 

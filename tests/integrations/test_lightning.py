@@ -9,7 +9,7 @@ from conftest import in_ranks
 from problem import MOMENTUM, ROWS, Network, Poisoned, Rows, close, controller, fitted, flat
 from torch import Tensor
 
-from distgrow import Controller, auto
+from distgrow import LR, Controller, adascale, auto
 from distgrow.core.errors import ConfigError
 from distgrow.core.stages import Stages
 from distgrow.data.spec import Loading
@@ -318,8 +318,9 @@ def test_data_and_schedules_that_cannot_be_followed_are_refused() -> None:
     rows = torch.utils.data.DataLoader(Rows(), batch_size=8, shuffle=True)
     with pytest.raises(ConfigError, match="trainer.fit was given training data"):
         run(fit={"train_dataloaders": rows})
-    with pytest.raises(ConfigError, match="growth.kind=auto goes by what distgrow's engines measure"):
-        run(schedule=controller(growth=auto(start=5), stages=Stages()))
+    for growth in (auto(start=5), adascale(5, scale=2)):
+        with pytest.raises(ConfigError, match=f"growth.kind={growth.name} goes by what distgrow's engines measure"):
+            run(schedule=controller(growth=growth, stages=Stages(), lr=LR(base=0.1)))
 
 
 def test_a_checkpoint_without_growth_is_refused(tmp_path: Path) -> None:

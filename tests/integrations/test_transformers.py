@@ -11,7 +11,7 @@ from conftest import in_ranks
 from problem import MOMENTUM, ROWS, Network, Poisoned, Rows, close, controller, fitted, flat
 from torch import Tensor
 
-from distgrow import Controller, Order, auto, budget, exponential
+from distgrow import LR, Controller, Order, adascale, auto, budget, exponential
 from distgrow.core.errors import ConfigError, Diverged
 from distgrow.core.stages import Stages
 
@@ -254,8 +254,9 @@ class Stream(torch.utils.data.IterableDataset[dict[str, Tensor]]):
 
 
 def test_data_and_schedules_that_cannot_be_followed_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="growth.kind=auto goes by what distgrow's engines measure"):
-        trainer(tmp_path, schedule=controller(growth=auto(start=5), stages=Stages()))
+    for growth in (auto(start=5), adascale(5, scale=2)):  # of which the second would train with a gain of 1 throughout
+        with pytest.raises(ConfigError, match=f"growth.kind={growth.name} goes by what distgrow's engines measure"):
+            trainer(tmp_path, schedule=controller(growth=growth, stages=Stages(), lr=LR(base=0.1)))
     with pytest.raises(ConfigError, match="the training set is Stream, which has no rows by number"):
         trainer(tmp_path, rows=Stream())
     with pytest.raises(ConfigError, match="203 samples, but the controller was made for epoch=100"):
