@@ -148,12 +148,12 @@ def measure_overhead(case: Case, world: World, rounds: int, folder: Path) -> Ove
 
 def measure_transition(model: Model, world: World, runs: int, folder: Path) -> Transition:
     """Whole runs of a growing run and of a bare loop whose batch changes at the same updates, taking turns."""
-    start, stages, updates = 16 * world.size, 4, 24
-    growth = Exponential(start=start, factor=2, cap=start * 2 ** (stages - 1))
+    start, count, updates = 16 * world.size, 4, 24
+    growth = Exponential(start=start, factor=2, cap=start * 2 ** (count - 1))
     stages = Stages(every=Every(steps=updates))
     job = build_job(build(model), world, growth, engine=Torch(device="cpu", max_micro=64), folder=folder, stages=stages)
     job.events.tracker = stamps = Stamps(job.events.tracker)
-    job.controller = replace(job.controller, budget=Budget(steps=stages * updates))
+    job.controller = replace(job.controller, budget=Budget(steps=count * updates))
     bare = Bare(build(model), world)
     extra: dict[str, list[float]] = {"distgrow": [], "bare": []}
     for _ in range(runs):
@@ -161,7 +161,7 @@ def measure_transition(model: Model, world: World, runs: int, folder: Path) -> T
         job.train(Progress())
         extra["distgrow"] += extra_of_first(stamps.moments, updates)
         moments: list[float] = []
-        for stage in range(stages):
+        for stage in range(count):
             share = 16 * 2**stage
             for _ in range(updates):
                 bare.updates(1, min(64, share), max(1, share // 64))
@@ -171,7 +171,7 @@ def measure_transition(model: Model, world: World, runs: int, folder: Path) -> T
     return Transition(
         model=model,
         world=world.size,
-        batches=[growth.stage_batch(stage) for stage in range(stages)],
+        batches=[growth.stage_batch(stage) for stage in range(count)],
         distgrow=spread(extra["distgrow"]),
         bare=spread(extra["bare"]),
     )
