@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from filelock import FileLock, Timeout
 
@@ -66,4 +67,7 @@ def launching(folder: RunFolder) -> Iterator[None]:
         resize_request.forget(folder)
         yield
     finally:
+        if [file.name for file in folder.path.iterdir()] == [Path(lock.lock_file).name]:
+            Path(lock.lock_file).unlink()  # no run has begun
+            folder.path.rmdir()
         lock.release()

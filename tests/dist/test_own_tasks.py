@@ -165,6 +165,14 @@ def test_a_target_that_raises_is_told_with_the_users_lines_alone(odd: Commands, 
     assert not (odd.folder / "run").exists()
 
 
+@pytest.mark.parametrize("workers", ["2", "[1,2]"])
+def test_a_loss_that_ranks_refuse_leaves_no_folder(odd: Commands, workers: str) -> None:
+    finished = odd.train("run", *target("loss_of", kind="vector"), f"launch.workers={workers}", "engine.max_micro=8")
+    assert finished.code == 2, finished.err
+    assert finished.err.count("the loss has shape (8,); it must be one number") == 1
+    assert not (odd.folder / "run").exists()
+
+
 def test_one_row_a_rank_is_refused_for_batch_norm_with_a_way_out_that_trains(odd: Commands) -> None:
     normed, one_each = target("normed"), "growth={kind: constant, start: 2}"
     finished = odd.train("run", *normed, one_each, "launch.workers=2", "engine.max_micro=8")
