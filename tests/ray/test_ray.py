@@ -158,15 +158,19 @@ def test_bad_input_that_only_workers_meet_is_a_message_and_code_2(distgrow: Comm
 
 @pytest.mark.slow
 @pytest.mark.fault
-def test_sigterm_to_the_driver_is_a_checkpoint_and_exit_code_0(distgrow: Commands, cluster: dict[str, str]) -> None:
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_to_the_driver_is_a_checkpoint_and_exit_code_0(
+    distgrow: Commands, cluster: dict[str, str], sent: signal.Signals
+) -> None:
     distgrow.environment.update(cluster)
     config = str(ROOT / "configs/digits.yaml")
-    process = distgrow.start("train", config, "run.dir=run", *RAY, "budget={epochs: 4000}")
+    words = ["run.dir=run", "budget={epochs: 4000}", "run.stop_signals=[SIGUSR1]"]
+    process = distgrow.start("train", config, *RAY, *words)
     metrics = distgrow.folder / "run/metrics.jsonl"
     deadline = time.monotonic() + 100
     while not (metrics.exists() and '"step": 20,' in metrics.read_text()) and time.monotonic() < deadline:
         time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(sent)
     process.communicate(timeout=60)
     assert process.returncode == 0
     assert events(distgrow.folder / "run", "end")[0]["reason"] == "stopped on request"

@@ -65,7 +65,7 @@ def train(run: Run, *, resume: ResumeMode) -> None:
 def _train_here(config: TrainLoopConfig, folder: RunFolder) -> Exception | None:
     """Run the trainer in this process. A local cluster ends with this process anyway."""
     folder.stop_requested()  # drop a request that was left over: it is not meant for this run
-    with _requesting_stop_on(folder, signal.SIGTERM):
+    with _requesting_stop_on(folder, *_stop_signals(config)):
         failure = _train_groups(config)
     folder.stop_requested()
     return failure
@@ -78,7 +78,7 @@ def _train_detached(config: TrainLoopConfig, folder: RunFolder, address: str) ->
     stop = f"touch {folder.stop}"
     print(f"distgrow: should this command be killed, the run goes on; to end it: {stop}", file=sys.stderr, flush=True)
     try:
-        with _requesting_stop_on(folder, signal.SIGTERM, signal.SIGINT):
+        with _requesting_stop_on(folder, *_stop_signals(config), signal.SIGINT):
             failure: Any = ray.get(trainer.train.remote(asdict(config)))
     except RayActorError as error:
         raise TrainingFailed(f"Ray has lost the run; the newest checkpoint is good for --resume ({error})") from None
@@ -226,6 +226,12 @@ def _cluster(run: Run) -> Iterator[tuple[str | None, bool]]:
         yield address, run.engine.device == "cuda" or (run.engine.device == "auto" and enough)
     finally:
         ray.shutdown()
+
+
+def _stop_signals(config: TrainLoopConfig) -> set[signal.Signals]:
+    """Return the signals that stop the run, but Ctrl-C, which a local Ray answers itself."""
+    names = {"SIGTERM", *config.run["run"]["stop_signals"]} - {"SIGINT"}
+    return {signal.Signals[name] for name in names}
 
 
 @contextmanager
