@@ -1,4 +1,4 @@
-"""Runs that are killed at chosen points and resumed, in processes forked from one that has loaded torch.
+"""Runs that are killed at chosen points and resumed, in processes forked from one that has loaded what a run needs.
 
 python killed.py FOLDER CASE POINTS SEED prints one line for each difference from the run that was never killed.
 """

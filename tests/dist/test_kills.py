@@ -1,5 +1,6 @@
 """A run that is killed anywhere and resumed is the run that was never stopped."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import warm
 from conftest import ROOT
 from torch import nn
 
@@ -18,10 +20,8 @@ CASES = ("momentum", "adamw", "auto", "noise", "norm", "memory", "workers")
 
 
 def killed(folder: Path, case: str, *, points: int, seed: int) -> None:
-    finished = subprocess.run(
-        [sys.executable, str(ROOT / "tests/dist/killed.py"), str(folder), case, str(points), str(seed)],
-        check=False, capture_output=True, text=True, timeout=550,
-    )  # fmt: skip
+    command = [sys.executable, str(ROOT / "tests/dist/killed.py"), str(folder), case, str(points), str(seed)]
+    finished = warm.run(command, {**os.environ, "OMP_NUM_THREADS": "1"}, timeout_s=550)
     assert finished.returncode == 0, finished.stdout + finished.stderr
 
 
