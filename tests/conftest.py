@@ -3,10 +3,13 @@
 import json
 import multiprocessing
 import os
+import random
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,15 +81,27 @@ class Commands:
 
 def torchrun(workers: int) -> tuple[str, ...]:
     """The modules that `python -m` runs for so many ranks."""
-    if workers == 1:
-        return ("distgrow",)
-    return ("torch.distributed.run", "--standalone", "--nproc-per-node", str(workers), "-m", "distgrow")
+    return ("distgrow",) if workers == 1 else (*agent(workers), "-m", "distgrow")
+
+
+def agent(workers: int) -> tuple[str, ...]:
+    """torchrun for so many ranks, without the rendezvous of `--standalone`, which takes longer than a tiny run."""
+    return ("torch.distributed.run", "--master-port", str(free_port()), "--nproc-per-node", str(workers))
+
+
+def free_port() -> int:
+    """A port that nothing listens at, below those that the system gives to others by itself."""
+    while True:
+        port = random.SystemRandom().randrange(21_000, 32_000)
+        with socket.socket() as listener, suppress(OSError):
+            listener.bind(("", port))
+            return port
 
 
 def in_ranks(script: str, *words: str, workers: int) -> None:
     """Run a script of tests/dist, which makes its own process group, in so many ranks of one thread each."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(workers)]
-    command = [sys.executable, *(launcher if workers > 1 else []), str(ROOT / "tests/dist" / script), *words]
+    launcher = ["-m", *agent(workers)] if workers > 1 else []
+    command = [sys.executable, *launcher, str(ROOT / "tests/dist" / script), *words]
     finished = warm.run(command, {**os.environ, "OMP_NUM_THREADS": "1"}, timeout_s=280)
     assert finished.returncode == 0, f"exit code {finished.returncode}\n{finished.stdout}{finished.stderr}"
 

@@ -17,7 +17,9 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
@@ -187,9 +189,30 @@ def become(request: dict[str, Any]) -> None:
     importlib.invalidate_caches()
     sys.modules["numpy"].random.seed()
     if words[0] == "-m":
-        runpy.run_module(name, run_name="__main__", alter_sys=True)
+        run_and_leave(lambda: runpy.run_module(name, run_name="__main__", alter_sys=True))
     else:
-        runpy.run_path(name, run_name="__main__")
+        run_and_leave(lambda: runpy.run_path(name, run_name="__main__"))
+
+
+def run_and_leave(main: Callable[[], Any]) -> None:
+    """Run a program and end this process as Python would, but for the finalisation, which would copy all that it has.
+
+    An error or Ctrl-C that the program lets pass ends it as it does anywhere.
+    """
+    code: Any = 0
+    try:
+        main()
+    except SystemExit as end:
+        code = end.code if end.code is not None else 0
+        if not isinstance(code, int):
+            print(code, file=sys.stderr)
+            code = 1
+    cast("Any", threading)._shutdown()
+    cast("Any", atexit)._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 def keep_a_server() -> None:
