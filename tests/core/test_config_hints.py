@@ -55,7 +55,7 @@ def test_a_message_about_an_old_name_says_what_the_user_wrote() -> None:
 
 def test_old_names_are_told_when_a_config_is_read_and_todays_are_not(tmp_path: Path) -> None:
     file, told = tmp_path / "a.yaml", list[str]()
-    file.write_text("growth: {kind: adascale, start: 8, ladder: {kind: list, batches: [8, 16]}}\nbudget: {epochs: 1}")
+    file.write_text("growth: {kind: adascale, start: 8, batches: {kind: list, batches: [8, 16]}}\nbudget: {epochs: 1}")
     load(file, tell=told.append)
-    assert told == ["growth.ladder.kind: list is read as steps, its name today"]
-    load(file, ["growth.ladder.kind=exponential"], tell=pytest.fail)
+    assert told == ["growth.batches.kind: list is read as steps, its name today"]
+    load(file, ["growth.batches.kind=exponential"], tell=pytest.fail)
