@@ -1,6 +1,7 @@
 """What the benchmarks of the loop time: models and data, loops written by hand, and distgrow's own."""
 
 import time
+from collections import deque
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -14,7 +15,8 @@ from distgrow.checkpoint.spec import Checkpointing
 from distgrow.core.budget import Budget
 from distgrow.core.lr import LR
 from distgrow.core.noise_stats import Measuring
-from distgrow.core.progress import Progress
+from distgrow.core.plan import Plan
+from distgrow.core.progress import Outcome, Progress
 from distgrow.core.stages import Stages
 from distgrow.data import datasets
 from distgrow.distributed.world import World
@@ -26,8 +28,7 @@ from distgrow.run.folder import RunFolder
 from distgrow.run.stop import StopRequests
 from distgrow.tasks import models
 from distgrow.tasks.task import Task
-from distgrow.tracking.base import NullTracker, Tracker
-from distgrow.tracking.base_event import Line
+from distgrow.tracking.base import NullTracker
 from distgrow.tracking.jsonl import JSONL
 from distgrow.training.spec import RunSpec
 from distgrow.training.trainer import Result, Trainer
@@ -165,26 +166,17 @@ class BareDeepSpeed:
                 self.losses.append(torch.stack(losses).mean().item())
 
 
-class Stamps:
-    """A tracker that also keeps the moment at which each step line has been written."""
-
-    def __init__(self, inner: Tracker) -> None:
-        self.inner = inner
-        self.moments: list[float] = []
-
-    def log(self, event: Line) -> None:
-        """Log, then look at the clock."""
-        self.inner.log(event)
-        if event["event"] == "step":
-            self.moments.append(time.perf_counter())
-
-    def close(self) -> None:
-        """Close the inner tracker."""
-        self.inner.close()
-
-
 class Endless(Trainer):
-    """The loop of a real run, which here ends without a checkpoint."""
+    """The loop of a real run, which here ends without a checkpoint and keeps the moment at which each update ended."""
+
+    def __init__(self, *parts: Any) -> None:
+        super().__init__(*parts)
+        self.moments = deque[float](maxlen=1000)
+
+    def log(self, before: Progress, progress: Progress, plan: Plan, outcome: Outcome, seconds: float) -> None:
+        """Log, then look at the clock."""
+        super().log(before, progress, plan, outcome, seconds)
+        self.moments.append(time.perf_counter())
 
     def finish(self, progress: Progress) -> Result:
         """Nothing is written."""

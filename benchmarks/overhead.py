@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from against import against
-from loops import Bare, Model, Stamps, bare_loop, build, build_job
+from loops import Bare, Model, bare_loop, build, build_job
 from paired import Block, Report, Spread, arguments, in_two_processes, interleave, keep, ratio, show, spread
 
 from distgrow.core.budget import Budget
@@ -152,14 +152,13 @@ def measure_transition(model: Model, world: World, runs: int, folder: Path) -> T
     growth = Exponential(start=start, factor=2, cap=start * 2 ** (count - 1))
     stages = Stages(every=Every(steps=updates))
     job = build_job(build(model), world, growth, engine=Torch(device="cpu", max_micro=64), folder=folder, stages=stages)
-    job.events.tracker = stamps = Stamps(job.events.tracker)
     job.controller = replace(job.controller, budget=Budget(steps=count * updates))
     bare = Bare(build(model), world)
     extra: dict[str, list[float]] = {"distgrow": [], "bare": []}
     for _ in range(runs):
-        stamps.moments.clear()
+        job.moments.clear()
         job.train(Progress())
-        extra["distgrow"] += extra_of_first(stamps.moments, updates)
+        extra["distgrow"] += extra_of_first([*job.moments], updates)
         moments: list[float] = []
         for stage in range(count):
             share = 16 * 2**stage

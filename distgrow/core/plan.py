@@ -38,6 +38,13 @@ class Plan:
         edges = [start + first + cut(share, self.accum, k) for k in range(self.accum + 1)]
         return [range(a, b) for a, b in zip(edges, edges[1:], strict=False)]
 
+    def sizes(self, rank: int) -> list[int]:
+        """Return the numbers of rows of `rank`'s micro-batches."""
+        share = cut(self.batch, self.world, rank + 1) - cut(self.batch, self.world, rank)
+        if self.accum == 1:
+            return [share]
+        return [cut(share, self.accum, k + 1) - cut(share, self.accum, k) for k in range(self.accum)]
+
     def weight(self, rows: int) -> float:
         """Return the factor of a micro-batch's mean loss that makes the average over ranks the mean over the B samples.
 

@@ -135,7 +135,8 @@ def _forecast(controller: Controller, rank: int, progress: Progress) -> Iterator
     for stride in controller.forecast(progress):
         batch, start = stride.plan.batch, stride.begin.samples
         for k in range(stride.updates):
-            micro, accum = controller.split(replace(stride.begin, step=stride.begin.step + k), batch)
+            progress = replace(stride.begin, step=stride.begin.step + k)
+            micro, accum = controller.split(progress, batch, controller.noise_window(progress, batch))
             yield from replace(stride.plan, micro=micro, accum=accum).rows(start + k * batch, rank)
 
 

@@ -37,17 +37,26 @@ MORE_MEMORY = "use more workers, a smaller model, or engine.kind=deepspeed with 
 
 @contextmanager
 def memory_for(what: str, remedy: str = MORE_MEMORY) -> Iterator[None]:
-    """TrainingFailed with a way out where memory does not hold what is done here, and nothing smaller can be tried."""
+    """Raise TrainingFailed with a way out if memory does not hold what is done here. Nothing smaller can be tried."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not ran_out_of_memory(error):
-            raise
+        check_memory(error, what, remedy)
+        raise
+
+
+def check_memory(error: BaseException, what: str, remedy: str = MORE_MEMORY) -> None:
+    """Check that `error` is not for want of memory for `what`.
+
+    Raises:
+        TrainingFailed: It is. The message says what a user can do.
+    """
+    if ran_out_of_memory(error):
         raise TrainingFailed(f"memory does not hold {what}; {remedy}") from error
 
 
 def ran_out_of_memory(error: BaseException) -> bool:
-    """Whether a GPU's or the host's memory did not hold what was asked for."""
+    """Return whether a GPU's or the host's memory did not hold what was asked for."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
@@ -101,8 +110,7 @@ def drawn_rows(plan: Plan, rank: int, batches: Iterable[Any]) -> Iterator[tuple[
     Raises:
         ConfigError: A micro-batch clearly has another number of rows.
     """
-    shares = [len(positions) for positions in plan.rows(0, rank)]
-    for batch, rows in zip(batches, shares, strict=True):
+    for batch, rows in zip(batches, plan.sizes(rank), strict=True):
         check_rows(batch, rows)
         yield batch, rows
 

@@ -1,8 +1,7 @@
 """Model and loss as one module, and what is checked of them before they train; knows no engine."""
 
 import copy
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -39,14 +38,13 @@ class SingleRow(ConfigError):
     """BatchNorm was to train on a micro-batch of one row."""
 
 
-@contextmanager
-def single_row_told(where: str = "a micro-batch has one row") -> Iterator[None]:
-    """Raise SingleRow, which says what a user can do, in place of what torch's BatchNorm raises for one row."""
-    try:
-        yield
-    except ValueError as error:
-        if isinstance(error, ConfigError) or "more than 1 value per channel" not in str(error):
-            raise
+def check_single_row(error: ValueError, where: str = "a micro-batch has one row") -> None:
+    """Check that `error` is not what torch's BatchNorm raises for a single row.
+
+    Raises:
+        SingleRow: It is. The message says what a user can do.
+    """
+    if not isinstance(error, ConfigError) and "more than 1 value per channel" in str(error):
         raise SingleRow(
             f"{where}, and BatchNorm cannot train on one value per channel: give each rank at least two rows a "
             "micro-batch, by a larger growth.start, fewer ranks (launch.workers) or engine.max_micro of at least 3, or "

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from distgrow.core.errors import ConfigError
 from distgrow.core.plan import Plan
 from distgrow.distributed.world import World
-from distgrow.engine.batches import Loss, Metrics, checked_loss, memory_for, place, ran_out_of_memory
+from distgrow.engine.batches import Loss, Metrics, check_memory, checked_loss, memory_for, place, ran_out_of_memory
 from distgrow.engine.ddp import DataParallel
 from distgrow.engine.functional import FunctionalObjective
 from distgrow.engine.objective import compile_in_place, empty_copy, to_precision
@@ -112,11 +112,14 @@ class TorchEngine(AccumulatingEngine):
         if not math.isfinite(grad_norm):
             # ranks whose last backward failed halfway have sent NaN, but may have sent their stats before
             return self._dropped(reduced, grad_norm, failed=self.world.sum([stats.failed])[0] > 0)
-        with memory_for("the optimizer's state"):
+        try:
             self._products.before_step(self.optimizer)
             self._products.fetch()  # waits for a GPU, which has no step to make yet
             self.step(plan.lr)
             self._products.after_step(self.optimizer)
+        except (RuntimeError, MemoryError) as error:
+            check_memory(error, "the optimizer's state")
+            raise
         return Applied(stats=reduced, grad_norm=grad_norm, applied=True)
 
     def _dropped(self, stats: UpdateStats, grad_norm: float, *, failed: bool) -> Applied:

@@ -20,7 +20,7 @@ from distgrow.distributed.world import World
 from distgrow.engine.batches import Buffers, Loss, Metrics, drawn_rows
 from distgrow.engine.metrics import means
 from distgrow.engine.noise_hooks import MicroBatchNorms, StepProducts
-from distgrow.engine.objective import WeightedLoss, check_dense, check_leaves, single_row_told
+from distgrow.engine.objective import WeightedLoss, check_dense, check_leaves, check_single_row
 from distgrow.engine.stats import MakeStats, UpdateStats
 from distgrow.optim import OptimizerSpec
 
@@ -110,7 +110,11 @@ class AccumulatingEngine(ABC):
         self._norms.begin(plan)
         self._products.begin(plan)
         reserved = self.reserve(plan) if plan.probe else None
-        stats = self.accumulate(plan, micro_batches, votes)
+        try:
+            stats = self.accumulate(plan, micro_batches, votes)
+        except ValueError as error:
+            check_single_row(error)
+            raise
         del reserved
         result = self.apply(plan, stats)
         if not result.applied:
@@ -125,7 +129,6 @@ class AccumulatingEngine(ABC):
             votes=tuple(cast > 0 for cast in result.stats.votes),
         )
 
-    @single_row_told()
     def accumulate(
         self, plan: Plan, micro_batches: Iterable[Any], votes: Sequence[bool] = (), *, rank: int | None = None
     ) -> UpdateStats:

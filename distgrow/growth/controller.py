@@ -128,14 +128,14 @@ class Controller:
 
     def batch(self, progress: Progress) -> int:
         """Return the samples of the next update."""
-        return shorten(
-            self.growth.stage_batch(progress.stage), self.budget.left(progress, self.epoch), self.growth.start
-        )
+        left = self.budget.left(progress, self.epoch)
+        return shorten(self.growth.stage_batch(progress.stage), left, self.growth.start)
 
     def plan(self, progress: Progress) -> Plan:
         """Return the next update. Raise ConfigError if its batch cannot be split over the world."""
         batch = self.batch(progress)
-        micro, accum = self.split(progress, batch)
+        window = self.noise_window(progress, batch)
+        micro, accum = self.split(progress, batch, window)
         return Plan(
             batch=batch,
             world=self.world,
@@ -144,13 +144,17 @@ class Controller:
             lr=self.rate(progress, batch),
             stage=progress.stage,
             seed=mix_int(self.seed, progress.samples),
-            window=self.noise_window(progress, batch),
+            window=window,
             product=Measure.PROGRESS in self._needs,
         )
 
-    def split(self, progress: Progress, batch: int) -> tuple[int, int]:
-        """Return (micro, accum) of the next update if it has `batch` samples. ValueError if it cannot be split."""
-        if self._whole(progress, batch) and self.noise_window(progress, batch):
+    def split(self, progress: Progress, batch: int, window: int) -> tuple[int, int]:
+        """Return (micro, accum) of the next update if it has `batch` samples and this noise window.
+
+        Raises:
+            ConfigError: It cannot be split.
+        """
+        if window and self._whole(progress, batch):
             return split(batch, 1, -(-batch // 2))  # one part alone does not show its noise
         return split(batch, self.world, self._most_rows(progress))
 

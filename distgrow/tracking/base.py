@@ -1,6 +1,6 @@
 """The protocol of trackers, a tracker that keeps nothing, and several trackers as one."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Protocol, runtime_checkable
 
 from distgrow.tracking.base_event import Line
@@ -22,12 +22,25 @@ class Tracker(Protocol):
 
 
 @runtime_checkable
-class Buffered(Protocol):
-    """A tracker that keeps events in memory for a while."""
+class File(Protocol):
+    """A tracker that writes several events at once, and to the disk itself if asked."""
+
+    def log_all(self, events: Sequence[Line]) -> None:
+        """Take events, in order."""
+        ...
 
     def flush(self) -> None:
-        """Write them now."""
+        """Write what has been taken to the disk itself."""
         ...
+
+
+def log_all(tracker: Tracker, events: Sequence[Line]) -> None:
+    """Hand events to a tracker, in order."""
+    if isinstance(tracker, File):
+        tracker.log_all(events)
+        return
+    for event in events:
+        tracker.log(event)
 
 
 class NullTracker:
@@ -51,10 +64,15 @@ class Trackers:
         for tracker in self._trackers:
             tracker.log(event)
 
-    def flush(self) -> None:
-        """Make those that keep events in memory write them."""
+    def log_all(self, events: Sequence[Line]) -> None:
+        """Log several to each."""
         for tracker in self._trackers:
-            if isinstance(tracker, Buffered):
+            log_all(tracker, events)
+
+    def flush(self) -> None:
+        """Make those that are files write to the disk itself."""
+        for tracker in self._trackers:
+            if isinstance(tracker, File):
                 tracker.flush()
 
     def close(self) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import os
-import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from distgrow.run.folder import storing
@@ -12,43 +12,33 @@ _JSON = json.JSONEncoder(allow_nan=False, check_circular=False)
 
 
 class JSONL:
-    """Append one JSON object a line.
-
-    A step line waits at most a tenth of a second for the next one: an update may take a few hundred microseconds, and
-    lines are cheaper to write together. Any other line is written at once, with those before it.
-    """
+    """Append one JSON object a line. Every line is in the file once it has been logged."""
 
     def __init__(self, path: Path) -> None:
-        self._path, self._waiting = path, list[Line]()
-        self._due = 0.0
+        self._path = path
         with storing(path):
             _drop_torn_line(path)
             self._file = path.open("a", encoding="utf-8")
 
     def log(self, event: Line) -> None:
         """Append the event."""
-        self._waiting.append(event)
-        if time.monotonic() >= self._due or event["event"] != "step":
-            self._write()
+        self.log_all([event])
+
+    def log_all(self, events: Sequence[Line]) -> None:
+        """Append the events."""
+        with storing(self._path):
+            self._file.write("".join(_JSON.encode(event) + "\n" for event in events))
+            self._file.flush()
 
     def flush(self) -> None:
-        """Write the lines that wait, to the disk itself."""
-        self._write()
+        """Write all lines to the disk itself."""
         with storing(self._path):
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Close the file."""
-        self._write()
         with storing(self._path):
             self._file.close()
-
-    def _write(self) -> None:
-        with storing(self._path):
-            self._file.write("".join(_JSON.encode(event) + "\n" for event in self._waiting))
-            self._file.flush()
-        self._waiting.clear()
-        self._due = time.monotonic() + 0.1
 
 
 def _drop_torn_line(path: Path) -> None:

@@ -12,7 +12,7 @@ from distgrow.data.seeding import kept_generators
 from distgrow.data.stream import SampleStream
 from distgrow.engine.batches import checked_loss
 from distgrow.engine.metrics import check_metrics
-from distgrow.engine.objective import SingleRow, WeightedLoss, single_row_told
+from distgrow.engine.objective import WeightedLoss, check_single_row
 from distgrow.engine.trial_rows import ROWS, draw, placed, unchanged
 from distgrow.growth.controller import Controller
 from distgrow.tasks.task import Task
@@ -103,9 +103,9 @@ def _check_one_row(objective: WeightedLoss, row: Any, controller: Controller) ->
     start, world, micro = controller.growth.start, controller.world, controller.max_micro
     where = f"growth.start={start} on {world} ranks with engine.max_micro={micro} has micro-batches of one row"
     try:
-        with single_row_told(where), torch.no_grad():
+        with torch.no_grad():
             objective.train().loss(objective.model, row)
-    except SingleRow:
-        raise
+    except ValueError as error:
+        check_single_row(error, where)
     except Exception:  # the first update shows it
         return

@@ -104,7 +104,10 @@ def _train_in(
     ):
         trainer = Trainer(task, controller, engine, tracker, folder, run, world, stop, store)
         measure = settings.engine.max_micro == "auto"
-        result = trainer.resume(measure=measure) if resume else trainer.begin(measure=measure)
+        try:
+            result = trainer.resume(measure=measure) if resume else trainer.begin(measure=measure)
+        finally:
+            trainer.events.write()
         engine.close()
         return result
 

@@ -21,7 +21,7 @@ from distgrow.run.stop import StopRequests
 from distgrow.tasks.task import Task
 from distgrow.tracking.base import Tracker
 from distgrow.tracking.event_log import EventLog
-from distgrow.tracking.events import End, OutOfMemory, Resize, Resume, Stage, Start, shape_of, update_event
+from distgrow.tracking.events import End, OutOfMemory, Resize, Resume, Stage, Start, shape_of
 from distgrow.training.evaluator import Evaluator
 from distgrow.training.micro_batch import check_split, measured
 from distgrow.training.spec import RunSpec
@@ -217,5 +217,5 @@ class Trainer:
         logs = self.run.logs((before.step, before.samples), (progress.step, progress.samples), epoch)
         if self.world.rank > 0 or (outcome.applied and not logs):
             return
-        rate, now = plan.batch / seconds if seconds > 0 else 0.0, self.events.seconds()
-        self.events.log(update_event(progress, plan, outcome, epoch=epoch, time_s=now, samples_per_s=rate))
+        rate = plan.batch / seconds if seconds > 0 else 0.0
+        self.events.update(progress, plan, outcome, epoch=epoch, samples_per_s=rate)

@@ -16,6 +16,7 @@ from distgrow.core.plan import Plan
 from distgrow.core.progress import Ledger, Outcome, Progress
 from distgrow.tracking.base import Trackers
 from distgrow.tracking.base_event import Event
+from distgrow.tracking.event_log import EventLog
 from distgrow.tracking.events import Checkpoint, Evaluation, Resume, update_event
 from distgrow.tracking.jsonl import JSONL
 from distgrow.tracking.pace import SmoothedRate, duration, standing
@@ -23,6 +24,12 @@ from distgrow.tracking.read import history, last_total, read_events
 from distgrow.tracking.terminal import Terminal, doing_of, standing_of
 
 PLAN = Plan(batch=256, world=2, micro=64, accum=2, lr=0.28284271247, stage=3)
+
+
+def update(events: EventLog, number: int) -> None:
+    """Log the update `number`."""
+    progress = Progress(step=number, samples=256 * number, stage=3, ledger=Ledger(applied=256 * number))
+    events.update(progress, PLAN, Outcome(loss=0.5, grad_norm=1.0), epoch=1437, samples_per_s=1000.0)
 
 
 def step(number: int = 7, loss: float = 0.125, rate: float = 1000.0) -> dict[str, Any]:
@@ -48,14 +55,26 @@ def test_every_number_is_read_as_it_was_logged(tmp_path_factory: pytest.TempPath
     assert [event.to_json() for event in read_events(path)] == logged
 
 
-def test_a_line_that_is_not_a_steps_is_on_the_disk_at_once(tmp_path: Path) -> None:
-    tracker = JSONL(tmp_path / "metrics.jsonl")
-    tracker.log(step(1))
-    tracker.log(step(2))
-    tracker.log(Checkpoint(step=2, samples=16, time_s=1.0).to_json())
-    kinds = [event.kind for event in read_events(tmp_path / "metrics.jsonl")]
-    tracker.close()
-    assert kinds == ["step", "step", "checkpoint"]
+def test_events_are_in_the_file_in_the_order_in_which_they_were_made(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    events = EventLog(Trackers([JSONL(path)]))
+    for number in range(1, 6):
+        update(events, number)
+    events.log(Checkpoint(step=5, samples=40, time_s=1.0))
+    found = [(event.kind, event.step) for event in read_events(path)]
+    assert found == [*(("step", number) for number in range(1, 6)), ("checkpoint", 5)]
+
+
+def test_updates_that_wait_are_in_the_file_once_written(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    events = EventLog(JSONL(path))
+    for number in range(1, 6):
+        update(events, number)
+    assert len(list(read_events(path))) < 5  # the first alone was due
+    events.flush()
+    assert [event.step for event in read_events(path)] == [1, 2, 3, 4, 5]
+    events.flush()
+    assert len(list(read_events(path))) == 5
 
 
 @settings(max_examples=50, deadline=None)
@@ -190,14 +209,3 @@ def test_the_last_update_of_a_run_that_breaks_off_is_left_as_a_line() -> None:
         terminal.log(step(number + 1))
     terminal.close()
     assert [line.split(" · ")[1] for line in stream.getvalue().splitlines()] == ["1/100", "3/100"]
-
-
-def test_lines_that_wait_are_on_disk_once_flushed(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    tracker = Trackers([JSONL(path)])
-    for step in range(5):
-        tracker.log({"event": "step", "step": step})
-    assert path.read_text().count("\n") < 5
-    tracker.flush()
-    assert path.read_text().count("\n") == 5
-    tracker.close()
