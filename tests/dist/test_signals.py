@@ -26,7 +26,7 @@ if __name__ == "__main__":
     spec = RunSpec(dir="run", log_every=20, stop_signals=["SIGUSR1"])
     result = fit(nn.Linear(4, 1), loss, data, growth=constant(8), budget=budget(epochs=3000), run=spec)
     assert not result.finished
-    print("stopped at", result.progress.step)
+    print(f"stopped at {result.progress.step}\\n", end="", flush=True)  # whole, beside the other rank
 """
 
 
