@@ -26,20 +26,27 @@ class Watch:
         self._before: list[float] | None = None
         self._file = (folder / f"seen-{os.environ['RANK']}.jsonl").open("a", buffering=1)
         model.register_forward_pre_hook(self._forward)
+        model.register_forward_hook(self._forwarded)
         register_optimizer_step_post_hook(self._stepped)
         atexit.register(self._end)
 
     def _forward(self, model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        if not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() or not model.training:
             return
         rows = inputs[0]
-        if not model.training:  # a gradient that no update is made of
-            self._beside += len(rows)
-            return
         self._rows += len(rows)
         if self._exact:
             self._seen += rows.flatten(1)[:, 0].tolist()
             self._before = self._before or self._flat([p.detach() for p in self._model.parameters()])
+
+    def _forwarded(self, model: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        """Count rows that no update is made of, once a gradient is taken of them."""
+        if not model.training and output.requires_grad:
+            rows = len(inputs[0])
+            output.register_hook(lambda _: self._besides(rows))
+
+    def _besides(self, rows: int) -> None:
+        self._beside += rows
 
     def _stepped(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         line: dict[str, Any] = {"moment": time.perf_counter(), "rows": self._rows, "beside": self._beside}
