@@ -19,7 +19,6 @@ from distgrow.config.run import Run
 from distgrow.core.errors import ConfigError, TrainingFailed
 from distgrow.critical_batch.branches import Scaling
 from distgrow.distributed.environment import launched, place
-from distgrow.launch import local
 from distgrow.launch.local import leave
 from distgrow.run.folder import RunFolder
 from distgrow.run.resume_mode import ResumeMode
@@ -86,27 +85,13 @@ def train(
     check(run, stands_at=lambda: run.stands_at(resume=mode))
     folder = run.folder(resume=mode)
     run = run.kept_in(str(folder.path))
-    if run.launch.kind == "ray":
-        from distgrow.launch.ray import driver
-
-        driver.train(run, resume=mode)
-    else:
-        _train_here(run, folder, mode, ["train", config, *(overrides or ()), _quoted(folder), "--auto-resume"])
+    command = ["train", config, *(overrides or ()), _quoted(folder), "--auto-resume"]
+    raise typer.Exit(_saved_on_ctrl_c(run.launch.train)(run, resume=mode, command=command))
 
 
 def _quoted(folder: RunFolder) -> str:
     """Return the override that keeps the run in `folder`, whose number may have been found out."""
     return f"run.dir={json.dumps(str(folder.path))}"
-
-
-def _train_here(run: Run, folder: RunFolder, resume: ResumeMode, arguments: list[str]) -> None:
-    """Train on this host: in this process, or in several with these arguments."""
-    folder.stop_requested()  # drop a request that was left over: it is not meant for this run
-    folder.check(resume=resume.resumes(folder.begun))
-    if run.launch.workers == 1:
-        _saved_on_ctrl_c(run.fit)(resume=resume)
-    else:
-        raise typer.Exit(local.train(run, folder, arguments))
 
 
 @app.command()
@@ -198,9 +183,9 @@ def _in_group(action: Callable[..., Any], *words: Any, **settings: Any) -> NoRet
 def _saved_on_ctrl_c(action: Callable[..., Any]) -> Callable[..., Any]:
     """Return the action, after which Ctrl-C leaves the program with exit code 130 and what `action` says of it."""
 
-    def guarded(*words: Any, **settings: Any) -> None:
+    def guarded(*words: Any, **settings: Any) -> Any:
         try:
-            action(*words, **settings)
+            return action(*words, **settings)
         except KeyboardInterrupt as stopped:
             _end(130, f"distgrow: {stopped}" if str(stopped) and place()[0] == 0 else "")
 

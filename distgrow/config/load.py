@@ -62,7 +62,7 @@ def apply(values: dict[str, Any], override: str) -> dict[str, Any]:
 def _replaced(values: Mapping[str, Any], path: list[str], value: Any, key: str) -> dict[str, Any]:
     head, *rest = path
     if not rest:
-        union = key != "launch.kind"  # one spec whatever the kind
+        union = key != "launch.kind"  # launchers skip each other's keys
         changes_kind = union and head == "kind" and values.get("kind") not in (None, value)
         return {"kind": value} if changes_kind else {**values, head: value}
     inner = values.get(head)

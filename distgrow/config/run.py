@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from pydantic import model_validator
 
 from distgrow.checkpoint.remote import build_store
-from distgrow.config.launch import Launch
 from distgrow.core.errors import ConfigError
 from distgrow.core.progress import Progress
 from distgrow.core.scaling import Group, scaling_policy
@@ -17,6 +16,8 @@ from distgrow.engine.spec import most_rows
 from distgrow.growth import Growth
 from distgrow.growth.auto import Auto
 from distgrow.growth.controller import Controller
+from distgrow.launch import Launch
+from distgrow.launch.local import Local
 from distgrow.optim import Optimizer
 from distgrow.optim.sgd import SGD
 from distgrow.run.folder import RunFolder, numbered
@@ -60,8 +61,8 @@ class Run(Settings):
     """How the batch grows. Default: auto."""
     optimizer: Optimizer = SGD()  # pyright: ignore[reportIncompatibleVariableOverride]
     """The optimizer."""
-    launch: Launch = Launch()
-    """How processes are started."""
+    launch: Launch = Local()
+    """How the ranks are started. Keys that only another kind has are skipped, so the kind alone can be overridden."""
     theory: Theory | None = None
     """Constants of the problem, if known. `plan` then makes predictions."""
 
@@ -86,11 +87,6 @@ class Run(Settings):
             raise ConfigError(
                 f"launch.workers={workers} changes with the stage, for which DeepSpeed's checkpoints need "
                 f"optimizer.kind=adamw; with {self.optimizer.kind} give launch.workers one number, or engine.kind=torch"
-            )
-        if launch.elastic and launch.kind == "ray" and launch.storage_path is not None:
-            raise ConfigError(
-                f"launch.workers={workers} changes with the stage, for which all hosts must see run.dir: "
-                "leave launch.storage_path out, or give launch.workers one number"
             )
         return self
 

@@ -7,14 +7,14 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from distgrow.checkpoint.remote import build_store
-from distgrow.config.run import Run
 from distgrow.core.errors import RunError, TrainingFailed
 from distgrow.core.progress import Progress
+from distgrow.launch.base import Job
 from distgrow.run import resize_request
 from distgrow.run.folder import RunFolder, storing
 
 
-def groups(run: Run, folder: RunFolder) -> Iterator[int]:
+def groups(job: Job, folder: RunFolder) -> Iterator[int]:
     """Yield the number of ranks of the first group, and then of each group that follows.
 
     A group follows if the one before has ended and asked for another size.
@@ -22,10 +22,10 @@ def groups(run: Run, folder: RunFolder) -> Iterator[int]:
     Raises:
         TrainingFailed: if the size stays the same. The group's last checkpoint must be damaged then.
     """
-    size = wanted(run, folder)
+    size = wanted(job, folder)
     yield size
-    while run.launch.elastic and resize_request.take(folder) and not folder.stop.exists():
-        before, size = size, wanted(run, folder)
+    while job.launch.elastic and resize_request.take(folder) and not folder.stop.exists():
+        before, size = size, wanted(job, folder)
         if size == before:
             raise TrainingFailed(
                 f"{before} workers ended their stage, but the newest intact checkpoint in {folder.checkpoints} is of "
@@ -34,16 +34,16 @@ def groups(run: Run, folder: RunFolder) -> Iterator[int]:
         yield size
 
 
-def wanted(run: Run, folder: RunFolder) -> int:
+def wanted(job: Job, folder: RunFolder) -> int:
     """Return the number of ranks for the stage of the newest intact checkpoint, or for the first stage without one.
 
     The group resumes from the same checkpoint, so it always starts with the size that its stage wants.
     """
     from distgrow.checkpoint import writer  # loads torch
 
-    controller, progress = run.controller(), Progress()
-    store = build_store(folder, run.launch.storage_path)
-    if run.launch.elastic and store.names():
+    controller, progress = job.controller(), Progress()
+    store = build_store(folder, job.launch.storage_path)
+    if job.launch.elastic and store.names():
         _, progress, _ = writer.newest(store)
     return controller.ranks(controller.advance(progress).stage)
 

@@ -1,4 +1,4 @@
-"""Local launch: groups of processes on this host, through torchrun."""
+"""Local: the launcher that trains on this host, in this process or in groups of processes through torchrun."""
 
 import atexit
 import os
@@ -8,31 +8,42 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from types import FrameType
-from typing import NoReturn
+from typing import Literal, NoReturn
 
-from distgrow.config.run import Run
 from distgrow.distributed.environment import _defaults
+from distgrow.launch.base import Job, LauncherSpec
 from distgrow.launch.elastic import groups, launching
 from distgrow.run import resize_request
 from distgrow.run.folder import RunFolder
+from distgrow.run.resume_mode import ResumeMode
 from distgrow.run.stop import StopSignal
 
 
-def train(run: Run, folder: RunFolder, arguments: Sequence[str]) -> int:
-    """Train on several ranks of this host: in one group, or in one after the other if its size changes with the stage.
+class Local(LauncherSpec):
+    """On this host: in this process, or in several through torchrun."""
 
-    Args:
-        run: The run.
-        folder: The folder of the run.
-        arguments: Arguments of `python -m distgrow` for each rank.
+    kind: Literal["local"] = "local"
 
-    Returns:
-        The exit code. It is 0 after a signal of run.stop_signals but Ctrl-C if everything was saved.
-    """
-    endings, elastic = folder.endings(), run.launch.elastic
+    def train(self, job: Job, *, resume: ResumeMode, command: Sequence[str]) -> int:
+        """See LauncherSpec. If the number of ranks changes with the stage, one group follows the other.
+
+        The exit code is 0 after a signal of run.stop_signals but Ctrl-C if everything was saved.
+        """
+        folder = RunFolder(job.run.dir)
+        folder.stop_requested()  # drop a request that was left over: it is not meant for this run
+        folder.check(resume=resume.resumes(folder.begun))
+        if self.workers == 1:
+            job.fit(resume=resume)
+            return 0
+        return _train_in_groups(job, folder, command)
+
+
+def _train_in_groups(job: Job, folder: RunFolder, command: Sequence[str]) -> int:
+    """Train in one group of ranks after the other, and return the exit code."""
+    endings, elastic = folder.endings(), job.launch.elastic
     with launching(folder) if elastic else nullcontext():
-        sized = ((size, [*arguments, *[f"--asked={size}"] * elastic]) for size in groups(run, folder))
-        code = run_groups(sized, restarts=run.launch.max_failures, signals=run.run.stop_signals)
+        sized = ((size, [*command, *[f"--asked={size}"] * elastic]) for size in groups(job, folder))
+        code = run_groups(sized, restarts=job.launch.max_failures, signals=job.run.stop_signals)
         between_groups = elastic and resize_request.pending(folder)
     if between_groups:
         print("distgrow: stopped between two groups; everything is saved, --resume goes on", file=sys.stderr)

@@ -1,10 +1,26 @@
-"""The scripts below launch/ say what they start."""
+"""A launcher is one file and a member of the union; the scripts below launch/ say what they start."""
 
 import runpy
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
 
 import pytest
 import yaml
 from conftest import ROOT
+from pydantic import Field
+from typer.testing import CliRunner
+
+from distgrow import cli
+from distgrow.config import load
+from distgrow.config.run import Run
+from distgrow.core.errors import ConfigError
+from distgrow.core.spec import default_kind
+from distgrow.launch.base import Job, LauncherSpec, skips_keys_of_others
+from distgrow.launch.local import Local
+from distgrow.launch.ray.spec import Ray
+from distgrow.run.resume_mode import ResumeMode
 
 RAY = ["launch.kind=ray", "launch.address=auto"]
 
@@ -34,3 +50,59 @@ def test_the_kubernetes_manifest_resumes_and_shares_the_folder_of_its_run() -> N
         pod = group["template"]["spec"]
         assert pod["volumes"][0]["persistentVolumeClaim"]["claimName"] == volume["metadata"]["name"]
         assert pod["containers"][0]["volumeMounts"][0]["mountPath"] == "/shared"
+
+
+class Inline(LauncherSpec):
+    """All that a new launcher takes: it trains in this process, whatever the number of workers."""
+
+    started: ClassVar[list[Sequence[str]]] = []
+    kind: Literal["inline"] = "inline"
+    shout: bool = False
+
+    def train(self, job: Job, *, resume: ResumeMode, command: Sequence[str]) -> int:
+        self.started.append(command)
+        job.fit(resume=resume)
+        return 7 if self.shout else 0
+
+
+_Launcher = Local | Ray | Inline
+
+
+class Wider(Run):
+    """A config whose union has one member more."""
+
+    launch: Annotated[  # pyright: ignore[reportIncompatibleVariableOverride]
+        _Launcher, Field(discriminator="kind"), skips_keys_of_others(Local, Ray, Inline), default_kind("local")
+    ] = Local()
+
+
+DIGITS = str(ROOT / "configs/digits.yaml")
+SHORT = ["budget={steps: 2}", "run.eval.every_epochs=1000"]
+
+
+def test_a_launcher_of_ones_own_trains_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(import_module("distgrow.config.load"), "Run", Wider)
+    monkeypatch.setattr(Inline, "started", [])
+    words = ["train", DIGITS, *SHORT, f"run.dir={tmp_path / 'run'}", "launch.kind=inline"]
+    assert CliRunner().invoke(cli.app, words).exit_code == 0
+    assert (tmp_path / "run" / "checkpoints" / "step-00000002").is_dir()
+    assert Inline.started[0][-1] == "--auto-resume"
+    again = [*words, "launch.shout=true", "--auto-resume"]
+    assert CliRunner().invoke(cli.app, again).exit_code == 7  # the launcher's own exit code
+    assert '"event": "resume"' in (tmp_path / "run" / "metrics.jsonl").read_text()
+
+
+def test_the_kind_alone_can_be_overridden_in_both_directions() -> None:
+    text = "launch={kind: ray, workers: 4, address: auto, placement: SPREAD}"
+    assert load(DIGITS, [text]).launch == Ray(workers=4, address="auto", placement="SPREAD")
+    assert load(DIGITS, [text, "launch.kind=local"]).launch == Local(workers=4)
+    assert load(DIGITS, ["launch={address: auto, workers: 4}"]).launch == Local(workers=4)  # as earlier versions wrote
+
+
+def test_keys_that_no_launcher_has_are_refused() -> None:
+    with pytest.raises(ConfigError, match="launch.adress: unknown key"):
+        load(DIGITS, ["launch={kind: local, adress: auto}"])
+    with pytest.raises(ConfigError, match="did you mean 'address'"):
+        load(DIGITS, ["launch={kind: ray, adress: auto}"])
+    with pytest.raises(ConfigError, match=r"launch.kind='rya': unknown; did you mean 'ray'"):
+        load(DIGITS, ["launch.kind=rya"])

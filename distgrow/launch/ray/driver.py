@@ -6,9 +6,10 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +17,21 @@ import ray
 from ray.exceptions import RayActorError
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
-from distgrow.config.load import parse
-from distgrow.config.run import Run
 from distgrow.core.errors import ConfigError, RunError, TrainingFailed
 from distgrow.core.scaling import least, most
 from distgrow.distributed.environment import name_interface, name_ray_cluster, named_ray_cluster, ray_train_settings
 from distgrow.distributed.hang_watch import LostPeer, failed_collective
 from distgrow.distributed.world import joined
+from distgrow.launch.base import Job
 from distgrow.launch.elastic import groups, launching
 from distgrow.launch.ray.group import worker_group
+from distgrow.launch.ray.spec import Ray
 from distgrow.launch.ray.worker import Gauges, check_reachable, start_watchers, wait_for_last_group
 from distgrow.run.folder import RunFolder
 from distgrow.run.resume_mode import ResumeMode
+
+#: Makes a job of the plain values that a host is sent.
+Reader = Callable[[dict[str, Any]], Job]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +46,7 @@ class TrainLoopConfig:
     )
 
 
-def train(run: Run, *, resume: ResumeMode) -> None:
+def train(job: Job, *, resume: ResumeMode) -> None:
     """Train on `launch.workers` Ray workers.
 
     The cluster is the one of launch.address or RAY_ADDRESS, else a new local one. On an existing cluster the training
@@ -52,26 +56,29 @@ def train(run: Run, *, resume: ResumeMode) -> None:
         ConfigError: or any other error for users that the first failed worker raised.
         RuntimeError: with the worker's traceback for all other errors.
     """
-    folder = RunFolder(Path(run.run.dir).absolute())
+    folder = RunFolder(Path(job.run.dir).absolute())
     folder.check(resume=resume.resumes(folder.begun))
-    placed = run.kept_in(str(folder.path))
-    with _cluster(run) as (address, gpus):
+    placed = job.kept_in(str(folder.path))
+    read = type(job).model_validate
+    with _cluster(job) as (address, gpus):
         config = TrainLoopConfig(run=placed.model_dump(mode="json"), path=sys.path, gpus=gpus)
-        failure = _train_here(config, folder) if address is None else _train_detached(config, folder, address)
+        failure = (
+            _train_here(read, config, folder) if address is None else _train_detached(read, config, folder, address)
+        )
     if failure is not None:
         raise failure
 
 
-def _train_here(config: TrainLoopConfig, folder: RunFolder) -> Exception | None:
+def _train_here(read: Reader, config: TrainLoopConfig, folder: RunFolder) -> Exception | None:
     """Run the trainer in this process. A local cluster ends with this process anyway."""
     folder.stop_requested()  # drop a request that was left over: it is not meant for this run
     with _requesting_stop_on(folder, *_stop_signals(config)):
-        failure = _train_groups(config)
+        failure = _train_groups(read, config)
     folder.stop_requested()
     return failure
 
 
-def _train_detached(config: TrainLoopConfig, folder: RunFolder, address: str) -> Exception | None:
+def _train_detached(read: Reader, config: TrainLoopConfig, folder: RunFolder, address: str) -> Exception | None:
     """Run the trainer in an actor on Ray's head node and wait for it. It survives this process and this host."""
     trainer = _create_actor(folder, address)
     folder.stop_requested()  # drop a request that was left over: it is not meant for this run
@@ -79,7 +86,7 @@ def _train_detached(config: TrainLoopConfig, folder: RunFolder, address: str) ->
     print(f"distgrow: should this command be killed, the run goes on; to end it: {stop}", file=sys.stderr, flush=True)
     try:
         with _requesting_stop_on(folder, *_stop_signals(config), signal.SIGINT):
-            failure: Any = ray.get(trainer.train.remote(asdict(config)))
+            failure: Any = ray.get(trainer.train.remote(read, asdict(config)))
     except RayActorError as error:
         raise TrainingFailed(f"Ray has lost the run; the newest checkpoint is good for --resume ({error})") from None
     folder.stop_requested()
@@ -138,11 +145,11 @@ class _TrainerActor:
         self._unused = threading.Timer(60, os._exit, (0,))
         self._unused.start()
 
-    def train(self, config: dict[str, Any]) -> Exception | None:
+    def train(self, read: Reader, config: dict[str, Any]) -> Exception | None:
         """Train to the end. Return the error of the first failed worker, or None."""
         self._unused.cancel()
         try:
-            return _train_groups(TrainLoopConfig(**config))
+            return _train_groups(read, TrainLoopConfig(**config))
         finally:
             self._is_training = False
             threading.Timer(5, os._exit, (0,)).start()  # by then a driver that lives has the answer
@@ -152,7 +159,7 @@ class _TrainerActor:
         return self._is_training
 
 
-def _train_groups(config: TrainLoopConfig) -> Exception | None:
+def _train_groups(read: Reader, config: TrainLoopConfig) -> Exception | None:
     """Train in worker groups of Ray Train, each of the size that its stages want.
 
     A group that asked for another size is followed by the next one, which resumes from the last checkpoint.
@@ -161,13 +168,16 @@ def _train_groups(config: TrainLoopConfig) -> Exception | None:
         The error that ended the run, or None.
     """
     _extend_module_path(config.path)  # the user's task may be needed for the size of its data set
-    run = parse(config.run)
-    folder, elastic = RunFolder(run.run.dir), run.launch.elastic
+    job = read(config.run)
+    launch, folder = job.launch, RunFolder(job.run.dir)
+    assert isinstance(launch, Ray), "only launch.kind=ray trains here"
     try:
-        with launching(folder) if elastic else nullcontext():
-            for num_workers in groups(run, folder):
-                loop = asdict(replace(config, asked=num_workers if elastic else None))
-                worker_group(_worker, loop, run.launch, folder, num_workers=num_workers, gpus=config.gpus).fit()
+        with launching(folder) if launch.elastic else nullcontext():
+            for num_workers in groups(job, folder):
+                loop = asdict(replace(config, asked=num_workers if launch.elastic else None))
+                worker_group(
+                    partial(_worker, read), loop, launch, folder, num_workers=num_workers, gpus=config.gpus
+                ).fit()
     except TrainingFailedError as error:
         return _first_failure(error)
     except (ConfigError, TrainingFailed) as error:
@@ -180,22 +190,22 @@ def _extend_module_path(path: list[str]) -> None:
     sys.path.extend(entry for entry in path if entry not in sys.path)
 
 
-def _worker(config: dict[str, Any]) -> None:
+def _worker(read: Reader, config: dict[str, Any]) -> None:
     """Run one rank in a Ray process, inside the process group that Ray Train made.
 
     The driver has checked the folder. After a failure Ray calls this again, and the run resumes.
     """
     _extend_module_path(config["path"])
-    run = parse(config["run"])
-    folder = RunFolder(run.run.dir)
+    job = read(config["run"])
+    folder = RunFolder(job.run.dir)
     start_watchers(folder)
-    with joined(run.engine.device, run.launch.timeout_s) as world:
+    with joined(job.engine.device, job.launch.timeout_s) as world:
         world.on_rank0(lambda: wait_for_last_group(folder))
-    run.fit(resume=ResumeMode.EITHER, asked=config["asked"], trackers=[Gauges(run.run.dir)])
+    job.fit(resume=ResumeMode.EITHER, asked=config["asked"], trackers=[Gauges(job.run.dir)])
 
 
 @contextmanager
-def _cluster(run: Run) -> Iterator[tuple[str | None, bool]]:
+def _cluster(job: Job) -> Iterator[tuple[str | None, bool]]:
     """Connect to a Ray cluster while the context lasts.
 
     Yields:
@@ -207,10 +217,12 @@ def _cluster(run: Run) -> Iterator[tuple[str | None, bool]]:
         name_interface(ray.util.get_node_ip_address())
         name_ray_cluster(ray.get_runtime_context().gcs_address)
 
-    address = run.launch.address or named_ray_cluster()
+    launch = job.launch
+    assert isinstance(launch, Ray), "only launch.kind=ray trains here"
+    address = launch.address or named_ray_cluster()
     runtime_env = {"worker_process_setup_hook": prepare}
     if address is None:
-        cpus = max(os.cpu_count() or 1, most(run.launch.workers))
+        cpus = max(os.cpu_count() or 1, most(launch.workers))
         ray.init(address="local", num_cpus=cpus, runtime_env=runtime_env)
     else:
         try:
@@ -222,8 +234,8 @@ def _cluster(run: Run) -> Iterator[tuple[str | None, bool]]:
                 f"correct the address, or leave it out for a local one ({error})"
             ) from None
     try:
-        enough = ray.cluster_resources().get("GPU", 0) >= least(run.launch.workers)
-        yield address, run.engine.device == "cuda" or (run.engine.device == "auto" and enough)
+        enough = ray.cluster_resources().get("GPU", 0) >= least(launch.workers)
+        yield address, job.engine.device == "cuda" or (job.engine.device == "auto" and enough)
     finally:
         ray.shutdown()
 

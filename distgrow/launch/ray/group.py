@@ -11,8 +11,8 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from distgrow.checkpoint.remote import below
-from distgrow.config.launch import Launch
 from distgrow.core.scaling import least
+from distgrow.launch.ray.spec import Ray
 from distgrow.run.folder import RunFolder
 
 #: Seconds in which Ray places a group that fits.
@@ -22,7 +22,7 @@ PLACEMENT_S = 3.0
 def worker_group(
     train_fn: Callable[[dict[str, Any]], None],
     config: dict[str, Any],
-    launch: Launch,
+    launch: Ray,
     folder: RunFolder,
     *,
     num_workers: int,
@@ -42,7 +42,7 @@ def worker_group(
     )
 
 
-def scaling(launch: Launch, wanted: int, *, gpus: bool, stopping: Callable[[], bool]) -> ScalingConfig:
+def scaling(launch: Ray, wanted: int, *, gpus: bool, stopping: Callable[[], bool]) -> ScalingConfig:
     """Return Ray Train's settings for a group of `wanted` workers, or of as many as fit in time."""
     whole = ScalingConfig(
         num_workers=wanted,
