@@ -70,7 +70,7 @@ def _fit() -> Iterator[str]:
     yield from ("| argument | type | default | what |", "| --- | --- | --- | --- |")
     for name, parameter in inspect.signature(fit).parameters.items():
         default = "required" if parameter.default is parameter.empty else f"`{parameter.default!r}`"
-        yield _row(f"`{name}`", f"`{_type(parameter.annotation)}`", default, arguments.get(name, ""))
+        yield row(f"`{name}`", f"`{_type(parameter.annotation)}`", default, arguments.get(name, ""))
     yield ""
     for title in ("Returns", "Raises"):
         if title in told:
@@ -93,7 +93,7 @@ def _result() -> Iterator[str]:
     """Yield the fields of what fit returns."""
     yield from ("## `Result`", "", first_sentence(Result.__doc__), "", "| field | type |", "| --- | --- |")
     for field in dataclasses.fields(Result):
-        yield _row(f"`{field.name}`", f"`{_type(field.type)}`")
+        yield row(f"`{field.name}`", f"`{_type(field.type)}`")
     yield ""
 
 
@@ -103,7 +103,7 @@ def _names() -> Iterator[str]:
     yield from ("| name | arguments | what |", "| --- | --- | --- |")
     for name in sorted(distgrow.__all__, key=str.lower):
         thing: Any = getattr(distgrow, name)
-        yield _row(f"`{name}`", _arguments(thing), first_sentence(thing.__doc__))
+        yield row(f"`{name}`", _arguments(thing), first_sentence(thing.__doc__))
     yield ""
 
 
@@ -144,6 +144,6 @@ def _members(annotation: Any) -> Iterator[str]:
         yield "None" if annotation is type(None) else re.sub(r"\b(?:\w+\.)+(?=\w)", "", text)
 
 
-def _row(*cells: str) -> str:
+def row(*cells: str) -> str:
     """Return a row of a Markdown table."""
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"

@@ -1,7 +1,8 @@
 """Make the parts of the manual that follow from the code: `python docs/generate.py`; with `--check` only compare them.
 
-These are the configuration reference, the page of fit(), the output of `distgrow plan` on the policies' pages, what
-policies need and refuse, and on the page of the architecture the loop, the folders and the layers of imports.
+These are the configuration reference, the pages of fit() and of the formulas, the output of `distgrow plan` on the
+policies' pages, what policies need and refuse, and on the page of the architecture the loop, the folders and the layers
+of imports.
 """
 
 import ast
@@ -18,6 +19,7 @@ from pathlib import Path
 import fit_reference
 import policy_table
 import reference
+import theory_reference
 import yaml
 
 from distgrow.config.load import parse
@@ -34,7 +36,11 @@ SECTION = "<!-- {name}: generated -->\n{text}\n<!-- {name}: end -->"
 
 def pages() -> dict[Path, str]:
     """Return the text that each page has to hold, if all or a part of it is generated."""
-    made = {DOCS / "configuration.md": reference.configuration(), DOCS / "fit.md": fit_reference.page()}
+    made = {
+        DOCS / "configuration.md": reference.configuration(),
+        DOCS / "fit.md": fit_reference.page(),
+        DOCS / "theory.md": theory_reference.page(),
+    }
     for page in sorted((DOCS / "policies").glob("*.md")):
         made[page] = PLAN.sub(_planned, page.read_text(encoding="utf-8"))
     for page, sections in {

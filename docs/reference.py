@@ -21,7 +21,7 @@ After this page you know every key of a config: its type, its default and what i
 - `budget` is the only key that has to be given.
 - Unknown keys, wrong types and values out of range are refused. The message names the key, its value and what is
   allowed.
-- `null` means "none". [D] marks a formula that was [derived for this project](../distgrow/theory/sgd.py).
+- `null` means "none". [D] marks a formula that was [derived for this project](theory.md).
 - [Policies](policies.md) says which `growth` is for what. Other words are in the [glossary](glossary.md).
 
 This page is made from the types of the config: `python docs/generate.py` makes it again, and `make check` fails if it

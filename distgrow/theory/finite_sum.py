@@ -1,8 +1,8 @@
-"""The best constant batch of SGD on a strongly convex finite sum, sampled τ-nice; plain numbers in, numbers out.
+"""The best constant batch of SGD on a strongly convex finite sum, sampled τ-nice, as plain arithmetic.
 
-Alfarra et al. 2020 (Adaptive Learning of the Optimal Batch Size of SGD): f = mean of n samples' f_i, a batch a
-uniformly drawn subset of τ of them. L (`smoothness`) of f, L_max (`largest_smoothness`) of any f_i, μ (`mu`): loss /
-parameter²; h̄ (`optimum_sq`), mean ‖∇f_i(x*)‖²; ε (`epsilon`), target of E‖x − x*‖², parameter².
+f is the mean of n samples' f_i, a batch a uniformly drawn subset of τ of them. L (`smoothness`) of f, L_max
+(`largest_smoothness`) of any f_i, μ (`mu`): loss / parameter²; h̄ (`optimum_sq`), mean ‖∇f_i(x*)‖²; ε (`epsilon`),
+target of E‖x − x*‖², parameter². The paper: Adaptive Learning of the Optimal Batch Size of SGD.
 """
 
 import math
@@ -10,12 +10,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from distgrow.theory.sgd import Number, check_positive, plain
+from distgrow.theory.numbers import Number, check_positive, plain
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FiniteSum:
-    """What the complexity needs to know of a problem; L ≤ L_max ≤ nL, as it is for convex f_i (but for rounding)."""
+    """Hold the constants of a finite sum. L ≤ L_max ≤ nL must hold, up to rounding, as it does for convex f_i.
+
+    Source: Alfarra et al. 2020, arXiv 2005.01097.
+    """
 
     samples: int
     smoothness: float
@@ -58,9 +61,9 @@ class FiniteSum:
         return 1 / (2 * max(self.expected_smoothness(batch), noise))
 
     def best_batch(self, epsilon: float) -> float:
-        """Return τ* = n(κ − (L_max − L))/(κ + nL − L_max), κ = 2h̄/(εμ); 1 where that is below 1 (κ < L_max).
+        """Return τ* = n(κ − (L_max − L))/(κ + nL − L_max), κ = 2h̄/(εμ), samples. Return 1 if κ ≤ L_max.
 
-        The τ at which the two arguments of `complexity` are equal: one rises along τ, the other falls.
+        At τ* the two arguments of `complexity` are equal: one rises along τ, the other falls.
         """
         check_positive(epsilon=epsilon)
         n, full, one = self.samples, self.smoothness, self.largest_smoothness
@@ -68,7 +71,7 @@ class FiniteSum:
         return n * (kappa - (one - full)) / (kappa + n * full - one) if kappa > one else 1.0
 
     def best_whole_batch(self, epsilon: float) -> int:
-        """Return the whole number of samples that costs least: one of the two beside `best_batch`."""
+        """Return the whole number of samples of least complexity: one of the two beside `best_batch`."""
         best = self.best_batch(epsilon)
         whole = {math.floor(best), min(self.samples, math.ceil(best))}
         return min(sorted(whole), key=lambda batch: self.complexity(float(batch), epsilon))

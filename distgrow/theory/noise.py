@@ -1,14 +1,14 @@
-"""What gradient noise says of the batch: estimators, noise scale, critical batch and gains, as plain arithmetic.
+"""Gradient noise and the batch: estimators, noise scale, critical batch and gains, as plain arithmetic.
 
 Symbols: G, the full gradient; |G|² (`grad_sq`); Σ, covariance of one sample's gradient, tr Σ (`variance`), both in
 gradient² units; H, the Hessian: GᵀHG/|G|² (`curvature`) and tr(HΣ)/tr Σ (`noise_curvature`), loss / parameter²; η
-(`lr`); b, samples (`batch`). Averages over steps are the caller's: average numerators and denominators, never ratios.
-[D]: derived for this project, and held against exact enumeration or Monte Carlo by its tests.
+(`lr`); b, samples (`batch`). Callers average over steps: numerators and denominators apart, never ratios. Formulas that
+were derived for this project are held against exact enumeration or Monte Carlo by their tests.
 """
 
 import math
 
-from distgrow.theory.sgd import check_positive
+from distgrow.theory.numbers import check_positive
 
 # ── estimators from two mean gradients of one update (McCandlish et al. 2018) ───────────────────────────────────
 
@@ -16,8 +16,10 @@ from distgrow.theory.sgd import check_positive
 def variance_estimate(small_sq: float, large_sq: float, small: float, large: float) -> float:
     """Return tr Σ = (|G_b|² − |G_B|²) / (1/b − 1/B) from mean gradients over b = `small` and B = `large` samples.
 
-    Unbiased with independent samples, the b among the B or not; without replacement from n it is unbiased for
+    Unbiased with independent samples, the b among the B or not. Without replacement from n samples it is unbiased for
     tr Σ·n/(n − 1), the variance with the divisor n − 1. Single estimates may be negative.
+
+    Source: McCandlish et al. 2018, arXiv 1812.06162, appendix A.1.
     """
     _check_batches(small, large)
     return (small_sq - large_sq) / (1 / small - 1 / large)
@@ -26,10 +28,13 @@ def variance_estimate(small_sq: float, large_sq: float, small: float, large: flo
 def grad_sq_estimate(
     small_sq: float, large_sq: float, small: float, large: float, population: float = math.inf
 ) -> float:
-    """Return |G|² = (B|G_B|² − b|G_b|²) / (B − b), unbiased with independent samples; single estimates may be negative.
+    """Return |G|² = (B|G_B|² − b|G_b|²) / (B − b), unbiased with independent samples.
 
-    Drawn without replacement from n samples (one pass over the data) this is low by tr Σ/(n − 1) on average, more
-    than |G|² itself once the noise scale exceeds n: give `population` = n to add it back [D].
+    Single estimates may be negative. Drawn without replacement from n samples (one pass over the data) this is low by
+    tr Σ/(n − 1) on average, more than |G|² itself once the noise scale exceeds n. `population` = n adds it back; this
+    correction is derived for this project.
+
+    Source: McCandlish et al. 2018, arXiv 1812.06162, appendix A.1.
     """
     _check_batches(small, large)
     check_positive(population=population)
@@ -40,7 +45,10 @@ def grad_sq_estimate(
 
 
 def batch_variance(variance: float, batch: float, population: float = math.inf) -> float:
-    """Return E|G_b − G|² = (σ²/b)·(n − b)/(n − 1) without replacement from n samples; σ²/b from endlessly many."""
+    """Return E|G_b − G|², gradient²: σ²/b, times (n − b)/(n − 1) if drawn without replacement from n samples.
+
+    Source: sampling theory (the finite population correction).
+    """
     check_positive(batch=batch, population=population)
     if not batch <= population:
         raise ValueError(f"batch={batch} must be at most population={population}: samples drawn without replacement")
@@ -59,24 +67,36 @@ def _check_batches(small: float, large: float) -> None:
 
 
 def noise_scale(variance: float, grad_sq: float) -> float:
-    """Return B_simple = tr Σ/|G|², samples; inf where the estimate of |G|² is not positive (McCandlish et al. 2018)."""
+    """Return B_simple = tr Σ/|G|², samples. Return inf if the estimate of |G|² is not positive.
+
+    Source: McCandlish et al. 2018, arXiv 1812.06162, eq. 2.9.
+    """
     return variance / grad_sq if grad_sq > 0 else math.inf
 
 
 def sfo_overhead(batch: float, scale: float) -> float:
-    """Return E/E_min = 1 + b/B, gradient evaluations over those of the smallest batches (McCandlish et al. 2018)."""
+    """Return E/E_min = 1 + b/B, gradient evaluations over those of the smallest batches.
+
+    Source: McCandlish et al. 2018, arXiv 1812.06162, section 2.
+    """
     check_positive(batch=batch, scale=scale)
     return 1 + batch / scale
 
 
 def steps_overhead(batch: float, scale: float) -> float:
-    """Return S/S_min = 1 + B/b, serial steps over those of the largest batches; (S/S_min − 1)(E/E_min − 1) = 1."""
+    """Return S/S_min = 1 + B/b, serial steps over those of the largest batches: (S/S_min − 1)(E/E_min − 1) = 1.
+
+    Source: McCandlish et al. 2018, arXiv 1812.06162, section 2.
+    """
     check_positive(batch=batch, scale=scale)
     return 1 + scale / batch
 
 
 def temperature(lr: float, batch: float, power: float = 1.0) -> float:
-    """Return T = η/b^power: power 1 for SGD, ½ for Adam-like optimizers; equal T walk the same path per sample [D]."""
+    """Return T = η/b^power, power 1 for SGD and ½ for Adam: runs of equal T follow one path in samples.
+
+    Source: derived for this project.
+    """
     check_positive(lr=lr, batch=batch)
     return lr / batch**power
 
@@ -85,17 +105,22 @@ def temperature(lr: float, batch: float, power: float = 1.0) -> float:
 
 
 def critical_batch_now(variance: float, grad_sq: float, lr: float, smoothness: float) -> float:
-    """Return b̂* = κ·tr Σ/|G|² with κ = 2Lη/(2 − Lη), samples: sgd.critical_batch for ε = |G| [D]."""
+    """Return b̂* = κ·tr Σ/|G|², samples, κ = 2Lη/(2 − Lη): sgd.critical_batch for ε = |G|.
+
+    Source: derived for this project.
+    """
     return directed_critical_batch(variance, grad_sq, lr, smoothness, smoothness)
 
 
 def directed_critical_batch(
     variance: float, grad_sq: float, lr: float, curvature: float, noise_curvature: float
 ) -> float:
-    """Return b̂* = 2η·tr(HΣ) / (|G|²(2 − η·GᵀHG/|G|²)), the batch of most expected progress per sample [D].
+    """Return b̂* = 2η·tr(HΣ) / (|G|²(2 − η·GᵀHG/|G|²)), the batch of most expected progress per sample.
 
-    inf where even the full gradient makes no progress (η·curvature ≥ 2) or |G|² is not positive. Where the noise
-    lies along negative curvature it is 0 or less: any batch makes progress.
+    Return inf if even the full gradient makes no progress (η·curvature ≥ 2) or |G|² is not positive. If the noise lies
+    along negative curvature, the result is 0 or less: any batch makes progress.
+
+    Source: derived for this project.
     """
     check_positive(lr=lr)
     room = grad_sq * (2 - lr * curvature)
@@ -105,7 +130,10 @@ def directed_critical_batch(
 def expected_decrease(
     grad_sq: float, variance: float, lr: float, batch: float, curvature: float, noise_curvature: float
 ) -> float:
-    """Return E[f(θ) − f(θ − ηg)] = η|G|² − (η²/2)(GᵀHG + tr(HΣ)/b), loss; exact on quadratics [D]."""
+    """Return E[f(θ) − f(θ − ηg)] = η|G|² − (η²/2)(GᵀHG + tr(HΣ)/b), loss; exact on quadratics.
+
+    Source: derived for this project.
+    """
     check_positive(lr=lr, batch=batch)
     return lr * grad_sq - lr**2 / 2 * (curvature * grad_sq + noise_curvature * variance / batch)
 
@@ -113,19 +141,23 @@ def expected_decrease(
 def progress_product(
     grad_sq: float, variance: float, lr: float, batch: float, curvature: float, noise_curvature: float
 ) -> float:
-    """Return E⟨g_t, g_{t+1}⟩ = |G|²(1 − η·GᵀHG/|G|²) − η·tr(HΣ)/b for independent batches; exact on quadratics [D].
+    """Return E⟨g_t, g_(t+1)⟩ = |G|²(1 − η·GᵀHG/|G|²) − η·tr(HΣ)/b for independent batches; exact on quadratics.
 
     Two batches of one pass over n samples share none: their product is lower by about tr Σ/(n − 1).
+
+    Source: derived for this project.
     """
     check_positive(lr=lr, batch=batch)
     return grad_sq * (1 - lr * curvature) - lr * noise_curvature * variance / batch
 
 
 def progress_critical_batch(batch: float, grad_sq: float, product: float, excess: float = 0.0) -> float:
-    """Return b̂* = b·(|G|² − I)/|G|², I = mean ⟨g_t, g_{t+1}⟩ at batch b; the batch at which I would be 0 [D].
+    """Return b̂* = b·(|G|² − I)/|G|², the batch at which I = mean ⟨g_t, g_(t+1)⟩, measured at b, would be 0.
 
-    Exact where I = 0. Elsewhere off by η·κ_G of the way to it, κ_G = GᵀHG/|G|²: give `excess` = η·κ_G, where it is
-    known, to be exact. inf where |G|² is not positive or, with it, where no batch is large enough (η·κ_G ≥ 1).
+    Exact if I = 0. Else it is off by η·κ_G of the way to it, κ_G = GᵀHG/|G|²; `excess` = η·κ_G, if it is known, makes
+    it exact. Return inf if |G|² is not positive or if no batch is large enough (η·κ_G ≥ 1).
+
+    Source: derived for this project.
     """
     check_positive(batch=batch)
     if grad_sq <= 0 or excess >= 1:
@@ -134,10 +166,12 @@ def progress_critical_batch(batch: float, grad_sq: float, product: float, excess
 
 
 def removable_loss(lr: float, variance: float, batch: float) -> float:
-    """Return η·tr Σ/(4b), the loss that SGD's noise keeps up and that annealing η/b to 0 removes [D].
+    """Return η·tr Σ/(4b), the loss that SGD's noise keeps up and that annealing η/b to 0 removes.
 
     On a quadratic whose directions have settled it is Σ η·c/(2b(2 − ηh)) over curvatures h with noise c each. This is
-    that for ηh → 0, low by a factor of at most 2/(2 − ηL); directions that have not settled hold less.
+    that for ηh → 0, low by a factor of at most 2/(2 − ηL). Directions that have not settled hold less.
+
+    Source: derived for this project.
     """
     check_positive(lr=lr, batch=batch)
     return lr * variance / (4 * batch)
@@ -147,10 +181,13 @@ def removable_loss(lr: float, variance: float, batch: float) -> float:
 
 
 def adascale_gain(scale: float, variance: float, grad_sq: float, power: float = 1.0) -> float:
-    """Return AdaScale's gain (σ² + |G|²)/(σ²/s + |G|²), between 1 and s = `scale` ≥ 1 (Johnson et al. 2020).
+    """Return AdaScale's gain (σ² + |G|²)/(σ²/s + |G|²), between 1 and s = `scale` ≥ 1.
 
-    `variance` is that of the base batch's gradient, tr Σ/b₀; s, the batch over b₀. It multiplies the learning rate
-    and counts the base steps that an update is worth. `power` ½ is the form for Adam. 0 noise and gradient: 1.
+    `variance` is that of the base batch's gradient, tr Σ/b₀; s is the batch over b₀. The gain multiplies the learning
+    rate and counts the base steps that an update is worth. `power` ½ is the form for Adam. Without noise and gradient
+    it is 1.
+
+    Source: Johnson et al. 2020, arXiv 2007.05105.
     """
     if not (scale >= 1 and variance >= 0 and grad_sq >= 0):
         raise ValueError(f"scale={scale} must be at least 1, variance={variance} and grad_sq={grad_sq} at least 0")
@@ -159,6 +196,9 @@ def adascale_gain(scale: float, variance: float, grad_sq: float, power: float = 
 
 
 def cabs_batch(lr: float, variance: float, loss: float) -> float:
-    """Return b = η·tr Σ/f, samples; for SGD without momentum and a least loss of 0 (Balles et al. 2017)."""
+    """Return b = η·tr Σ/f, samples, for SGD without momentum and a least loss of 0.
+
+    Source: Balles et al. 2017, arXiv 1612.05086.
+    """
     check_positive(lr=lr, loss=loss)
     return lr * variance / loss

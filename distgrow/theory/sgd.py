@@ -1,47 +1,26 @@
-"""The bound of SGD, the critical batch size and SFO complexity: plain numbers in, plain numbers out; knows no schedule.
+"""The bound of SGD, the critical batch size and SFO complexity, as plain arithmetic; knows no schedule.
 
-See also staged.py (optimal stages, R, serial steps, thresholds, Seesaw), noise.py (noise scale, AdaScale's gain,
-Adam's critical batch), allocation.py (PL) and finite_sum.py.
-
-Symbols (Umeda & Iiduka, arXiv 2508.05297): Δ = f(θ₀) − f*, loss units (`gap`); L, smoothness, loss / parameter²
-(`smoothness`); σ² = tr Σ of one sample's gradient noise (`variance`); ε, target of ‖∇f‖ (`epsilon`); η, learning
-rate (`lr`); b, batch, samples. SFO is the number of per-sample gradient evaluations. Where a batch may be an array,
-so is the answer. [D]: derived for this project, and held against brute force by its tests.
+Symbols: Δ = f(θ₀) − f*, loss (`gap`); L, smoothness, loss / parameter² (`smoothness`); σ² = tr Σ, the variance of one
+sample's gradient, gradient² (`variance`); ε, target of ‖∇f‖, gradient (`epsilon`); η, learning rate (`lr`); b, batch,
+samples (`batch`). SFO is the number of gradient evaluations of one sample. If a batch is an array, so is the result.
+Formulas that were derived for this project are held against brute force by their tests.
 """
 
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
-Number = TypeVar("Number", float, Array)
-
-
-def check_positive(**values: float | Array | Sequence[float]) -> None:
-    """Raise ValueError that names the first of `values` that is not a number above 0, or has such an element."""
-    for key, value in values.items():
-        if not (value > 0 if isinstance(value, float | int) else np.all(np.asarray(value) > 0)):
-            raise ValueError(f"{key}={value} must be above 0")
-
-
-def plain(value: Any) -> Any:
-    """Return a numpy scalar as a Python float; an array as it is."""
-    return value if isinstance(value, np.ndarray) else float(value)
-
-
-def over(above: float | Array, below: Number) -> Number:
-    """Return above/below elementwise; inf where `below` is not positive."""
-    with np.errstate(divide="ignore"):
-        return plain(np.divide(above, np.maximum(below, 0.0)))
+from distgrow.theory.numbers import Array, Number, check_growth, check_positive, over
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Constants:
-    """What the bound needs to know of a problem; all positive, units as above."""
+    """Hold the constants of a problem: L, σ² and Δ. All must be positive.
+
+    Source: Umeda & Iiduka, arXiv 2508.05297.
+    """
 
     smoothness: float
     variance: float
@@ -51,7 +30,7 @@ class Constants:
         check_positive(smoothness=self.smoothness, variance=self.variance, gap=self.gap)
 
     def stable_lr(self) -> float:
-        """Return 2/L, the learning rate that no stage may reach."""
+        """Return 2/L. Every learning rate must be below it."""
         return 2 / self.smoothness
 
     def c1(self, lr: float) -> float:
@@ -63,7 +42,7 @@ class Constants:
         return self.smoothness * lr * self.variance / (2 - self._checked(lr))
 
     def tradeoff(self, lr: float) -> "Tradeoff":
-        """Return SGD's bound of min ‖∇f‖² at a constant (b, η): C₁/T + C₂/b."""
+        """Return SGD's bound of min ‖∇f‖² at a constant (b, η): C₁/T + C₂/b after T updates."""
         return Tradeoff(a=self.c1(lr), b=self.c2(lr))
 
     def _checked(self, lr: float) -> float:
@@ -77,10 +56,12 @@ class Constants:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tradeoff:
-    """A/K + B/b + C after K updates at batch b: the bound of SGD, momentum and Adam (Iiduka, arXiv 2208.09814).
+    """Hold a bound A/K + B/b + C after K updates at batch b, as SGD, momentum and Adam have it.
 
-    `target` is in the units of what is bounded: ε² for SGD's ‖∇f‖², the regret-like ε of that paper for Adam and
-    momentum, whose C > 0 comes from their moments and is a floor that neither K nor b lowers.
+    `target` is in the units of what is bounded. For SGD it is ε², a bound of ‖∇f‖². For Adam and momentum it is the ε
+    of the paper; their C > 0 comes from the moments, and neither K nor b lowers it.
+
+    Source: Iiduka, arXiv 2208.09814.
     """
 
     a: float
@@ -93,7 +74,7 @@ class Tradeoff:
             raise ValueError(f"c={self.c} must be at least 0")
 
     def steps_to(self, batch: Number, target: float) -> Number:
-        """Return K(b) = Ab / ((ε − C)b − B), updates; inf for b ≤ B/(ε − C)."""
+        """Return K(b) = Ab / ((ε − C)b − B), updates. Return inf for b ≤ B/(ε − C)."""
         check_positive(batch=batch)
         return over(self.a * batch, self._room(target) * batch - self.b)
 
@@ -122,10 +103,13 @@ class Tradeoff:
 def measured_critical_batch(batches: Sequence[float], steps: Sequence[float]) -> float:
     """Return b*, samples, from the updates that runs at several constant batches took to one target.
 
-    A, B and C may be unknown.
+    A, B and C need not be known: 1/K = (ε − C)/A − (B/A)/b is a line in 1/b, so b* = −2·slope/intercept of its least
+    squares fit.
 
-    1/K = (ε − C)/A − (B/A)/b is a line in 1/b: b* = −2·slope/intercept of its least squares fit [D]. ValueError
-    where the updates do not fall as the batch grows: noise then is no part of what they took.
+    Raises:
+        ValueError: The updates do not fall as the batch grows, so noise had no part in them.
+
+    Source: derived for this project.
     """
     if len(batches) != len(steps) or len(set(batches)) < 2:
         raise ValueError(f"batches={batches} and steps={steps} must be of one length, with two batches that differ")
@@ -140,16 +124,21 @@ def measured_critical_batch(batches: Sequence[float], steps: Sequence[float]) ->
 
 
 def bound(constants: Constants, steps: Iterable[tuple[float, float, float]]) -> float:
-    """Return upper bound of min_t E‖∇f(θ_t)‖² after (updates, lr, batch) runs in order.
+    """Return an upper bound of min_t E‖∇f(θ_t)‖² after (updates, lr, batch) runs in order, gradient².
 
-    [2Δ + Lσ² Σ η²/b] / [(2 − L·η_max) Σ η]; inf while η_max ≥ 2/L or before the first update.
+    It is [2Δ + Lσ² Σ η²/b] / [(2 − L·η_max) Σ η]. Return inf if η_max ≥ 2/L, or before the first update.
+
+    Source: Umeda & Iiduka, arXiv 2508.05297.
     """
     along = bounds(constants, steps)
     return float(along[-1]) if len(along) else math.inf
 
 
 def bounds(constants: Constants, steps: Iterable[tuple[float, float, float]]) -> Array:
-    """Return `bound` after each of the (updates, lr, batch) runs: what a schedule's curve is drawn from."""
+    """Return `bound` after each of the (updates, lr, batch) runs: the curve of a schedule.
+
+    Source: Umeda & Iiduka, arXiv 2508.05297.
+    """
     count, lr, batch = np.array(list(steps), float).reshape(-1, 3).T
     check_positive(batch=batch)
     if not (np.all(count >= 0) and np.all(lr >= 0)):
@@ -160,24 +149,36 @@ def bounds(constants: Constants, steps: Iterable[tuple[float, float, float]]) ->
 
 
 def steps_to(constants: Constants, lr: float, batch: Number, epsilon: float) -> Number:
-    """Return T(b) = C₁b / (ε²b − C₂), updates at constant batch until the bound is ε²; inf if b ≤ C₂/ε²."""
+    """Return T(b) = C₁b / (ε²b − C₂), updates at constant batch until the bound is ε². Return inf if b ≤ C₂/ε².
+
+    Source: Umeda & Iiduka, arXiv 2508.05297.
+    """
     check_positive(epsilon=epsilon)
     return constants.tradeoff(lr).steps_to(batch, epsilon**2)
 
 
 def sfo_to(constants: Constants, lr: float, batch: Number, epsilon: float) -> Number:
-    """Return N(b) = b·T(b), gradient evaluations at constant batch until the bound is ε²; convex in b."""
+    """Return N(b) = b·T(b), gradient evaluations at constant batch until the bound is ε²; convex in b.
+
+    Source: Umeda & Iiduka, arXiv 2508.05297.
+    """
     return batch * steps_to(constants, lr, batch, epsilon)
 
 
 def critical_batch(constants: Constants, lr: float, epsilon: float) -> float:
-    """Return b* = 2C₂/ε², the batch at which N(b) is least, samples."""
+    """Return b* = 2C₂/ε², the batch at which N(b) is least, samples.
+
+    Source: Umeda & Iiduka, arXiv 2508.05297.
+    """
     check_positive(epsilon=epsilon)
     return constants.tradeoff(lr).critical_batch(epsilon**2)
 
 
 def critical_steps(constants: Constants, lr: float, epsilon: float) -> float:
-    """Return T* = 2C₁/ε² = T(b*), updates."""
+    """Return T* = 2C₁/ε² = T(b*), updates.
+
+    Source: Umeda & Iiduka, arXiv 2508.05297.
+    """
     check_positive(epsilon=epsilon)
     return constants.tradeoff(lr).critical_steps(epsilon**2)
 
@@ -185,58 +186,67 @@ def critical_steps(constants: Constants, lr: float, epsilon: float) -> float:
 def least_sfo(constants: Constants, lr: float, epsilon: float) -> float:
     """Return N* = 4C₁C₂/ε⁴ = N(b*) = 8ΔLσ²/((2 − Lη)²ε⁴), gradient evaluations.
 
-    With η = η_max it is also the universal lower bound: no schedule of batches and learning rates up to η_max has a
-    bound of ε² after fewer; only b_t ∝ η_t reaches it [D].
+    With η = η_max it is also a lower bound of all schedules with learning rates up to η_max: none has a bound of ε²
+    after fewer, and only b_t ∝ η_t reaches it. This part is derived for this project.
+
+    Source: Umeda & Iiduka, arXiv 2508.05297.
     """
     check_positive(epsilon=epsilon)
     return constants.tradeoff(lr).least_sfo(epsilon**2)
 
 
 def cost_of_wrong_batch(ratio: Number) -> Number:
-    """Return N(b)/N* = x²/(2x − 1) at x = b/b*, the same η; inf for x ≤ ½."""
+    """Return N(b)/N* = x²/(2x − 1) at x = b/b* and the same η. Return inf for x ≤ ½.
+
+    Source: derived for this project.
+    """
     check_positive(ratio=ratio)
     return over(ratio * ratio, 2 * ratio - 1)
 
 
 def best_lr(constants: Constants, batch: Number, epsilon: float) -> Number:
-    """Return η(b) = ε²b / (L(ε²b + σ²)) < 1/L, the constant learning rate at which N(b) is least [D]."""
+    """Return η(b) = ε²b / (L(ε²b + σ²)) < 1/L, the constant learning rate at which N(b) is least.
+
+    Source: derived for this project.
+    """
     check_positive(batch=batch, epsilon=epsilon)
     signal = epsilon**2 * batch
     return signal / (constants.smoothness * (signal + constants.variance))
 
 
 def sfo_at_best_lr(constants: Constants, batch: Number, epsilon: float) -> Number:
-    """Return N(b) at `best_lr`: 2ΔL(σ²/ε⁴)·(1 + b/B) gradient evaluations, B = σ²/ε² the noise scale at the target [D].
+    """Return N(b) at `best_lr`: 2ΔL(σ²/ε⁴)·(1 + b/B) gradient evaluations, B = σ²/ε².
 
-    Unlike N(b) at one η it has no best batch: it rises along b, gently up to B. Updates are N/b.
+    B is the noise scale at the target. Unlike N(b) at one η this has no best batch: it rises along b, gently up to B.
+    Updates are N/b.
+
+    Source: derived for this project.
     """
     check_positive(batch=batch, epsilon=epsilon)
     return 2 * constants.gap * constants.smoothness * (batch + constants.variance / epsilon**2) / epsilon**2
 
 
 def sfo_table(constants: Constants, lrs: Sequence[float], batches: Sequence[float], epsilon: float) -> Array:
-    """Return N(b), gradient evaluations, for every pair: (lrs, batches); inf if the bound never reaches ε².
+    """Return N(b), gradient evaluations, for every pair: (lrs, batches). An entry is inf if ε² is never reached.
 
-    The least entry is the best constant (b, η), the baseline beside every growth result."""
+    The least entry is the best constant (b, η), the baseline of every growth result.
+
+    Source: Umeda & Iiduka, arXiv 2508.05297.
+    """
     columns = np.asarray(batches, float)
     return np.array([sfo_to(constants, lr, columns, epsilon) for lr in lrs]).reshape(len(lrs), len(columns))
 
 
-# ── staged growth: the exponents (growth_theory.py has the rest) ────────────────────────────────────────────────
-
-
-def check_growth(growth: float, lr_factor: float, steps_factor: float = 1.0) -> None:
-    """Raise ValueError unless δ > 1, γ > 0 and τ > 0."""
-    check_positive(lr_factor=lr_factor, steps_factor=steps_factor)
-    if not growth > 1:
-        raise ValueError(f"growth={growth} must be above 1: the batch's factor from stage to stage")
+# ── staged growth: the exponents (staged.py has the rest) ────────────────────────────────────────────────
 
 
 def exponent(growth: float, lr_factor: float, steps_factor: float) -> float:
-    """Return p of N ~ ε^(−p) when batch, learning rate and steps per stage grow by δ, γ and τ [D].
+    """Return p of N ~ ε^(−p) if batch, learning rate and steps per stage grow by δ, γ and τ.
 
-    2 ln(τδ)/ln(τγ) if τγ² ≤ δ, else 2 ln(τδ)/ln(δ/γ); at least 4, with equality iff δ = τγ². inf where the bound
-    has a floor or falls only along the logarithm of N (the divisor is not positive).
+    p = 2 ln(τδ)/ln(τγ) if τγ² ≤ δ, else 2 ln(τδ)/ln(δ/γ). It is at least 4, with equality if and only if δ = τγ².
+    Return inf if the bound has a floor or falls only along the logarithm of N (the divisor is not positive).
+
+    Source: derived for this project.
     """
     check_growth(growth, lr_factor, steps_factor)
     below = steps_factor * lr_factor**2 <= growth
@@ -245,12 +255,18 @@ def exponent(growth: float, lr_factor: float, steps_factor: float) -> float:
 
 
 def optimal_steps_ratio(growth: float, lr_factor: float) -> float:
-    """Return τ = δ/γ²: steps of a stage over those of the one before, where `exponent` is least [D]."""
+    """Return τ = δ/γ², the steps of a stage over those of the one before, at which `exponent` is least.
+
+    Source: derived for this project.
+    """
     check_growth(growth, lr_factor)
     return growth / lr_factor**2
 
 
 def optimal_sample_ratio(growth: float, lr_factor: float) -> float:
-    """Return τδ = (δ/γ)²: samples of a stage over those of the one before, where `exponent` is least [D]."""
+    """Return τδ = (δ/γ)², the samples of a stage over those of the one before, at which `exponent` is least.
+
+    Source: derived for this project.
+    """
     check_growth(growth, lr_factor)
     return (growth / lr_factor) ** 2
