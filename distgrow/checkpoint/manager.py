@@ -10,7 +10,7 @@ from typing import Any
 from distgrow.checkpoint import writer
 from distgrow.checkpoint.spec import Checkpointing
 from distgrow.checkpoint.storage import Store
-from distgrow.checkpoint.writer import Writing
+from distgrow.checkpoint.writer import CheckpointWrite
 from distgrow.core.errors import RunError
 from distgrow.core.progress import Progress
 from distgrow.core.spec import Spec
@@ -118,7 +118,7 @@ class CheckpointManager:
         self._requested = False  # a checkpoint has been requested since the newest was begun
         self._charged = 0  # evaluations of the ledger that these processes did not make themselves
         self._stall_s = 0.0
-        self._writer: Writing | None = None  # begun on every rank, not yet whole
+        self._writer: CheckpointWrite | None = None  # begun on every rank, not yet whole
 
     def due(self, progress: Progress, *, requested: bool = False) -> bool:
         """Return whether this rank wants a checkpoint after the coming update. One rank's wish is enough."""
@@ -169,7 +169,7 @@ class CheckpointManager:
                 f"{progress.ledger.total - self._charged}: does the data set or collate drop or add rows?"
             )
         self._events.flush()  # whoever resumes from the checkpoint finds every line from before it
-        self._writer = Writing(
+        self._writer = CheckpointWrite(
             self._store, self._engine, progress, keep=self._spec.keep, world=self._world, facts=self._facts,
             beside=lambda: self._store.push(self._folder),
         )  # fmt: skip

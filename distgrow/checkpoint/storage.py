@@ -1,7 +1,7 @@
 """Storage of checkpoints: the protocol, and its implementation in a shared folder. Knows no torch.
 
-A checkpoint is a named folder of files. It is written under a hidden name and appears in one step: a file system
-renames the folder, an object store (which cannot rename) receives the manifest last.
+A checkpoint is a named folder of files. It is written under a hidden name and appears in one step. A file system
+renames the folder. An object store cannot rename, so it receives the manifest last.
 """
 
 import errno
@@ -19,25 +19,25 @@ from distgrow.run.resume_mode import ResumeMode
 
 T = TypeVar("T")
 MANIFEST = "manifest.json"
-#: A checkpoint's step; a later one of the same step, with more skipped updates, gets a number of its own.
+#: A checkpoint's step. A later checkpoint of the same step, with more skipped updates, has a number after it.
 NAME = re.compile(r"step-(\d+)(?:\.(\d+))?")
-#: What a network's file system may answer once and then no more.
+#: Errors of a network file system that may pass.
 _PASSING = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EBUSY, errno.ECONNRESET, errno.EHOSTDOWN}
 ATTEMPTS, PAUSE_S = 4, 1.0
 
 
 class Store(Protocol):
-    """Keep files in named folders, each of which appears as a whole or not at all."""
+    """Keep files in named folders. Each folder appears as a whole or not at all."""
 
     where: str
-    """For people."""
+    """The place of the checkpoints, for messages."""
 
     def begin(self, name: str) -> str:
-        """Return a hidden place to which all ranks write the files of checkpoint `name`."""
+        """Return a hidden place for the files of checkpoint `name`. All ranks write there."""
         ...
 
     def write(self, place: str, file: str, data: bytes) -> None:
-        """Write one file. It is durable when this returns."""
+        """Write one file. The file is durable when this returns."""
         ...
 
     def commit(self, place: str, name: str, manifest: bytes) -> None:
@@ -61,20 +61,20 @@ class Store(Protocol):
         ...
 
     def push(self, folder: RunFolder) -> None:
-        """Copy the run's config and metrics beside the checkpoints if these are not in the run's folder."""
+        """Copy the run's config and metrics beside the checkpoints if the storage is not the run's folder."""
         ...
 
     def pull(self, folder: RunFolder, *, resume: ResumeMode) -> None:
         """Copy config and metrics back to a host that lacks them.
 
         Raises:
-            RunError: if the storage holds another run.
+            RunError: The storage holds another run.
         """
         ...
 
 
 def at(name: str) -> tuple[int, int]:
-    """Return the sort key of a checkpoint's name: its step, and its number among those of the same step."""
+    """Return the sort key of a checkpoint's name: its step, and its number among checkpoints of the same step."""
     match = NAME.fullmatch(name)
     assert match is not None, name
     return int(match[1]), int(match[2] or 0)
@@ -87,7 +87,11 @@ def free_name(step: int, taken: Sequence[str]) -> str:
 
 
 def persistently(action: Callable[[], T]) -> T:
-    """Return the result of `action`. Try again a few times if the storage fails in a way that may pass."""
+    """Return the result of `action`. Retry a few times if the storage fails in a way that may pass.
+
+    Raises:
+        OSError: The failure is of another kind, or the last attempt failed.
+    """
     for attempt in range(1, ATTEMPTS):
         try:
             return action()

@@ -1,8 +1,8 @@
 """Checkpoints: atomic, verified sets of files that hold engine state and progress; knows no engine's format.
 
-The state is copied while training waits, and written while it goes on. When every rank's files are safe, a manifest
-with their digests makes them a checkpoint: a killed write leaves nothing that loads, and a checkpoint whose files do
-not match their digests is refused by name.
+Training waits while the state is copied, and continues while it is written. When every rank's files are durable, a
+manifest with their digests makes them a checkpoint. So a killed write leaves nothing that loads. A checkpoint whose
+files do not match their digests is refused by name.
 """
 
 import hashlib
@@ -21,8 +21,8 @@ from distgrow.engine.spec import Engine
 _PROGRESS, _FACTS = "progress.json", "facts.json"
 
 
-class Writing:
-    """A checkpoint under way: threads of all ranks write their files, then one of the first rank's the manifest."""
+class CheckpointWrite:
+    """Write a checkpoint in the background: a thread on each rank writes files, then one on rank 0 the manifest."""
 
     def __init__(
         self,
@@ -37,8 +37,14 @@ class Writing:
     ) -> None:
         """Copy the engine's state and begin to write it. Collective: every rank must call.
 
-        Of older checkpoints the newest `keep` − 1 are kept. `facts` are what a run must have in common with the one
-        that goes on from here; see `compare`. The first rank also does `beside` in its thread.
+        Args:
+            store: The storage of the checkpoints.
+            engine: Gives the state.
+            progress: The record at this moment.
+            keep: How many checkpoints to keep, this one included. Older ones are deleted.
+            world: The ranks.
+            facts: Numbers that a run must share with the one that resumes from here; see `compare`.
+            beside: Called in rank 0's thread as well.
         """
         self.progress, self.began = progress, time.monotonic()
         self._store, self._world, self._keep = store, world, keep
@@ -53,13 +59,17 @@ class Writing:
         self._start(lambda: self._write(files), beside if world.rank == 0 else lambda: None)
 
     def under_way(self) -> bool:
-        """Whether this rank is still writing."""
+        """Return True if this rank is still writing."""
         return self._thread.is_alive()
 
     def settle(self) -> bool:
-        """Go on when no rank is writing, or else wait until none is; True once it is a checkpoint, False halfway.
+        """Wait until no rank is writing, then begin the next of two steps. Collective: every rank must call.
 
-        RunError where a file could not be written. Collective: every rank must call.
+        Returns:
+            False after the ranks' files: the manifest is being written. True once the manifest is there too.
+
+        Raises:
+            RunError: A file could not be written.
         """
         self._thread.join()
         try:
@@ -68,7 +78,7 @@ class Writing:
                 return True
             digests = {file: digest for part in self._world.gather(self._digests) for file, digest in part.items()}
         except Exception:
-            if not self._gathered:  # else it may be a checkpoint already
+            if not self._gathered:  # if gathered, it may be a checkpoint already
                 self._world.on_rank0(lambda: self._store.delete(self._place))
             raise
         self._gathered = True
@@ -89,7 +99,7 @@ class Writing:
         try:
             for task in tasks:
                 task()
-        except Exception as error:  # told by settle, on every rank
+        except Exception as error:  # settle raises it on every rank
             self._failure = error
 
     def _write(self, files: Mapping[str, bytes]) -> None:
@@ -108,21 +118,22 @@ class Writing:
 def save(
     store: Store, engine: Engine, progress: Progress, *, keep: int, world: World, facts: Mapping[str, int] | None = None
 ) -> str:
-    """Write a checkpoint and wait for it: its name. Collective: every rank must call."""
-    writing = Writing(store, engine, progress, keep=keep, world=world, facts=facts)
+    """Write a checkpoint, wait until it is complete, and return its name. Collective: every rank must call."""
+    writing = CheckpointWrite(store, engine, progress, keep=keep, world=world, facts=facts)
     while not writing.settle():
         continue
     return writing.name
 
 
 def clean(store: Store, *, keep: int, current: str) -> None:
-    """Delete what killed writes left, and all checkpoints before `current` but the newest `keep` − 1 of other steps.
+    """Delete the remains of killed writes, and checkpoints before `current`.
 
-    Those after it are damaged ones that a resume has passed over: they stay, to be looked at.
+    The newest `keep` − 1 checkpoints of earlier steps stay. Checkpoints after `current` stay, too: they are damaged
+    ones that a resume has passed over, and somebody may want to look at them.
     """
     store.sweep()
     before = [name for name in store.names() if at(name) < at(current)]
-    older = [name for name in before if at(name)[0] < at(current)[0]]  # others are superseded
+    older = [name for name in before if at(name)[0] < at(current)[0]]  # the rest is superseded
     kept = older[max(0, len(older) - keep + 1) :]
     for name in before:
         if name not in kept:
@@ -130,9 +141,10 @@ def clean(store: Store, *, keep: int, current: str) -> None:
 
 
 def newest(store: Store) -> tuple[str, Progress, list[str]]:
-    """Return the name of the newest intact checkpoint, its progress, and what is wrong with each newer one.
+    """Return the name of the newest intact checkpoint, its progress, and the damage of each newer one.
 
-    RunError where all are damaged.
+    Raises:
+        RunError: No checkpoint is intact.
     """
     damaged: list[str] = []
     for name in reversed(store.names()):
@@ -148,7 +160,11 @@ def newest(store: Store) -> tuple[str, Progress, list[str]]:
 
 
 def compare(path: Path, facts: Mapping[str, int]) -> None:
-    """RunError where the run that wrote a checkpoint had other facts: it cannot go on with these."""
+    """Check that the run that wrote a checkpoint had the same facts.
+
+    Raises:
+        RunError: A fact differs, so the run cannot be resumed with the present ones.
+    """
     before = json.loads((path / _FACTS).read_text()) if (path / _FACTS).is_file() else {}
     differing = [
         f"{before[name]:,} {name} then, {facts[name]:,} now"
@@ -162,7 +178,7 @@ def compare(path: Path, facts: Mapping[str, int]) -> None:
 
 
 def check(path: Path) -> str | None:
-    """Return what is wrong with a checkpoint's files, or None."""
+    """Return the damage of a checkpoint's files in words. Return None if they are intact."""
     try:
         manifest = json.loads((path / MANIFEST).read_bytes())
     except (OSError, ValueError):
@@ -178,6 +194,6 @@ def check(path: Path) -> str | None:
 
 
 def digest(file: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
+    """Return the SHA-256 digest of a file, hexadecimal."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,9 +1,9 @@
-"""Hang detection: which rank did not join a collective, and what it does instead. Knows no training.
+"""Hang detection: which rank did not join a collective, and which line it executes instead. Knows no training.
 
-A rank that waits cannot see who is missing, since a ring only shows that a neighbour is silent. Therefore each rank
-runs a thread that looks every few seconds for a request for status. It answers with the line of Python that its rank
-executes. A rank without an answer has ended. A rank that answers from outside a collective is the one that the others
-wait for.
+A rank that waits cannot see which rank is missing, since a ring only shows that a neighbour is silent. Therefore each
+rank runs a thread that looks every few seconds for a request for status. It answers with the line of Python that its
+rank executes. A rank without an answer has ended. A rank that answers from outside a collective is the one that the
+others wait for.
 """
 
 import sys
@@ -18,9 +18,9 @@ import torch.distributed as dist
 
 from distgrow.core.errors import TrainingFailed
 
-#: Seconds between two looks, and in which a rank that lives has answered.
+#: Seconds between two looks for a request, and seconds within which every live rank answers.
 LOOK_S, ANSWER_S = 2.0, 7.0
-#: Where a rank's thread is while it waits for other ranks: the ends of files' names, and what stands in their paths.
+#: The files that a thread executes while it waits for other ranks: ends of their paths, and parts of their paths.
 _WAITING = ("torch/autograd/graph.py", "distgrow/distributed/world.py", "distgrow/distributed/hang_watch.py")
 _WAITING_BELOW = ("torch/distributed/", "deepspeed/comm/")
 _CALL, _HERE = "distgrow/roll", "waits"
@@ -32,7 +32,11 @@ class LostPeer(TrainingFailed):
 
 @contextmanager
 def watching_for_hangs(rank: int, size: int) -> Iterator[None]:
-    """Raise LostPeer with the name of the missing rank if a collective inside the context fails or times out."""
+    """Watch the collectives inside the context.
+
+    Raises:
+        LostPeer: A collective failed or timed out. The message names the missing rank.
+    """
     store = dist.distributed_c10d._get_default_store()
     over = threading.Event()
     worker = threading.get_ident()  # not always the main thread: Ray Train has its own
@@ -53,13 +57,13 @@ def watching_for_hangs(rank: int, size: int) -> Iterator[None]:
 
 
 def failed_collective(error: BaseException) -> bool:
-    """Return whether an error says that ranks could not reach each other."""
+    """Return True if an error means that ranks could not reach each other."""
     words = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Socket Timeout")
     return isinstance(error, dist.DistError) or any(word in str(error) for word in words)
 
 
 def _answer(store: Any, rank: int, worker: int, over: threading.Event) -> None:
-    """Answer once another rank asks for this rank's status."""
+    """Wait until another rank requests this rank's status, and answer."""
     try:
         while not over.wait(LOOK_S):
             if store.check([_CALL]):

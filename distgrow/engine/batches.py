@@ -1,4 +1,4 @@
-"""Collated batches of any nesting, and what every engine does with them; knows no engine."""
+"""Collated batches of any nesting, and the work on them that all engines share; knows no engine."""
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
@@ -14,15 +14,19 @@ from distgrow.core.errors import ConfigError, TrainingFailed
 from distgrow.core.plan import Plan
 
 Loss = Callable[[nn.Module, Any], Tensor]
-#: Of a collated batch: each metric's mean over rows, or its (sum, count).
+#: Returns each metric of a collated batch: its mean over rows, or its (sum, count).
 Metrics = Callable[[nn.Module, Any], Mapping[str, Any]]
 
-#: What batches mostly are; asking whether they are a Sequence takes many times longer.
+#: The usual types of batches. They are tested first, since a test for Sequence takes many times longer.
 _PLAIN = (tuple, list)
 
 
 def checked_loss(loss: Any) -> Tensor:
-    """Return the loss. Raise ConfigError if it is not one number with a gradient."""
+    """Return the loss after a check.
+
+    Raises:
+        ConfigError: It is not one number with a gradient.
+    """
     if not isinstance(loss, Tensor):
         raise ConfigError(f"the loss returned {type(loss).__name__}; it must return a tensor, the mean over the rows")
     if loss.dim() != 0:
@@ -37,7 +41,11 @@ MORE_MEMORY = "use more workers, a smaller model, or engine.kind=deepspeed with 
 
 @contextmanager
 def memory_for(what: str, remedy: str = MORE_MEMORY) -> Iterator[None]:
-    """Raise TrainingFailed with a way out if memory does not hold what is done here. Nothing smaller can be tried."""
+    """Turn a lack of memory inside the context into an error with a way out. No smaller attempt is possible.
+
+    Raises:
+        TrainingFailed: Memory does not hold `what`.
+    """
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -46,43 +54,43 @@ def memory_for(what: str, remedy: str = MORE_MEMORY) -> Iterator[None]:
 
 
 def check_memory(error: BaseException, what: str, remedy: str = MORE_MEMORY) -> None:
-    """Check that `error` is not for want of memory for `what`.
+    """Check that the cause of `error` is not a lack of memory for `what`.
 
     Raises:
-        TrainingFailed: It is. The message says what a user can do.
+        TrainingFailed: It is. The message names a remedy.
     """
     if ran_out_of_memory(error):
         raise TrainingFailed(f"memory does not hold {what}; {remedy}") from error
 
 
 def ran_out_of_memory(error: BaseException) -> bool:
-    """Return whether a GPU's or the host's memory did not hold what was asked for."""
+    """Return True if the memory of a GPU or the host was too small."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
 class Buffers:
-    """A model's buffers (BatchNorm's statistics), to be put back where an update comes to nothing."""
+    """Keep a copy of a model's buffers (BatchNorm's statistics), to undo an update that is not applied."""
 
     def __init__(self, model: nn.Module) -> None:
         self._now = list(model.buffers())
         self._kept = [buffer.clone() for buffer in self._now]
 
     def keep(self) -> None:
-        """Remember them as they are."""
+        """Copy the present values."""
         if self._now:
             torch._foreach_copy_(self._kept, self._now)  # pyright: ignore[reportPrivateImportUsage]
 
     def restore(self) -> None:
-        """Make them what they were."""
+        """Restore the values of the last copy."""
         with torch.no_grad():
             for now, kept in zip(self._now, self._kept, strict=True):
                 now.copy_(kept)
 
 
 def place(batch: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
-    """Return the batch on a device, its floating-point tensors converted to `dtype` if that is not None."""
+    """Return the batch on a device. Floating-point tensors are converted to `dtype` unless it is None."""
     if device.type == "cpu" and dtype is None:
         return batch
 
@@ -98,14 +106,17 @@ def place(batch: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
 
 
 def in_precision(tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype | None:
-    """Return what a tensor becomes if floating-point numbers are to be `dtype`, complex ones pairs of them."""
+    """Return the type to convert a tensor to if floating-point numbers are to be `dtype`.
+
+    The complex type for float64 is complex128. None: keep the tensor's own type.
+    """
     if tensor.is_floating_point():
         return dtype
     return torch.complex128 if tensor.is_complex() and dtype == torch.float64 else None
 
 
 def drawn_rows(plan: Plan, rank: int, batches: Iterable[Any]) -> Iterator[tuple[Any, int]]:
-    """Yield a rank's micro-batches of an update with their numbers of rows, which are those of the plan.
+    """Yield a rank's micro-batches of an update, each with the number of rows that the plan gives it.
 
     Raises:
         ConfigError: A micro-batch clearly has another number of rows.
@@ -116,16 +127,16 @@ def drawn_rows(plan: Plan, rank: int, batches: Iterable[Any]) -> Iterator[tuple[
 
 
 def check_rows(batch: Any, rows: int) -> None:
-    """Check that a collation has kept all rows and added none, as far as a batch of any layout shows it.
+    """Check that the collation kept all rows and added none, as far as a batch of any layout shows it.
 
-    Somewhere a batch of n rows has a tensor with n as one of its sizes, or a list of n. Nothing is decided about a
-    batch that has none but tensors of several first sizes, for it may be packed.
+    A batch of n rows has a tensor with n among its sizes, or a list of length n. If it has neither, but tensors of
+    several first sizes, it passes: it may be packed.
 
     Raises:
         ConfigError: All tensors have the same other number of rows.
     """
     if isinstance(batch, _PLAIN) and batch and isinstance(batch[0], Tensor) and rows in batch[0].shape:
-        return  # what batches mostly are
+        return  # the usual batch
     firsts: set[int] = set()
     for leaf in leaves_of(batch):
         if isinstance(leaf, Tensor):
@@ -141,7 +152,7 @@ def check_rows(batch: Any, rows: int) -> None:
 
 
 def leaves_of(batch: Any) -> Iterator[Tensor | int]:
-    """Yield all tensors in nested tuples, lists, dicts and dataclasses, and before each list its length."""
+    """Yield all tensors in nested tuples, lists, dicts and dataclasses, and each list's length before its items."""
     if isinstance(batch, Tensor):
         yield batch
     elif isinstance(batch, _PLAIN) or (isinstance(batch, Sequence) and not isinstance(batch, str | bytes)):
@@ -157,7 +168,7 @@ def leaves_of(batch: Any) -> Iterator[Tensor | int]:
 
 
 def map_leaves(change: Callable[[Any], Any], batch: Any) -> Any:
-    """Return the same nesting of tuples, lists, dicts and dataclasses with everything in it changed."""
+    """Return the same nesting of tuples, lists, dicts and dataclasses, with `change` applied to every leaf."""
     if isinstance(batch, Tensor | PackedSequence):
         return change(batch)
     if isinstance(batch, MutableMapping):

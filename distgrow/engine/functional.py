@@ -1,7 +1,7 @@
-"""FunctionalObjective: model and loss at one moment, with derivatives; nothing done with it moves training.
+"""FunctionalObjective: model and loss at one moment, with derivatives; nothing done with it affects training.
 
-It works on a copy without tensors, which are lent to it at each call: no module that trains changes its
-mode, no hook of DDP or DeepSpeed fires, no `.grad` is written.
+It works on a copy without tensors. Each call lends tensors to the copy. So no module that trains changes its mode, no
+hook of DDP or DeepSpeed runs, and no `.grad` is written.
 """
 
 from collections.abc import Iterator, Mapping
@@ -25,17 +25,24 @@ _NO_SECOND = ("is not implemented", "double backward", "differentiate twice", "u
 
 
 class _Gradient(nn.Module):
-    """Differentiate an objective within one call, for activation checkpointing computes forward again in backward."""
+    """Differentiate an objective within one call.
+
+    One call is needed because activation checkpointing computes forward again in backward.
+    """
 
     def __init__(self, objective: WeightedLoss, penalty: float) -> None:
         super().__init__()
         self.objective, self.penalty = objective, penalty
 
     def forward(self, batch: Any, parameters: Vector, along: Vector | None) -> tuple[Tensor, Vector]:
-        """Return the mean loss and its gradient or, given a vector, the product of its Hessian with that.
+        """Return the mean loss, and its gradient or a Hessian-vector product.
 
-        The gradient is by way of `.grad` of the parameters, which are lent for this: reentrant checkpointing knows no
-        other way.
+        The gradient is read from `.grad` of the lent parameters: reentrant checkpointing supports no other way.
+
+        Args:
+            batch: A batch on the device of the parameters.
+            parameters: θ.
+            along: The vector that the Hessian is multiplied by. None: return the gradient.
         """
         loss = self.objective(batch, 1.0)
         value = loss.detach()
@@ -49,13 +56,13 @@ class _Gradient(nn.Module):
             return value, gradient
         gradient = _grad(loss, parameters, create_graph=True)
         products = [(real(g) * real(v)).sum() for g, v in zip(gradient, along, strict=True)]
-        if not (product := torch.stack(products).sum()).requires_grad:  # linear in all of θ
+        if not (product := torch.stack(products).sum()).requires_grad:  # the loss is linear in all of θ
             return value, [torch.zeros_like(v) for v in along]
         return value, _grad(product, parameters)
 
 
 class FunctionalObjective:
-    """Hold f(θ) = mean loss + (λ/2)|θ|² at one θ, in eval mode and at least single precision, batch by batch."""
+    """Hold f(θ) = mean loss + (λ/2)|θ|² at one θ, in eval mode and in single precision at least."""
 
     def __init__(
         self,
@@ -69,9 +76,9 @@ class FunctionalObjective:
         """Lend tensors to an empty copy of model and loss. Collective: every rank must call.
 
         Args:
-            objective: What `empty_copy` gave.
-            parameters: Those of the WeightedLoss that it is a copy of, by their names.
-            buffers: The same; the first rank's are taken.
+            objective: The result of `empty_copy`.
+            parameters: The parameters of the WeightedLoss that was copied, by name.
+            buffers: Its buffers, by name. All ranks take those of the first rank.
             penalty: λ.
             world: The ranks.
 
@@ -91,12 +98,12 @@ class FunctionalObjective:
         self._dtype = torch.float64 if self.parameters[0].dtype.to_real() == torch.float64 else None
 
     def gradient(self, batch: Any) -> tuple[Tensor, Vector]:
-        """Return the batch's mean loss, and its gradient by θ with the penalty's λθ."""
+        """Return the mean loss of the batch, and its gradient by θ including the penalty's λθ."""
         loss, gradient = self._call(batch, None)
         return loss, [g.detach() for g in gradient]
 
     def product(self, batch: Any, vector: Vector) -> Vector:
-        """Return the Hessian of the batch's mean loss by θ, with the penalty's λ, times `vector`.
+        """Return H·`vector`, H the Hessian by θ of the batch's mean loss including the penalty's λ.
 
         Raises:
             ConfigError: The model has no second derivatives.
@@ -110,24 +117,24 @@ class FunctionalObjective:
 
 
 def _grad(value: Tensor, parameters: Vector, *, create_graph: bool = False) -> Vector:
-    """Differentiate a number by parameters; by those that it does not depend on the derivative is 0."""
+    """Differentiate a number by parameters. The derivative by a parameter that it does not depend on is 0."""
     return list(
         torch.autograd.grad(value, parameters, create_graph=create_graph, materialize_grads=True, allow_unused=True)
     )
 
 
 def _single(tensor: Tensor) -> Tensor:
-    """Return a tensor in single precision if it has less."""
+    """Return a tensor in single precision if its precision is lower, else as it is."""
     narrow = tensor.is_floating_point() and tensor.element_size() < 4
     return tensor.float() if narrow else tensor
 
 
 @contextmanager
 def _second_derivatives() -> Iterator[None]:
-    """Let attention take the one path that can be differentiated twice.
+    """Restrict attention to the one implementation that can be differentiated twice.
 
     Raises:
-        ConfigError: Something else cannot be.
+        ConfigError: Another operation has no second derivative.
     """
     try:
         with sdpa_kernel(SDPBackend.MATH):

@@ -1,6 +1,6 @@
-"""Probes: exact full gradients, curvature and noise of a whole data set on all ranks; moves nothing, counts all.
+"""Probes: exact full gradients, curvature and noise of a whole data set on all ranks; leaves the parameters alone.
 
-A gradient of n samples costs n gradient evaluations, a Hessian-vector product of n samples 2n.
+A gradient of n samples costs n gradient evaluations, a Hessian-vector product of n samples 2n. All are counted.
 """
 
 import math
@@ -21,7 +21,7 @@ Batches = Iterable[tuple[Any, int]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """A number with its standard error, which is 0 where it is exact."""
+    """Hold a number with its standard error. An exact number has error 0."""
 
     value: float
     error: float
@@ -29,17 +29,24 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Noise:
-    """What Σ, the covariance of one sample's gradient, and the Hessian H have in common."""
+    """Hold two traces: of Σ, the covariance of one sample's gradient, and of its product with the Hessian H."""
 
     trace: Estimate  #: tr Σ, gradient²
     curved: Estimate  #: tr(HΣ), gradient² · loss / parameter²
 
 
 class Probe:
-    """What one engine's objective is like at its present parameters; every method is collective."""
+    """Measure one engine's objective at its present parameters. Collective: every rank must call each method."""
 
     def __init__(self, engine: Engine, world: World, batches: Callable[[], Batches]) -> None:
-        """`batches` gives this rank's (batch, rows of it that count) of the data set, anew at each call."""
+        """Take the objective at the present parameters. No gradient is evaluated yet.
+
+        Args:
+            engine: Gives the objective, and counts the gradient evaluations.
+            world: The ranks.
+            batches: Called once for each pass. Returns an iterable of this rank's batches of the data set, each with
+                the number of its rows that count.
+        """
         self._engine, self._world, self._batches = engine, world, batches
         self._objective = engine.functional()
         self.passes = 0  #: gradient evaluations made of each sample
@@ -56,7 +63,13 @@ class Probe:
         return float(loss), gradient
 
     def _mean(self, measure: Callable[[Any], Vector], *, like: Vector, cost: int) -> Vector:
-        """Average `measure`, a mean over a batch, over all samples, at `cost` evaluations a sample."""
+        """Average `measure` over all samples of the data set.
+
+        Args:
+            measure: Returns means over the rows of a batch.
+            like: Tensors with the shapes, types and devices of the result.
+            cost: Gradient evaluations per sample.
+        """
         sums = [torch.zeros_like(tensor) for tensor in like]
         seen = 0
         with kept_random_state(self._world.device):
@@ -73,14 +86,14 @@ class Probe:
         return [total.div_(rows) for total in sums]
 
     def product(self, vector: Vector) -> Vector:
-        """H·`vector`, H the Hessian of f: of the mean loss and the optimizer's L2 penalty."""
+        """Return H·`vector`. H is the Hessian of f, the mean loss with the optimizer's L2 penalty."""
         return self._mean(lambda batch: self._objective.product(batch, vector), like=self._objective.parameters, cost=2)
 
     def smoothness(self, *, tolerance: float, most: int, seed: int) -> tuple[float, int]:
-        """L, the largest |eigenvalue| of the Hessian, and the Hessian-vector products that it took, at most `most`.
+        """Return L, the largest |eigenvalue| of the Hessian, and the number of Hessian-vector products that it took.
 
-        Power iteration from a random direction. |Hv| of the unit vectors on its way never falls and never exceeds L;
-        it ends when a product has raised it by less than `tolerance` of itself.
+        Power iteration from a random direction. |Hv| of its unit vectors never falls and never exceeds L. The
+        iteration ends when a product raises |Hv| by less than `tolerance` of itself, or after `most` products.
         """
         numbers, value = torch.Generator().manual_seed(seed), 0.0
         vector = [
@@ -90,13 +103,13 @@ class Probe:
         for count in range(1, most + 1):
             vector = self.product([part / norm for part in vector])
             norm = self.norm(vector)
-            if norm - value <= tolerance * norm:  # also where it is 0
+            if norm - value <= tolerance * norm:  # true as well if norm is 0
                 return max(norm, value), count
             value = norm
         return value, most
 
     def curvature(self, gradient: Vector) -> float:
-        """GᵀHG/|G|² of G = `gradient`; NaN where that is 0."""
+        """Return GᵀHG/|G|² for G = `gradient`. Return NaN if G is 0."""
         norm = self.norm(gradient)
         if norm == 0:
             return math.nan
@@ -104,12 +117,20 @@ class Probe:
         return self._agreed(dot(unit, self.product(unit)))
 
     def noise(self, gradient: Vector, samples: int, pairs: Iterable[tuple[tuple[Any, int], tuple[Any, int]]]) -> Noise:
-        """tr Σ and tr(HΣ), Σ the covariance of one sample's gradient, from this rank's `pairs` of (batch, rows).
+        """Estimate tr Σ and tr(HΣ), Σ the covariance of one sample's gradient.
 
-        First batches and second batches are each a random partition of the data set, drawn independently. With ξ the
-        first's mean gradient less ∇f, n_A its rows, n all samples and H_C the second's Hessian,
-        E|ξ|² = (tr Σ/n_A)(n − n_A)/(n − 1), and E[ξᵀH_Cξ] the same of tr(HΣ): both are unbiased [D].
-        tr Σ is exact where the first batches are single samples. Standard errors are those of independent pairs.
+        First batches and second batches are each a random partition of the data set, drawn independently. Let ξ be the
+        mean gradient of the first batch less ∇f, n_A its rows, n all samples and H_C the Hessian of the second batch.
+        Then E|ξ|² = (tr Σ/n_A)(n − n_A)/(n − 1), and E[ξᵀH_Cξ] is the same of tr(HΣ): both are unbiased [D].
+
+        Args:
+            gradient: ∇f.
+            samples: n.
+            pairs: This rank's pairs of (batch, rows).
+
+        Returns:
+            Both traces. Standard errors are those of independent pairs. tr Σ is exact if every first batch is a single
+            sample.
         """
         found: list[tuple[float, float]] = []
         exact = True

@@ -19,7 +19,10 @@ from distgrow.run.resume_mode import ResumeMode
 
 
 class _Dumper(yaml.SafeDumper):
-    """YAML that loads as it was written: unquoted, PyYAML would fold some line breaks of Unicode into spaces."""
+    """Dump YAML so that it loads unchanged.
+
+    Without quotes, PyYAML would fold some line breaks of Unicode into spaces.
+    """
 
 
 _Dumper.add_representer(
@@ -28,7 +31,7 @@ _Dumper.add_representer(
 
 
 class RunFolder:
-    """The files of one run. Only the first rank makes changes here."""
+    """Own the files of one run. Only rank 0 changes them here."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -37,23 +40,27 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.tensorboard = self.path / "tensorboard"
         self.ray = self.path / ".ray"
-        self.stop = self.path / ".stop"  #: touched by who wants the run to checkpoint and end
-        self.checkpoint = self.path / ".checkpoint"  #: touched by who wants a checkpoint soon
+        self.stop = self.path / ".stop"  #: somebody creates it to make the run checkpoint and end
+        self.checkpoint = self.path / ".checkpoint"  #: somebody creates it to get a checkpoint soon
         self._lock = FileLock(self.path / ".lock")
 
     def begun(self) -> bool:
-        """Whether a run was begun here."""
+        """Return True if the folder holds a run."""
         with storing(self.path):
             return self.config.is_file()
 
     def endings(self) -> int:
-        """How often the run here has come to an end, its checkpoint written."""
+        """Return how many times the run here has ended with its checkpoint written."""
         if not self.metrics.is_file():
             return 0
         return self.metrics.read_text(encoding="utf-8", errors="replace").count('"event": "end"')
 
     def check(self, *, resume: bool) -> None:
-        """RunError where there is no run to resume, or where a new one would overwrite something."""
+        """Check that a run can be resumed here or, without `resume`, that a new one would overwrite nothing.
+
+        Raises:
+            RunError: There is no run to resume, or the folder holds files already.
+        """
         with storing(self.path):
             if resume and not self.begun():
                 raise RunError(f"run.dir={self.path} holds no run to resume; start it without --resume")
@@ -65,11 +72,15 @@ class RunFolder:
                 )
 
     def create(self, settings: Mapping[str, Any]) -> None:
-        """Make the folder for a new run; RunError where it holds one already."""
+        """Make the folder for a new run.
+
+        Raises:
+            RunError: The folder holds a run or other files.
+        """
         self.check(resume=False)
         with storing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            partial = self.path / ".config.yaml"  # hidden: a folder that could not be begun can be begun again
+            partial = self.path / ".config.yaml"  # hidden, so that `check` allows a second attempt if this one fails
             partial.write_text(
                 yaml.dump(dict(settings), Dumper=_Dumper, sort_keys=False, allow_unicode=True), encoding="utf-8"
             )
@@ -80,12 +91,12 @@ class RunFolder:
         """Check that the folder holds a run with these settings.
 
         Args:
-            settings: The config of the run at hand.
-            specs: The typed sections of `settings`, through which those in the folder are read: by an older version,
-                kinds and keys may have been written under other names.
+            settings: The config of the present run.
+            specs: The typed sections of `settings`. The recorded sections are read through them, since an older version
+                may have written kinds and keys under other names.
 
         Raises:
-            RunError: The folder holds no run, or one with other settings: every key that differs is named.
+            RunError: The folder holds no run, or a run with other settings. The message names every key that differs.
         """
         self.check(resume=True)
         try:
@@ -103,7 +114,11 @@ class RunFolder:
             )
 
     def lock(self, wait_s: float = 0) -> None:
-        """Keep everybody else from writing here until `unlock`; RunError where somebody writes for `wait_s` more."""
+        """Exclude other writers from this folder until `unlock`.
+
+        Raises:
+            RunError: Another process still writes here after `wait_s` seconds.
+        """
         with storing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             try:
@@ -115,30 +130,30 @@ class RunFolder:
                 ) from None
 
     def request_stop(self) -> None:
-        """Ask the run that is writing here to checkpoint and end; for who cannot send it SIGTERM."""
+        """Ask the run that writes here to checkpoint and end. Use it if SIGTERM cannot be sent."""
         self.path.mkdir(parents=True, exist_ok=True)
         self.stop.touch()
 
     def stop_requested(self) -> bool:
-        """Whether somebody has asked; the request is used up."""
+        """Return True if somebody has requested a stop. This deletes the request."""
         return _take(self.stop)
 
     def checkpoint_requested(self) -> bool:
-        """Whether somebody has asked for a checkpoint; the request is used up."""
+        """Return True if somebody has requested a checkpoint. This deletes the request."""
         return _take(self.checkpoint)
 
     def unlock(self) -> None:
-        """Let others write here again."""
+        """Allow other writers again."""
         self._lock.release()
 
 
 def numbered(pattern: str, *, resume: ResumeMode, name: str) -> str:
-    """Return `run.dir` with {name} replaced, and {n} by the number of a run.
+    """Return `run.dir` with {name} replaced, and {n} replaced by the number of a run.
 
     Args:
         pattern: `run.dir`.
-        resume: START takes the next number, the others the newest run or, without one, 1.
-        name: What {name} stands for.
+        resume: START takes the next free number. The other modes take that of the newest run, or 1 if there is none.
+        name: The replacement of {name}.
     """
     before, n, after = pattern.replace("{name}", name).partition("{n}")
     if not n:
@@ -177,7 +192,11 @@ _STORAGE = {
 
 @contextmanager
 def storing(path: Path) -> Iterator[None]:
-    """Turn the file system's refusals into a RunError that names the path and the way out."""
+    """Turn errors of the file system into one that names the path and a remedy.
+
+    Raises:
+        RunError: The file system refused an operation inside the context.
+    """
     try:
         yield
     except OSError as error:
