@@ -1,6 +1,7 @@
 """The scripts of the guide and of "From plain DDP" run as they stand, and their diffs do what the pages say."""
 
 import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -42,6 +43,17 @@ def test_python_that_no_test_runs_stands_in_neither_readme_nor_guide() -> None:
 def test_the_guides_examples_run(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     execute(GUIDE[name], tmp_path)
     assert "Ledger(applied=12000, skipped=0" in capsys.readouterr().out
+
+
+def test_a_policy_of_ones_own_grows_only_once_the_loss_has_not_fallen_for_its_patience(tmp_path: Path) -> None:
+    names = execute(scripts("policies.md")["patient.py"], tmp_path)
+    lowest, waited, grown = math.inf, 0, 0
+    for step in events(tmp_path / "runs/patient", "step"):
+        if step["stage"] > grown:
+            assert waited >= names["Patient"]().patience
+            grown, waited = step["stage"], 0
+        lowest, waited = min(lowest, step["loss"]), 0 if step["loss"] < lowest else waited + 1
+    assert grown == names["result"].progress.stage > 0
 
 
 def test_fit_and_a_loop_with_a_controller_end_with_the_same_parameters(
