@@ -69,14 +69,14 @@ class Place:
         batch, length = self.batch, self.applied // (self.stages // 2) if self.stages > 1 else self.applied + 1
         growths: dict[str, Growth] = {
             "exponential": Exponential(start=batch, factor=2, cap=16 * batch),
-            "listed": Steps(batches=[batch] * self.stages),
+            "steps": Steps(batches=[batch] * self.stages),
             "seesaw": Seesaw(start=batch, factor=2, cap=16 * batch),
             "noise scale": NoiseScale(start=batch, cap=16 * batch),
             "auto": Auto(start=batch, cap=16 * batch),
         }
         growth, stages = growths[self.growth], Stages()
-        if self.growth in ("exponential", "listed"):
-            stages = Stages(every=Every(samples=[length] * self.stages if self.growth == "listed" else length))
+        if self.growth in ("exponential", "steps"):
+            stages = Stages(every=Every(samples=[length] * self.stages if self.growth == "steps" else length))
         return Controller(
             growth=growth,
             stages=stages,
@@ -129,7 +129,7 @@ def places() -> Iterator[Place]:
     """Every point of every axis, of the policies that go with it."""
     for axis, points in AXES.items():
         for at in points:
-            for growth in ("listed",) if axis == "stages" else ("exponential", "seesaw", "noise scale", "auto"):
+            for growth in ("steps",) if axis == "stages" else ("exponential", "seesaw", "noise scale", "auto"):
                 yield Place(axis=axis, at=at, growth=growth, **{axis: at})
 
 
@@ -152,7 +152,7 @@ def measure(rounds: int) -> list[Cost]:
         (place, name): action
         for place in places()
         for name, action in parts(place).items()
-        if name == UPDATE or place.growth in ("exponential", "listed") or (place.growth, name) == ("seesaw", "advance")
+        if name == UPDATE or place.growth in ("exponential", "steps") or (place.growth, name) == ("seesaw", "advance")
     }
     blocks = {f"{number}": repeated(action) for number, action in enumerate(work.values())}
     seconds = dict(zip(work, interleave(blocks, rounds).values(), strict=True))
@@ -180,7 +180,7 @@ def cost(
 
 def setting_up(rounds: int) -> dict[int, Spread]:
     """Milliseconds of making and checking a controller, once a run, by the stages of a list of stages."""
-    places = [Place(axis="stages", at=at, growth="listed", stages=at) for at in AXES["stages"]]
+    places = [Place(axis="stages", at=at, growth="steps", stages=at) for at in AXES["stages"]]
     blocks = {f"{place.at}": timed(lambda place=place: place.controller().check()) for place in places}
     seconds = interleave(blocks, rounds)
     return {int(at): spread([value * 1e3 for value in values]) for at, values in seconds.items()}

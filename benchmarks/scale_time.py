@@ -117,9 +117,9 @@ def table(
 def last_target(problem: Problem, among: Sequence[Setting]) -> tuple[str, float] | None:
     """The lowest target that a decaying and a growing policy reach; of the held-out loss where runs have budgets."""
     names = {name: family(problem, name) for name in ("decay", "growth")}
-    ladders: Mapping[str, Sequence[float]] = {"grad_norm": problem.grad_norms, "held_loss": problem.held_losses}
+    targets: Mapping[str, Sequence[float]] = {"grad_norm": problem.grad_norms, "held_loss": problem.held_losses}
     for measure in ("grad_norm", "held_loss") if problem.arrives else ("held_loss", "grad_norm"):
-        for target in reversed(ladders[measure]):
+        for target in reversed(targets[measure]):
             reached = {s.policy for s in among if math.isfinite(s.rank(measure, target)[0])}
             if all(reached & members for members in names.values()):
                 return measure, target

@@ -42,15 +42,15 @@ def run_all(problem: Problem, store: Store, seeds: int, policies: Sequence[str])
             absent.setdefault((contestant.policy, reason), []).append(contestant.setting)
     for (policy, reason), names in absent.items():
         tell(f"{problem.name}: {policy}, {len(names)} settings: {reason}")
-    worth_it = {(setting.policy, setting.name) for setting in best(problem, store)}
+    chosen = {(setting.policy, setting.name) for setting in best(problem, store)}
     for contestant in contestants if problem.random else ():
         for seed in range(1, seeds):
-            if (contestant.policy, contestant.setting) in worth_it:
+            if (contestant.policy, contestant.setting) in chosen:
                 run_one(problem, contestant, seed, store)
 
 
 def best(problem: Problem, store: Store) -> list[Setting]:
-    """The settings of each policy that are worth more seeds, by their runs with the first."""
+    """Return the settings of each policy that run with more seeds, chosen by their runs with the first."""
     tuned = settings(result for result in problem.own(store.results) if result.seed == 0)
     chosen: list[Setting] = []
     for policy in problem.policies:
@@ -139,7 +139,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser)
     parser.add_argument("--policy", nargs="+", default=[], help="which policies, by name; default: all")
-    parser.add_argument("--seeds", type=positive, help="seeds of the settings that are worth it; default: 5")
+    parser.add_argument("--seeds", type=positive, help="seeds of the best settings; default: 5")
     parser.add_argument("--report", action="store_true", help="run nothing: tables and plots of what is there")
     options = parser.parse_args()
     size, folder = size_of(options), folder_of(options)

@@ -70,7 +70,7 @@ class Policy:
     grid: Callable[[Scale], Iterator[tuple[str, Values]]]
     family: str = "growth"  #: constant, decay or growth
     published: str = ""  #: what a paper reports of it
-    tuned: bool = True  #: whether its settings are a grid, of which the best are worth more seeds
+    tuned: bool = True  #: whether its settings are a grid, of which the best are run with more seeds
 
     def contestants(self, scale: Scale) -> list[Contestant]:
         """All settings."""
@@ -223,7 +223,7 @@ def temperature(scale: Scale) -> Iterator[tuple[str, Values]]:
 
 
 def adascale(scale: Scale) -> Iterator[tuple[str, Values]]:
-    """s times the batch that η is meant for, η times the gain, halved once a period of what updates are worth."""
+    """s times the batch that η is meant for, η times the gain g, halved once a period; an update counts for g steps."""
     for (start, lr), times, period in product(scale.starts, (4, 16), scale.periods):
         growth = {"kind": "adascale", "start": start, "scale": times, "power": scale.power}
         name = f"{_start(start, lr)}, s={times}, η/2 every {period:g}"
@@ -249,17 +249,17 @@ POLICIES = (
     Policy(name="late", grid=budgeted("late")),
     Policy(name="temperature", grid=temperature),
     Policy(
-        name="adaptive",
+        name="norm_threshold",
         grid=measuring(
-            "adaptive",
+            "norm_threshold",
             threshold=("published", "published", "critical", "critical"),
             norm=("exact", "exact", "exact", "estimated"),
             every=(1000, 100, 100, 100),
         ),
     ),
-    Policy(name="tracking", grid=measuring("tracking", kappa=(0.05, 0.2, 0.5))),
-    Policy(name="progress", grid=measuring("progress")),
-    Policy(name="GNS", grid=measuring("gns")),
+    Policy(name="critical_batch", grid=measuring("critical_batch", kappa=(0.05, 0.2, 0.5))),
+    Policy(name="progress_test", grid=measuring("progress_test")),
+    Policy(name="noise_scale", grid=measuring("noise_scale")),
     Policy(name="CABS", grid=measuring("cabs")),
     Policy(name="AdaScale", grid=adascale),
     Policy(name="τ-nice", grid=tau_nice),

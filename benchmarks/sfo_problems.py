@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from sfo_contestants import POLICIES, Contestant, Policy, Scale
+from sfo_names import as_stored
 from sfo_quadratic import play_standard
 from sfo_results import Course, Minima, Result, key_of
 from sfo_runs import Places, play
@@ -55,8 +56,8 @@ class Problem:
         return None
 
     def run_key(self, contestant: Contestant, seed: int) -> str:
-        """Of all that decides what a run computes."""
-        return key_of(self.key, contestant.values, seed)
+        """Return a key of everything that decides what a run computes."""
+        return key_of(self.key, as_stored(contestant.values), seed)
 
     def own(self, results: Iterable[Result]) -> list[Result]:
         """Those that its settings, as they are now, have led to."""
@@ -74,7 +75,7 @@ class Problem:
         return Course(grad_norm=Minima(targets=self.grad_norms), held_loss=Minima(targets=self.held_losses))
 
 
-LADDER = (0.1, 0.05, 0.02, 0.01)
+GRAD_NORMS = (0.1, 0.05, 0.02, 0.01)
 PENALTY = 1e-3
 #: Of softmax regression on the digits, bounds of the smoothness; ε = (0.01/L)², within which ‖∇f‖ is at most 0.01.
 DIGITS = {"samples": 1437, "smoothness": 5.727, "largest_smoothness": 11.97, "mu": PENALTY, "optimum_sq": 6.343}
@@ -101,7 +102,7 @@ def quadratic() -> Problem:
             auto_budgets=(1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48),
         ),
         play=play_standard,
-        grad_norms=LADDER,
+        grad_norms=GRAD_NORMS,
         arrives=True,
         random=False,
     )
@@ -126,10 +127,10 @@ def digits() -> Problem:
             budgets=(10, 20, 40),
             periods=(1, 2, 3, 4),
             auto_budgets=(1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48),
-            constants={**DIGITS, "epsilon": (LADDER[-1] / DIGITS["smoothness"]) ** 2},
+            constants={**DIGITS, "epsilon": (GRAD_NORMS[-1] / DIGITS["smoothness"]) ** 2},
         ),
         play=partial(play, places=Places(first=0.125, wider=0.005)),
-        grad_norms=LADDER,
+        grad_norms=GRAD_NORMS,
         held_losses=(1.3, 1.25, 1.2),
         base={
             "task": {"kind": "target", "target": "sfo_tasks:noisy_digits"},

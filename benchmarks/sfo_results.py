@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+from sfo_names import policy_today
 
 Point = tuple[int, int, float]  #: applied updates, gradient evaluations, value
 REACHED_NEVER = (math.inf, math.inf)
@@ -39,7 +40,7 @@ class Minima:
     points: list[Point] = field(default_factory=list)
 
     def news(self, value: float) -> bool:
-        """Whether a value is worth a point."""
+        """Return whether a value is kept as a point."""
         kept = self.points[-1][2] if self.points else math.inf
         return value <= 0.98 * kept or any(value <= target < self.lowest for target in self.targets)
 
@@ -130,7 +131,8 @@ class Result:
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """The inverse of asdict, after JSON."""
         lists = ("stretches", "grad_norm", "held_loss", "timings")
-        return cls(**{**values, **{name: [tuple(item) for item in values[name]] for name in lists}})
+        made = {**values, **{name: [tuple(item) for item in values[name]] for name in lists}}
+        return cls(**{**made, "policy": policy_today(values["policy"])})
 
 
 def provenance(results: Iterable[Result]) -> str:
@@ -264,7 +266,7 @@ def best_setting(among: Sequence[Setting], measure: str, target: float) -> Setti
 
 
 def finalists(among: Sequence[Setting], measure: str, targets: Sequence[float]) -> list[Setting]:
-    """Settings worth more seeds: to each target the one of the fewest evaluations and the one of the fewest steps."""
+    """Return the settings to run with more seeds: for each target those of fewest evaluations and of fewest steps."""
     chosen: dict[str, Setting] = {}
     for target in targets:
         ranked = [(setting.rank(measure, target), setting) for setting in among]

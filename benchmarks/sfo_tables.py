@@ -1,4 +1,4 @@
-"""Tables of the SFO benchmark: evaluations and steps to targets, and what the models were worth beside it."""
+"""Tables of the SFO benchmark: evaluations and steps to targets, and how good the models were."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -36,7 +36,7 @@ def to_targets(problem: Problem, among: Sequence[Setting], measure: str, targets
         named = named_setting(own, measure, targets)
         cells = [cell(best_setting(own, measure, target), measure, target) for target in targets]
         ratios = [against(named, other, measure, targets[-1]) for other in baselines]
-        rows.append([policy.name, named.name, *cells, *ratios, *worth(named, shown)])
+        rows.append([policy.name, named.name, *cells, *ratios, *quality(named, shown)])
     aims = [f"{MEASURES[measure]} ≤ {target:g}" for target in targets]
     columns = ["policy", "setting, best for the last target that it reaches", *aims, "÷ best constant", "÷ best decay"]
     columns += ["‖∇f‖ last (lowest)", *(f"{QUALITIES[name]} last (best)" for name in shown), "seeds"]
@@ -58,7 +58,7 @@ def at_the_end(problem: Problem, among: Sequence[Setting]) -> Report:
         epochs, steps = total(chosen, lambda run: run.sfo / run.epoch), total(chosen, lambda run: run.steps)
         over = steps / total(reference, lambda run: run.steps) if reference else math.nan
         spent = [f"{epochs:.1f}", f"{steps:,.0f}", number(over, ".2f")]
-        rows.append([policy.name, chosen.name, *spent, *worth(chosen, QUALITIES), *[policy.published] * reported])
+        rows.append([policy.name, chosen.name, *spent, *quality(chosen, QUALITIES), *[policy.published] * reported])
     columns = ["policy", "setting with the lowest held-out loss", "epochs", "steps", "steps ÷ best decay"]
     columns += ["‖∇f‖ last (lowest)", *(f"{QUALITIES[name]} last (best)" for name in QUALITIES), "seeds"]
     columns += ["published: lowest ‖∇f‖ / test %"] * reported
@@ -134,8 +134,8 @@ def against(setting: Setting, other: Setting | None, measure: str, target: float
     return f"{mine[0] / theirs[0]:.2f} / {mine[1] / theirs[1]:.2f}"
 
 
-def worth(setting: Setting, names: Iterable[str]) -> list[str]:
-    """What the model was worth: ‖∇f‖, losses, accuracy; and the number of seeds."""
+def quality(setting: Setting, names: Iterable[str]) -> list[str]:
+    """Return how good the model was: ‖∇f‖, losses, accuracy; and the number of seeds."""
     pairs = [
         f"{number(setting.last(name).median, '.4g')} ({number(setting.best(name).median, '.4g')})"
         for name in ("grad_norm", *names)

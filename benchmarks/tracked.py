@@ -31,8 +31,8 @@ LIMIT = 0.25  #: largest distance of the median ratio from 1 that is good enough
 POLICIES: Mapping[str, tuple[dict[str, Any], float]] = {
     "constant, b = 8": ({"kind": "constant", "start": 8}, 0.5),
     "constant, b = 32": ({"kind": "constant", "start": 32}, 0.3),
-    "tracking, κ = 0.5": ({"kind": "tracking", "start": 8, "cap": 256, "kappa": 0.5}, 0.5),
-    "gns, share 0.5": ({"kind": "gns", "start": 8, "cap": 256, "share": 0.5}, 0.5),
+    "critical_batch, κ = 0.5": ({"kind": "critical_batch", "start": 8, "cap": 256, "kappa": 0.5}, 0.5),
+    "noise_scale, share 0.5": ({"kind": "noise_scale", "start": 8, "cap": 256, "share": 0.5}, 0.5),
 }
 
 

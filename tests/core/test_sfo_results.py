@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scale_time import Cluster, seconds_to
 from sfo_plots import pareto_front
+from sfo_problems import digits
 from sfo_readme import marked, replaced
 from sfo_results import (
     Course,
@@ -177,3 +179,28 @@ def test_only_updates_up_to_the_target_count() -> None:
     run = finished([1.0, 0.4, 0.1, 0.05])
     assert seconds_to(run, cluster, 1, "grad_norm", 0.5) == pytest.approx(2 * 2.0)
     assert seconds_to(run, cluster, 1, "grad_norm", 0.001) == math.inf
+
+
+@pytest.mark.parametrize(
+    ("old", "kind", "today"),
+    [
+        ("adaptive", "adaptive", "norm_threshold"),
+        ("tracking", "tracking", "critical_batch"),
+        ("progress", "progress", "progress_test"),
+        ("GNS", "gns", "noise_scale"),
+        ("CABS", "cabs", "CABS"),
+    ],
+)
+def test_a_run_stored_under_an_old_name_is_found_under_the_name_of_today(
+    tmp_path: Path, old: str, kind: str, today: str
+) -> None:
+    problem = digits()
+    contestant = next(c for c in problem.contestants() if c.policy == today)
+    values = {**contestant.values, "growth": {**contestant.values["growth"], "kind": kind}}
+    stored = finished([0.5], policy=old, setting=contestant.setting)
+    line = {**asdict(stored), "key": key_of(problem.key, values, 0)}
+    path = tmp_path / "digits.jsonl"
+    path.write_text(json.dumps(line) + "\n")
+    store = Store(path)
+    assert problem.run_key(contestant, 0) in store
+    assert [result.policy for result in problem.own(store.results)] == [today]

@@ -45,7 +45,7 @@ def calls(action: Callable[[], Any]) -> int:
 ENDS = [(axis, growth) for axis in ("world", "step", "samples") for growth in ("exponential", "noise scale", "auto")]
 
 
-@pytest.mark.parametrize(("axis", "growth"), [*ENDS, ("stages", "listed")])
+@pytest.mark.parametrize(("axis", "growth"), [*ENDS, ("stages", "steps")])
 def test_a_decision_takes_no_more_calls_and_memory_at_the_far_end_of_an_axis(axis: str, growth: str) -> None:
     """So 10⁵ ranks, 10⁸ updates, 10¹² samples and 10⁵ stages cost what few do."""
     points = AXES[axis][1], AXES[axis][-1]
