@@ -57,7 +57,7 @@ class Together:
         return len(self.images)
 
     def __getitems__(self, indices: list[int]) -> Any:
-        """One collated batch."""
+        """Return one collated batch."""
         return self.images.batch(np.asarray(indices), seeds(int(torch.randint(2**62, ())), indices))
 
 
@@ -74,13 +74,13 @@ class Throughput:
 
 
 def endless(loader: Any) -> Iterator[Any]:
-    """Epoch after epoch."""
+    """Yield batches, epoch after epoch."""
     while True:
         yield from loader
 
 
 def drawn(dataset: Any, batch: int, workers: int) -> Iterator[Any]:
-    """Batches from distgrow's loader, as the training loop draws them."""
+    """Yield batches from distgrow's loader, as the training loop draws them."""
     control = Controller(growth=constant(batch), budget=budget(samples=10**12), epoch=len(dataset), max_micro=batch)
     loader = PrefetchingLoader(SampleStream(dataset), 0, control, workers=workers, prefetch=PREFETCH, pin=False)
     progress = Progress()
@@ -123,12 +123,12 @@ def measure(name: str, dataset: Any, bare: Any, batch: int, workers: int, *, qui
 
 
 def as_is(batch: Any) -> Any:
-    """Already collated."""
+    """Return the batch, which is collated already."""
     return batch
 
 
 def report(rows: list[Throughput]) -> Report:
-    """The table."""
+    """Return the table."""
     return Report(
         title="Samples per second, distgrow's loader over a bare DataLoader: median of paired ratios (quartiles)",
         columns=["data set", "batch", "workers", "bare", "distgrow", "÷ bare", "target"],

@@ -85,13 +85,13 @@ def measure(*, quick: bool) -> Iterator[Cost]:
 
 
 def measure_two(*, quick: bool) -> list[Cost]:
-    """The same in two processes."""
+    """Measure the same in two processes."""
     rows = in_two_processes(__file__, *(["--quick"] if quick else []))
     return [Cost(**{key: value for key, value in row.items() if key != "benchmark"}) for row in rows]
 
 
 def report(rows: list[Cost]) -> Report:
-    """The table."""
+    """Return the table."""
     return Report(
         title="Time per update with measuring over that without: median of paired ratios (quartiles)",
         columns=["world × micro × accum", "plain µs", "noise", "product", "target", "gradient evaluations"],
@@ -100,7 +100,7 @@ def report(rows: list[Cost]) -> Report:
 
 
 def cells(row: Cost) -> list[str]:
-    """A row of the table."""
+    """Return a row of the table."""
     met = ["met" if spread.median <= LIMIT else "missed" for spread in (row.noise, row.product)]
     target = f"≤ {LIMIT:.2f} {met[0]}, {met[1]}" if row.accum == 1 else ""
     shape = f"{row.world} × {MICRO} × {row.accum}"

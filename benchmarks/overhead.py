@@ -88,7 +88,7 @@ CASES = {
 
 
 def block(work: Callable[[], object], world: World) -> Block:
-    """A block that begins on all ranks at once."""
+    """Return a block that begins on all ranks at once."""
 
     def run() -> float:
         world.sum([0.0])
@@ -100,7 +100,7 @@ def block(work: Callable[[], object], world: World) -> Block:
 
 
 def distgrow_block(job: Trainer, updates: int, world: World) -> Block:
-    """A block of updates of a real run, going on where the one before it ended."""
+    """Return a block of updates of a real run. Each block begins where the one before it ended."""
     progress = Progress()
 
     def go_on() -> None:
@@ -198,14 +198,14 @@ def measure(engine: str, *, quick: bool) -> Iterator[Overhead | Transition]:
 
 
 def measure_two(engine: str, *, quick: bool) -> list[Overhead | Transition]:
-    """The same in two processes."""
+    """Measure the same in two processes."""
     kinds = {"Overhead": Overhead, "Transition": Transition}
     rows = in_two_processes(__file__, "--engine", engine, *(["--quick"] if quick else []))
     return [kinds[row.pop("benchmark")](**row) for row in rows]
 
 
 def reports(rows: list[Overhead | Transition]) -> list[Report]:
-    """The tables that have rows."""
+    """Return the tables that have rows."""
     overheads = [row for row in rows if isinstance(row, Overhead)]
     transitions = [row for row in rows if isinstance(row, Transition)]
     tables = [
@@ -224,7 +224,7 @@ def reports(rows: list[Overhead | Transition]) -> list[Report]:
 
 
 def overhead_cells(row: Overhead) -> list[str]:
-    """A row of the first table."""
+    """Return a row of the first table."""
     return [
         row.model.upper(),
         row.engine,
@@ -238,7 +238,7 @@ def overhead_cells(row: Overhead) -> list[str]:
 
 
 def transition_cells(row: Transition) -> list[str]:
-    """A row of the second."""
+    """Return a row of the second table."""
     return [
         row.model.upper(),
         str(row.world),

@@ -92,7 +92,7 @@ def start(peer: str, work: Work, kind: str) -> None:
 
 
 def absent(names: Iterable[str]) -> dict[str, str]:
-    """Why some of the peers cannot take part."""
+    """Return why some of the peers cannot take part."""
     missing = {name: package for name in names if (package := PEERS[name][1]) and not find_spec(package)}
     return {name: f"not installed: pip install -e '.[bench]', or {package}" for name, package in missing.items()}
 
@@ -102,7 +102,7 @@ def absent(names: Iterable[str]) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Round:
-    """One timed training."""
+    """Hold one timed training."""
 
     stages: dict[int, float]  #: batch → seconds per 10⁴ samples
     transition: float  #: seconds, the median over transitions
@@ -110,7 +110,7 @@ class Round:
 
 
 def time_once(peer: str, epochs: int) -> Round:
-    """One training, watched."""
+    """Train once and watch the updates."""
     with tempfile.TemporaryDirectory(prefix="peer-") as folder:
         work = timed(Path(folder), epochs)
         start(peer, work, f"timed-{epochs}")
@@ -196,7 +196,7 @@ def lines_of(peer: str) -> int:
 
 
 def time_report(rows: Sequence[Timing], others: Sequence[Absent]) -> Report:
-    """Seconds."""
+    """Return the table of seconds."""
     batches = list(rows[0].stages) if rows else []
     columns = ["peer", *(f"b = {batch}" for batch in batches), "lost at a transition (s)", "time ÷ distgrow's"]
     table = [[PEERS[row.peer][0], *map(str, row.stages.values()), str(row.transition), str(row.ratio)] for row in rows]
@@ -205,7 +205,7 @@ def time_report(rows: Sequence[Timing], others: Sequence[Absent]) -> Report:
 
 
 def check_report(rows: Sequence[Verdict], others: Sequence[Absent]) -> Report:
-    """What goes wrong."""
+    """Return the table of what goes wrong."""
     columns = [
         "peer", "lines", "evaluations beside", "other batches", "wrong gradients", "samples not once an epoch",
         "after a resume: wrong η", "samples not once an epoch", "updates made again",
@@ -216,7 +216,7 @@ def check_report(rows: Sequence[Verdict], others: Sequence[Absent]) -> Report:
 
 
 def verdict_cells(row: Verdict) -> list[str]:
-    """A row of that table without its name."""
+    """Return a row of that table without the peer's name."""
     check, resumed = row.check, row.resumption
     again = [resumed.rates, resumed.seen, str(resumed.lost)] if resumed else ["not run"] * 3
     beside = f"{check.beside / check.evaluations:.0%}"

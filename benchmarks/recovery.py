@@ -40,7 +40,7 @@ class Recovery:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stall:
-    """What saving cost a run."""
+    """Hold what saving cost a run."""
 
     checkpoint_mb: float
     checkpoints: int
@@ -51,7 +51,7 @@ class Stall:
 
     @property
     def share(self) -> float:
-        """Of the run's time."""
+        """Return the share of the run's time."""
         return self.stalled / self.seconds
 
 
@@ -63,14 +63,14 @@ def start(folder: Path, *words: str) -> "subprocess.Popen[bytes]":
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
-    """All whole lines of the run's metrics so far."""
+    """Return all whole lines of the run's metrics so far."""
     path = folder / "run/metrics.jsonl"
     text = path.read_text() if path.exists() else ""
     return [json.loads(line) for line in text.split("\n")[:-1]]
 
 
 def workers(folder: Path) -> list[psutil.Process]:
-    """The processes of Ray's that train this run."""
+    """Return the Ray processes that train this run."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -82,7 +82,7 @@ def workers(folder: Path) -> list[psutil.Process]:
 
 
 def moment(condition: Any, timeout_s: float = 180) -> float:
-    """When a condition came true."""
+    """Wait for a condition. Return the time at which it came true."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > deadline:
@@ -146,7 +146,7 @@ def stall(seconds: float, every_s: float) -> Stall:
 
 
 def summary(events: list[dict[str, Any]], size: int) -> Stall:
-    """The cost of saving, from a run's own events."""
+    """Return the cost of saving, from a run's own events."""
     saved = [event for event in events if event["event"] == "checkpoint"]
     written = [(event["time_s"] - event["seconds"], event["time_s"]) for event in saved]
     during, otherwise = list[float](), list[float]()
@@ -165,7 +165,7 @@ def summary(events: list[dict[str, Any]], size: int) -> Stall:
 
 
 def reports(recovery: Recovery, stalls: dict[float, Stall]) -> list[Report]:
-    """The tables."""
+    """Return the tables."""
     met = "met" if recovery.restore.median <= RESTORE_LIMIT_S else "missed"
     return [
         Report(

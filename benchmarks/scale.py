@@ -61,13 +61,13 @@ class Traffic:
 
     @property
     def theory(self) -> float:
-        """Of a ring all-reduce of the gradients in float32."""
+        """Return the bytes that a ring all-reduce of the gradients in float32 takes."""
         return 2 * (self.world - 1) / self.world * self.parameters * 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Simulated:
-    """Updates of one rank of many of which no other exists: microseconds, and over those of the smallest world."""
+    """Hold microseconds of an update with simulated other ranks, and their ratio to the smallest world's."""
 
     world: int
     update_us: float
@@ -75,13 +75,13 @@ class Simulated:
 
 
 class Group:
-    """Ranks that answer; see scale_ranks.py."""
+    """Ask a running group of ranks for measurements; see scale_ranks.py."""
 
     def __init__(self, process: "subprocess.Popen[str]") -> None:
         self.process = process
 
     def __call__(self, model: Model, batch: int, updates: int) -> tuple[float, list[int]]:
-        """Seconds of a block of updates, and the bytes that each rank sent meanwhile."""
+        """Return the seconds of a block of updates, and the bytes that each rank sent during it."""
         assert self.process.stdin is not None and self.process.stdout is not None
         self.process.stdin.write(json.dumps({"model": model, "batch": batch, "updates": updates}) + "\n")
         self.process.stdin.flush()
@@ -93,7 +93,7 @@ class Group:
 
 @contextmanager
 def ranks(world: int, *, simulate: bool = False) -> Iterator[Group]:
-    """A group of ranks, real or the first of a simulated one, for as long as the context lasts."""
+    """Start a group of ranks (or the first rank of a simulated group) and stop it when the context ends."""
     script = str(Path(__file__).with_name("scale_ranks.py"))
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
     command = [script, "--simulate", str(world)] if simulate else [*launcher, script]
@@ -111,7 +111,7 @@ def ranks(world: int, *, simulate: bool = False) -> Iterator[Group]:
 
 @contextmanager
 def together(worlds: Sequence[int], *, simulate: bool = False) -> Iterator[dict[int, Group]]:
-    """A group of each size, all up at once: those that are not asked wait."""
+    """Start a group of each size at once. A group waits until it is asked."""
     with ExitStack() as stack:
         yield {world: stack.enter_context(ranks(world, simulate=simulate)) for world in worlds}
 
@@ -120,7 +120,7 @@ def together(worlds: Sequence[int], *, simulate: bool = False) -> Iterator[dict[
 
 
 def throughputs(groups: Mapping[int, Group], rounds: int) -> Iterator[Throughput]:
-    """Weak and strong scaling; the groups' blocks take turns."""
+    """Measure weak and strong scaling. The groups' blocks take turns."""
     for model, updates in UPDATES.items():
         batches = {"weak": {world: SHARE * world for world in groups}, "strong": dict.fromkeys(groups, GLOBAL)}
         asked = [(kind, world, batch) for kind, each in batches.items() for world, batch in each.items()]
@@ -139,12 +139,12 @@ def throughputs(groups: Mapping[int, Group], rounds: int) -> Iterator[Throughput
 
 
 def block(group: Group, model: Model, batch: int, updates: int) -> Block:
-    """A block of updates on a group."""
+    """Return a block of updates on a group."""
     return lambda: group(model, batch, updates)[0]
 
 
 def traffics(groups: Mapping[int, Group], updates: int) -> Iterator[Traffic]:
-    """Bytes of real runs, by batch; the first block of each settles buffers and is not kept."""
+    """Measure bytes of real runs, by batch. The first block of each fills buffers and is dropped."""
     for world, model, batch in product(WORLDS[1:], UPDATES, BATCHES):
         groups[world](model, batch, updates)
         sent = [each / updates for each in groups[world](model, batch, updates)[1]]
@@ -180,7 +180,7 @@ def simulations(worlds: Sequence[int], rounds: int) -> list[Simulated]:
 
 
 def throughput_cells(row: Throughput) -> list[str]:
-    """A row of the first table."""
+    """Return a row of the first table."""
     cores = min(row.world, os.cpu_count() or 1)
     shape = [row.model.upper(), row.kind, f"{row.world} on {cores} {'cores' if cores > 1 else 'core'}"]
     efficiency = [f"{row.over_one.median / row.world:.2f}", f"{row.over_one.median / cores:.2f}"]
@@ -188,14 +188,14 @@ def throughput_cells(row: Throughput) -> list[str]:
 
 
 def traffic_cells(row: Traffic) -> list[str]:
-    """A row of the second."""
+    """Return a row of the second table."""
     shape = [row.model.upper(), f"{row.parameters:,}", f"{row.world}", f"{row.batch:,}", f"{row.accum}"]
     sent = [f"{row.sent:,.0f} ({row.least:,.0f} … {row.most:,.0f})", f"{row.theory:,.0f}"]
     return [*shape, *sent, f"{row.sent / row.theory:.3f}", f"{row.sent / row.batch:,.1f}"]
 
 
 def planning_cells(row: Cost) -> list[str]:
-    """A row of the third."""
+    """Return a row of the third table."""
     first, last = row.us[0], row.us[-1]
     ends = f"{row.points[0]:,} → {row.points[-1]:,}"
     memory = f"{max(row.peak_bytes) / 1e3:.1f} kB" if row.peak_bytes else ""
@@ -209,7 +209,7 @@ def reports(
     worlds: Sequence[Simulated],
     once: dict[int, Spread],
 ) -> list[Report]:
-    """The tables."""
+    """Return the tables."""
     cores = os.cpu_count() or 1
     return [
         Report(
@@ -241,7 +241,7 @@ def reports(
 
 
 def draw(folder: Path, bytes_sent: Sequence[Traffic], costs: Sequence[Cost], worlds: Sequence[Simulated]) -> None:
-    """The plots, into a folder."""
+    """Write the plots into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     planning(costs, {row.world: row.update_us for row in worlds}).savefig(folder / "scale-planning.png")
     rows = [row for row in bytes_sent if row.model == "cnn"]

@@ -44,7 +44,7 @@ OUTCOME = Outcome(loss=1.0, grad_norm=1.0, measured=Measured(parts_sq=2.0, batch
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """Where on its way which run is."""
+    """Name a run and how far it has come."""
 
     axis: str
     at: int
@@ -56,16 +56,16 @@ class Place:
 
     @property
     def batch(self) -> int:
-        """Samples of its global batch."""
+        """Return the samples of the global batch."""
         return SHARE * self.world
 
     @property
     def applied(self) -> int:
-        """Samples behind it."""
+        """Return the samples applied so far."""
         return self.step * self.batch
 
     def controller(self) -> Controller:
-        """Of a run that is a quarter done, or less."""
+        """Return the controller of a run that is at most a quarter done."""
         batch, length = self.batch, self.applied // (self.stages // 2) if self.stages > 1 else self.applied + 1
         growths: dict[str, Growth] = {
             "exponential": Exponential(start=batch, factor=2, cap=16 * batch),
@@ -88,7 +88,7 @@ class Place:
         )
 
     def progress(self, controller: Controller) -> Progress:
-        """What has been done, with noise measured and a falling loss: no growth sees a reason to move."""
+        """Return the progress, with measured noise and a falling loss, so that no policy grows now."""
         here = Progress(step=self.step, samples=self.applied, stage=self.stages // 2)
         here = replace(here, ledger=Ledger(applied=self.applied))
         noisy = here
@@ -100,7 +100,7 @@ class Place:
 
 
 def parts(place: Place) -> Mapping[str, Callable[[], Any]]:
-    """The parts of a decision as the last rank makes it, and the whole of it."""
+    """Return the parts of the last rank's decision, and the whole decision."""
     controller, rank = place.controller(), place.world - 1
     progress, order = place.progress(controller), Order(n=place.samples)
     plan = controller.plan(progress)
@@ -164,7 +164,7 @@ def measure(rounds: int) -> list[Cost]:
 def cost(
     seconds: Mapping[tuple[Place, str], list[float]], peaks: Mapping[tuple[Place, str], int], row: tuple[str, str, str]
 ) -> Cost:
-    """A row of what was measured."""
+    """Return a row of the measurements."""
     axis, growth, part = row
     found = [key for key in seconds if (key[0].axis, key[0].growth, key[1]) == row]
     return Cost(
@@ -179,7 +179,7 @@ def cost(
 
 
 def setting_up(rounds: int) -> dict[int, Spread]:
-    """Milliseconds of making and checking a controller, once a run, by the stages of a list of stages."""
+    """Measure the milliseconds of making and checking a controller, once a run, by its number of stages."""
     places = [Place(axis="stages", at=at, growth="steps", stages=at) for at in AXES["stages"]]
     blocks = {f"{place.at}": timed(lambda place=place: place.controller().check()) for place in places}
     seconds = interleave(blocks, rounds)
@@ -187,7 +187,7 @@ def setting_up(rounds: int) -> dict[int, Spread]:
 
 
 def repeated(action: Callable[[], Any]) -> Block:
-    """A block of calls."""
+    """Return a block of calls."""
 
     def block() -> float:
         began = time.perf_counter()
@@ -199,7 +199,7 @@ def repeated(action: Callable[[], Any]) -> Block:
 
 
 def peak(action: Callable[[], Any]) -> int:
-    """Bytes that Python and numpy take at most during a call."""
+    """Return the most bytes that Python and numpy hold during a call."""
     tracemalloc.start()
     action()
     tracemalloc.reset_peak()

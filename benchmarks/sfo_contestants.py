@@ -42,18 +42,18 @@ class Contestant:
     values: Mapping[str, Any]  #: growth, stages, lr and budget of a config
 
     def config(self, base: Mapping[str, Any]) -> Values:
-        """Whole, on a task whose parts of it `base` holds."""
+        """Return the whole config. `base` holds the task's parts."""
         return {**base, **self.values, "run": {**base.get("run", {}), **self.values.get("run", {})}}
 
     def run(self, base: Mapping[str, Any]) -> Run:
-        """On such a task. Unavailable where this version cannot run it."""
+        """Return the run on such a task. Raise Unavailable if this version cannot run it."""
         try:
             return parse(self.config(base))
         except ConfigError as error:
             raise Unavailable(self.reason(str(error))) from None
 
     def reason(self, message: str) -> str:
-        """Why it does not take part, told briefly."""
+        """Return briefly why it does not take part."""
         unknown = f"growth.kind={self.values['growth']['kind']!r}: unknown" in message
         return "not available" if unknown else f"refused: {message.splitlines()[0]}"
 
@@ -73,7 +73,7 @@ class Policy:
     tuned: bool = True  #: whether its settings are a grid, of which the best are run with more seeds
 
     def contestants(self, scale: Scale) -> list[Contestant]:
-        """All settings."""
+        """Return all settings."""
         return [Contestant(policy=self.name, setting=name, values=values) for name, values in self.grid(scale)]
 
 

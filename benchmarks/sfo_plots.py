@@ -56,7 +56,7 @@ def arrived(among: Sequence[Setting], measure: str, target: float, epoch: int) -
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Points than which no other is at least as good in both and better in one; by rising first coordinate."""
+    """Return the points that no other point dominates, by rising first coordinate."""
     front: list[tuple[float, float]] = []
     for point in sorted(points):
         if not front or point[1] < front[-1][1]:
@@ -96,7 +96,7 @@ def styles(problem: Problem, present: set[str]) -> dict[str, dict[str, Any]]:
 
 
 def log_axes(place: Axes, x: str, y: str) -> None:
-    """Logarithmic axes with plain numbers."""
+    """Set logarithmic axes with plain numbers."""
     place.set(xscale="log", yscale="log", xlabel=x, ylabel=y)
     place.grid(alpha=0.3, linewidth=0.5)
     for axis in (place.xaxis, place.yaxis):
@@ -114,5 +114,5 @@ def legend(figure: Figure, looks: Mapping[str, Mapping[str, Any]], fronts: Mappi
 
 
 def line(dashes: str) -> dict[str, Any]:
-    """How a front is drawn."""
+    """Return how a front is drawn."""
     return {"color": "#777777", "linewidth": 0.8, "linestyle": dashes}

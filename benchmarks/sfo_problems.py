@@ -21,7 +21,7 @@ Play = Callable[[Run, int, Course, float | None], tuple[int, str]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """One task."""
+    """Hold one task with its grids and targets."""
 
     name: str
     title: str
@@ -36,16 +36,16 @@ class Problem:
     policies: Sequence[Policy] = POLICIES
 
     def contestants(self) -> list[Contestant]:
-        """All settings of all policies."""
+        """Return all settings of all policies."""
         return [contestant for policy in self.policies for contestant in policy.contestants(self.scale)]
 
     @property
     def key(self) -> str:
-        """Of what all its runs share."""
+        """Return a key of what all runs of the task share."""
         return key_of(self.name, self.base)
 
     def not_ready(self) -> str | None:
-        """Why its data cannot be had, if it cannot."""
+        """Return why its data cannot be read, or None if it can."""
         if "task" not in self.base:
             return None
         run = parse({**self.base, "growth": {"kind": "constant"}, "budget": {"steps": 1}})
@@ -60,18 +60,18 @@ class Problem:
         return key_of(self.key, as_stored(contestant.values), seed)
 
     def own(self, results: Iterable[Result]) -> list[Result]:
-        """Those that its settings, as they are now, have led to."""
+        """Return the results that belong to one of today's settings."""
         made, found = self.contestants(), list(results)
         keys = {self.run_key(contestant, seed) for seed in {r.seed for r in found} for contestant in made}
         return [result for result in found if result.key in keys]
 
     @property
     def stop_at(self) -> float | None:
-        """‖∇f‖ at which a run ends."""
+        """Return the ‖∇f‖ at which a run ends; None: it ends with its budget."""
         return self.grad_norms[-1] if self.arrives else None
 
     def course(self) -> Course:
-        """An empty one, with the targets."""
+        """Return an empty course with the targets."""
         return Course(grad_norm=Minima(targets=self.grad_norms), held_loss=Minima(targets=self.held_losses))
 
 

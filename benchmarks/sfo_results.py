@@ -27,7 +27,7 @@ class Reading:
 
     @property
     def finite(self) -> bool:
-        """Whether the run is still one."""
+        """Return whether ‖∇f‖ and loss are finite."""
         return math.isfinite(self.grad_norm) and math.isfinite(self.loss)
 
 
@@ -45,7 +45,7 @@ class Minima:
         return value <= 0.98 * kept or any(value <= target < self.lowest for target in self.targets)
 
     def add(self, step: int, sfo: int, value: float) -> None:
-        """One more value."""
+        """Add a value."""
         if self.news(value):
             self.points.append((step, sfo, value))
         self.lowest = min(self.lowest, value)
@@ -65,7 +65,7 @@ class Course:
     best: dict[str, float] = field(default_factory=dict)  #: lowest losses and highest accuracy of all readings
 
     def updated(self, batch: int, updates: int = 1, seconds: float | None = None) -> None:
-        """`updates` more updates of `batch` samples have been applied."""
+        """Record `updates` more applied updates of `batch` samples."""
         self.steps += updates
         if self.stretches and self.stretches[-1][0] == batch:
             self.stretches[-1] = (batch, self.stretches[-1][1] + updates)
@@ -75,7 +75,7 @@ class Course:
             kept.append(seconds)
 
     def read(self, sfo: int, reading: Reading) -> None:
-        """The model has been looked at after the updates so far and `sfo` gradient evaluations."""
+        """Record a reading of the model after `sfo` gradient evaluations."""
         self.sfo, self.last = sfo, reading
         self.grad_norm.add(self.steps, sfo, reading.grad_norm)
         self.held_loss.add(self.steps, sfo, reading.held_loss)
@@ -129,7 +129,7 @@ class Result:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The inverse of asdict, after JSON."""
+        """Return the result whose asdict was written as JSON. Old names of policies become today's."""
         lists = ("stretches", "grad_norm", "held_loss", "timings")
         made = {**values, **{name: [tuple(item) for item in values[name]] for name in lists}}
         return cls(**{**made, "policy": policy_today(values["policy"])})
@@ -146,7 +146,7 @@ def provenance(results: Iterable[Result]) -> str:
 
 
 def result_of(course: Course, *, hardware: str, **facts: Any) -> Result:
-    """The finished course as a line of results."""
+    """Return the finished course as a line of results."""
     last = asdict(course.last) if course.last else {}
     return Result(
         steps=course.steps,
@@ -163,7 +163,7 @@ def result_of(course: Course, *, hardware: str, **facts: Any) -> Result:
 
 
 def key_of(*parts: Any) -> str:
-    """A short name of plain values, equal for equal ones."""
+    """Return a short hash of plain values."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

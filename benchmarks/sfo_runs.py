@@ -43,16 +43,16 @@ class Places:
     wider: float = 0.0  #: share of the samples so far, where that is more
 
     def after(self, samples: int, epoch: int) -> float:
-        """The next place, samples."""
+        """Return the next place, samples."""
         return samples + max(self.first * epoch, self.wider * samples)
 
 
 class Ended(Exception):
-    """The run has shown all that is asked of it."""
+    """The run has reached its last target."""
 
 
 class Watch:
-    """A tracker that looks at the model itself."""
+    """A tracker that measures the model itself."""
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class Watch:
             self._read(event)
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: no file is open."""
 
     def _read(self, event: Line) -> None:
         self._seen = event["step"]

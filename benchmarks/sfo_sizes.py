@@ -52,12 +52,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def size_of(options: argparse.Namespace) -> str:
-    """Which size is asked for."""
+    """Return the size that is asked for."""
     return next((name for name in SEEDS if getattr(options, name, False)), "standard")
 
 
 def folder_of(options: argparse.Namespace) -> Path:
-    """Where its results are."""
+    """Return the folder of the results."""
     size = size_of(options)
     return options.results or Path("runs") / ("sfo" if size == "standard" else f"sfo-{size}")
 

@@ -24,7 +24,7 @@ def cross_entropy(model: nn.Module, batch: Any) -> Tensor:
 
 
 def scores(model: nn.Module, batch: Any) -> dict[str, Tensor]:
-    """Loss, and the share that is told rightly; by a third column of the batch, where there is one."""
+    """Return the loss and the accuracy, by the batch's third column if there is one."""
     logits = model(batch[0]).flatten(0, -2)
     right = logits.argmax(-1) == batch[-1].flatten()
     return {"loss": F.cross_entropy(logits, batch[1].flatten()), "accuracy": right.float().mean()}
@@ -46,13 +46,13 @@ class Mislabelled(Batched):
         return self.inputs[index], self.labels[index], self.right[index]
 
     def batch(self, indices: Int64s, seeds: UInt64s) -> tuple[Tensor, Tensor, Tensor]:
-        """The collated rows `indices`."""
+        """Return the collated rows `indices`."""
         rows = torch.from_numpy(indices)
         return self.inputs[rows], self.labels[rows], self.right[rows]
 
 
 def mislabelled(clean: datasets.Arrays, share: float, seed: int) -> Mislabelled:
-    """A share of the labels is replaced by another class, drawn evenly."""
+    """Replace a share of the labels by another class, drawn uniformly."""
     random = np.random.default_rng(seed)
     labels = clean.labels.numpy().copy()
     wrong = random.permutation(len(labels))[: round(share * len(labels))]
@@ -100,7 +100,7 @@ def cifar(
 
 @cache
 def _images(path: str, part: str, limit: int | None, label: str) -> tuple[files.Bytes, Int64s]:
-    """Read once a process."""
+    """Read the files once per process."""
     return files.parquet_images(files.parquet_files(Path(path), part), limit=limit, label=label)
 
 

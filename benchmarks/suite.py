@@ -41,11 +41,11 @@ class Benchmark:
     images: tuple[tuple[str, str], ...] = ()  #: (caption, file) of what it draws, beside the README
 
     def command(self, *, quick: bool) -> list[str]:
-        """Without the interpreter."""
+        """Return the command without the interpreter."""
         return [self.script, *(self.quick if quick else self.options)]
 
     def lacks(self, root: Path) -> str | None:
-        """What is not there that it needs, in words."""
+        """Return what it needs and does not find, in words."""
         missing = [path for path in (self.script, self.needs) if path is not None and not (root / path).exists()]
         return f"there is no {missing[0]}" if missing else None
 
@@ -113,7 +113,7 @@ class Suite:
     root: Path = HERE.parent  #: the folder that they run in
 
     def run(self, benchmarks: Sequence[Benchmark]) -> list[str]:
-        """All of them; what has failed, a line for each."""
+        """Run all of them. Return a line for each that failed."""
         self.logs.mkdir(parents=True, exist_ok=True)
         self.into.parent.mkdir(parents=True, exist_ok=True)
         commit, failures = source(self.root), list[str]()
@@ -133,7 +133,7 @@ class Suite:
         return failures
 
     def renew(self, benchmark: Benchmark, run: Run) -> str | None:
-        """Run one and replace its section; why it could not, where it could not."""
+        """Run one and replace its section. Return why it failed, or None."""
         name, before = benchmark.name, changed_at(self.into)
         how = ["--readme", str(self.into)] if benchmark.writes_itself else ["--markdown"]
         limit_s = benchmark.quick_limit_s if self.quick else benchmark.limit_s
@@ -152,7 +152,7 @@ class Suite:
 
 
 def changed_at(path: Path) -> int | None:
-    """When a file was last written; None where there is none."""
+    """Return when a file was last written, or None if there is none."""
     return path.stat().st_mtime_ns if path.exists() else None
 
 
@@ -177,7 +177,7 @@ def performed(command: Sequence[str], root: Path, output: Path, log: Path, limit
 
 
 def end(process: "subprocess.Popen[bytes]") -> None:
-    """SIGTERM to its session, which launchers pass on; then SIGKILL to what is left of it."""
+    """Send SIGTERM to its session, which launchers pass on, then SIGKILL to what is left of it."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         with suppress(ProcessLookupError):
             os.killpg(process.pid, number)
@@ -191,7 +191,7 @@ def tell(line: str) -> None:
 
 
 def main() -> None:
-    """Run, and leave with 1 where something failed."""
+    """Run, and exit with 1 if something failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a smoke run: minutes, with numbers that mean nothing")
     parser.add_argument("--only", nargs="+", metavar="NAME", default=[], help="which benchmarks; default: all")

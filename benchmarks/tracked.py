@@ -38,7 +38,7 @@ POLICIES: Mapping[str, tuple[dict[str, Any], float]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Agreement:
-    """Estimates over exact values at the probes of a policy's runs."""
+    """Hold the ratios of estimates to exact values at the probes of a policy's runs."""
 
     policy: str
     probes: int
@@ -66,11 +66,11 @@ class Pairs:
             self.found.append((self._last, {**event, **exact}))
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: no file is open."""
 
 
 def exact_variance(task: Task) -> float:
-    """tr Σ: the gradients of single samples, about their mean."""
+    """Return tr Σ: the variance of single samples' gradients, added up over all parameters."""
     parameters = {name: parameter.detach() for name, parameter in task.model.named_parameters()}
 
     def loss(parameters: dict[str, Tensor], row: Tensor, label: Tensor) -> Tensor:
@@ -81,7 +81,7 @@ def exact_variance(task: Task) -> float:
 
 
 def pairs(growth: dict[str, Any], lr: float, seed: int, epochs: int) -> list[tuple[Line, Line]]:
-    """(step, probe) of one run."""
+    """Return the (step, probe) pairs of one run."""
     run = parse(
         {
             **digits().base,
@@ -100,7 +100,7 @@ def pairs(growth: dict[str, Any], lr: float, seed: int, epochs: int) -> list[tup
 
 
 def measure(*, quick: bool) -> Iterator[Agreement]:
-    """A row for each policy."""
+    """Yield a row for each policy."""
     for name, (growth, lr) in POLICIES.items():
         seeds = range(1 if quick else SEEDS)
         found = [pair for seed in seeds for pair in pairs(growth, lr, seed, 2 if quick else EPOCHS)]
@@ -115,19 +115,19 @@ def measure(*, quick: bool) -> Iterator[Agreement]:
 
 
 def scale(step: Line) -> float:
-    """The estimated noise scale; inf where the gradient was lost in noise."""
+    """Return the estimated noise scale, or inf if the gradient was lost in noise."""
     return step["noise_scale"] or math.inf
 
 
 def cells(row: Agreement) -> list[str]:
-    """A row of the table."""
+    """Return a row of the table."""
     met = "met" if abs(row.critical_batch.median - 1) <= LIMIT else "missed"
     found = [str(row.variance), str(row.grad_sq), f"{row.mean_grad_sq:.3f}", str(row.critical_batch)]
     return [row.policy, str(row.probes), *found, f"1 ± {LIMIT} {met}"]
 
 
 def main() -> None:
-    """Measure and show."""
+    """Measure, and show the table."""
     options = arguments(__doc__).parse_args()
     torch.set_num_threads(1)
     rows = list(measure(quick=options.quick))
