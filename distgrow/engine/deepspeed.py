@@ -28,7 +28,14 @@ from distgrow.optim.groups import assign_lr
 
 _DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 #: What ZeRO 3 leaves in modules, beside names that begin with ds_.
-_ZERO_3 = ("_original_parameters", "_external_params")
+_ZERO_3 = (
+    "_original_parameters",
+    "_external_params",
+    "pre_bwd_fn",  # classes within functions, which pickle cannot save
+    "post_bwd_fn",
+    "applied_pre_backward_ref_cnt",
+    "all_parameters",
+)
 
 
 class DeepSpeedEngine(AccumulatingEngine):

@@ -105,6 +105,38 @@ def test_a_nan_on_one_rank_is_skipped_on_all_and_counted(distgrow: Commands, zer
     assert parameters(distgrow.folder / "run").isfinite().all()
 
 
+GIVEN_BACK = """
+import io
+import torch
+from torch import nn
+from distgrow import RunSpec, budget, constant, fit
+from distgrow.engine.spec import DeepSpeed
+
+data = torch.utils.data.TensorDataset(torch.randn(64, 4), torch.randn(64, 1))
+
+def loss(model, batch):
+    return (model(batch[0]) - batch[1]).square().mean()
+
+if __name__ == "__main__":
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
+    run, engine = RunSpec(dir="run"), DeepSpeed(zero=3)
+    fit(model, loss, data, growth=constant(8), budget=budget(epochs=1), run=run, engine=engine)
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    again = torch.load(file, weights_only=False)
+    rows = torch.randn(3, 4)
+    assert torch.equal(again(rows), model(rows))
+    again(rows).sum().backward()
+    assert all(parameter.grad is not None for parameter in again.parameters())
+"""
+
+
+def test_a_model_that_zero_3_gives_back_can_be_saved_whole_and_trained_on(distgrow: Commands) -> None:
+    (distgrow.folder / "back.py").write_text(GIVEN_BACK)
+    assert distgrow(module=("back",)).code == 0
+
+
 class Exploit:
     """What an attacker would put into a checkpoint."""
 

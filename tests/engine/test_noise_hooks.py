@@ -190,7 +190,7 @@ def test_a_saved_and_loaded_engine_goes_on_to_measure_the_same(spec: Optimizer, 
 
 
 class Own(nn.Module):
-    """A model of a user's own class: of torch's, Sequential, nothing is compiled."""
+    """A model of a user's own class, which holds another."""
 
     def __init__(self) -> None:
         super().__init__()
