@@ -110,11 +110,7 @@ class AccumulatingEngine(ABC):
         self._norms.begin(plan)
         self._products.begin(plan)
         reserved = self.reserve(plan) if plan.probe else None
-        try:
-            stats = self.accumulate(plan, micro_batches, votes)
-        except ValueError as error:
-            check_single_row(error)
-            raise
+        stats = self.accumulate(plan, micro_batches, votes)
         del reserved
         result = self.apply(plan, stats)
         if not result.applied:
@@ -135,7 +131,17 @@ class AccumulatingEngine(ABC):
         """Add a rank's part of the gradient, by default this one's; return its part of the statistics.
 
         Once memory did not hold a micro-batch, the others are skipped. Rows count as evaluated once they are begun.
+
+        Raises:
+            SingleRow: BatchNorm met a micro-batch of one row.
         """
+        try:
+            return self._accumulate(plan, micro_batches, votes, self.world.rank if rank is None else rank)
+        except ValueError as error:
+            check_single_row(error)
+            raise
+
+    def _accumulate(self, plan: Plan, micro_batches: Iterable[Any], votes: Sequence[bool], rank: int) -> UpdateStats:
         losses: list[Tensor] = []
         sent: list[UpdateStats] = []
 
@@ -144,7 +150,6 @@ class AccumulatingEngine(ABC):
             return sent[0]
 
         failed = False
-        rank = self.world.rank if rank is None else rank
         for k, (batch, rows) in enumerate(drawn_rows(plan, rank, micro_batches), start=1):
             last = k == plan.accum
             self.evaluations += rows

@@ -41,6 +41,8 @@ class BackgroundTracker:
         retry_s: seconds between two attempts.
     """
 
+    waits = True
+
     def __init__(
         self,
         name: str,

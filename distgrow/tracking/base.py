@@ -22,21 +22,34 @@ class Tracker(Protocol):
 
 
 @runtime_checkable
-class File(Protocol):
-    """A tracker that writes several events at once, and to the disk itself if asked."""
+class Buffered(Protocol):
+    """A tracker that keeps events in memory for a while."""
+
+    def flush(self) -> None:
+        """Write them now, to the disk itself."""
+        ...
+
+
+@runtime_checkable
+class Bulk(Protocol):
+    """A tracker that takes several events at once, more cheaply than one by one."""
 
     def log_all(self, events: Sequence[Line]) -> None:
         """Take events, in order."""
         ...
 
-    def flush(self) -> None:
-        """Write what has been taken to the disk itself."""
-        ...
+
+def may_wait(tracker: Tracker) -> bool:
+    """Return whether a tracker may be given updates a moment later: it says `waits = True`, as those of distgrow do.
+
+    Any other tracker is called between one update and the next. It may look at the model then, or stop the run.
+    """
+    return getattr(tracker, "waits", False)
 
 
 def log_all(tracker: Tracker, events: Sequence[Line]) -> None:
     """Hand events to a tracker, in order."""
-    if isinstance(tracker, File):
+    if isinstance(tracker, Bulk):
         tracker.log_all(events)
         return
     for event in events:
@@ -58,6 +71,7 @@ class Trackers:
 
     def __init__(self, trackers: Iterable[Tracker]) -> None:
         self._trackers = list(trackers)
+        self.waits = all(may_wait(tracker) for tracker in self._trackers)
 
     def log(self, event: Line) -> None:
         """Log to all."""
@@ -70,9 +84,9 @@ class Trackers:
             log_all(tracker, events)
 
     def flush(self) -> None:
-        """Make those that are files write to the disk itself."""
+        """Make those that keep events in memory write them."""
         for tracker in self._trackers:
-            if isinstance(tracker, File):
+            if isinstance(tracker, Buffered):
                 tracker.flush()
 
     def close(self) -> None:

@@ -6,7 +6,7 @@ from functools import partial
 
 from distgrow.core.plan import Plan
 from distgrow.core.progress import Outcome, Progress
-from distgrow.tracking.base import File, Tracker, log_all
+from distgrow.tracking.base import Buffered, Tracker, log_all, may_wait
 from distgrow.tracking.base_event import Event, Place
 from distgrow.tracking.events import update_event
 
@@ -37,13 +37,13 @@ class EventLog:
         self.tracker.log(event.to_json())
 
     def update(self, progress: Progress, plan: Plan, outcome: Outcome, *, epoch: int, samples_per_s: float) -> None:
-        """Hand an update's event to the trackers, within LATEST_S if updates follow one another.
+        """Hand an update's event to the trackers; if all of them may wait, up to LATEST_S later, with the next ones.
 
         An update may take a few hundred microseconds, and events are cheaper to make and write together.
         """
         make = partial(update_event, progress, plan, outcome, epoch=epoch, samples_per_s=samples_per_s)
         self._waiting.append(partial(make, time_s=self.seconds()))
-        if time.monotonic() >= self._due:
+        if time.monotonic() >= self._due or not may_wait(self.tracker):
             self.write()
 
     def write(self) -> None:
@@ -56,5 +56,5 @@ class EventLog:
     def flush(self) -> None:
         """Write every event to the disk itself, so that killing this process loses none."""
         self.write()
-        if isinstance(self.tracker, File):
+        if isinstance(self.tracker, Buffered):
             self.tracker.flush()

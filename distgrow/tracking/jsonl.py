@@ -14,6 +14,8 @@ _JSON = json.JSONEncoder(allow_nan=False, check_circular=False)
 class JSONL:
     """Append one JSON object a line. Every line is in the file once it has been logged."""
 
+    waits = True
+
     def __init__(self, path: Path) -> None:
         self._path = path
         with storing(path):

@@ -17,6 +17,8 @@ FLUSH_S = 10
 class TensorBoard:
     """Write the numbers of evaluations and probes, and of steps ten times a second, against SFO."""
 
+    waits = True
+
     def __init__(self, folder: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
 

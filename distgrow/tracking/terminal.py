@@ -27,6 +27,8 @@ class Terminal:
         stream: where to write; default: stderr.
     """
 
+    waits = True
+
     def __init__(self, budget: float, updates: int | None = None, stream: Any = None) -> None:
         self._console = Console(file=stream or sys.stderr, highlight=False, markup=False, soft_wrap=True)
         self._budget, self._updates = budget, updates

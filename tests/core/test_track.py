@@ -209,3 +209,23 @@ def test_the_last_update_of_a_run_that_breaks_off_is_left_as_a_line() -> None:
         terminal.log(step(number + 1))
     terminal.close()
     assert [line.split(" · ")[1] for line in stream.getvalue().splitlines()] == ["1/100", "3/100"]
+
+
+def test_a_tracker_that_does_not_say_it_may_wait_has_each_update_before_the_next(tmp_path: Path) -> None:
+    class Prompt:
+        """A tracker of a user's own, which may look at the model when it is called."""
+
+        def __init__(self) -> None:
+            self.steps: list[int] = []
+
+        def log(self, event: Any) -> None:
+            self.steps.append(event["step"])
+
+        def close(self) -> None:
+            """Nothing is held."""
+
+    prompt = Prompt()
+    events = EventLog(Trackers([JSONL(tmp_path / "metrics.jsonl"), prompt]))
+    for number in range(1, 6):
+        update(events, number)
+        assert prompt.steps[-1] == number
