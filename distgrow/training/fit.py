@@ -14,7 +14,7 @@ from distgrow.core.stages import Stages
 from distgrow.distributed.world import World
 from distgrow.engine.batches import Loss, Metrics
 from distgrow.engine.spec import EngineSpec
-from distgrow.growth import Growth
+from distgrow.growth.base import GrowthPolicy
 from distgrow.optim import OptimizerSpec
 from distgrow.run.resume_mode import Resume, ResumeMode
 from distgrow.tasks.task import Task
@@ -31,7 +31,7 @@ def fit(
     loss: Loss,
     train: Any,
     *,
-    growth: Growth,
+    growth: GrowthPolicy,
     budget: Budget,
     test: Any = None,
     probe: Any = None,

@@ -44,7 +44,7 @@ class Patient(Adaptive):
 
 def run(losses: list[float], *, reread_at: int = -1) -> Iterator[tuple[int, Progress]]:
     """Yield (stage, progress) of every update; the one at `reread_at` begins from what a file would hold."""
-    control = Controller(growth=Patient(start=8, patience=3), budget=Budget(steps=len(losses)), epoch=10_000)  # pyright: ignore[reportArgumentType]
+    control = Controller(growth=Patient(start=8, patience=3), budget=Budget(steps=len(losses)), epoch=10_000)
     progress = Progress()
     for step, loss in enumerate(losses):
         if step == reread_at:
