@@ -5,6 +5,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
 
+from distgrow.core.errors import ConfigError
 from distgrow.core.lr import LR, Span
 from distgrow.core.progress import PolicyState, Progress
 from distgrow.core.stages import Listed, MinStage, Stages, Trigger
@@ -34,8 +35,15 @@ class Adaptive(Geometrical):
         return 0
 
     def advance(self, progress: Progress, now: Moment) -> Progress:
-        """Return the progress at the stage for the coming update."""
-        return progress.grow(self.stages_up(progress, now))
+        """Return the progress at the stage for the coming update.
+
+        Raises:
+            ConfigError: `stages_up` is no whole number from 0 on.
+        """
+        stages, left = self.stages_up(progress, now), self.last_stage - progress.stage
+        if type(stages) is not int or stages < 0:
+            raise ConfigError(f"{type(self).__name__}.stages_up is {stages!r}; it must be a whole number from 0 on")
+        return progress.grow(stages if stages <= left else int(left))
 
     def problems(self, stage: int, world: int, max_micro: int, noise_every: int | None) -> list[str]:
         """Return what keeps a stage from being measured, or split whatever its last batch is.

@@ -15,6 +15,7 @@ from distgrow.core.progress import Outcome, PolicyState, Progress
 from distgrow.core.scaling import Group
 from distgrow.core.stages import Stages, Trigger, stage_at
 from distgrow.growth.adaptive import Adaptive, NormProbing
+from distgrow.growth.answers import check_needs, checked_batch, checked_multiplier, checked_state
 from distgrow.growth.base import GrowthPolicy, Measure, Moment, check_settings
 from distgrow.growth.outline import outline, problems, shorten
 
@@ -52,6 +53,7 @@ class Controller:
         if self.epoch < 1:
             raise ConfigError(f"the training set has {self.epoch} samples; it needs at least 1")
         object.__setattr__(self, "growth", self.growth.for_run(self._axis))
+        check_needs(self.growth)
         check_settings(self.growth, self.stages, self.lr, self._axis)
         assert self._trigger is not None and self._earliest is not None  # built here, which checks the settings
 
@@ -106,7 +108,10 @@ class Controller:
 
     def after(self, progress: Progress, plan: Plan, outcome: Outcome) -> Progress:
         """Return the progress after an update that began at `progress`, with the policy's own state."""
-        return _with_policy(progress.after(plan, outcome), self.growth.after(progress, plan, outcome))
+        state = self.growth.after(progress, plan, outcome)
+        if state is not progress.policy:
+            checked_state(self.growth, state)
+        return _with_policy(progress.after(plan, outcome), state)
 
     def probe_due(self, progress: Progress) -> bool:
         """Return whether growth needs ‖∇f‖ measured exactly before it decides the stage."""
@@ -129,7 +134,7 @@ class Controller:
     def batch(self, progress: Progress) -> int:
         """Return the samples of the next update."""
         left = self.budget.left(progress, self.epoch)
-        return shorten(self.growth.stage_batch(progress.stage), left, self.growth.start)
+        return shorten(checked_batch(self.growth, progress.stage), left, self.growth.start)
 
     def plan(self, progress: Progress) -> Plan:
         """Return the next update. Raise ConfigError if its batch cannot be split over the world."""
@@ -198,7 +203,8 @@ class Controller:
     def rate(self, progress: Progress, batch: int) -> float:
         """Learning rate of the next update if it has `batch` samples. ValueError where it is not finite."""
         try:
-            rate = self.lr.base * self.growth.multiplier(self.lr, progress, batch, self.span)
+            multiplier = self.growth.multiplier(self.lr, progress, batch, self.span)
+            rate = self.lr.base * checked_multiplier(self.growth, multiplier)
         except OverflowError:
             rate = math.inf
         if rate == math.inf:

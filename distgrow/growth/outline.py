@@ -8,6 +8,7 @@ from distgrow.core.errors import ConfigError
 from distgrow.core.plan import split
 from distgrow.core.progress import Progress
 from distgrow.core.stages import Trigger, stage_at
+from distgrow.growth.answers import checked_batch
 from distgrow.growth.base import GrowthPolicy
 
 #: Stages that a run may have; an outline goes through all of them.
@@ -39,7 +40,7 @@ def outline(
                 "growth.cap, lengthen the stages, raise growth.factor or growth.increment, or lower the budget"
             )
         stage = stage_at(trigger, stage, step if by_steps else applied, last)
-        batch = shorten(growth.stage_batch(stage), left, start)
+        batch = shorten(checked_batch(growth, stage), left, start)
         updates = last_step - step if math.isinf(left) else max(1, (left - min(start, batch)) // batch)
         if stage < last and (end := trigger.end(stage)) < math.inf:
             updates = min(updates, end - step if by_steps else -((applied - end) // batch))

@@ -107,7 +107,8 @@ def skips_keys_of_others(*specs: type[Spec]) -> BeforeValidator:
     known = frozenset().union(*own.values())
 
     def skipped(values: Any) -> Any:
-        keys = own.get(values.get("kind")) if isinstance(values, dict) else None
+        kind = values.get("kind") if isinstance(values, dict) else None
+        keys = own.get(kind) if isinstance(kind, str) else None
         if keys is None:
             return values
         return {key: value for key, value in values.items() if key in keys or key not in known}

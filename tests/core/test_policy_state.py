@@ -3,13 +3,16 @@
 import json
 import math
 from collections.abc import Iterator
-from typing import Literal
+from dataclasses import replace
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from distgrow.core.budget import Budget
+from distgrow.core.errors import ConfigError
+from distgrow.core.lr import LR, Span
 from distgrow.core.plan import Plan
 from distgrow.core.progress import Outcome, PolicyState, Progress
 from distgrow.growth.adaptive import Adaptive
@@ -70,3 +73,52 @@ def test_an_update_that_is_not_applied_leaves_the_state(batch: int) -> None:
     before = Progress(policy={"lowest": 0.5, "waited": 2})
     plan = Plan(batch=batch, world=1, micro=batch, accum=1, lr=0.1, stage=0)
     assert Patient().after(before, plan, Outcome(applied=False, loss=0.1)) == before.policy
+
+
+class Wrong(Patient):
+    """A policy whose answers are given."""
+
+    batch: Any = 8
+    stages: Any = 0
+    rate: Any = 1.0
+    state: Any = {}
+    wants: Any = frozenset()
+
+    @property
+    def needs(self) -> frozenset[Measure]:
+        return self.wants
+
+    def stage_batch(self, stage: int) -> int:
+        return self.batch
+
+    def stages_up(self, progress: Progress, now: Moment) -> int:
+        return self.stages
+
+    def multiplier(self, lr: LR, progress: Progress, batch: int, span: Span) -> float:
+        return self.rate
+
+    def after(self, progress: Progress, plan: Plan, outcome: Outcome) -> PolicyState:
+        return self.state
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"batch": math.nan}, "stage_batch"), ({"batch": 8.5}, "stage_batch"), ({"batch": 0}, "stage_batch"),
+        ({"stages": 0.5}, "stages_up"), ({"stages": -1}, "stages_up"), ({"stages": None}, "stages_up"),
+        ({"rate": -1.0}, "multiplier"), ({"rate": math.nan}, "multiplier"), ({"rate": None}, "multiplier"),
+        ({"state": {0: 1}}, "after"), ({"state": {"a": (1,)}}, "after"), ({"state": None}, "after"),
+        ({"state": {"a": object()}}, "after"),
+        ({"wants": frozenset({"bogus"})}, "needs"), ({"wants": frozenset({Measure.NORM})}, "NormProbing"),
+    ],
+)  # fmt: skip
+def test_an_answer_that_cannot_be_is_refused_by_the_name_of_the_policy(wrong: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError, match=rf"Wrong\..*{named}"):
+        control = Controller(growth=Wrong(**wrong), budget=Budget(steps=5), epoch=10_000)
+        progress = control.advance(replace(Progress(), stage=2))
+        control.after(progress, control.plan(progress), Outcome(loss=0.5))
+
+
+def test_no_stage_is_beyond_the_last() -> None:
+    control = Controller(growth=Wrong(start=8, stages=100), budget=Budget(steps=5), epoch=10_000)
+    assert control.advance(Progress()).stage == CAP_STAGE

@@ -1,0 +1,65 @@
+"""Checks of what a policy answers: a policy of a user's own may be wrong in ways that no type shows."""
+
+import math
+
+from distgrow.core.errors import ConfigError
+from distgrow.core.progress import PolicyState
+from distgrow.growth.adaptive import NormProbing
+from distgrow.growth.base import GrowthPolicy, Measure
+
+
+def check_needs(policy: GrowthPolicy) -> None:
+    """Check that the policy needs what can be measured.
+
+    Raises:
+        ConfigError: It does not.
+    """
+    known = ", ".join(f"Measure.{measure.name}" for measure in Measure)
+    if unknown := [str(need) for need in policy.needs if not isinstance(need, Measure)]:
+        raise ConfigError(f"{_of(policy)}.needs has {', '.join(unknown)}; it may have {known}")
+    if Measure.NORM in policy.needs and not isinstance(policy, NormProbing):
+        raise ConfigError(f"{_of(policy)}.needs has Measure.NORM; derive it from NormProbing, which asks for the norm")
+
+
+def checked_batch(policy: GrowthPolicy, stage: int) -> int:
+    """Return the policy's batch at a stage.
+
+    Raises:
+        ConfigError: It is no whole number from 1 on.
+    """
+    batch = policy.stage_batch(stage)
+    if type(batch) is not int or batch < 1:
+        raise ConfigError(f"{_of(policy)}.stage_batch({stage}) is {batch!r}; it must be a whole number from 1 on")
+    return batch
+
+
+def checked_multiplier(policy: GrowthPolicy, multiplier: float) -> float:
+    """Return the policy's factor of the learning rate.
+
+    Raises:
+        ConfigError: It is no number, or negative.
+    """
+    if not isinstance(multiplier, int | float) or math.isnan(multiplier) or multiplier < 0:
+        raise ConfigError(f"{_of(policy)}.multiplier is {multiplier!r}; it must be a number from 0 on")
+    return multiplier
+
+
+def checked_state(policy: GrowthPolicy, state: PolicyState) -> PolicyState:
+    """Return the policy's state after an update.
+
+    Raises:
+        ConfigError: A checkpoint could not give it back as it is: it is no dict of plain numbers by names.
+    """
+    if not isinstance(state, dict):
+        raise ConfigError(f"{_of(policy)}.after returned {type(state).__name__}; it must return a dict")
+    for key, value in state.items():
+        if type(key) is not str or type(value) not in (int, float, bool):
+            raise ConfigError(
+                f"{_of(policy)}.after returned {{{key!r}: {value!r}}}; keys must be str, and values int, float or "
+                "bool, as a checkpoint gives back no others"
+            )
+    return state
+
+
+def _of(policy: GrowthPolicy) -> str:
+    return type(policy).__name__
