@@ -198,11 +198,12 @@ def in_resume(wound: Wound, model: nn.Module, after: int) -> None:
 
 
 def storage_fails_once(wound: Wound, model: nn.Module, after: int) -> None:
-    """A file system that cannot write one file, once, and then can again."""
+    """A file system that cannot write one file of a checkpoint, once, and then can again."""
     fsync = os.fsync
 
     def fail(descriptor: int) -> None:
-        if wound.calls >= after and wound.once():
+        stored = "/checkpoints/" in str(Path(f"/proc/self/fd/{descriptor}").readlink())
+        if stored and wound.calls >= after and wound.once():
             raise OSError(5, "Input/output error")
         fsync(descriptor)
 

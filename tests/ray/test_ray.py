@@ -66,6 +66,16 @@ def test_a_local_ray_gives_the_parameters_and_ledger_of_torchrun(distgrow: Comma
     assert {step["world"] for step in events(distgrow.folder / "ray", "step")} == {2}
 
 
+def accepted(command: list[str], environment: dict[str, str]) -> "subprocess.CompletedProcess[str]":
+    """Submit a job, again while Ray's dashboard is there and its agent on the node not yet."""
+    end = time.monotonic() + 60
+    while True:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+        if "No available agent" not in done.stdout + done.stderr or time.monotonic() > end:
+            return done
+        time.sleep(2)
+
+
 def test_a_job_submitted_with_its_working_directory_gives_the_parameters_of_torchrun(
     distgrow: Commands, cluster: dict[str, str]
 ) -> None:
@@ -74,14 +84,16 @@ def test_a_job_submitted_with_its_working_directory_gives_the_parameters_of_torc
     shipped.mkdir()
     for part in ("distgrow", "launch", "configs"):
         subprocess.run(["cp", "-r", str(ROOT / part), str(shipped)], check=True)
-    submitted = subprocess.run(
-        [RAY_COMMAND, "job", "submit", "--address", cluster["DASHBOARD"],
-         "--working-dir", str(shipped), "--", sys.executable, "launch/ray_train.py", "configs/digits.yaml",
-         *TINY,
-         f"run.dir={run}", "launch.workers=2"],
-        env={**os.environ, **cluster, "RAY_ADDRESS": cluster["DASHBOARD"]},
-        capture_output=True, text=True, timeout=240, check=False,
-    )  # fmt: skip
+    command = [RAY_COMMAND, "job", "submit", "--address", cluster["DASHBOARD"], "--working-dir", str(shipped), "--"]
+    command += [
+        sys.executable,
+        "launch/ray_train.py",
+        "configs/digits.yaml",
+        *TINY,
+        f"run.dir={run}",
+        "launch.workers=2",
+    ]
+    submitted = accepted(command, {**os.environ, **cluster, "RAY_ADDRESS": cluster["DASHBOARD"]})
     assert submitted.returncode == 0, submitted.stdout + submitted.stderr
     assert distgrow.train("torchrun", workers=2).code == 0
     assert (parameters(distgrow.folder / "torchrun") == parameters(run)).all()
