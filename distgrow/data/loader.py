@@ -30,7 +30,7 @@ _NO_SHARED_MEMORY = ("shared memory", "No space left on device", "Bus error")
 
 
 class Loader(Protocol):
-    """Where micro-batches come from."""
+    """Draw the micro-batches of updates."""
 
     def draw(self, progress: Progress, plan: Plan) -> Iterator[Any]:
         """Yield this rank's micro-batches of the update that `plan` describes."""

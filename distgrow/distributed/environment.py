@@ -29,7 +29,7 @@ def place() -> tuple[int, int, int]:
 @contextmanager
 def local_rank_named() -> Iterator[None]:
     """Set LOCAL_RANK inside the context. DeepSpeed needs it even in a single process."""
-    with _defaults(LOCAL_RANK="0"):
+    with defaults(LOCAL_RANK="0"):
         yield
 
 
@@ -85,7 +85,7 @@ def name_interface(address: str) -> None:
 
 
 @contextmanager
-def _defaults(**values: str) -> Iterator[None]:
+def defaults(**values: str) -> Iterator[None]:
     """Set environment variables inside the context, except those that the user has set."""
     missing = [name for name in values if name not in os.environ]
     os.environ.update({name: values[name] for name in missing})

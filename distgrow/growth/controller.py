@@ -182,7 +182,7 @@ class Controller:
         return self.world == 1 and batch <= self._most_rows(progress)
 
     def ranks(self, stage: int) -> int:
-        """Ranks that a stage wants."""
+        """Return the number of ranks that a stage wants."""
         if self.group is None:
             return self.world
         return self.group.scaling_policy(stage, self.growth.stage_batch(stage), self.max_micro)

@@ -4,8 +4,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Protocol, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, ValidationError
 
+from distgrow.core.errors import ConfigError
 from distgrow.core.pace import Pace, Seconds
 from distgrow.core.scaling import Workers
 from distgrow.core.spec import Spec
@@ -102,15 +103,29 @@ class LauncherSpec(Spec, ABC):
 
 
 def skips_keys_of_others(*specs: type[Spec]) -> BeforeValidator:
-    """Make a union of launchers skip keys that only another of them has, so that `kind` alone can be changed."""
-    own = {spec.model_fields["kind"].default: spec.model_fields.keys() for spec in specs}
-    known = frozenset().union(*own.values())
+    """Make a union of launchers skip keys that only another of them has, so that `kind` alone can be changed.
 
-    def skipped(values: Any) -> Any:
+    A value that is skipped is still checked.
+    """
+    own = {spec.model_fields["kind"].default: spec.model_fields.keys() for spec in specs}
+    owner_of = {key: spec for spec in specs for key in spec.model_fields}
+
+    def without_others(values: Any) -> Any:
         kind = values.get("kind") if isinstance(values, dict) else None
         keys = own.get(kind) if isinstance(kind, str) else None
         if keys is None:
             return values
-        return {key: value for key, value in values.items() if key in keys or key not in known}
+        skipped = values.keys() & owner_of.keys() - keys
+        for key in skipped:
+            _check_value(key, values[key], owner_of[key])
+        return {key: value for key, value in values.items() if key not in skipped}
 
-    return BeforeValidator(skipped)
+    return BeforeValidator(without_others)
+
+
+def _check_value(key: str, value: Any, owner: type[Spec]) -> None:
+    """Check a value by the launcher that has the key. Raise ConfigError if that one refuses it."""
+    try:
+        owner.model_validate({key: value})
+    except ValidationError as error:
+        raise ConfigError(f"{key}={value!r}: {error.errors()[0]['msg']}") from None

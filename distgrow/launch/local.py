@@ -10,7 +10,7 @@ from contextlib import contextmanager, nullcontext
 from types import FrameType
 from typing import Literal, NoReturn
 
-from distgrow.distributed.environment import _defaults
+from distgrow.distributed.environment import defaults
 from distgrow.launch.base import Job, LauncherSpec
 from distgrow.launch.elastic import groups, launching
 from distgrow.run import resize_request
@@ -118,7 +118,7 @@ def _run_group(workers: int, arguments: Sequence[str], restarts: int) -> None:
         rdzv_endpoint="localhost:0",
         max_restarts=restarts,
     )
-    with _defaults(
+    with defaults(
         OMP_NUM_THREADS=str(max(1, (os.cpu_count() or 1) // workers)),
         TORCH_ELASTIC_SHUTDOWN_TIMEOUT="110",  # a checkpoint may take longer than torch's 30 s
         # a store that outlives a group would give the next one the addresses of ranks that have died

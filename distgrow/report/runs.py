@@ -59,7 +59,7 @@ class Record:
 
     @property
     def ended(self) -> bool:
-        """Whether the run has ended."""
+        """Return whether the run has ended."""
         return isinstance(self.last, End)
 
     @property

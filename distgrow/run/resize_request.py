@@ -35,7 +35,7 @@ def ask(folder: RunFolder, request: ResizeRequest) -> None:
 
 
 def take(folder: RunFolder) -> bool:
-    """Whether the group that has ended asked for another; the next group has the request to answer."""
+    """Return whether the group that has ended asked for another; the next group has the request to answer."""
     with storing(folder.path):
         if not _asked(folder).exists():
             return False
@@ -44,7 +44,7 @@ def take(folder: RunFolder) -> bool:
 
 
 def pending(folder: RunFolder) -> bool:
-    """Whether a group has ended and the next one has not begun: all is saved, nobody trains."""
+    """Return whether a group has ended and the next one has not begun: all is saved, nobody trains."""
     return _asked(folder).exists() or _taken(folder).exists()
 
 

@@ -71,24 +71,36 @@ class HandedOver:
 
     def __init__(self, folder: Path, id: str) -> None:
         self._file = folder / "distgrow.json"
-        known = json.loads(self._file.read_text(encoding="utf-8")) if self._file.is_file() else {}
-        handed = {kind: known[kind] for kind in KINDS if kind in known}
-        self.held: Mapping[str, int] = handed
+        known = self._known()
+        self.held: Mapping[str, int] = steps_of(known)
         if files := sorted(folder.glob(f"offline-run-*/run-{id}.wandb")):
             try:
-                self.held = latest([known.get("held", {}), *map(rows, files)])
-            except (ImportError, AttributeError, ValueError) as error:
+                self.held = latest([steps_of(known.get("held")), *map(rows, files)])
+            except (ImportError, AttributeError, ValueError, OSError) as error:
                 print(
                     f"run.trackers: wandb: {files[-1]} cannot be read ({error}); if the run was killed, it may lack "
                     "its last updates, which metrics.jsonl holds",
                     file=sys.stderr,
                 )
 
+    def _known(self) -> Mapping[str, Any]:
+        """Return what the file says; nothing if it is damaged."""
+        try:
+            known = json.loads(self._file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return known if isinstance(known, dict) else {}
+
     def write(self, sent: Mapping[str, int]) -> None:
         """Write the last update of each kind that was handed over, and what is held for certain."""
         partial = self._file.with_suffix(".tmp")
         partial.write_text(json.dumps({**sent, "held": dict(self.held)}), encoding="utf-8")
         partial.replace(self._file)
+
+
+def steps_of(known: Any) -> dict[str, int]:
+    """Return the last update of each kind that `known` has a whole number for."""
+    return {kind: known[kind] for kind in KINDS if type(known.get(kind)) is int} if isinstance(known, dict) else {}
 
 
 def rows(file: Path) -> dict[str, int]:

@@ -19,7 +19,7 @@ def check_loss(task: Task, controller: Controller, folder: RunFolder, world: Wor
 
     Collective: every rank must call.
 
-    The first rank makes a few forward passes, none of them with a gradient: the ledger counts nothing.
+    The first rank makes a few forward passes and no backward pass: the ledger counts nothing.
 
     Args:
         task: Model, loss and data.

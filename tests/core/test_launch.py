@@ -106,3 +106,10 @@ def test_keys_that_no_launcher_has_are_refused() -> None:
         load(DIGITS, ["launch={kind: ray, adress: auto}"])
     with pytest.raises(ConfigError, match=r"launch.kind='rya': unknown; did you mean 'ray'"):
         load(DIGITS, ["launch.kind=rya"])
+
+
+@pytest.mark.parametrize("override", ["launch.placement=FOO", "launch.resize_wait_s=minus", "launch.kind=[ray]"])
+def test_a_key_that_is_skipped_must_have_a_value_that_its_own_launcher_takes(override: str) -> None:
+    key, _, value = override.removeprefix("launch.").partition("=")
+    with pytest.raises(ConfigError, match=rf"{key}.*{value.strip('[]')}"):
+        load(ROOT / "configs/digits.yaml", [override])

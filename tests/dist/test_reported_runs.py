@@ -194,3 +194,14 @@ def test_what_cannot_be_a_tracker_is_refused(distgrow: Commands) -> None:
     assert twice.code == 2
     assert "run.trackers" in twice.err
     assert "names wandb more than once" in twice.err
+
+
+@pytest.mark.parametrize("damaged", ["", "{", "null", "[]", '{"step": "a", "held": null}', '{"held": [1]}'])
+def test_a_damaged_record_of_what_was_handed_over_says_nothing(tmp_path: Path, damaged: str) -> None:
+    pytest.importorskip("wandb", reason="needs the extra 'wandb'")
+    from distgrow.tracking.wandb import HandedOver
+
+    (tmp_path / "distgrow.json").write_text(damaged)
+    assert dict(HandedOver(tmp_path, "abc").held) == {}
+    (tmp_path / "offline-run-1/run-abc.wandb").mkdir(parents=True)  # no file
+    assert dict(HandedOver(tmp_path, "abc").held) == {}
