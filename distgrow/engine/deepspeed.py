@@ -23,6 +23,7 @@ from distgrow.engine.objective import empty_copy
 from distgrow.engine.spec import DeepSpeed
 from distgrow.engine.stats import MakeStats, UpdateStats, check_agreed
 from distgrow.engine.update import AccumulatingEngine, Applied
+from distgrow.engine.used_parameters import UsedParameters
 from distgrow.optim import OptimizerSpec
 from distgrow.optim.groups import assign_lr
 
@@ -72,6 +73,8 @@ class DeepSpeedEngine(AccumulatingEngine):
         self._shards = Shards(self._engine, world, resizes=spec.resizes(optimizer))
         self._products.watch(self._engine.basic_optimizer)
         self._clear_padding()
+        named = {name.removeprefix("model."): p for name, p in self._objective.named_parameters() if p.requires_grad}
+        self._used = UsedParameters(named, world)
 
     # ── an update ───────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -83,8 +86,10 @@ class DeepSpeedEngine(AccumulatingEngine):
             self.skip(last=stats is not None)
             return None
         self.check_leaves(loss)
+        self._used.begin()
         with self._no_way_back(plan.micro):
             self._engine.backward(loss, scale_wrt_gas=False)
+        self._used.end()
         return loss.detach().float()
 
     def _forward(self, batch: Any, weight: float) -> torch.Tensor | None:
@@ -109,6 +114,7 @@ class DeepSpeedEngine(AccumulatingEngine):
         known = UpdateStats.unpack(reduced(), len(stats.votes))
         if not known.failed:
             check_agreed(plan, known, self.world)
+            self._used.agree()
         grad_norm, overflow = float(self._engine.get_global_grad_norm()), self._engine.optimizer.overflow
         return Applied(stats=known, grad_norm=grad_norm, applied=not overflow, out_of_memory=known.failed > 0)
 
@@ -168,6 +174,7 @@ class DeepSpeedEngine(AccumulatingEngine):
         whole = {parameter: self._whole(parameter) for parameter in module.parameters()} if self.spec.zero == 3 else {}
         self._engine.destroy()
         self._norms.close()
+        self._used.close()
         give_back(module, whole)
 
     def _clear_padding(self) -> None:

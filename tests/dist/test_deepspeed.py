@@ -105,6 +105,45 @@ def test_a_nan_on_one_rank_is_skipped_on_all_and_counted(distgrow: Commands, zer
     assert parameters(distgrow.folder / "run").isfinite().all()
 
 
+BRANCHED = """
+import torch
+from torch import nn
+
+class Branched(nn.Module):
+    def __init__(self, branches):
+        super().__init__()
+        self.a, self.b, self.out, self.never = nn.Linear(4, 8), nn.Linear(4, 8), nn.Linear(8, 1), nn.Linear(4, 8)
+        self.branches = branches
+
+    def forward(self, rows):
+        if not self.branches:
+            return self.out(self.a(rows) + self.b(rows))
+        first, hidden = rows[:, 0] > 0, torch.zeros(len(rows), 8)
+        for layer, taken in ((self.a, first), (self.b, ~first)):
+            if taken.any():
+                hidden = hidden.index_put((taken,), layer(rows[taken]))
+        return self.out(hidden)
+
+def make(branches):
+    torch.manual_seed(0)
+    data = torch.utils.data.TensorDataset(torch.randn(64, 4), torch.randn(64, 1))
+    return Branched(branches), lambda model, batch: (model(batch[0]) - batch[1]).square().mean(), data
+"""
+
+
+@pytest.mark.parametrize("zero", [1, 2])
+@pytest.mark.parametrize("branches", [True, False])
+def test_layers_that_only_some_rows_use_are_refused_and_one_that_none_uses_is_not(
+    distgrow: Commands, zero: int, branches: bool
+) -> None:
+    (distgrow.folder / "branched.py").write_text(BRANCHED)
+    target = f"task={{kind: target, target: 'branched:make', args: {{branches: {str(branches).lower()}}}}}"
+    small = ("model=null", "growth={kind: constant, start: 2}", "stages={}", "budget={samples: 64}")
+    finished = distgrow.train("run", target, *small, engine(zero), "launch.workers=2")
+    assert finished.code == (2 if branches else 0)
+    assert ("a.weight" in finished.err and "find_unused: true" in finished.err) == branches
+
+
 GIVEN_BACK = """
 import io
 import torch

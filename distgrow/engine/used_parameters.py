@@ -1,0 +1,72 @@
+"""UsedParameters: which parameters take part in a loss; it must be the same ones in every micro-batch of every rank."""
+
+from collections.abc import Mapping
+from functools import partial
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from distgrow.core.errors import ConfigError
+from distgrow.distributed.world import World
+
+
+class UsedParameters:
+    """Watch which parameters get a gradient.
+
+    DeepSpeed reduces gradients in the order in which they come. If ranks, or micro-batches of a rank, use different
+    parameters, it adds up gradients of different ones, and says so only if their sizes differ.
+    """
+
+    def __init__(self, named: Mapping[str, nn.Parameter], world: World) -> None:
+        self._names, self._world = list(named), world
+        self._seen = set[int]()  # of the micro-batch under way
+        self._first: set[int] | None = None
+        self._agreed = False
+        self._hooks: list[RemovableHandle] = [
+            parameter.register_hook(partial(self._see, k)) for k, parameter in enumerate(named.values())
+        ]
+
+    def _see(self, number: int, gradient: Tensor) -> None:
+        del gradient
+        self._seen.add(number)
+
+    def begin(self) -> None:
+        """Begin a micro-batch."""
+        self._seen = set()
+
+    def end(self) -> None:
+        """End a micro-batch.
+
+        Raises:
+            ConfigError: It has used other parameters than the first one.
+        """
+        if self._first is None:
+            self._first = self._seen
+        self._check(self._first)
+
+    def agree(self) -> None:
+        """Check, once, that all ranks use the same parameters. Collective: every rank must call.
+
+        Raises:
+            ConfigError: They do not.
+        """
+        if self._agreed or self._first is None:
+            return
+        self._agreed = True
+        for used in self._world.gather(self._first):
+            self._check(used)
+
+    def close(self) -> None:
+        """Remove the hooks."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def _check(self, used: set[int]) -> None:
+        if used == self._seen:
+            return
+        names = [self._names[k] for k in sorted(used ^ self._seen)]
+        shown = ", ".join(names[:5]) + (" …" if len(names) > 5 else "")
+        raise ConfigError(
+            f"the loss depends on {shown} in some micro-batches alone, which engine.kind=deepspeed cannot reduce: use "
+            "engine={kind: torch, find_unused: true}, or let every parameter take part, as loss + 0 * parameter.sum()"
+        )
