@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from distgrow.core.average import ema, tail
     from distgrow.core.budget import Budget, budget
     from distgrow.core.errors import ConfigError
     from distgrow.core.lr import LR, WSD, Cosine, StepDecay, constant_lr, factor_lr, linear_lr, power_lr, sqrt_lr
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 
 #: Every public name: its module, and its name there if that is another.
 _HOMES = {
+    "core.average": "ema tail",
     "core.budget": "Budget budget",
     "core.errors": "ConfigError",
     "core.lr": "Cosine LR StepDecay WSD constant_lr factor_lr linear_lr power_lr sqrt_lr",

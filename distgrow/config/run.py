@@ -88,6 +88,12 @@ class Run(Settings):
                 f"launch.workers={workers} changes with the stage, for which DeepSpeed's checkpoints need "
                 f"optimizer.kind=adamw; with {self.optimizer.kind} give launch.workers one number, or engine.kind=torch"
             )
+        if launch.elastic and self.average is not None and not self.engine.resizes_average:
+            raise ConfigError(
+                f"launch.workers={workers} changes with the stage, but engine.kind={self.engine.kind} cuts "
+                "the average into as many shards as there are ranks; leave out average, give launch.workers one "
+                "number, or use engine.kind=torch"
+            )
         return self
 
     def group(self, asked: int) -> Group:

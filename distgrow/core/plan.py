@@ -21,6 +21,7 @@ class Plan:
     probe: bool = False  #: the gradient is computed as for an update, but nothing is applied
     window: int = 0  #: measured updates that the noise's means remember; 0: this one is not measured
     product: bool = False  #: the progress test's product with the update before is wanted
+    average: float = 0.0  #: weight of the parameters after this update in their average; 0: they are not taken in
 
     @property
     def parts(self) -> int:

@@ -13,14 +13,16 @@ from deepspeed.accelerator import get_accelerator
 from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam
 from torch import nn
 
-from distgrow.core.errors import ConfigError, TrainingFailed
+from distgrow.core.errors import ConfigError, RunError, TrainingFailed
 from distgrow.core.plan import Plan
 from distgrow.distributed.world import World
 from distgrow.engine.batches import MORE_MEMORY, Buffers, Loss, Metrics, place, ran_out_of_memory
+from distgrow.engine.deepspeed_config import settings
 from distgrow.engine.deepspeed_shards import Shards
 from distgrow.engine.functional import FunctionalObjective
 from distgrow.engine.objective import empty_copy
 from distgrow.engine.spec import DeepSpeed
+from distgrow.engine.state import read, written
 from distgrow.engine.stats import MakeStats, UpdateStats, check_agreed
 from distgrow.engine.update import AccumulatingEngine, Applied
 from distgrow.engine.used_parameters import UsedParameters
@@ -142,6 +144,34 @@ class DeepSpeedEngine(AccumulatingEngine):
         """See AccumulatingEngine; not inference mode, as ZeRO 3 gathers parameters into tensors that training uses."""
         return torch.no_grad()
 
+    def averaged(self) -> dict[str, torch.Tensor]:
+        """See AccumulatingEngine: float32 shards, whatever precision the forward pass uses."""
+        zero = self._engine.optimizer
+        shards = zero.fp32_partitioned_groups_flat if self.spec.zero == 3 else zero.single_partition_of_fp32_groups
+        return {**{f"shard {k}": shard for k, shard in enumerate(shards)}, **dict(self._objective.named_buffers())}
+
+    @contextmanager
+    def at_average(self) -> Iterator[bool]:
+        """See Engine."""
+        with super().at_average() as there:
+            if there:
+                self._use_shards()
+            yield there
+        if there:
+            self._use_shards()
+
+    def _use_shards(self) -> None:
+        """Make the forward pass use what the float32 shards hold now. Collective."""
+        zero = self._engine.optimizer
+        if self.spec.zero < 3:
+            zero.update_lp_params()
+            return
+        zero._partition_all_parameters()
+        for group in range(len(zero.fp32_partitioned_groups_flat)):
+            zero._reassign_or_swap_out_partitioned_parameters(group)
+        if zero.persistent_parameters:
+            zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
+
     def functional(self) -> FunctionalObjective:
         """See Engine; from the parameters that the forward pass uses, rounded if that is in half precision."""
         return FunctionalObjective(
@@ -161,12 +191,21 @@ class DeepSpeedEngine(AccumulatingEngine):
 
     def snapshot(self) -> dict[str, bytes]:
         """See Engine; every rank holds its shards."""
-        return self._shards.snapshot()
+        average = {} if self._average is None else {_average_file(self.world.rank): written(self._average.state())}
+        return {**self._shards.snapshot(), **average}
 
     def load(self, folder: Path) -> None:
         """See Engine."""
+        written_by = len(list(folder.glob(_average_file("*"))))
+        if written_by not in (0, self.world.size):
+            raise RunError(
+                f"{folder} holds an average of the parameters that {written_by} ranks have cut into shards; go on with "
+                f"{written_by} ranks, or use engine.kind=torch from the start"
+            )
         self._shards.load(folder)
         self._clear_padding()
+        if written_by:
+            self.average().load(read(folder / _average_file(self.world.rank), self.world.device))
 
     def close(self) -> None:
         """See Engine; ZeRO 3's parameters are gathered first, in the precision that the forward pass uses."""
@@ -192,6 +231,11 @@ class DeepSpeedEngine(AccumulatingEngine):
         return place(batch, self.world.device, _DTYPES[self.spec.precision])
 
 
+def _average_file(rank: int | str) -> str:
+    """Return the name of the file that holds a rank's part of the average."""
+    return f"average-{rank}.pt"
+
+
 def refuse_complex(parameters: Iterable[nn.Parameter]) -> None:
     """Check that no parameter is complex.
 
@@ -213,40 +257,6 @@ def give_back(module: nn.Module, whole: Mapping[nn.Parameter, torch.Tensor]) -> 
         for name in [name for name in vars(part) if name.startswith("ds_") or name in _ZERO_3]:
             delattr(part, name)
         part._parameters = parameters
-
-
-def settings(spec: DeepSpeed, optimizer: OptimizerSpec, world: World) -> dict[str, Any]:
-    """DeepSpeed's config. Its own batch sizes are placeholders: accumulation and weighting are the caller's."""
-    zero: dict[str, Any] = {"stage": spec.zero, "reduce_bucket_size": int(spec.bucket_mb * 2**20 / 4)}
-    if spec.offload_optimizer:
-        zero["offload_optimizer"] = {"device": "cpu"}
-    if spec.offload_parameters:
-        zero["offload_param"] = {"device": "cpu"}
-    precision: dict[str, Any] = {}
-    if spec.precision == "bfloat16":
-        precision["bf16"] = {"enabled": True, "check_grad_overflow": True}
-    if spec.precision == "float16":
-        power, window = spec.loss_scale_power, spec.loss_scale_window
-        precision["fp16"] = {
-            "enabled": True,
-            "initial_scale_power": power,
-            "loss_scale_window": window,
-            "hysteresis": 1,
-        }
-    if precision:
-        precision["data_types"] = {"grad_accum_dtype": "fp32"}
-    return {
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
-        "train_batch_size": world.size,
-        "managed_gradient_accumulation": False,
-        "gradient_clipping": optimizer.clip or 0.0,  # unsaid, it would be 1
-        "zero_optimization": zero,
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "steps_per_print": 10**12,
-        **precision,
-    }
 
 
 def _optimizer(

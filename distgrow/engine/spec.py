@@ -1,6 +1,7 @@
 """What an engine is, and the specs of engines and optimizers; importing this loads no torch."""
 
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
 
@@ -42,6 +43,10 @@ class Engine(Protocol):
         """
         ...
 
+    def at_average(self) -> AbstractContextManager[bool]:
+        """Give the model the average of its parameters inside the context. Yield False if there is none. Collective."""
+        ...
+
     def functional(self) -> "FunctionalObjective":
         """Return the objective at the present parameters, in eval mode. Using it moves no parameter. Collective."""
         ...
@@ -78,6 +83,7 @@ class Torch(Spec):
 
     needs_group: ClassVar[bool] = False  #: whether one process alone must be a process group too
     tests_progress: ClassVar[bool] = True  #: whether it can hold gradients against the update before
+    resizes_average: ClassVar[bool] = True  #: whether an average goes on with another number of ranks
     kind: Literal["torch"] = "torch"
     max_micro: Micro = 64
     """Rows of a micro-batch, at most; a batch that needs more is accumulated. auto: what memory proves to hold."""
@@ -114,6 +120,7 @@ class DeepSpeed(Spec):
 
     needs_group: ClassVar[bool] = True
     tests_progress: ClassVar[bool] = True
+    resizes_average: ClassVar[bool] = False
     kind: Literal["deepspeed"] = "deepspeed"
     zero: Literal[1, 2, 3] = 1
     """ZeRO's stage. 2 and 3 reduce every micro-batch, so accumulation multiplies communication there."""

@@ -137,7 +137,7 @@ class TorchEngine(AccumulatingEngine):
         if self.optimizer.state:
             return []
         with memory_for("the optimizer's state"):
-            copies = self._state_copies + self._products.copies(plan)
+            copies = self._state_copies + self._products.copies(plan) + (plan.average > 0)
             return [torch.empty_like(p) for p in self._parameters for _ in range(copies)]
 
     def _check_use(self, stats: UpdateStats) -> None:
@@ -203,9 +203,11 @@ class TorchEngine(AccumulatingEngine):
         """
         if self.world.rank > 0:
             return {}
-        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        state: dict[str, Any] = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
         if isinstance(self._loss, nn.Module):
             state["loss"] = self._loss.state_dict()
+        if self._average is not None:
+            state["average"] = self._average.state()
         return {"engine.pt": written(state)}
 
     def load(self, folder: Path) -> None:
@@ -215,6 +217,8 @@ class TorchEngine(AccumulatingEngine):
             self.model.load_state_dict(state["model"])
             load_module(self._loss, state.get("loss"))
             self.optimizer.load_state_dict(state["optimizer"])
+            if state.get("average"):
+                self.average().load(state["average"])
         except (RuntimeError, ValueError) as error:
             raise ConfigError(f"{folder} was written with another model: {error}; give the run back its own") from None
 

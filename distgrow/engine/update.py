@@ -5,8 +5,8 @@ An engine is a subclass that gives `backward`, `skip` and `apply`.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
@@ -17,7 +17,8 @@ from distgrow.core.plan import Plan
 from distgrow.core.progress import Outcome
 from distgrow.data.seeding import seed_generators
 from distgrow.distributed.world import World
-from distgrow.engine.batches import Buffers, Loss, Metrics, drawn_rows
+from distgrow.engine.averages import WeightAverage
+from distgrow.engine.batches import Buffers, Loss, Metrics, drawn_rows, memory_for
 from distgrow.engine.metrics import means
 from distgrow.engine.noise_hooks import MicroBatchNorms, StepProducts
 from distgrow.engine.objective import WeightedLoss, check_dense, check_leaves, check_single_row
@@ -56,6 +57,7 @@ class AccumulatingEngine(ABC):
         self._buffers = Buffers(self._objective)
         self._norms, self._products = MicroBatchNorms(self._parameters, world.size), StepProducts(optimizer)
         self._checked = False
+        self._average: WeightAverage | None = None  # until an update asks for one
 
     # ── what an engine gives ────────────────────────────────────────────────────────────────────────────────────
 
@@ -84,6 +86,11 @@ class AccumulatingEngine(ABC):
     @abstractmethod
     def evaluating(self) -> AbstractContextManager[Any]:
         """Return the context that metrics are computed in."""
+
+    def averaged(self) -> dict[str, Tensor]:
+        """Return what an average is made of: the trained parameters, or this rank's shards of them, and buffers."""
+        trained = {name: p for name, p in self._objective.named_parameters() if p.requires_grad}
+        return {**trained, **dict(self._objective.named_buffers())}
 
     def reserve(self, plan: Plan) -> Any:
         """Return what takes the memory that a step would, for a trial that makes none; by default nothing."""
@@ -115,6 +122,8 @@ class AccumulatingEngine(ABC):
         result = self.apply(plan, stats)
         if not result.applied:
             self._buffers.restore()
+        elif plan.average:
+            self.average().update(plan.average)
         if result.out_of_memory:
             return Outcome(applied=False, out_of_memory=True)
         return Outcome(
@@ -194,6 +203,22 @@ class AccumulatingEngine(ABC):
         micro_sq = float(stats.micro_sq) * size if stats.measured * size > size - 0.5 else math.nan
         batch_sq = square + penalty if plan.window else math.nan
         return Measured(parts_sq=micro_sq + penalty, batch_sq=batch_sq, product=product)
+
+    def average(self) -> WeightAverage:
+        """Return the average of the parameters, begun here if there is none."""
+        if self._average is None:
+            with memory_for("the average of the parameters", "leave out average, or use a smaller model"):
+                self._average = WeightAverage(self.averaged())
+        return self._average
+
+    @contextmanager
+    def at_average(self) -> Iterator[bool]:
+        """See Engine."""
+        if self._average is None or not self._average.begun:
+            yield False
+            return
+        with self._average.swapped():
+            yield True
 
     def evaluate(self, batches: Iterable[tuple[Any, int]]) -> dict[str, float]:
         """See Engine."""

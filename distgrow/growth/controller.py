@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+from distgrow.core.average import AverageSpec
 from distgrow.core.budget import Budget
 from distgrow.core.errors import ConfigError
 from distgrow.core.lr import LR, NoDecay, Span
@@ -17,21 +18,7 @@ from distgrow.core.stages import Stages, Trigger, stage_at
 from distgrow.growth.adaptive import Adaptive, NormProbing
 from distgrow.growth.answers import check_needs, checked_batch, checked_multiplier, checked_state
 from distgrow.growth.base import GrowthPolicy, Measure, Moment, check_settings
-from distgrow.growth.outline import outline, problems, shorten
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stride:
-    """Hold equal updates in a row: `updates` of `plan` from `begin` on. Only the learning rate may decay in it."""
-
-    begin: Progress
-    plan: Plan
-    updates: int
-
-    @property
-    def end(self) -> Progress:
-        """Return the progress after the last update."""
-        return self.begin.repeat(self.plan.batch, self.updates)
+from distgrow.growth.outline import Stride, outline, problems, shorten
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +28,7 @@ class Controller:
     growth: GrowthPolicy
     stages: Stages = field(default_factory=Stages)
     lr: LR = field(default_factory=LR)
+    average: AverageSpec | None = None  #: of the parameters
     budget: Budget
     epoch: int  #: samples of one pass over the training set
     world: int = 1  #: ranks of the group at hand
@@ -82,11 +70,14 @@ class Controller:
         return self.growth.needs
 
     @cached_property
+    def _whole_axis(self) -> Span:
+        """The samples axis, its end forecast if the budget is in steps."""
+        return self._axis if self._axis.samples else Span(samples=self.samples(), epoch=self.epoch)
+
+    @cached_property
     def span(self) -> Span:
         """The samples axis that the learning rate decays along."""
-        if self._axis.samples or isinstance(self.lr.decay, NoDecay):
-            return self._axis
-        return Span(samples=self.samples(), epoch=self.epoch)
+        return self._axis if isinstance(self.lr.decay, NoDecay) else self._whole_axis
 
     def done(self, progress: Progress) -> bool:
         """Return whether the budget is spent."""
@@ -151,6 +142,7 @@ class Controller:
             seed=mix_int(self.seed, progress.samples),
             window=window,
             product=Measure.PROGRESS in self._needs,
+            average=self.average.weight(progress.ledger.applied, batch, self._whole_axis) if self.average else 0.0,
         )
 
     def split(self, progress: Progress, batch: int, window: int) -> tuple[int, int]:
@@ -194,7 +186,10 @@ class Controller:
     def trial(self, micro: int) -> Plan:
         """Return a probe of micro-batches of `micro` rows on every rank."""
         batch, seed = micro * self.world, mix_int(self.seed, micro)
-        return Plan(batch=batch, world=self.world, micro=micro, accum=1, lr=0.0, stage=0, seed=seed, probe=True)
+        return Plan(
+            batch=batch, world=self.world, micro=micro, accum=1, lr=0.0, stage=0, seed=seed, probe=True,
+            average=float(self.average is not None),
+        )  # fmt: skip
 
     def largest_share(self, progress: Progress | None = None) -> int:
         """Return the rows of a rank's largest share in the run to come: no micro-batch needs more."""

@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from distgrow.core.budget import Budget
 from distgrow.core.errors import ConfigError
-from distgrow.core.plan import split
+from distgrow.core.plan import Plan, split
 from distgrow.core.progress import Progress
 from distgrow.core.stages import Trigger, stage_at
 from distgrow.growth.answers import checked_batch
@@ -13,6 +14,20 @@ from distgrow.growth.base import GrowthPolicy
 
 #: Stages that a run may have; an outline goes through all of them.
 MOST_STAGES = 2**20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stride:
+    """Hold equal updates in a row: `updates` of `plan` from `begin` on. Only the learning rate may decay in it."""
+
+    begin: Progress
+    plan: Plan
+    updates: int
+
+    @property
+    def end(self) -> Progress:
+        """Return the progress after the last update."""
+        return self.begin.repeat(self.plan.batch, self.updates)
 
 
 def outline(

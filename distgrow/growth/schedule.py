@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from distgrow.core.average import AverageSpec
 from distgrow.core.budget import Budget
 from distgrow.core.lr import LR
 from distgrow.core.noise_stats import Measuring
@@ -13,12 +14,13 @@ from distgrow.growth.controller import Controller
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
-    """Hold the four settings that every decision of a run follows from; the data and the ranks are not known yet."""
+    """Hold the settings that every decision of a run follows from; the data and the ranks are not known yet."""
 
     growth: GrowthPolicy
     budget: Budget
     stages: Stages = field(default_factory=Stages)
     lr: LR = field(default_factory=LR)
+    average: AverageSpec | None = None
 
     def controller(
         self,
@@ -47,6 +49,7 @@ class Schedule:
             growth=self.growth,
             stages=self.stages,
             lr=self.lr,
+            average=self.average,
             budget=self.budget,
             epoch=epoch,
             world=world,

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn.modules.loss import _Loss
 
+from distgrow.core.average import EMA, Tail
 from distgrow.core.budget import Budget
 from distgrow.core.errors import ConfigError
 from distgrow.core.lr import LR
@@ -24,6 +25,7 @@ _SPECS: Mapping[str, tuple[tuple[type, ...], bool, str]] = {
     "stages": ((Stages,), True, "stages, such as every(epochs=1)"),
     "lr": ((LR,), True, "a learning rate, such as linear_lr(0.1) or constant_lr(0.1)"),
     "optimizer": ((OptimizerSpec,), True, "one of distgrow's, such as SGD(momentum=0.9) or AdamW()"),
+    "average": ((EMA, Tail), True, "an average, such as ema(epochs=1) or tail(0.25)"),
     "engine": ((Torch, DeepSpeed), True, "an engine, such as Torch(max_micro=64)"),
     "run": ((RunSpec,), True, "a RunSpec, such as RunSpec(dir='runs/first')"),
 }

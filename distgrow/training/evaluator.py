@@ -55,6 +55,10 @@ class Evaluator:
         rows = min(self._run.eval.rows, progress.micro_limit or self._run.eval.rows)
         with memory_for(f"evaluation batches of {rows} rows", "lower run.eval.rows and go on with --resume"):
             metrics = self._engine.evaluate(self._batches(self._task.test, rows))
+            if self._controller.average is not None:
+                with self._engine.at_average() as there:
+                    averaged = self._engine.evaluate(self._batches(self._task.test, rows)) if there else {}
+                metrics |= {f"average/{name}": value for name, value in averaged.items()}
         if clash := RESERVED & metrics.keys():
             raise ConfigError(f"task.metrics returns {', '.join(sorted(clash))}, which every event has; rename it")
         if (progress.step, progress.samples) != self._evaluated:  # else it was, before the run was resumed

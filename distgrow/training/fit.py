@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from distgrow.core.average import EMA, Tail
 from distgrow.core.budget import Budget
 from distgrow.core.errors import ConfigError, TrainingFailed
 from distgrow.core.lr import LR
@@ -40,6 +41,7 @@ def fit(
     stages: Stages | None = None,
     lr: LR | None = None,
     optimizer: OptimizerSpec | None = None,
+    average: EMA | Tail | None = None,
     engine: EngineSpec | None = None,
     run: RunSpec | None = None,
     resume: Resume = False,
@@ -66,6 +68,7 @@ def fit(
         stages: How long stages are.
         lr: The learning rate.
         optimizer: The optimizer. None: SGD.
+        average: An average of the parameters, evaluated beside them. None: there is none.
         engine: What computes. None: `Torch()`.
         run: Where the run is kept, and its habits.
         resume: True: resume. False: begin. None: resume if `run.dir` holds a run, else begin.
@@ -82,7 +85,7 @@ def fit(
         KeyboardInterrupt: Ctrl-C, after a checkpoint.
     """
     specs: dict[str, Any] = {"growth": growth, "budget": budget, "stages": stages, "lr": lr}
-    specs |= {"optimizer": optimizer, "engine": engine, "run": run}
+    specs |= {"average": average, "optimizer": optimizer, "engine": engine, "run": run}
     check_arguments(specs, model, loss, metrics, collate)
     check_trackers(trackers)
     task = Task(model=model, loss=loss, train=train, test=test, probe=probe, metrics=metrics, collate=collate)

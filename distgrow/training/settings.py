@@ -2,6 +2,7 @@
 
 from typing import Any, Self
 
+from distgrow.core.average import Average
 from distgrow.core.budget import Budget
 from distgrow.core.lr import LR
 from distgrow.core.scaling import Group
@@ -28,6 +29,8 @@ class Settings(Spec):
     """The learning rate."""
     optimizer: OptimizerSpec = SGD()
     """The optimizer."""
+    average: Average | None = None
+    """An average of the parameters, evaluated beside them and kept in checkpoints. Default: none."""
     engine: EngineSpec = Torch()
     """What computes the updates: plain torch or DeepSpeed."""
     budget: Budget
@@ -49,7 +52,7 @@ class Settings(Spec):
 
     def schedule(self) -> Schedule:
         """Return what decides batch size, learning rate and end."""
-        return Schedule(growth=self.growth, stages=self.stages, lr=self.lr, budget=self.budget)
+        return Schedule(growth=self.growth, stages=self.stages, lr=self.lr, average=self.average, budget=self.budget)
 
     def controller_of(self, epoch: int, world: int, group: Group | None = None) -> Controller:
         """Return the schedule on `world` ranks for a training set of `epoch` samples.
@@ -69,8 +72,9 @@ class Settings(Spec):
         )
 
     def specs(self) -> dict[str, Spec]:
-        """Return the specs of the training by their keys of a config."""
-        return {name: getattr(self, name) for name in Settings.model_fields}
+        """Return the specs of the training that are given, by their keys of a config."""
+        specs = {name: getattr(self, name) for name in Settings.model_fields}
+        return {name: spec for name, spec in specs.items() if spec is not None}
 
     def recorded(self) -> dict[str, Any]:
         """Return the specs of the training as config.yaml records them."""

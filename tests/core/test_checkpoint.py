@@ -30,6 +30,9 @@ class Files:
     def evaluate(self, batches: Any) -> dict[str, float]:
         raise AssertionError("not used")
 
+    def at_average(self) -> Any:
+        raise NotImplementedError
+
     def functional(self) -> Any:
         raise AssertionError("not used")
 

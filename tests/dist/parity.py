@@ -9,7 +9,7 @@ import torch
 from optimizers import OPTIMIZERS
 from torch import nn
 
-from distgrow import RunSpec, budget, every, exponential, fit, sqrt_lr
+from distgrow import RunSpec, budget, ema, every, exponential, fit, sqrt_lr
 from distgrow.checkpoint.spec import Checkpointing
 from distgrow.core.noise_stats import Measuring
 from distgrow.data.datasets import digits
@@ -47,6 +47,7 @@ def once(engine: EngineSpec, optimizer: OptimizerSpec, folder: Path, world: Worl
     result = fit(
         model, loss, train, test=test, growth=exponential(9, 2, 36), stages=every(steps=3), lr=sqrt_lr(rate),
         budget=budget(steps=9), optimizer=optimizer, engine=engine, world=world, resume=resume,
+        average=ema(samples=60),
         run=RunSpec(dir=str(folder), noise=Measuring(every=1), checkpoint=Checkpointing(every_steps=5, keep=9)),
     )  # fmt: skip
     assert result.progress.stage == 2

@@ -66,7 +66,9 @@ def test_every_optimizer_agrees_between_torch_and_every_stage_of_zero(workers: i
                 for key in ("loss", "grad_norm", "noise_trace"):
                     assert other[key] == pytest.approx(one[key], rel=1e-4), f"{zero}, {optimizer}, {key}"
             evaluated = [events(tmp_path / f"{name}-{optimizer}", "eval")[-1] for name in ("torch", zero)]
-            assert evaluated[1]["loss"] == pytest.approx(evaluated[0]["loss"], rel=1e-5)
+            for key in ("loss", "average/loss"):
+                assert evaluated[1][key] == pytest.approx(evaluated[0][key], rel=1e-5), f"{zero}, {optimizer}, {key}"
+            assert evaluated[1]["average/loss"] != evaluated[1]["loss"]
 
 
 @pytest.mark.slow
