@@ -15,15 +15,8 @@ from distgrow.distributed.world import World
 from distgrow.growth.controller import Controller
 from distgrow.integrations.lightning_checks import check_trainer
 from distgrow.integrations.lightning_loss import check_step_loss
-from distgrow.integrations.session import (
-    GrowthSession,
-    Positions,
-    Rows,
-    check_groups,
-    check_names,
-    check_rate,
-    weighted,
-)
+from distgrow.integrations.session import GrowthSession, Positions, Rows, weighted
+from distgrow.integrations.session_checks import check_groups, check_names, check_rate
 from distgrow.optim.groups import assign_lr
 
 
@@ -41,7 +34,7 @@ class Growth(Callback):
             dataset: The training set, with rows by number.
             **rows: How its rows are loaded, collated and counted: see Rows.
         """
-        check_names(rows)
+        check_names(rows, Rows)
         self._controller, self._dataset, self._rows = controller, dataset, rows
         self._session: GrowthSession | None = None
 
@@ -109,6 +102,11 @@ class Growth(Callback):
         if not trainer.fast_dev_run:
             left = self.session.last_epoch() - int(self.session.epoch)
             trainer.fit_loop.max_epochs = coming + max(1, left)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Record the metrics that the module has logged."""
+        if self._session is not None and not trainer.sanity_checking:
+            self._session.evaluated(trainer.callback_metrics)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw no more rows."""
@@ -196,12 +194,14 @@ class Growing:
                 module.manual_backward(loss)
             losses.append(loss.detach())
         loss = torch.stack(losses).sum()
-        if session.end(plan, module.parameters()):
+        if session.end(plan, module.parameters(), loss):
             clip, how = trainer.gradient_clip_val, trainer.gradient_clip_algorithm
             module.configure_gradient_clipping(optimizer.optimizer, clip, how)
             assign_lr(optimizer.param_groups, plan.lr)
             step_once(module, batch_idx, optimizer, loss)
         optimizer.zero_grad()
+        shown = {name: float(value) for name, value in {**session.shown(plan), "lr": plan.lr}.items()}
+        module.log_dict(shown, on_step=True, on_epoch=False, prog_bar=True)
         return {"loss": loss}
 
     def _module(self) -> LightningModule:

@@ -1,8 +1,8 @@
 """GrowthSession: the progress of a run under another trainer, its next update and its count; knows no trainer."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 import torch
@@ -21,6 +21,8 @@ from distgrow.data.stream import SampleStream
 from distgrow.distributed.world import World
 from distgrow.engine.batches import Buffers, checked_loss, drawn_rows
 from distgrow.growth.controller import Controller
+from distgrow.integrations.record import recorder
+from distgrow.integrations.session_checks import check_length, check_names, count_items, on_world
 
 #: Updates in a row whose gradient is not finite, after which the run ends, as `run.max_skips` of fit().
 MAX_SKIPS = 20
@@ -39,12 +41,8 @@ class Rows(TypedDict, total=False):
     """Counts what a micro-batch's loss is a mean over. By default that is its rows."""
     loading: Loading | None
     """How rows are loaded. By default this process loads them."""
-
-
-def check_names(rows: Rows) -> None:
-    """Raise TypeError if a keyword is none of Rows', as Python does for arguments that are written out."""
-    if unknown := rows.keys() - Rows.__annotations__.keys():
-        raise TypeError(f"unknown keyword {min(unknown)!r}; allowed: {', '.join(Rows.__annotations__)}")
+    record: str | Path | None
+    """Folder for config.yaml and metrics.jsonl, which `distgrow report` reads. By default nothing is written."""
 
 
 class GrowthSession:
@@ -68,7 +66,7 @@ class GrowthSession:
         Raises:
             ConfigError: The data set has no rows by number, or the controller does not fit it or the ranks.
         """
-        check_names(rows)
+        check_names(rows, Rows)
         self.world, self.progress = world or World(), Progress()
         self.controller = on_world(controller, self.world)
         check_rows_by_number(dataset, "the training set")
@@ -77,6 +75,7 @@ class GrowthSession:
         self._positions = SampleStream(dataset, seed=controller.seed, collate=rows.get("collate"))
         self._loading, self._items = rows.get("loading") or Loading(), rows.get("items")
         self._loader: Loader | None = None
+        self._record = recorder(rows.get("record"), self.controller, self.world)
         self._buffers: Buffers | None = None
 
     @property
@@ -93,6 +92,11 @@ class GrowthSession:
     def epoch(self) -> float:
         """Return the number of passes over the data so far."""
         return self.progress.samples / self.controller.epoch
+
+    def shown(self, plan: Plan) -> dict[str, float]:
+        """Return what a trainer shows of an update that is made, beside its own figures."""
+        progress = self.progress
+        return {"batch": plan.batch, "stage": plan.stage, "samples": progress.samples, "sfo": progress.ledger.total}
 
     def remaining(self) -> int:
         """Return the number of updates to come if none is skipped."""
@@ -129,6 +133,7 @@ class GrowthSession:
         plan = self.controller.plan(self.progress)
         self._buffers = self._buffers or Buffers(model)
         self._buffers.keep()
+        self._record.begin(self.progress, plan)
         seed_generators(mix_int(plan.seed, self.world.rank), self.world.device)
         return plan
 
@@ -179,13 +184,14 @@ class GrowthSession:
         dist.all_reduce(total)
         return int(total)
 
-    def end(self, plan: Plan, parameters: Iterable[nn.Parameter]) -> bool:
+    def end(self, plan: Plan, parameters: Iterable[nn.Parameter], loss: Tensor | None = None) -> bool:
         """Count the update, and return whether it is to be applied.
 
         Args:
             plan: The update.
             parameters: They hold the gradients, averaged over ranks. Gradients that are not finite are dropped, on
                 every rank alike, so that the trainer's step moves nothing.
+            loss: This rank's part of the loss, of which the mean over ranks is the update's.
 
         Raises:
             Diverged: Too many updates in a row were not finite.
@@ -199,14 +205,29 @@ class GrowthSession:
                 parameter.grad = None
             assert self._buffers is not None
             self._buffers.restore()
-        self.progress = self.controller.after(self.progress, plan, Outcome(applied=applied, grad_norm=norm))
+        outcome = Outcome(applied=applied, grad_norm=norm, loss=self._mean_loss(loss))
+        self.progress = self.controller.after(self.progress, plan, outcome)
+        self._record.end(self.progress, plan, outcome)
         if self.progress.skips >= MAX_SKIPS:
             raise Diverged(f"{MAX_SKIPS} updates in a row were not finite; lower lr.base or clip gradients")
         return applied
 
+    def _mean_loss(self, loss: Tensor | None) -> float:
+        """Return the mean over ranks if a record wants it."""
+        if loss is None or not self._record.wanted:
+            return math.nan
+        if self.world.size > 1:
+            dist.all_reduce(loss := loss.detach().clone())
+        return float(loss) / self.world.size
+
+    def evaluated(self, metrics: Mapping[str, Any]) -> None:
+        """Record the metrics of an evaluation that the trainer has made."""
+        self._record.evaluated(self.progress, metrics)
+
     def close(self) -> None:
-        """End the processes that load rows. The next update starts others."""
+        """End the processes that load rows, and the record. The next update starts others."""
         self._loader = None
+        self._record.close(self.progress, done=self.done)
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain numbers, for the trainer's checkpoint."""
@@ -224,65 +245,3 @@ def weighted(loss: Any, weight: float) -> Tensor:
         ConfigError: The loss is no number with a gradient.
     """
     return checked_loss(loss) * weight
-
-
-def count_items(items: Callable[[Any], int], batch: Any) -> int:
-    """Return what a micro-batch's loss is a mean over.
-
-    Raises:
-        ConfigError: It is negative.
-    """
-    count = int(items(batch))
-    if count < 0:
-        raise ConfigError(f"items gave {count} for a micro-batch; it must count what the loss is a mean over")
-    return count
-
-
-def on_world(controller: Controller, world: World) -> Controller:
-    """Return the controller for the trainer's ranks.
-
-    Raises:
-        ConfigError: It is meant for others, or its growth goes by measurements.
-    """
-    growth = controller.growth
-    if growth.needs:
-        raise ConfigError(
-            f"growth.kind={growth.name} goes by what distgrow's engines measure of each update, which other trainers "
-            "do not show; choose a growth that follows a schedule, or train with distgrow.fit"
-        )
-    if controller.group is not None:
-        raise ConfigError("the controller's group changes the number of ranks, which other trainers cannot; leave it")
-    if controller.world not in (1, world.size):
-        raise ConfigError(
-            f"the controller is for world={controller.world}, but the trainer has {world.size} ranks; leave world out"
-        )
-    return replace(controller, world=world.size)
-
-
-def check_length(dataset: Any, controller: Controller) -> None:
-    """Raise ConfigError if the schedule is for another number of samples."""
-    if len(dataset) != controller.epoch:
-        raise ConfigError(
-            f"the training set has {len(dataset)} samples, but the controller was made for epoch={controller.epoch}; "
-            f"give it epoch={len(dataset)}"
-        )
-
-
-def check_rate(groups: Sequence[dict[str, Any]], base: float) -> None:
-    """Raise ConfigError if the optimizer of a new run has a learning rate that is neither the controller's nor 0."""
-    rates = {float(group["lr"]) for group in groups if "lr_scale" not in group}
-    if rates - {0.0, base}:
-        raise ConfigError(
-            f"the optimizer has lr={max(rates):g}, but the controller's lr.base is {base:g}, which would replace it; "
-            "give it lr=0.0, or the same"
-        )
-
-
-def check_groups(groups: Sequence[dict[str, Any]]) -> None:
-    """Raise ConfigError if parameter groups have learning rates of their own, which the plan's would replace."""
-    rates = {float(group["lr"]) for group in groups if "lr_scale" not in group}
-    if len(rates) > 1:
-        raise ConfigError(
-            f"the optimizer's parameter groups have the learning rates {sorted(rates)}, but the plan gives one; "
-            'say how they differ by a factor in the group, "lr_scale": 0.1'
-        )

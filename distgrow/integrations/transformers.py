@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +21,9 @@ from distgrow.data.spec import Loading
 from distgrow.distributed.world import World
 from distgrow.growth.controller import Controller
 from distgrow.integrations.labels import Labels
-from distgrow.integrations.session import GrowthSession, check_groups, weighted
+from distgrow.integrations.session import GrowthSession, weighted
+from distgrow.integrations.session_checks import check_groups
+from distgrow.integrations.transformers_checks import check_arguments
 from distgrow.optim.groups import assign_lr
 
 
@@ -38,6 +41,7 @@ class Growing:
         *,
         controller: Controller,
         items: Callable[[Any], int] | None = None,
+        record: str | Path | None = None,
         **settings: Any,
     ) -> None:
         """Take the Trainer's arguments, and a controller in place of those that decide the same.
@@ -49,6 +53,8 @@ class Growing:
             **settings: The Trainer's other arguments.
             items: Counts what compute_loss is a mean over. By default that is what the Trainer counts (labels other
                 than -100), if the model takes `num_items_in_batch`, else the rows of a micro-batch.
+
+            record: Folder for config.yaml and metrics.jsonl, which `distgrow report` reads. None: nothing is written.
 
         Raises:
             ConfigError: Some of `args` decide the same as the controller; they must be left alone.
@@ -69,10 +75,11 @@ class Growing:
             dataset,
             collate=collate,
             items=items,
+            record=record,
             world=World(rank=args.process_index, size=args.world_size, device=args.device),
             loading=Loading(workers=args.dataloader_num_workers, prefetch=args.dataloader_prefetch_factor or 4),
         )
-        self._labels = Labels(trainer)
+        self._labels, self._shown = Labels(trainer), dict[str, float]()
         args.max_steps = self.session.remaining()
         trainer.add_callback(GrowthCallback(self.session))
 
@@ -110,9 +117,11 @@ class Growing:
                     loss = weighted(trainer.compute_loss(model, batch, num_items_in_batch=items), weight)
                 trainer.accelerator.backward(loss)
             losses.append(loss.detach())
-        session.end(plan, model.parameters())
+        loss = torch.stack(losses).sum()
+        session.end(plan, model.parameters(), loss)
+        self._shown = session.shown(plan)
         assign_lr(trainer.optimizer.param_groups, plan.lr)
-        return torch.stack(losses).sum()
+        return loss
 
     def _drawn(self, plan: Plan) -> Iterator[tuple[Any, float, Any, bool]]:
         """Yield the update's micro-batches: rows, weight of the loss, items that it is divided by, whether the last."""
@@ -134,6 +143,11 @@ class Growing:
         for batch, weight, last in drawn:
             self._labels.check(batch)
             yield batch, weight, None, last
+
+    def log(self, logs: dict[str, float], *others: Any, **options: Any) -> None:
+        """Log the batch, the stage, the samples and the gradient evaluations beside the loss of updates."""
+        shown = self._shown if "loss" in logs else {}
+        super().log({**logs, **shown}, *others, **options)  # pyright: ignore[reportAttributeAccessIssue]
 
     def floating_point_ops(self, inputs: Any) -> int:
         """Return 0, for training_step has counted all."""
@@ -212,6 +226,17 @@ class GrowthCallback(TrainerCallback, ExportableState):
         self._look(state, control)
         control.should_epoch_stop = control.should_epoch_stop or self._pass > before
 
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: Mapping[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        """Record the metrics of an evaluation, by their names without eval_."""
+        self._session.evaluated({name.removeprefix("eval_"): value for name, value in (metrics or {}).items()})
+
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Draw no more rows."""
         self._session.close()
@@ -229,57 +254,3 @@ def _rows(trainer: Any) -> tuple[Any, Any]:
     if hasattr(dataset, "column_names"):
         return trainer._remove_unused_columns(dataset, description="training"), trainer.data_collator
     return dataset, trainer._get_collator_with_removed_columns(trainer.data_collator, description="training")
-
-
-#: Arguments that have to keep their defaults, and what each would do otherwise.
-_DECIDED: dict[str, str] = {
-    "gradient_accumulation_steps": "is fixed for a run, while the controller's accumulation follows the batch",
-    "max_steps": "would end the run elsewhere than the controller's budget",
-    "num_train_epochs": "would end the run elsewhere than the controller's budget",
-    "lr_scheduler_type": "would fight the controller's lr; say it there as lr.decay",
-    "lr_scheduler_kwargs": "would fight the controller's lr; say it there as lr.decay",
-    "warmup_steps": "would fight the controller's lr; say it there as lr.decay with a warm-up",
-    "warmup_ratio": "would fight the controller's lr; say it there as lr.decay with a warm-up",
-    "auto_find_batch_size": "would train on smaller batches than the controller's; set its max_micro",
-    "dataloader_drop_last": "would leave samples out",
-    "group_by_length": "would order samples otherwise than distgrow, which draws each once per epoch",
-    "train_sampling_strategy": "would order samples otherwise than distgrow, which draws each once per epoch",
-    "include_num_input_tokens_seen": "counts the tokens of a fixed batch; the ledger counts samples",
-    "restore_callback_states_from_checkpoint": "would make a second callback in growth's place",
-}
-#: Arguments that have to be off.
-_OFF: dict[str, str] = {
-    "fp16": "scales losses and skips steps by itself; use bf16",
-    "deepspeed": "shards gradients and divides by its own accumulation; use distgrow's engine.kind=deepspeed",
-    "fsdp": "shards gradients, so an update that is not finite cannot be told on every rank; use DDP",
-    "parallelism_config": "gives several ranks the same rows; use DDP",
-}
-
-
-def check_arguments(args: TrainingArguments, controller: Controller, settings: Mapping[str, Any]) -> None:
-    """Raise ConfigError with all that TrainingArguments decide otherwise than the controller, one a line."""
-    found = list(_problems(args, controller, settings))
-    if found:
-        raise ConfigError("\n".join(found))
-
-
-def _problems(args: TrainingArguments, controller: Controller, settings: Mapping[str, Any]) -> Iterator[str]:
-    defaults = {field.name: field.default for field in fields(args)}
-    for name, why in _DECIDED.items():
-        if name in defaults and getattr(args, name) != defaults[name]:
-            yield f"{name}={getattr(args, name)} {why}; leave {name} out"
-    for name, why in _OFF.items():
-        if getattr(args, name, None):
-            yield f"{name}={getattr(args, name)!r} {why}"
-    shared = {"learning_rate": ("lr.base", controller.lr.base)}
-    shared["per_device_train_batch_size"] = ("max_micro", controller.max_micro)
-    for name, (ours, value) in shared.items():
-        if getattr(args, name) not in (defaults[name], value):
-            yield f"{name}={getattr(args, name)!r}, but the controller's {ours} is {value!r}; leave {name} out"
-    config: Any = args.accelerator_config
-    if config.split_batches or config.dispatch_batches:
-        yield "accelerator_config.split_batches and dispatch_batches hand out the batches of one rank; leave them out"
-    if args.n_gpu > 1:
-        yield f"one process would drive {args.n_gpu} GPUs (DataParallel), which cuts micro-batches up; use torchrun"
-    if (settings.get("optimizers") or (None, None))[1] is not None:
-        yield "optimizers has a learning-rate scheduler, which would fight the controller's lr; give (optimizer, None)"

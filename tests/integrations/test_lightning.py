@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import in_ranks
+from conftest import events, in_ranks
 from problem import MOMENTUM, ROWS, Network, Poisoned, Rows, close, controller, fitted, flat
 from torch import Tensor
 
@@ -338,3 +338,5 @@ def test_two_ranks_come_to_the_parameters_of_fit(tmp_path: Path) -> None:
     found = torch.load(tmp_path / "found.pt", weights_only=True)
     close(found["parameters"], parameters)
     assert found["applied"] == progress.ledger.applied
+    losses = {folder: {e["step"]: e["loss"] for e in events(tmp_path / folder, "step")} for folder in ("record", "fit")}
+    assert losses["record"] == pytest.approx(losses["fit"], rel=1e-9)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import in_ranks
+from conftest import events, in_ranks
 from problem import MOMENTUM, ROWS, Network, Poisoned, Rows, close, controller, fitted, flat
 from torch import Tensor
 
@@ -21,7 +21,9 @@ from distgrow.integrations.transformers import GrowthTrainer  # noqa: E402
 QUIET: dict[str, Any] = {"use_cpu": True, "report_to": [], "disable_tqdm": True, "max_grad_norm": 0.0}
 
 
-def trainer(folder: Path, *, schedule: Controller | None = None, rows: Any = None, **arguments: Any) -> GrowthTrainer:
+def trainer(
+    folder: Path, *, schedule: Controller | None = None, rows: Any = None, record: Any = None, **arguments: Any
+) -> GrowthTrainer:
     """A Trainer of the problem with SGD; `rows` in place of its data."""
     args = transformers.TrainingArguments(output_dir=str(folder), **{**QUIET, **arguments})
     model = Network()
@@ -33,6 +35,7 @@ def trainer(folder: Path, *, schedule: Controller | None = None, rows: Any = Non
         train_dataset=rows or Rows(),
         eval_dataset=Rows(),
         optimizers=(optimizer, None),
+        record=record,
     )
 
 
@@ -287,3 +290,5 @@ def test_two_ranks_come_to_the_parameters_of_fit(tmp_path: Path) -> None:
     found = torch.load(tmp_path / "found.pt", weights_only=True)
     close(found["parameters"], parameters)
     assert found["applied"] == progress.ledger.applied
+    losses = {folder: {e["step"]: e["loss"] for e in events(tmp_path / folder, "step")} for folder in ("record", "fit")}
+    assert losses["record"] == pytest.approx(losses["fit"], rel=1e-9)

@@ -28,7 +28,12 @@ def under_transformers(folder: Path) -> tuple[int, torch.Tensor, Progress]:
         model = Network(0.0)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=MOMENTUM)
         trainer = GrowthTrainer(
-            model, args, controller=controller(), train_dataset=Rows(), optimizers=(optimizer, None)
+            model,
+            args,
+            controller=controller(),
+            train_dataset=Rows(),
+            optimizers=(optimizer, None),
+            record=folder / "record",
         )
         trainer.train(resume_from_checkpoint=start)
         ends.append(trainer)
@@ -44,7 +49,7 @@ def under_lightning(folder: Path) -> tuple[int, torch.Tensor, Progress]:
 
     from distgrow.integrations.lightning import Growth
 
-    growth, module = Growth(controller(), Rows()), GrowingNet(0.0)
+    growth, module = Growth(controller(), Rows(), record=folder / "record"), GrowingNet(0.0)
     trainer = Trainer(**QUIET, strategy="ddp", devices=2, callbacks=[growth])
     trainer.fit(module)
     return trainer.global_rank, flat(module), growth.session.progress
