@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from distgrow.core.progress import Ledger, Outcome, Progress
     from distgrow.core.stages import every, min_stage
     from distgrow.core.stages import min_stage as dwell
+    from distgrow.data.sharded import Files
     from distgrow.engine.spec import Torch
     from distgrow.growth.adascale import adascale
     from distgrow.growth.auto import auto
@@ -57,6 +58,7 @@ _HOMES = {
     "core.plan": "Plan split",
     "core.progress": "Ledger Outcome Progress",
     "core.stages": "every min_stage",
+    "data.sharded": "Files",
     "engine.spec": "Torch",
     "growth.adascale": "adascale",
     "growth.auto": "auto",

@@ -1,1 +1,1 @@
-"""Data sets, and the loader that draws the rows of a plan."""
+"""Data sets of every kind, and the loader that draws the rows of a plan."""

@@ -4,12 +4,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, Sampler, TensorDataset, WeightedRandomSampler
 
 from distgrow.core.errors import ConfigError
-from distgrow.core.order import Int64s, UInt64s
+from distgrow.core.order import Int64s, Order, UInt64s
 
 
 class Batched(ABC):
@@ -31,6 +32,50 @@ class Batched(ABC):
             seeds: A 64-bit seed for each of them, (rows,). Anything random about a row must follow from its seed
                 alone: runs would otherwise depend on the number of ranks and on the micro-batch.
         """
+
+
+class Gathered(ABC):
+    """A data set that reads several rows at once, which is faster than one by one, and leaves collation to others."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Return the number of rows."""
+
+    @abstractmethod
+    def rows(self, indices: Int64s, seeds: UInt64s) -> list[Any]:
+        """Return the rows `indices`, which may repeat. For the arguments see Batched.batch."""
+
+    def collated(self, indices: Int64s, seeds: UInt64s, collate: Callable[[list[Any]], Any]) -> Any:
+        """Return the collated rows."""
+        return collate(self.rows(indices, seeds))
+
+    def __getitem__(self, index: int) -> Any:
+        """Return one row."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        return self.rows(np.array([index % len(self)]), np.array([index % len(self)], np.uint64))[0]
+
+
+class Ordered(ABC):
+    """A data set that sets the order of its rows itself, such as one whose rows lie in files."""
+
+    @abstractmethod
+    def order(self, seed: int) -> Callable[[Any], tuple[Int64s, Int64s]]:
+        """Return the map from positions of the endless sample stream to (epochs, indices), as Order is one."""
+
+    def facts(self) -> dict[str, int]:
+        """Return numbers that the data of a resumed run must share, as the order follows from them."""
+        return {}
+
+
+def order_of(dataset: Any, seed: int) -> Callable[[Any], tuple[Int64s, Int64s]]:
+    """Return the order in which a data set's rows are drawn: its own, or Order."""
+    return dataset.order(seed) if isinstance(dataset, Ordered) else Order(n=len(dataset), seed=seed)
+
+
+def facts_of(dataset: Any) -> dict[str, int]:
+    """Return what the data set of a resumed run must share."""
+    return dataset.facts() if isinstance(dataset, Ordered) else {}
 
 
 class Tensors(Batched):

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from distgrow.core.errors import TrainingFailed
+from distgrow.core.errors import ConfigError, TrainingFailed
 from distgrow.core.plan import Plan
 from distgrow.core.progress import Progress
 from distgrow.data.spec import Loading
@@ -109,7 +109,10 @@ class PrefetchingLoader:
             f"the micro-batches of up to {rows} rows that run.loader.workers={workers} draw ahead, "
             f"run.loader.prefetch={prefetch} each; lower one of them or engine.max_micro and go on with --resume"
         ):
-            return next(stream)
+            batch = next(stream)
+        if isinstance(batch, _Refusal):
+            raise batch.error
+        return batch
 
     def _turn(self, wanted: deque[range], progress: Progress, plan: Plan) -> None:
         later = _forecast(self._controller, self._rank, progress.repeat(plan.batch, 1))
@@ -156,8 +159,28 @@ class _Sampler:
             yield self.issued[-1]
 
 
+class _Refusal:
+    """Hold an error about data or settings. Torch would show it with a loader process's traceback."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+
+class _Told:
+    """Return what goes wrong with the data, in place of a batch."""
+
+    def __init__(self, positions: SampleStream) -> None:
+        self._positions = positions
+
+    def __getitems__(self, positions: range) -> Any:
+        try:
+            return self._positions.__getitems__(positions)
+        except (ConfigError, TrainingFailed) as error:
+            return _Refusal(error)
+
+
 def _as_dataset(positions: SampleStream) -> Dataset[Any]:
-    return positions  # pyright: ignore[reportReturnType]
+    return _Told(positions)  # pyright: ignore[reportReturnType]
 
 
 def outlive_signals(worker: int) -> None:

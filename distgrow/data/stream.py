@@ -9,7 +9,7 @@ from torch.utils.data import default_collate
 
 from distgrow.core.order import Int64s, Order, UInt64s, seeds
 from distgrow.core.plan import cut
-from distgrow.data.dataset import batched
+from distgrow.data.dataset import Gathered, batched, order_of
 from distgrow.data.seeding import kept_generators, seed_generators
 from distgrow.distributed.world import World
 
@@ -17,14 +17,14 @@ _AHEAD = 1024  #: positions
 
 
 class SampleStream:
-    """A map-style data set seen along the endless shuffled sample stream.
+    """A map-style data set seen along the endless shuffled sample stream, in the data set's own order if it has one.
 
     Indices and seeds are made for a block of positions ahead: for a few at a time, numpy's calls would cost most.
     """
 
     def __init__(self, dataset: Any, *, seed: int = 0, collate: Callable[[list[Any]], Any] | None = None) -> None:
         self.dataset, self.seed, self.collate = dataset, seed, collate or default_collate
-        self.order = Order(n=len(dataset), seed=seed)
+        self.order = order_of(dataset, seed)
         self._batched = batched(dataset, collate)
         self._numbers = np.random.MT19937(0)
         self._block = range(0)
@@ -38,7 +38,7 @@ class SampleStream:
         if self._batched is not None:
             return self._batched.batch(indices, row_seeds)
         with kept_generators(numbers=self._numbers):
-            return _collated_one_by_one(self.dataset, indices, row_seeds, self.collate)
+            return _collated_rows(self.dataset, indices, row_seeds, self.collate)
 
     def _look_up(self, positions: Sequence[int]) -> tuple[Int64s, UInt64s]:
         """Return the indices and seeds of some positions."""
@@ -87,11 +87,13 @@ def _collated(dataset: Any, indices: Int64s, collate: Callable[[list[Any]], Any]
     if (whole := batched(dataset, collate)) is not None:
         return whole.batch(indices, seeds(0, indices))
     with kept_generators():
-        return _collated_one_by_one(dataset, indices, seeds(0, indices), collate or default_collate)
+        return _collated_rows(dataset, indices, seeds(0, indices), collate or default_collate)
 
 
-def _collated_one_by_one(dataset: Any, indices: Int64s, row_seeds: UInt64s, collate: Callable[[list[Any]], Any]) -> Any:
-    """Return the collated rows `indices`, each read after the generators were seeded with its own seed."""
+def _collated_rows(dataset: Any, indices: Int64s, row_seeds: UInt64s, collate: Callable[[list[Any]], Any]) -> Any:
+    """Return the collated rows `indices`; of most data sets each is read after generators were seeded with its seed."""
+    if isinstance(dataset, Gathered):
+        return dataset.collated(indices, row_seeds, collate)
     rows: list[Any] = []
     for index, seed in zip(indices.tolist(), row_seeds.tolist(), strict=True):
         seed_generators(seed)

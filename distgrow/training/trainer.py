@@ -9,6 +9,7 @@ from distgrow.checkpoint.storage import Folder, Store
 from distgrow.core.errors import Diverged, TrainingFailed
 from distgrow.core.plan import Plan
 from distgrow.core.progress import Outcome, Progress
+from distgrow.data.dataset import facts_of
 from distgrow.data.loader import DirectLoader, build_loader
 from distgrow.data.stream import SampleStream
 from distgrow.distributed.world import World
@@ -70,7 +71,7 @@ class Trainer:
     ) -> None:
         self.task, self.controller, self.engine, self.events = task, controller, engine, EventLog(track)
         self.folder, self.run, self.world, self.requests = folder, run, world, stop
-        facts = {"training samples": controller.epoch}
+        facts = {"training samples": controller.epoch, **facts_of(task.train)}
         store = store or Folder(folder.checkpoints)
         self.checkpoints = CheckpointManager(store, engine, folder, run.checkpoint, world, self.events, facts)
         self.positions = SampleStream(task.train, seed=run.seed, collate=task.collate)
