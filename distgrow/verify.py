@@ -68,16 +68,19 @@ def updated(run: Run, task: Task, plan: Plan) -> torch.Tensor:
     positions = SampleStream(task.train, seed=run.run.seed, collate=task.collate)
     with joined(run.engine.device) as world:
         alone = World(device=world.device)
-        engine = TorchEngine(model, loss, spec=plain(run), optimizer=run.optimizer, world=alone)
+        engine = TorchEngine(model, loss, spec=plain(run), optimizer=run.optimizer, world=alone, items=task.items)
+        weight = 0.0
         for rank in range(plan.world):
             seed_generators(plan.seed, world.device)
             loader = DirectLoader(positions, rank)
-            if engine.accumulate(plan, loader.draw(Progress(), plan), rank=rank).failed:
+            stats = engine.accumulate(plan, loader.draw(Progress(), plan), rank=rank)
+            weight += stats.weight
+            if stats.failed:
                 raise TrainingFailed(f"memory does not hold micro-batches of {plan.micro} rows; lower engine.max_micro")
         parameters = WeightedLoss(model, loss).trained()
         for parameter in parameters:
             if parameter.grad is not None:
-                parameter.grad /= plan.world  # as DDP's all-reduce averages over ranks
+                parameter.grad /= plan.world if task.items is None else weight  # as engines do over their ranks
         engine.step(plan.lr)
     return torch.cat([real(parameter.detach()).double().flatten().cpu() for parameter in parameters])
 

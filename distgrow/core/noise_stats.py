@@ -135,6 +135,7 @@ class Measured:
     parts_sq: float = math.nan  #: mean of the parts' |g_i|², weighted by their samples
     batch_sq: float = math.nan  #: |g|² of the whole batch, before clipping
     product: float = math.nan  #: ⟨g, u⟩ with u the direction of the update before it, in its optimizer's units
+    parts: int = 0  #: parts with items, if the loss is a mean over items; 0: all of the plan's
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

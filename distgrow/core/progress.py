@@ -87,7 +87,9 @@ class Progress:
             stage_step=self.stage_step + 1,
             micro_limit=self.micro_limit,
             policy=self.policy,
-            noise=self.noise.after(batch, plan.parts, plan.window, outcome.measured, outcome.loss),
+            noise=self.noise.after(
+                batch, outcome.measured.parts or plan.parts, plan.window, outcome.measured, outcome.loss
+            ),
             probe_samples=self.probe_samples,
             ledger=replace(ledger, applied=ledger.applied + batch),
         )

@@ -145,7 +145,9 @@ def train_branch(
     controller.check(trunk.progress)
     seed_generators(run.run.seed)
     model, recorder = copy.deepcopy(task.model), Recorder()
-    engine = run.engine.build(model, task.loss, metrics=task.metrics, optimizer=run.optimizer, world=world)
+    engine = run.engine.build(
+        model, task.loss, metrics=task.metrics, optimizer=run.optimizer, world=world, items=task.items
+    )
     stop, track = StopRequests(folder), recorder if world.rank == 0 else NullTracker()
     trainer = Trainer(
         task,

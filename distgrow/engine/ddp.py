@@ -71,7 +71,9 @@ class _Reduced(WeightedLoss):
         dtype = torch.float64 if next(model.parameters()).dtype.to_real() == torch.float64 else torch.float32
         self.channel = StatsChannel(dtype, world.device)
 
-    def forward(self, batch: Any, weight: float, stats: MakeStats | None = None) -> Tensor:
+    def forward(
+        self, batch: Any, weight: float, stats: MakeStats | None = None, *, without_loss: bool = False
+    ) -> Tensor:
         """See WeightedLoss; `stats` are sent along with the gradient."""
         if stats is None:
             return super().forward(batch, weight)

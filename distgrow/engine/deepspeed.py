@@ -19,7 +19,9 @@ from distgrow.distributed.world import World
 from distgrow.engine.batches import MORE_MEMORY, Buffers, Loss, Metrics, place, ran_out_of_memory
 from distgrow.engine.deepspeed_config import settings
 from distgrow.engine.deepspeed_shards import Shards
+from distgrow.engine.deepspeed_step import divided
 from distgrow.engine.functional import FunctionalObjective
+from distgrow.engine.items import Items
 from distgrow.engine.objective import empty_copy
 from distgrow.engine.spec import DeepSpeed
 from distgrow.engine.state import read, written
@@ -55,6 +57,7 @@ class DeepSpeedEngine(AccumulatingEngine):
         spec: DeepSpeed,
         optimizer: OptimizerSpec,
         world: World,
+        items: Items | None = None,
     ) -> None:
         deepspeed.utils.logger.setLevel("ERROR")
         warnings.filterwarnings("ignore", message="`torch.distributed", category=FutureWarning)  # DeepSpeed's own calls
@@ -62,7 +65,7 @@ class DeepSpeedEngine(AccumulatingEngine):
         if spec.precision == "float16" and not (accelerator and accelerator.is_fp16_supported()):
             raise ConfigError(f"engine.precision=float16: DeepSpeed has none on {world.device.type}; use bfloat16")
         self.spec, self._empty = spec, empty_copy(model, loss)
-        super().__init__(model, loss, metrics=metrics, optimizer=optimizer, world=world)
+        super().__init__(model, loss, metrics=metrics, optimizer=optimizer, world=world, items=items)
         refuse_complex(self._parameters)
         self._objective.to(world.device).train()
         self._engine: Any
@@ -77,17 +80,24 @@ class DeepSpeedEngine(AccumulatingEngine):
         self._clear_padding()
         named = {name.removeprefix("model."): p for name, p in self._objective.named_parameters() if p.requires_grad}
         self._used = UsedParameters(named, world)
+        self._last: Any = None  # with items, the last micro-batch
+        self._counted: Any = None  # the last of those that count something
+        if items is not None and isinstance(loss, nn.Module) and list(loss.parameters()):
+            raise ConfigError("items and a loss with parameters of its own need engine.kind=torch")
 
     # ── an update ───────────────────────────────────────────────────────────────────────────────────────────────
 
     def backward(self, plan: Plan, batch: Any, weight: float, stats: MakeStats | None) -> torch.Tensor | None:
         """See AccumulatingEngine."""
+        if self._items is not None:
+            self._last, self._counted = batch, batch if weight else self._counted
         with self._no_way_back(plan.micro) if self.spec.zero == 3 else nullcontext():
             loss = self._forward(batch, weight)
         if loss is None:
             self.skip(last=stats is not None)
             return None
-        self.check_leaves(loss)
+        if weight:
+            self.check_leaves(loss)
         self._used.begin()
         with self._no_way_back(plan.micro):
             self._engine.backward(loss, scale_wrt_gas=False)
@@ -97,7 +107,9 @@ class DeepSpeedEngine(AccumulatingEngine):
     def _forward(self, batch: Any, weight: float) -> torch.Tensor | None:
         """Return the weighted loss, None if memory did not hold it and the other ranks can be told."""
         try:
-            return self._engine(self.place(batch), weight)
+            if weight:
+                return self._engine(self.place(batch), weight)
+            return self._nothing(0.0)
         except (RuntimeError, MemoryError) as error:
             if not ran_out_of_memory(error) or self.spec.zero == 3:
                 raise
@@ -105,13 +117,26 @@ class DeepSpeedEngine(AccumulatingEngine):
 
     def skip(self, *, last: bool) -> None:
         """See AccumulatingEngine; every micro-batch reduces, and DeepSpeed applies no gradient that has NaN in it."""
-        self._engine.backward(self._engine(None, math.nan), scale_wrt_gas=False)
+        self._engine.backward(self._nothing(math.nan), scale_wrt_gas=False)
+
+    def _nothing(self, weight: float) -> torch.Tensor:
+        """Return `weight` through all that has a gradient, in place of a loss.
+
+        Ranks reduce gradients in the order in which they come, so the graph must be that of the ranks with a loss. It
+        is if an earlier micro-batch stands in.
+        """
+        if self._counted is not None:
+            return self._engine(self.place(self._counted), weight)
+        return self._engine(self.place(self._last), weight, without_loss=True)
 
     def apply(self, plan: Plan, stats: UpdateStats) -> Applied:
         """See AccumulatingEngine."""
         reduced = self.world.sum_async([value / self.world.size for value in stats.numbers()])
         assign_lr(self._engine.optimizer.param_groups, plan.lr)
-        with self._no_way_back(plan.micro):
+        weight = UpdateStats.unpack(reduced(), len(stats.votes)).weight if self._items is not None else 1.0
+        if not weight:
+            self.skip(last=True)
+        with self._no_way_back(plan.micro), divided(self._engine.optimizer, weight or 1.0):
             self._engine.step()
         known = UpdateStats.unpack(reduced(), len(stats.votes))
         if not known.failed:

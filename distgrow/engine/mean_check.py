@@ -1,7 +1,7 @@
-"""Whether a loss is a mean over rows, which exact updates need; knows neither tasks nor trainers."""
+"""Whether a loss is a mean over rows or items, which exact updates need; knows neither tasks nor trainers."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +13,7 @@ from distgrow.core.errors import ConfigError
 from distgrow.data.seeding import kept_generators, seed_generators
 from distgrow.data.stream import SampleStream
 from distgrow.engine.batches import Loss, check_rows, leaves_of
+from distgrow.engine.items import Items, count_items
 from distgrow.engine.trial_rows import ROWS, Rows, draw, placed, unchanged
 
 #: Rows of the first of two parts of a pass.
@@ -27,7 +28,13 @@ LossOf = Callable[[Rows, int], float | None]
 
 
 def check_mean_over_rows(
-    model: nn.Module, loss: Loss, stream: SampleStream, *, most: int = ROWS, workers: int = 0
+    model: nn.Module,
+    loss: Loss,
+    stream: SampleStream,
+    *,
+    items: Items | None = None,
+    most: int = ROWS,
+    workers: int = 0,
 ) -> None:
     """Check the loss of a few rows against the losses of parts and of repetitions of them, in eval mode.
 
@@ -39,11 +46,12 @@ def check_mean_over_rows(
         model: The model.
         loss: (model, batch) → loss.
         stream: The training set, whose first positions are drawn.
+        items: Counts what the loss is a mean over, if that is not rows.
         most: Rows of a pass, at most; a pass has two even if this is 1.
         workers: Loader processes, of which one is used if there are any.
 
     Raises:
-        ConfigError: The loss is no mean over rows, or the collation adds or drops some.
+        ConfigError: The loss is no mean over rows, or over `items`, or the collation adds or drops some.
     """
     total = len(stream.dataset)
     if total < 2:
@@ -54,7 +62,8 @@ def check_mean_over_rows(
         check_rows(batch, len(rows))
     device = next(model.parameters(), torch.empty(0)).device
     with kept_generators(device), _moved(model):
-        trials.check(_losses(model, loss, drawn), _tolerance(model), ragged=_ragged(drawn, trials))
+        counts = None if items is None else {rows: count_items(items, batch) for rows, batch in drawn.items()}
+        trials.check(_losses(model, loss, drawn), counts, _tolerance(model), ragged=_ragged(drawn, trials))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,38 +95,61 @@ class Trials:
         pairs = [rows for pair in self.pairs for rows in (pair, *self.repeated(pair))]
         return list(dict.fromkeys(pairs + [rows for group in self.groups for rows in (group, *parts_of(group))]))
 
-    def check(self, loss_of: LossOf, tolerance: float, *, ragged: bool) -> None:
-        """Raise ConfigError if a loss is no mean; `ragged` if rows are padded to the longest of a batch."""
+    def check(self, loss_of: LossOf, counts: Mapping[Rows, float] | None, tolerance: float, *, ragged: bool) -> None:
+        """Raise ConfigError if a loss is no mean over rows, or over what `counts` counts.
+
+        Args:
+            loss_of: The loss of rows at a seed.
+            counts: The items of each batch; None: its rows are counted.
+            tolerance: Relative, of the loss.
+            ragged: Whether rows are padded to the longest of a batch.
+        """
         whole, again = loss_of(self.groups[0], 0), loss_of(self.groups[0], 1)
         if whole != again:
-            return self._check_parts(self.groups[0], loss_of, COARSE, range(DRAWS))
+            return self._check(_Losses(self.groups[0], parts_of(self.groups[0]), counts), loss_of, COARSE, range(DRAWS))
         for pair in self.pairs:
-            losses = [loss_of(rows, 0) for rows in (pair, *self.repeated(pair))]
-            _check_pair([loss for loss in losses if loss is not None], self.copies, tolerance)
+            self._check(_Losses(pair, self.repeated(pair), counts), loss_of, tolerance, range(1))
         for group in self.groups:
-            self._check_parts(group, loss_of, COARSE if ragged else tolerance, range(1))
+            parts = _Losses(group, parts_of(group), counts)
+            self._check(parts, loss_of, COARSE if ragged else tolerance, range(1))
         return None
 
-    def _check_parts(self, group: Rows, loss_of: LossOf, tolerance: float, seeds: range) -> None:
-        losses = [(len(rows), _mean(loss_of, rows, seeds)) for rows in (group, *parts_of(group))]
-        (rows, whole), (one, first), (other, second) = losses
-        if (
-            whole is None
-            or first is None
-            or second is None
-            or is_mean(whole, [(one, first), (other, second)], tolerance)
-        ):
-            return
-        seen = f"{whole:.6g} for {rows} samples, but {first:.6g} and {second:.6g} for {one} and {other} of them"
-        raise ConfigError(_refusal(seen, is_sum=math.isclose(whole, first + second, rel_tol=0.03)))
+    def _check(self, losses: "_Losses", loss_of: LossOf, tolerance: float, seeds: range) -> None:
+        found = [_mean(loss_of, rows, seeds) for rows in losses.all]
+        values = [loss for loss in found if loss is not None]
+        if len(values) == len(found) and not losses.are_means(values, tolerance):
+            raise ConfigError(losses.refusal(values))
 
 
-def _check_pair(losses: list[float], copies: int, tolerance: float) -> None:
-    if len(losses) < 3 or is_mean(losses[0], [(1, losses[1]), (1, losses[2])], tolerance):
-        return
-    whole, first, second = losses
-    seen = f"{whole:.6g} for two samples, but {first:.6g} and {second:.6g} with one of them repeated {copies} times"
-    raise ConfigError(_refusal(seen, is_sum=math.isclose(first + second, (copies + 1) * whole, rel_tol=0.03)))
+@dataclass(frozen=True, slots=True)
+class _Losses:
+    """Hold batches whose losses are compared: one, and two that have together all its rows, some times each."""
+
+    whole: Rows
+    parts: tuple[Rows, Rows]
+    counts: Mapping[Rows, float] | None  #: items of each; None: rows
+
+    @property
+    def all(self) -> tuple[Rows, Rows, Rows]:
+        return self.whole, *self.parts
+
+    def are_means(self, losses: Sequence[float], tolerance: float) -> bool:
+        """Return whether the losses of `all` are means over rows, or over items; undecided if nothing is counted."""
+        counted = [len(rows) if self.counts is None else self.counts[rows] for rows in self.parts]
+        return not any(counted) or is_mean(losses[0], list(zip(counted, losses[1:], strict=True)), tolerance)
+
+    def refusal(self, losses: Sequence[float]) -> str:
+        """Return why the losses of `all` are refused."""
+        (whole, first, second), (one, other) = losses, map(len, self.parts)
+        times = (one + other) / len(self.whole)
+        seen = (
+            f"{whole:.6g} for {len(self.whole)} samples, but {first:.6g} and {second:.6g} for {one} and {other} of them"
+            if times == 1
+            else f"{whole:.6g} for two samples, but {first:.6g} and {second:.6g} with one of them repeated {one - 1} "
+            "times"
+        )
+        is_sum = math.isclose(times * whole, first + second, rel_tol=0.03)
+        return _refusal(seen, is_sum=is_sum, by_items=self.counts is not None)
 
 
 def parts_of(group: Rows) -> tuple[Rows, Rows]:
@@ -126,23 +158,28 @@ def parts_of(group: Rows) -> tuple[Rows, Rows]:
     return group[:cut], group[cut:]
 
 
-def is_mean(whole: float, parts: list[tuple[int, float]], tolerance: float) -> bool:
-    """Return whether a loss is the mean of its parts, given as (rows, loss), up to a relative tolerance."""
+def is_mean(whole: float, parts: Sequence[tuple[float, float]], tolerance: float) -> bool:
+    """Return whether a loss is the mean of its parts, given as (rows or items, loss), up to a relative tolerance."""
     mean = math.fsum(rows * loss for rows, loss in parts) / sum(rows for rows, _ in parts)
     scale = max(abs(whole), *(abs(loss) for _, loss in parts))
     return abs(whole - mean) <= tolerance * scale
 
 
-def _refusal(seen: str, *, is_sum: bool) -> str:
+def _refusal(seen: str, *, is_sum: bool, by_items: bool) -> str:
+    depends = "so training would depend on engine.max_micro and the number of ranks"
+    if by_items:
+        way_out = "it is their sum: divide it by their number" if is_sum else "let items count what the loss divides by"
+        return f"the loss is no mean over items: at trial parameters it is {seen}, {depends}; {way_out}"
     way_out = (
         "it is their sum: divide it by the number of rows"
         if is_sum
-        else "a mean over tokens or labels, by class weights or over pairs of rows is none: take the mean of each row "
-        "first, then the mean over the rows (with weights: the sum of weight × loss, divided by the number of rows)"
+        else "a mean over tokens or labels or by class weights is none: say with items=… what it is a mean over, such "
+        "as items=lambda batch: (batch['labels'] != -100).sum(), or take the mean of each row first; a loss over pairs "
+        "of rows is none either"
     )
     return (
-        f"the loss is no mean over samples: at trial parameters it is {seen}, so training would depend on "
-        f"engine.max_micro and the number of ranks; return the mean over the rows of the batch: {way_out}"
+        f"the loss is no mean over samples: at trial parameters it is {seen}, {depends}; return the mean over the rows "
+        f"of the batch: {way_out}"
     )
 
 

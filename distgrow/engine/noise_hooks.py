@@ -61,10 +61,10 @@ class MicroBatchNorms:
 
     def end(self, weight: float, scale: float = 1.0) -> None:
         """End a micro-batch; `weight` and the loss scale `scale` are what its mean loss was multiplied by."""
-        if self._norms:
+        if self._norms and weight:  # one without items adds nothing
             norm = torch.linalg.vector_norm(torch.stack(self._norms))
             self._squares.append(norm.square().div_(weight * scale**2 * self._world))
-            self._norms.clear()
+        self._norms.clear()
 
     def total(self) -> Tensor | None:
         """Return this rank's term of the sum over ranks, without dimensions; None if nothing was seen."""

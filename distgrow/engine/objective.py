@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from distgrow.core.errors import ConfigError
-from distgrow.engine.batches import Loss, checked_loss, in_precision
+from distgrow.engine.batches import Loss, checked_loss, in_precision, leaves_of
 from distgrow.optim.direction import real
 
 
@@ -27,11 +27,43 @@ class WeightedLoss(nn.Module):
         own = self.loss.parameters() if isinstance(self.loss, nn.Module) else ()
         return list(dict.fromkeys([*self.model.parameters(), *own]))
 
-    def forward(self, batch: Any, weight: float) -> Tensor:
-        """Return the batch's mean loss times `weight`; without a batch, `weight` through all that has a gradient."""
+    def forward(self, batch: Any, weight: float, *, without_loss: bool = False) -> Tensor:
+        """Return the batch's mean loss times `weight`; without a batch, `weight` through all that has a gradient.
+
+        Args:
+            batch: A collated batch.
+            weight: The factor of the loss.
+            without_loss: Return `weight` through what the model returns for the batch, whose loss may be 0/0.
+        """
+        if batch is not None and without_loss:
+            return weight * self._outputs(batch)
         if batch is None:
             return torch.stack([(weight * real(p)).sum() for p in self.trained() if p.requires_grad]).sum()
         return checked_loss(self.loss(self.model, batch)) * weight
+
+    def _outputs(self, batch: Any) -> Tensor:
+        """Return the sum of what the model returns when the loss of a batch calls it, but for a loss that is 0/0.
+
+        Raises:
+            ConfigError: The loss does not call the model, or only parts of it.
+        """
+        seen: list[Tensor] = []
+
+        def keep(module: nn.Module, given: Any, returned: Any) -> None:
+            tensors = (leaf for leaf in leaves_of(returned) if isinstance(leaf, Tensor) and leaf.requires_grad)
+            seen.extend(real(tensor).float().sum() for tensor in tensors if tensor.isfinite().all())
+
+        hook = self.model.register_forward_hook(keep)
+        try:
+            self.loss(self.model, batch)
+        finally:
+            hook.remove()
+        if not seen:
+            raise ConfigError(
+                "items counted 0 in a micro-batch, and the loss calls parts of the model or gets nothing finite from "
+                "it, so engine.zero=3 cannot take part in the update: let the loss call model(…), or use zero=2"
+            )
+        return torch.stack(seen).sum()
 
 
 class SingleRow(ConfigError):

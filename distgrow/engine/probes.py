@@ -14,6 +14,7 @@ import torch
 from distgrow.data.seeding import kept_generators, seed_generators
 from distgrow.distributed.world import World
 from distgrow.engine.functional import Vector
+from distgrow.engine.items import Items, count_items
 from distgrow.engine.spec import Engine
 
 Batches = Iterable[tuple[Any, int]]
@@ -38,7 +39,9 @@ class Noise:
 class Probe:
     """Measure one engine's objective at its present parameters. Collective: every rank must call each method."""
 
-    def __init__(self, engine: Engine, world: World, batches: Callable[[], Batches]) -> None:
+    def __init__(
+        self, engine: Engine, world: World, batches: Callable[[], Batches], items: Items | None = None
+    ) -> None:
         """Take the objective at the present parameters. No gradient is evaluated yet.
 
         Args:
@@ -46,8 +49,9 @@ class Probe:
             world: The ranks.
             batches: Called once for each pass. Returns an iterable of this rank's batches of the data set, each with
                 the number of its rows that count.
+            items: Counts what a batch's loss is a mean over, if that is not rows.
         """
-        self._engine, self._world, self._batches = engine, world, batches
+        self._engine, self._world, self._batches, self._items = engine, world, batches, items
         self._objective = engine.functional()
         self.passes = 0  #: gradient evaluations made of each sample
 
@@ -63,27 +67,29 @@ class Probe:
         return float(loss), gradient
 
     def _mean(self, measure: Callable[[Any], Vector], *, like: Vector, cost: int) -> Vector:
-        """Average `measure` over all samples of the data set.
+        """Average `measure` over all samples of the data set, or over their items.
 
         Args:
-            measure: Returns means over the rows of a batch.
+            measure: Returns means over the rows or items of a batch.
             like: Tensors with the shapes, types and devices of the result.
             cost: Gradient evaluations per sample.
         """
         sums = [torch.zeros_like(tensor) for tensor in like]
-        seen = 0
+        seen = 0.0
         with kept_random_state(self._world.device):
             for batch, rows in self._batches():
                 if not rows:
                     continue
-                seen += rows
                 self._engine.evaluations += cost * rows
+                if not (count := rows if self._items is None else count_items(self._items, batch)):
+                    continue
+                seen += count
                 for total, part in zip(sums, measure(batch), strict=True):
-                    total.add_(part, alpha=rows)
+                    total.add_(part, alpha=count)
         self.passes += cost
         self._world.add(sums)
-        (rows,) = self._world.sum([seen])
-        return [total.div_(rows) for total in sums]
+        (count,) = self._world.sum([seen])
+        return [total.div_(count) for total in sums]
 
     def product(self, vector: Vector) -> Vector:
         """Return H·`vector`. H is the Hessian of f, the mean loss with the optimizer's L2 penalty."""

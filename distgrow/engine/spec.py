@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from distgrow.distributed.world import World
     from distgrow.engine.batches import Loss, Metrics
     from distgrow.engine.functional import FunctionalObjective
+    from distgrow.engine.items import Items
 
 
 class Engine(Protocol):
@@ -107,12 +108,19 @@ class Torch(Spec):
         return True
 
     def build(
-        self, model: "nn.Module", loss: "Loss", *, metrics: "Metrics | None", optimizer: OptimizerSpec, world: "World"
+        self,
+        model: "nn.Module",
+        loss: "Loss",
+        *,
+        metrics: "Metrics | None",
+        optimizer: OptimizerSpec,
+        world: "World",
+        items: "Items | None" = None,
     ) -> Engine:
         """Build the engine on this rank. Collective: every rank must call."""
         from distgrow.engine.torch import TorchEngine
 
-        return TorchEngine(model, loss, metrics=metrics, spec=self, optimizer=optimizer, world=world)
+        return TorchEngine(model, loss, metrics=metrics, spec=self, optimizer=optimizer, world=world, items=items)
 
 
 class DeepSpeed(Spec):
@@ -180,7 +188,14 @@ class DeepSpeed(Spec):
         return optimizer.adam_moments
 
     def build(
-        self, model: "nn.Module", loss: "Loss", *, metrics: "Metrics | None", optimizer: OptimizerSpec, world: "World"
+        self,
+        model: "nn.Module",
+        loss: "Loss",
+        *,
+        metrics: "Metrics | None",
+        optimizer: OptimizerSpec,
+        world: "World",
+        items: "Items | None" = None,
     ) -> Engine:
         """Build the engine on this rank. Collective: every rank must call."""
         self.check_optimizer(optimizer)
@@ -190,7 +205,7 @@ class DeepSpeed(Spec):
             raise ConfigError(
                 f"engine.kind=deepspeed needs the extra 'deepspeed': pip install 'distgrow[deepspeed]' ({error})"
             ) from None
-        return DeepSpeedEngine(model, loss, metrics=metrics, spec=self, optimizer=optimizer, world=world)
+        return DeepSpeedEngine(model, loss, metrics=metrics, spec=self, optimizer=optimizer, world=world, items=items)
 
 
 EngineSpec = Annotated[Torch | DeepSpeed, Field(discriminator="kind"), default_kind("torch")]

@@ -1,5 +1,6 @@
 """UpdateStats: what ranks tell each other about one update, beside its gradient; knows no engine."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -24,18 +25,35 @@ class UpdateStats(NamedTuple):
     failed: float = 0.0  #: 1: memory did not hold its part, so nobody may apply the update
     batch: float = 0.0  #: the plan's
     lr: float = 0.0  #: the plan's
+    weight: float = 0.0  #: of its losses, together; with items, what gradient and loss are to be divided by
+    parts: float = 0.0  #: its micro-batches, but for those without items
     votes: tuple[float, ...] = ()  #: 1 for every vote that is cast
 
     def pack(self) -> list[Tensor | float]:
         """Return SIZE numbers, of which only the first two may be tensors."""
         votes = [*self.votes, *[0.0] * (MAX_VOTES - len(self.votes))]
-        return [self.loss, self.micro_sq, self.measured, self.failed, self.batch, self.lr, *votes]
+        return [
+            self.loss,
+            self.micro_sq,
+            self.measured,
+            self.failed,
+            self.batch,
+            self.lr,
+            self.weight,
+            self.parts,
+            *votes,
+        ]
 
     @classmethod
     def unpack(cls, values: Sequence[float], votes: int) -> "UpdateStats":
         """Return the stats that were packed, with the first `votes` of the votes that can be carried."""
-        loss, micro_sq, measured, failed, batch, lr, *cast = values
-        return cls(loss, micro_sq, measured, failed, batch, lr, tuple(cast[:votes]))
+        loss, micro_sq, measured, failed, batch, lr, weight, parts, *cast = values
+        return cls(loss, micro_sq, measured, failed, batch, lr, weight, parts, tuple(cast[:votes]))
+
+    def over_items(self) -> "UpdateStats":
+        """Return the stats with means over the items of all ranks; NaN if there were none."""
+        share = 1 / self.weight if self.weight else math.nan
+        return self._replace(loss=self.loss * share, micro_sq=self.micro_sq * share)
 
     def numbers(self) -> list[float]:
         """Return the packed stats as plain numbers. Waits for a GPU."""

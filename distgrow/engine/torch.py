@@ -15,6 +15,7 @@ from distgrow.distributed.world import World
 from distgrow.engine.batches import Loss, Metrics, check_memory, checked_loss, memory_for, place, ran_out_of_memory
 from distgrow.engine.ddp import DataParallel
 from distgrow.engine.functional import FunctionalObjective
+from distgrow.engine.items import Items
 from distgrow.engine.objective import compile_in_place, empty_copy, to_precision
 from distgrow.engine.spec import Torch
 from distgrow.engine.state import load_module, read, written
@@ -37,6 +38,7 @@ class TorchEngine(AccumulatingEngine):
         spec: Torch | None = None,
         optimizer: OptimizerSpec | None = None,
         world: World | None = None,
+        items: Items | None = None,
     ) -> None:
         self.spec, world, optimizer = spec or Torch(), world or World(), optimizer or SGD()
         self._dtype = torch.float64 if self.spec.precision == "float64" else None
@@ -46,7 +48,7 @@ class TorchEngine(AccumulatingEngine):
                 module.train()
         if self.spec.compile:
             compile_in_place(model)
-        super().__init__(model, loss, metrics=metrics, optimizer=optimizer, world=world)
+        super().__init__(model, loss, metrics=metrics, optimizer=optimizer, world=world, items=items)
         self.optimizer, self._clip = optimizer.build(self._parameters), optimizer.clip
         self._state_copies, self._used = optimizer.state_copies, False
         settings = {"bucket_mb": self.spec.bucket_mb, "find_unused": self.spec.find_unused}
@@ -57,10 +59,13 @@ class TorchEngine(AccumulatingEngine):
     def backward(self, plan: Plan, batch: Any, weight: float, stats: MakeStats | None) -> Tensor | None:
         """See AccumulatingEngine. The last backward averages over ranks; the ones before it do not communicate."""
         parallel, loss = self._parallel, None
+        if not weight and parallel is None:
+            return torch.zeros((), device=self.world.device)
         try:
             with nullcontext() if parallel is None or stats is not None else parallel.ddp.no_sync():
-                loss = self._weighted(batch, weight, stats)
-                self.check_leaves(loss, () if parallel is None else parallel.ddp.parameters())
+                loss = self._weighted(batch if weight else None, weight, stats)
+                if weight:
+                    self.check_leaves(loss, () if parallel is None else parallel.ddp.parameters())
                 loss.backward()
                 return loss.detach()
         except (RuntimeError, MemoryError) as error:
@@ -99,8 +104,8 @@ class TorchEngine(AccumulatingEngine):
             self._forget()
 
     def _apply(self, plan: Plan, stats: UpdateStats) -> Applied:
-        if self._parallel is None and stats.failed:
-            return self._dropped(stats, math.nan, failed=True)
+        if self._parallel is None and (stats.failed or not stats.parts):
+            return self._dropped(stats, math.nan, failed=stats.failed > 0)
         self._check_use(stats)
         grad_norm = self._clipped_norm().item()  # waits for a GPU
         if self._parallel is None:
@@ -109,6 +114,8 @@ class TorchEngine(AccumulatingEngine):
             reduced = self._parallel.read(plan, len(stats.votes))
         if reduced.failed:
             return self._dropped(reduced, grad_norm, failed=True)
+        if self._items is not None:
+            grad_norm = self._over_items(reduced.weight, grad_norm)
         if not math.isfinite(grad_norm):
             # ranks whose last backward failed halfway have sent NaN, but may have sent their stats before
             return self._dropped(reduced, grad_norm, failed=self.world.sum([stats.failed])[0] > 0)
@@ -146,7 +153,7 @@ class TorchEngine(AccumulatingEngine):
         Raises:
             ConfigError: They are not, or parameters had no gradient.
         """
-        if self._used or stats.failed:
+        if self._used or stats.failed or not stats.parts:
             return
         named = [(name, p) for name, p in self._objective.named_parameters() if p.requires_grad]
         sparse = [name for name, parameter in named if parameter.grad is not None and parameter.grad.is_sparse]
@@ -162,13 +169,25 @@ class TorchEngine(AccumulatingEngine):
         self._used = True
 
     def _clipped_norm(self) -> Tensor:
-        """Return the norm of the mean gradient, which is then clipped; a non-finite one is the same on every rank."""
+        """Return the norm of the mean gradient, which is then clipped; a non-finite one is the same on every rank.
+
+        With items it is not divided yet by what they are, and not clipped: see _over_items.
+        """
         grads = [p.grad for p in self._parameters if p.grad is not None]
         # as nn.utils.get_total_norm, which sorts by device first and takes twice as long
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))  # pyright: ignore[reportPrivateImportUsage]
-        if self._clip is not None:
+        if self._clip is not None and self._items is None:
             nn.utils.clip_grads_with_norm_(self._parameters, self._clip, norm)
         return norm
+
+    def _over_items(self, weight: float, grad_norm: float) -> float:
+        """Divide the gradient by `weight`, clip it, and return the norm between; NaN if there were no items."""
+        grad_norm = grad_norm / weight if weight else math.nan
+        clipped = 1.0 if self._clip is None else min(1.0, self._clip / (grad_norm + 1e-6))
+        if math.isfinite(grad_norm) and clipped != weight:
+            grads = [p.grad for p in self._parameters if p.grad is not None]
+            torch._foreach_mul_(grads, clipped / weight)  # pyright: ignore[reportPrivateImportUsage]
+        return grad_norm
 
     def _forget(self) -> None:
         """Drop the gradients; Optimizer.zero_grad does the same, many times slower."""

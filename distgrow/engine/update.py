@@ -19,6 +19,7 @@ from distgrow.data.seeding import seed_generators
 from distgrow.distributed.world import World
 from distgrow.engine.averages import WeightAverage
 from distgrow.engine.batches import Buffers, Loss, Metrics, drawn_rows, memory_for
+from distgrow.engine.items import Items, Weights, mean_loss
 from distgrow.engine.metrics import means
 from distgrow.engine.noise_hooks import MicroBatchNorms, StepProducts
 from distgrow.engine.objective import WeightedLoss, check_dense, check_leaves, check_single_row
@@ -41,9 +42,16 @@ class AccumulatingEngine(ABC):
     sharded: ClassVar[bool] = False  #: whether a rank's optimizer sees only its shards of the gradient
 
     def __init__(
-        self, model: nn.Module, loss: Loss, *, metrics: Metrics | None, optimizer: OptimizerSpec, world: World
+        self,
+        model: nn.Module,
+        loss: Loss,
+        *,
+        metrics: Metrics | None,
+        optimizer: OptimizerSpec,
+        world: World,
+        items: Items | None = None,
     ) -> None:
-        """Take over a model that is where it will train.
+        """Take over a model that is where it will train; `items` counts what the loss is a mean over, if not rows.
 
         Raises:
             ConfigError: Its gradients would be sparse.
@@ -51,7 +59,7 @@ class AccumulatingEngine(ABC):
         self.model, self.world, self.evaluations = model, world, 0
         self._objective = WeightedLoss(model, loss)
         check_dense(self._objective)
-        self._metrics = metrics or (lambda model, batch: {"loss": loss(model, batch)})
+        self._items, self._metrics = items, metrics or mean_loss(loss, items)
         self._loss, self._penalty = loss, optimizer.penalty
         self._parameters = self._objective.trained()
         self._buffers = Buffers(self._objective)
@@ -65,7 +73,8 @@ class AccumulatingEngine(ABC):
     def backward(self, plan: Plan, batch: Any, weight: float, stats: MakeStats | None) -> Tensor | None:
         """Add a micro-batch's gradient; return its weighted loss, None if memory did not hold it.
 
-        An update's last micro-batch has `stats`, for an engine that reduces them along with the gradient.
+        An update's last micro-batch has `stats`, for an engine that reduces them along with the gradient. A micro-batch
+        that counts nothing has weight 0, and its loss may be 0/0: it adds no gradient.
         """
 
     @abstractmethod
@@ -76,7 +85,8 @@ class AccumulatingEngine(ABC):
     def apply(self, plan: Plan, stats: UpdateStats) -> Applied:
         """Reduce this rank's `stats` and the gradient over ranks, clip it, and step at `plan.lr`. Collective.
 
-        A gradient that is not finite, or not whole, moves nothing.
+        With items, the gradient is first divided by the mean of `stats.weight` over ranks. A gradient that is not
+        finite, or not whole, moves nothing, nor does one without any items.
         """
 
     @abstractmethod
@@ -126,6 +136,8 @@ class AccumulatingEngine(ABC):
             self.average().update(plan.average)
         if result.out_of_memory:
             return Outcome(applied=False, out_of_memory=True)
+        if self._items is not None:
+            result = result._replace(stats=result.stats.over_items())
         return Outcome(
             applied=result.applied,
             loss=float(result.stats.loss),
@@ -153,9 +165,10 @@ class AccumulatingEngine(ABC):
     def _accumulate(self, plan: Plan, micro_batches: Iterable[Any], votes: Sequence[bool], rank: int) -> UpdateStats:
         losses: list[Tensor] = []
         sent: list[UpdateStats] = []
+        weights = Weights(plan, self._items)
 
         def stats(loss: Tensor) -> UpdateStats:
-            sent.append(self._stats(plan, weight, sum(losses, start=loss), votes))
+            sent.append(self._stats(plan, weight, weights, sum(losses, start=loss), votes))
             return sent[0]
 
         failed = False
@@ -165,7 +178,7 @@ class AccumulatingEngine(ABC):
             if failed:
                 self.skip(last=last)
                 continue
-            weight = plan.weight(rows)
+            weight = weights.of(batch, rows)
             loss = self.backward(plan, batch, weight, stats if last else None)
             failed = loss is None
             if loss is not None and not last:
@@ -175,17 +188,21 @@ class AccumulatingEngine(ABC):
                 stats(loss)
         return UpdateStats(failed=1.0) if failed else sent[0]
 
-    def _stats(self, plan: Plan, weight: float, loss: Tensor, votes: Sequence[bool]) -> UpdateStats:
+    def _stats(self, plan: Plan, weight: float, weights: Weights, loss: Tensor, votes: Sequence[bool]) -> UpdateStats:
         """Return this rank's part, once the last micro-batch's gradients are there; `weight` is that one's."""
         measured = plan.window > 0 and self.all_seen()
         self._norms.end(weight, self.loss_scale())
         total = self._norms.total() if measured else None
+        if measured and not weights.parts:
+            total = 0.0
         return UpdateStats(
             loss=loss,
             micro_sq=0.0 if total is None else total,
             measured=float(total is not None),
             batch=float(plan.batch),
             lr=plan.lr,
+            weight=weights.total,
+            parts=float(weights.parts),
             votes=tuple(map(float, votes)),
         )
 
@@ -202,7 +219,8 @@ class AccumulatingEngine(ABC):
         stats = result.stats
         micro_sq = float(stats.micro_sq) * size if stats.measured * size > size - 0.5 else math.nan
         batch_sq = square + penalty if plan.window else math.nan
-        return Measured(parts_sq=micro_sq + penalty, batch_sq=batch_sq, product=product)
+        parts = 0 if self._items is None else round(stats.parts * size)
+        return Measured(parts_sq=micro_sq + penalty, batch_sq=batch_sq, product=product, parts=parts)
 
     def average(self) -> WeightAverage:
         """Return the average of the parameters, begun here if there is none."""

@@ -13,10 +13,11 @@ class Task:
     """Hold what is trained, on what. The function of `task.target` returns this, or (model, loss, train[, test])."""
 
     model: "nn.Module"
-    loss: "Callable[[nn.Module, Any], Tensor]"  #: (model, collated batch) → mean over its rows
+    loss: "Callable[[nn.Module, Any], Tensor]"  #: (model, collated batch) → mean over its rows, or over `items`
     train: Any  #: map-style data set
     test: Any = None  #: map-style data set, or none
     probe: Any = None  #: map-style data set of exact probes, where `train` augments; default: train
     #: (model, collated batch) → each metric's mean over rows, or its (sum, count); default: the loss
     metrics: "Callable[[nn.Module, Any], Mapping[str, Any]] | None" = None
     collate: Callable[[list[Any]], Any] | None = None  #: rows → batch; default: torch's
+    items: Callable[[Any], Any] | None = None  #: collated batch → what its loss is a mean over; default: its rows

@@ -37,6 +37,7 @@ def check_arguments(
     loss: Any,
     metrics: Any,
     collate: Any,
+    items: Any = None,
 ) -> None:
     """Check the types of fit()'s arguments.
 
@@ -46,6 +47,7 @@ def check_arguments(
         loss: The loss function.
         metrics: The metrics function, or None.
         collate: The collate function, or None.
+        items: The function that counts items, or None.
 
     Raises:
         ConfigError: an argument has the wrong type; the message names it, what was given and what is allowed.
@@ -56,6 +58,7 @@ def check_arguments(
     for name, function, what in (
         ("metrics", metrics, "metrics(model, batch), which returns a dict of names and values"),
         ("collate", collate, "collate(samples), which returns a batch"),
+        ("items", items, "items(batch), which counts what the batch's loss is a mean over"),
     ):
         if function is not None:
             _check_function(name, function, what)

@@ -31,12 +31,17 @@ class Evaluator:
         """Check run.probe.
 
         Raises:
-            ConfigError: the data set of probes is too small.
+            ConfigError: the data set of probes is too small, or curvature is to be measured of a loss over items.
         """
         self._task, self._controller, self._engine = task, controller, engine
         self._run, self._world = run, world
         self._evaluated = (0, 0)  # step and samples of the last evaluation
         self._probed = task.train if task.probe is None else task.probe
+        if task.items is not None and run.probe.curvature:
+            raise ConfigError(
+                "run.probe.curvature=true takes the noise of single rows, of which a loss over items is no mean: set "
+                "it to false"
+            )
         run.probe.check(len(self._probed), world.size, controller.epoch, controller.budget.sfo)
 
     def evaluation_due(self, progress: Progress) -> bool:
@@ -100,7 +105,7 @@ class Evaluator:
         began, asked = time.monotonic(), self._controller.probe_due(progress)
         rows = min(self._run.probe.rows, progress.micro_limit or self._run.probe.rows)
         with memory_for(f"a probe's batches of {rows} rows", "lower run.probe.rows and go on with --resume"):
-            probe = Probe(self._engine, self._world, lambda: self._batches(self._probed, rows))
+            probe = Probe(self._engine, self._world, lambda: self._batches(self._probed, rows), self._task.items)
             loss, gradient = probe.gradient()
             norm = probe.norm(gradient)
             curvature: dict[str, float] = {}

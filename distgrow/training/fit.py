@@ -38,6 +38,7 @@ def fit(
     probe: Any = None,
     metrics: Metrics | None = None,
     collate: Callable[[list[Any]], Any] | None = None,
+    items: Callable[[Any], Any] | None = None,
     stages: Stages | None = None,
     lr: LR | None = None,
     optimizer: OptimizerSpec | None = None,
@@ -57,7 +58,7 @@ def fit(
 
     Args:
         model: The model.
-        loss: `loss(model, batch)` returns the mean over the rows of the batch.
+        loss: `loss(model, batch)` returns the mean over the rows of the batch, or over `items`.
         train: The training set, map-style.
         growth: The growth policy.
         budget: When the run is over.
@@ -65,6 +66,8 @@ def fit(
         probe: The data set of exact gradients, map-style, for a training set that augments. None: `train`.
         metrics: `metrics(model, batch)` returns a dict for `test`: means over rows, or pairs (sum, count).
         collate: Makes a batch of a list of samples. None: torch's default.
+        items: `items(batch)` counts what the batch's loss is a mean over, such as tokens that are no padding. The
+            update is then the mean over all items of the global batch. None: the loss is a mean over rows.
         stages: How long stages are.
         lr: The learning rate.
         optimizer: The optimizer. None: SGD.
@@ -86,9 +89,10 @@ def fit(
     """
     specs: dict[str, Any] = {"growth": growth, "budget": budget, "stages": stages, "lr": lr}
     specs |= {"average": average, "optimizer": optimizer, "engine": engine, "run": run}
-    check_arguments(specs, model, loss, metrics, collate)
+    check_arguments(specs, model, loss, metrics, collate, items)
     check_trackers(trackers)
-    task = Task(model=model, loss=loss, train=train, test=test, probe=probe, metrics=metrics, collate=collate)
+    data: dict[str, Any] = {"train": train, "test": test, "probe": probe, "collate": collate, "items": items}
+    task = Task(model=model, loss=loss, metrics=metrics, **data)
     settings = Settings(**{name: spec for name, spec in specs.items() if spec is not None})
     settings.check()
     with _in_python():

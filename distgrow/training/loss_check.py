@@ -1,4 +1,4 @@
-"""The check of a task before training: its loss must be a mean over rows, and what else a few rows show."""
+"""The check of a task before training: its loss must be a mean over rows or items, and what else a few rows show."""
 
 import torch
 
@@ -15,7 +15,7 @@ from distgrow.training.first_rows import check_first_rows
 
 
 def check_loss(task: Task, controller: Controller, folder: RunFolder, world: World, *, workers: int = 0) -> None:
-    """Check that the loss is a mean over rows, and what else a few rows show, if no run has begun in `folder`.
+    """Check that the loss is a mean over rows or items, and what else a few rows show, if no run has begun in `folder`.
 
     Collective: every rank must call.
 
@@ -30,7 +30,7 @@ def check_loss(task: Task, controller: Controller, folder: RunFolder, world: Wor
             may open files at its first row, and processes that are started later would share them.
 
     Raises:
-        ConfigError: The loss is no mean over rows; or see check_first_rows.
+        ConfigError: The loss is no mean over rows or items; or see check_first_rows.
     """
     most = min(controller.max_micro, ROWS)
 
@@ -51,7 +51,7 @@ def check_mean(
     most: int = ROWS,
     workers: int = 0,
 ) -> None:
-    """Check that the loss is a mean over rows: see check_mean_over_rows. The model is moved to `device`.
+    """Check that the loss is a mean over rows or items: see check_mean_over_rows. The model is moved to `device`.
 
     Args:
         task: Model, loss and data.
@@ -62,8 +62,8 @@ def check_mean(
         workers: Loader processes, of which one is used if there are any.
 
     Raises:
-        ConfigError: The loss is no mean over rows, task.collate adds or drops some, or growth compares samples and
-            there is only one.
+        ConfigError: The loss is no mean over rows or items, task.collate adds or drops some, or growth compares samples
+            and there is only one.
     """
     total = len(task.train)
     if total < 2:
@@ -75,4 +75,4 @@ def check_mean(
         return
     task.model.to(device=device)
     stream = SampleStream(task.train, seed=seed, collate=task.collate)
-    check_mean_over_rows(task.model, task.loss, stream, most=most, workers=workers)
+    check_mean_over_rows(task.model, task.loss, stream, items=task.items, most=most, workers=workers)

@@ -96,7 +96,7 @@ def _train_in(
         controller.check_resumed(lambda: world.on_rank0(lambda: stands_at(store)))
     seed_generators(run.seed, world.device)
     engine = settings.engine.build(
-        task.model, task.loss, metrics=task.metrics, optimizer=settings.optimizer, world=world
+        task.model, task.loss, metrics=task.metrics, optimizer=settings.optimizer, world=world, items=task.items
     )
     with (
         tracking(folder, world.rank, controller, trackers) as lines,

@@ -188,9 +188,11 @@ class Trainer:
         reason = "too many updates in a row were not finite" if failed else "stopped on request"
         self.events.log(End(**self.events.place(progress), reason=reason))
         if failed:
+            empty = "" if self.task.items is None else ", or let items count more than 0"
             raise Diverged(
                 f"{progress.skips} updates in a row were not finite (run.max_skips={self.run.max_skips}); lower "
-                f"lr.base or set optimizer.clip; the checkpoint of step {progress.step} holds the last good parameters"
+                f"lr.base or set optimizer.clip{empty}; the "
+                f"checkpoint of step {progress.step} holds the last good parameters"
             )
         return Result(progress=progress, metrics={}, finished=False)
 
