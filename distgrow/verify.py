@@ -13,9 +13,10 @@ from distgrow.config.run import Run
 from distgrow.core.errors import ConfigError, TrainingFailed
 from distgrow.core.plan import Plan, split
 from distgrow.core.progress import Progress
+from distgrow.data.dataset import size_of
 from distgrow.data.loader import DirectLoader
 from distgrow.data.seeding import seed_generators
-from distgrow.data.stream import SampleStream
+from distgrow.data.stream import open_stream
 from distgrow.distributed.world import World, joined
 from distgrow.engine.objective import SingleRow, WeightedLoss
 from distgrow.engine.spec import Torch
@@ -65,7 +66,7 @@ def updated(run: Run, task: Task, plan: Plan) -> torch.Tensor:
         else (copy.deepcopy(task.model), task.loss)
     )
     without_dropout(model)
-    positions = SampleStream(task.train, seed=run.run.seed, collate=task.collate)
+    positions = open_stream(task.train, seed=run.run.seed, collate=task.collate)
     with joined(run.engine.device) as world:
         alone = World(device=world.device)
         engine = TorchEngine(model, loss, spec=plain(run), optimizer=run.optimizer, world=alone, items=task.items)
@@ -109,7 +110,7 @@ def verify(run: Run) -> bool:
     seed_generators(run.run.seed)
     task = run.task.build(run.model)
     first = run.controller(1).plan(Progress())
-    first = replace(first, batch=max(first.batch, min(LEAST, len(task.train))))  # a small one has few factorisations
+    first = replace(first, batch=max(first.batch, min(LEAST, size_of(task.train))))
     parameters = WeightedLoss(task.model, task.loss).trained()
     start = torch.cat([real(parameter.detach()).double().flatten() for parameter in parameters])
     table = Table(box=None, header_style="bold", pad_edge=False)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from distgrow.checkpoint import writer
 from distgrow.checkpoint.spec import Checkpointing
@@ -97,6 +97,18 @@ class Loaded:
     evaluated: tuple[int, int]  #: (step, samples) of the newest evaluation of the test set up to it; (0, 0): none
 
 
+class DataState(Protocol):
+    """Give the files of a checkpoint that hold where the training set stands, and take them back."""
+
+    def files(self) -> dict[str, bytes]:
+        """Return the files by name. Collective: every rank must call."""
+        ...
+
+    def restore(self, checkpoint: Path) -> None:
+        """Go on from the checkpoint in a folder."""
+        ...
+
+
 class CheckpointManager:
     """Manage the checkpoints of one run. Every method but `due` and `writing` is collective."""
 
@@ -109,9 +121,10 @@ class CheckpointManager:
         world: World,
         events: EventLog,
         facts: Mapping[str, int],
+        data: DataState | None = None,
     ) -> None:
         self._store, self._engine, self._folder, self._spec = store, engine, folder, spec
-        self._world, self._events, self._facts = world, events, facts
+        self._world, self._events, self._facts, self._data = world, events, facts, data
         self._begun_at = time.monotonic()  # when the newest checkpoint was begun
         self._newest: Progress | None = None  # what a checkpoint holds or will hold
         self._step = 0  # of the newest checkpoint
@@ -171,7 +184,7 @@ class CheckpointManager:
         self._events.flush()  # whoever resumes from the checkpoint finds every line from before it
         self._writer = CheckpointWrite(
             self._store, self._engine, progress, keep=self._spec.keep, world=self._world, facts=self._facts,
-            beside=lambda: self._store.push(self._folder),
+            beside=lambda: self._store.push(self._folder), more=self._data.files() if self._data else {},
         )  # fmt: skip
         self._begun_at, self._newest, self._step, self._requested = began, progress, progress.step, False
         self._stall_s = time.monotonic() - began
@@ -202,6 +215,8 @@ class CheckpointManager:
             return None
         path = self._world.on_all_ranks(lambda: self._fetched(loaded.name))
         self._engine.load(path)
+        if self._data is not None:
+            self._data.restore(path)
         self._world.on_rank0(lambda: writer.clean(self._store, keep=self._spec.keep, current=loaded.name))
         self._charged, self._step = loaded.progress.ledger.total, loaded.progress.step
         self._newest = None if loaded.lost else loaded.progress

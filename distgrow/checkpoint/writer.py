@@ -34,6 +34,7 @@ class CheckpointWrite:
         world: World,
         facts: Mapping[str, int] | None = None,
         beside: Callable[[], None] = lambda: None,
+        more: Mapping[str, bytes] | None = None,
     ) -> None:
         """Copy the engine's state and begin to write it. Collective: every rank must call.
 
@@ -45,10 +46,11 @@ class CheckpointWrite:
             world: The ranks.
             facts: Numbers that a run must share with the one that resumes from here; see `compare`.
             beside: Called in rank 0's thread as well.
+            more: Files of this rank beside the engine's.
         """
         self.progress, self.began = progress, time.monotonic()
         self._store, self._world, self._keep = store, world, keep
-        files = world.on_all_ranks(engine.snapshot)
+        files = {**world.on_all_ranks(engine.snapshot), **(more or {})}
         if world.rank == 0:
             files[_PROGRESS] = json.dumps(progress.to_dict()).encode()
             files[_FACTS] = json.dumps(dict(facts or {})).encode()

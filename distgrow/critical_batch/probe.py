@@ -34,6 +34,7 @@ from distgrow.critical_batch.branches import (
     samples_left,
 )
 from distgrow.critical_batch.figure import BranchResult, figure, last_loss
+from distgrow.data.dataset import size_of
 from distgrow.data.seeding import seed_generators
 from distgrow.distributed.world import World, joined
 from distgrow.run.folder import RunFolder, storing
@@ -96,7 +97,7 @@ def probe_batch(path: str, options: ProbeOptions) -> None:
             console.print(f"damaged and not used: {damage}")
         seed_generators(run.run.seed)
         task = world.on_all_ranks(lambda: run.task.build(run.model))
-        schedule = replace(run.controller(world.size), epoch=len(task.train))
+        schedule = replace(run.controller(world.size), epoch=size_of(task.train))
         samples, powers = resolve(options, trunk, schedule.epoch, samples_left(trunk, schedule))
         branches: list[BranchResult] = []
         with linked_checkpoint(trunk, out, world) as folder:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, Sampler, TensorDataset, WeightedRandomSampler
 
+from distgrow.core.endless import ENDLESS
 from distgrow.core.errors import ConfigError
 from distgrow.core.order import Int64s, Order, UInt64s
 
@@ -101,12 +102,45 @@ def batched(dataset: Any, collate: Callable[[list[Any]], Any] | None) -> Batched
     return dataset if isinstance(dataset, Batched) else None
 
 
-def check_rows_by_number(dataset: Any, name: str) -> None:
+def is_stream(dataset: Any) -> bool:
+    """Return whether a data set can only be read from its beginning, as often as one likes."""
+    if isinstance(dataset, IterableDataset):
+        return True
+    no_stream = isinstance(dataset, DataLoader | Sampler | Batched | Gathered | dict | str | bytes | set | frozenset)
+    again = hasattr(dataset, "__iter__") and not hasattr(dataset, "__next__")
+    return again and not hasattr(dataset, "__getitem__") and not no_stream
+
+
+def has_length(dataset: Any) -> bool:
+    """Return whether a data set knows how many rows it has."""
+    try:
+        return len(dataset) >= 0
+    except (TypeError, NotImplementedError):
+        return False
+
+
+def size_of(dataset: Any) -> int:
+    """Return the number of rows of an epoch; ENDLESS of a stream without a length."""
+    return ENDLESS if is_stream(dataset) and not has_length(dataset) else len(dataset)
+
+
+def check_training_set(dataset: Any, name: str) -> None:
+    """Check that a training set gives its rows by number, or from their beginning as often as one likes.
+
+    Raises:
+        ConfigError: It does neither. The message gives its type and the way out.
+    """
+    if not is_stream(dataset):
+        check_rows_by_number(dataset, name, " or an iterable one, whose __iter__ begins anew each time")
+
+
+def check_rows_by_number(dataset: Any, name: str, instead: str = "") -> None:
     """Check that a data set gives its rows by number.
 
     Args:
         dataset: What a user has given.
         name: What messages call it.
+        instead: What else is allowed.
 
     Raises:
         ConfigError: It does not. The message gives its type and the way out.
@@ -126,7 +160,7 @@ def check_rows_by_number(dataset: Any, name: str) -> None:
     if not (has_rows and hasattr(dataset, "__len__")) or isinstance(dataset, IterableDataset | dict | str):
         raise ConfigError(
             f"{name} is {kind}, which has no rows by number: without them each sample once per epoch cannot be had; "
-            "give a map-style data set, with __len__ and __getitem__"
+            f"give a map-style data set, with __len__ and __getitem__{instead}"
         )
 
 

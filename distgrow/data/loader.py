@@ -19,8 +19,9 @@ from torch.utils.data import DataLoader, Dataset
 from distgrow.core.errors import ConfigError, TrainingFailed
 from distgrow.core.plan import Plan
 from distgrow.core.progress import Progress
+from distgrow.data.iterable import IterableStream, State
 from distgrow.data.spec import Loading
-from distgrow.data.stream import SampleStream
+from distgrow.data.stream import Stream
 from distgrow.distributed.world import World
 from distgrow.growth.controller import Controller
 from distgrow.run.stop import leave_stopping_to_the_trainer
@@ -36,19 +37,27 @@ class Loader(Protocol):
         """Yield this rank's micro-batches of the update that `plan` describes."""
         ...
 
+    def state(self) -> State | None:
+        """Return the state of an iterable data set after the last micro-batch that was drawn, if that is known."""
+        ...
+
 
 class DirectLoader:
     """Load in this process, when asked."""
 
-    def __init__(self, positions: SampleStream, rank: int) -> None:
+    def __init__(self, positions: Stream, rank: int) -> None:
         self._positions, self._rank = positions, rank
 
     def draw(self, progress: Progress, plan: Plan) -> Iterator[Any]:
         """See Loader."""
         return map(self._positions.__getitems__, plan.rows(progress.samples, self._rank))
 
+    def state(self) -> State | None:
+        """See Loader."""
+        return self._positions.state() if isinstance(self._positions, IterableStream) else None
 
-def build_loader(positions: SampleStream, controller: Controller, world: World, spec: Loading) -> Loader:
+
+def build_loader(positions: Stream, controller: Controller, world: World, spec: Loading) -> Loader:
     """Return the loader that a run's spec asks for."""
     if spec.workers == 0:
         return DirectLoader(positions, world.rank)
@@ -64,7 +73,7 @@ class PrefetchingLoader:
     """
 
     def __init__(
-        self, positions: SampleStream, rank: int, controller: Controller, *, workers: int, prefetch: int, pin: bool
+        self, positions: Stream, rank: int, controller: Controller, *, workers: int, prefetch: int, pin: bool
     ) -> None:
         self._controller, self._rank, self._sampler = controller, rank, _Sampler()
         self._source = DataLoader(
@@ -79,6 +88,7 @@ class PrefetchingLoader:
             generator=torch.Generator().manual_seed(positions.seed),
         )
         self._stream: Iterator[Any] | None = None
+        self._with_state, self._state = isinstance(positions, IterableStream), None
 
     def draw(self, progress: Progress, plan: Plan) -> Iterator[Any]:
         """See Loader."""
@@ -92,10 +102,16 @@ class PrefetchingLoader:
             rows = self._sampler.issued.popleft()
             if rows == wanted[0]:
                 wanted.popleft()
+                if self._with_state:
+                    batch, self._state = batch
                 yield batch
             elif not turned:
                 turned = True
                 self._turn(wanted, progress, plan)
+
+    def state(self) -> State | None:
+        """See Loader."""
+        return self._state
 
     def _next(self, stream: Iterator[Any], plan: Plan) -> Any:
         """Return the next micro-batch.
@@ -167,19 +183,20 @@ class _Refusal:
 
 
 class _Told:
-    """Return what goes wrong with the data, in place of a batch."""
+    """Return a batch, of an iterable data set with its state; or what goes wrong with the data."""
 
-    def __init__(self, positions: SampleStream) -> None:
+    def __init__(self, positions: Stream) -> None:
         self._positions = positions
 
     def __getitems__(self, positions: range) -> Any:
         try:
-            return self._positions.__getitems__(positions)
+            batch = self._positions.__getitems__(positions)
+            return (batch, self._positions.state()) if isinstance(self._positions, IterableStream) else batch
         except (ConfigError, TrainingFailed) as error:
             return _Refusal(error)
 
 
-def _as_dataset(positions: SampleStream) -> Dataset[Any]:
+def _as_dataset(positions: Stream) -> Dataset[Any]:
     return _Told(positions)  # pyright: ignore[reportReturnType]
 
 

@@ -9,7 +9,8 @@ from torch.utils.data import default_collate
 
 from distgrow.core.order import Int64s, Order, UInt64s, seeds
 from distgrow.core.plan import cut
-from distgrow.data.dataset import Gathered, batched, order_of
+from distgrow.data.dataset import Gathered, batched, is_stream, order_of
+from distgrow.data.iterable import IterableStream
 from distgrow.data.seeding import kept_generators, seed_generators
 from distgrow.distributed.world import World
 
@@ -24,7 +25,7 @@ class SampleStream:
 
     def __init__(self, dataset: Any, *, seed: int = 0, collate: Callable[[list[Any]], Any] | None = None) -> None:
         self.dataset, self.seed, self.collate = dataset, seed, collate or default_collate
-        self.order = order_of(dataset, seed)
+        self.size, self.order = len(dataset), order_of(dataset, seed)
         self._batched = batched(dataset, collate)
         self._numbers = np.random.MT19937(0)
         self._block = range(0)
@@ -51,6 +52,18 @@ class SampleStream:
             self._indices, self._seeds = self.order(block)[1], seeds(self.seed, block)
         rows = slice(positions.start - self._block.start, positions.stop - self._block.start)
         return self._indices[rows], self._seeds[rows]
+
+
+Stream = SampleStream | IterableStream
+
+
+def open_stream(
+    dataset: Any, *, seed: int = 0, collate: Callable[[list[Any]], Any] | None = None, recall: int = 2
+) -> Stream:
+    """Return a training set, map-style or iterable, along the stream of samples. For `recall` see IterableStream."""
+    if is_stream(dataset):
+        return IterableStream(dataset, seed=seed, collate=collate, recall=recall)
+    return SampleStream(dataset, seed=seed, collate=collate)
 
 
 def evaluation_batches(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from distgrow.core.errors import ConfigError
 from distgrow.data.seeding import kept_generators, seed_generators
-from distgrow.data.stream import SampleStream
+from distgrow.data.stream import Stream
 from distgrow.engine.batches import Loss, check_rows, leaves_of
 from distgrow.engine.items import Items, count_items
 from distgrow.engine.trial_rows import ROWS, Rows, draw, placed, unchanged
@@ -30,7 +30,7 @@ LossOf = Callable[[Rows, int], float | None]
 def check_mean_over_rows(
     model: nn.Module,
     loss: Loss,
-    stream: SampleStream,
+    stream: Stream,
     *,
     items: Items | None = None,
     most: int = ROWS,
@@ -53,7 +53,7 @@ def check_mean_over_rows(
     Raises:
         ConfigError: The loss is no mean over rows, or over `items`, or the collation adds or drops some.
     """
-    total = len(stream.dataset)
+    total = stream.size
     if total < 2:
         return
     trials = Trials.of(total, most)

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from distgrow.data.loader import outlive_signals, shared_memory_told
-from distgrow.data.stream import SampleStream
+from distgrow.data.stream import Stream
 from distgrow.engine.batches import Buffers, map_leaves, place
 
 #: Positions in the sample stream; one may occur several times.
@@ -18,7 +18,7 @@ Rows = tuple[int, ...]
 ROWS = 8
 
 
-def draw(stream: SampleStream, batches: Sequence[Rows], workers: int) -> dict[Rows, Any]:
+def draw(stream: Stream, batches: Sequence[Rows], workers: int) -> dict[Rows, Any]:
     """Return the collated rows of each batch.
 
     With `workers` one loader process draws them: a data set may open files at its first row, and processes that are

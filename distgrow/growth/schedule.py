@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from distgrow.core.average import AverageSpec
 from distgrow.core.budget import Budget
+from distgrow.core.endless import ENDLESS, ONE_STAGE, refuse_epochs
 from distgrow.core.lr import LR
 from distgrow.core.noise_stats import Measuring
 from distgrow.core.scaling import Group
@@ -35,7 +36,7 @@ class Schedule:
         """Return the decisions of this schedule for a training set of `epoch` samples on `world` ranks.
 
         Args:
-            epoch: Samples of one pass over the training set.
+            epoch: Samples of one pass over the training set; ENDLESS if it has no length.
             world: Ranks of the group at hand.
             group: Set if groups of other sizes may follow; None: `world` ranks throughout.
             max_micro: Rows of a micro-batch, at most.
@@ -47,7 +48,7 @@ class Schedule:
         """
         return Controller(
             growth=self.growth,
-            stages=self.stages,
+            stages=self.stages if epoch < ENDLESS else self._stages_in_samples(),
             lr=self.lr,
             average=self.average,
             budget=self.budget,
@@ -58,3 +59,13 @@ class Schedule:
             measuring=measuring or Measuring(),
             seed=seed,
         )
+
+    def _stages_in_samples(self) -> Stages:
+        """Return the stages of a run over a training set without a length. ConfigError if anything is in epochs."""
+        refuse_epochs({"growth": self.growth, "lr": self.lr, "average": self.average, "budget": self.budget})
+        if self.growth.sets_stages:
+            return self.stages
+        if self.growth.last_stage == 0 and self.stages == Stages():
+            return ONE_STAGE
+        refuse_epochs({"stages": self.stages})
+        return self.stages

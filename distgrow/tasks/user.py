@@ -33,7 +33,9 @@ class Target(Spec):
 
     def train_size(self) -> int:
         """Count the samples of the training set. The function is called for it."""
-        return len(self.build(None).train)
+        from distgrow.data.dataset import size_of
+
+        return size_of(self.build(None).train)
 
     def build(self, model: Model | None) -> Task:
         """Model, loss and data."""
@@ -74,7 +76,7 @@ def _checked(task: Any, target: str) -> Task:
     """Return the task. Raise ConfigError if the user's function returned something else."""
     from torch import nn
 
-    from distgrow.data.dataset import check_rows_by_number
+    from distgrow.data.dataset import check_rows_by_number, check_training_set, size_of
 
     made, wanted = f"task.target={target!r}", "it must return a distgrow.Task or (model, loss, train[, test])"
     if not isinstance(task, Task):
@@ -85,8 +87,8 @@ def _checked(task: Any, target: str) -> Task:
         raise ConfigError(f"{made}: loss is a {type(task.loss).__name__}, not loss(model, batch); {wanted}")
     for name, data in (("train", task.train), ("test", task.test), ("probe", task.probe)):
         if data is not None:
-            check_rows_by_number(data, f"{made}: {name}")
-    if not len(task.train):
+            (check_training_set if name == "train" else check_rows_by_number)(data, f"{made}: {name}")
+    if not size_of(task.train):
         raise ConfigError(f"{made}: the training set is empty")
     if not any(parameter.requires_grad for parameter in task.model.parameters()):
         raise ConfigError(f"{made}: model has no parameter that can be trained (requires_grad)")

@@ -8,6 +8,7 @@ from typing import Any
 from distgrow.core.errors import ConfigError
 from distgrow.core.order import mix_int
 from distgrow.core.progress import Progress, finite
+from distgrow.data.dataset import is_stream
 from distgrow.data.stream import evaluation_batches, random_parts
 from distgrow.distributed.world import World
 from distgrow.engine.batches import memory_for
@@ -42,7 +43,8 @@ class Evaluator:
                 "run.probe.curvature=true takes the noise of single rows, of which a loss over items is no mean: set "
                 "it to false"
             )
-        run.probe.check(len(self._probed), world.size, controller.epoch, controller.budget.sfo)
+        if not is_stream(self._probed):  # see _check_data of train_task.py
+            run.probe.check(len(self._probed), world.size, controller.epoch, controller.budget.sfo)
 
     def evaluation_due(self, progress: Progress) -> bool:
         """Return whether a multiple of run.eval lies between the last evaluation and here. The end has its own."""

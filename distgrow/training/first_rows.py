@@ -8,8 +8,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from distgrow.core.errors import ConfigError
+from distgrow.data.dataset import size_of
 from distgrow.data.seeding import kept_generators
-from distgrow.data.stream import SampleStream
+from distgrow.data.stream import open_stream
 from distgrow.engine.batches import checked_loss
 from distgrow.engine.metrics import check_metrics
 from distgrow.engine.objective import WeightedLoss, check_single_row
@@ -36,17 +37,17 @@ def check_first_rows(task: Task, controller: Controller, device: torch.device, *
             names that are taken, or a micro-batch of one row is to be trained with BatchNorm.
     """
     objective = WeightedLoss(task.model, task.loss).to(device=device)
-    count = min(controller.max_micro, ROWS, len(task.train))
+    count = min(controller.max_micro, ROWS, size_of(task.train))
     smallest = smallest_micro(controller) if has_batch_norm(objective) else ROWS
     wanted = [tuple(range(count)), *([(0,)] if smallest == 1 else [])]
-    drawn = draw(SampleStream(task.train, seed=controller.seed, collate=task.collate), wanted, workers)
+    drawn = draw(open_stream(task.train, seed=controller.seed, collate=task.collate), wanted, workers)
     with kept_generators(device), unchanged(objective):
         check_loss_value(objective, placed(drawn[wanted[0]], objective))
         if smallest == 1:
             _check_one_row(objective, placed(drawn[(0,)], objective), controller)
         if task.test is not None and task.metrics is not None:
             rows = tuple(range(min(ROWS, len(task.test))))
-            tested = draw(SampleStream(task.test, collate=task.collate), [rows], workers)
+            tested = draw(open_stream(task.test, collate=task.collate), [rows], workers)
             _check_metrics(objective, task.metrics, placed(tested[rows], objective))
 
 

@@ -59,7 +59,7 @@ def fit(
     Args:
         model: The model.
         loss: `loss(model, batch)` returns the mean over the rows of the batch, or over `items`.
-        train: The training set, map-style.
+        train: The training set, map-style or iterable; see docs/data.md.
         growth: The growth policy.
         budget: When the run is over.
         test: The test set, map-style. None: no evaluation.

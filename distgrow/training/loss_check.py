@@ -3,7 +3,8 @@
 import torch
 
 from distgrow.core.errors import ConfigError
-from distgrow.data.stream import SampleStream
+from distgrow.data.dataset import size_of
+from distgrow.data.stream import open_stream
 from distgrow.distributed.world import World
 from distgrow.engine.mean_check import check_mean_over_rows
 from distgrow.engine.trial_rows import ROWS
@@ -65,7 +66,7 @@ def check_mean(
         ConfigError: The loss is no mean over rows or items, task.collate adds or drops some, or growth compares samples
             and there is only one.
     """
-    total = len(task.train)
+    total = size_of(task.train)
     if total < 2:
         if growth.needs - {Measure.LOSS}:
             raise ConfigError(
@@ -74,5 +75,5 @@ def check_mean(
             )
         return
     task.model.to(device=device)
-    stream = SampleStream(task.train, seed=seed, collate=task.collate)
+    stream = open_stream(task.train, seed=seed, collate=task.collate)
     check_mean_over_rows(task.model, task.loss, stream, items=task.items, most=most, workers=workers)

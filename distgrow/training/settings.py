@@ -4,6 +4,7 @@ from typing import Any, Self
 
 from distgrow.core.average import Average
 from distgrow.core.budget import Budget
+from distgrow.core.endless import ENDLESS, refuse_epochs
 from distgrow.core.lr import LR
 from distgrow.core.scaling import Group
 from distgrow.core.spec import Spec
@@ -58,10 +59,12 @@ class Settings(Spec):
         """Return the schedule on `world` ranks for a training set of `epoch` samples.
 
         Args:
-            epoch: Samples of the training set.
+            epoch: Samples of the training set; ENDLESS if it has no length.
             world: Ranks.
             group: The rule by which groups of other sizes follow. None: these ranks throughout.
         """
+        if epoch == ENDLESS:
+            refuse_epochs({"run": self.run})
         return self.schedule().controller(
             epoch,
             world,

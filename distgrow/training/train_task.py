@@ -9,9 +9,10 @@ from distgrow.checkpoint.remote import build_store
 from distgrow.checkpoint.storage import Store
 from distgrow.core.errors import ConfigError
 from distgrow.core.scaling import Group
-from distgrow.data.dataset import check_rows_by_number
+from distgrow.data.dataset import check_rows_by_number, check_training_set, is_stream, size_of
 from distgrow.data.seeding import seed_generators
 from distgrow.distributed.world import World, joined
+from distgrow.growth.base import Measure
 from distgrow.growth.controller import Controller
 from distgrow.run.folder import RunFolder, numbered
 from distgrow.run.resume_mode import ResumeMode
@@ -53,7 +54,7 @@ def train_task(
         TrainingFailed: too many updates in a row were not finite.
         KeyboardInterrupt: Ctrl-C, after a checkpoint.
     """
-    _check_data(task)
+    _check_data(task, settings)
     engine = settings.engine
     ranks = joined(engine.device, alone=engine.needs_group) if world is None else nullcontext(world)
     with ExitStack() as contexts:
@@ -63,7 +64,7 @@ def train_task(
         settings = settings.kept_in(str(folder.path))
         stop = StopRequests(folder, settings.run.stop_signals, silent=world.rank > 0)
         contexts.enter_context(stop.watched())
-        controller = settings.controller_of(len(task.train), world.size, group)
+        controller = settings.controller_of(size_of(task.train), world.size, group)
         if not resume.resumes(lambda: world.on_rank0(folder.begun)):
             controller.check()
         check_packages(settings.run.trackers, world)
@@ -112,12 +113,17 @@ def _train_in(
         return result
 
 
-def _check_data(task: Task) -> None:
+def _check_data(task: Task, settings: Settings) -> None:
+    """Check what kinds of data sets there are. ConfigError if one does not do."""
     for name, dataset in (("train", task.train), ("test", task.test), ("probe", task.probe)):
         if dataset is not None or name == "train":
-            check_rows_by_number(dataset, name)
+            (check_training_set if name == "train" else check_rows_by_number)(dataset, name)
     if task.test is not None and len(task.test) == 0:
         raise ConfigError("the test set is empty; leave it out, or give it samples")
+    asks = [f"growth.kind={settings.growth.name}"] if Measure.NORM in settings.growth.needs else []
+    asks += ["run.probe"] if settings.run.probe.every_epochs is not None else []
+    if asks and task.probe is None and is_stream(task.train):
+        raise ConfigError(f"{asks[0]} measures gradients over a whole data set, which a stream is not: give probe=")
 
 
 def _farewell(folder: RunFolder, result: Result) -> str:

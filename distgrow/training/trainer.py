@@ -11,7 +11,7 @@ from distgrow.core.plan import Plan
 from distgrow.core.progress import Outcome, Progress
 from distgrow.data.dataset import facts_of
 from distgrow.data.loader import DirectLoader, build_loader
-from distgrow.data.stream import SampleStream
+from distgrow.data.stream import open_stream
 from distgrow.distributed.world import World
 from distgrow.engine.spec import Engine
 from distgrow.growth.controller import Controller
@@ -26,6 +26,7 @@ from distgrow.tracking.events import End, OutOfMemory, Resize, Resume, Stage, St
 from distgrow.training.evaluator import Evaluator
 from distgrow.training.micro_batch import check_split, measured
 from distgrow.training.spec import RunSpec
+from distgrow.training.stream_state import StreamState, opened_stream
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -73,9 +74,10 @@ class Trainer:
         self.folder, self.run, self.world, self.requests = folder, run, world, stop
         facts = {"training samples": controller.epoch, **facts_of(task.train)}
         store = store or Folder(folder.checkpoints)
-        self.checkpoints = CheckpointManager(store, engine, folder, run.checkpoint, world, self.events, facts)
-        self.positions = SampleStream(task.train, seed=run.seed, collate=task.collate)
-        self.loader = build_loader(self.positions, controller, world, run.loader)
+        stream = opened_stream(task, run, world)
+        self.loader = build_loader(stream, controller, world, run.loader)
+        data = StreamState(stream, self.loader, world)
+        self.checkpoints = CheckpointManager(store, engine, folder, run.checkpoint, world, self.events, facts, data)
         self.evaluator = Evaluator(task, controller, engine, run, world)
         self.shown_stage = -1
 
@@ -151,7 +153,8 @@ class Trainer:
 
     def measured(self, progress: Progress) -> Progress:
         """Find the micro-batch that memory holds (max_micro=auto), and return the progress that records it."""
-        rows = DirectLoader(self.positions, self.world.rank)
+        stream = open_stream(self.task.train, seed=self.run.seed, collate=self.task.collate)
+        rows = DirectLoader(stream, self.world.rank)
         return measured(self.controller, self.engine, rows, progress, self.events)
 
     def shrink(self, before: Progress, progress: Progress, plan: Plan) -> None:

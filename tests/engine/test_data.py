@@ -19,7 +19,7 @@ from distgrow.core.noise_stats import Measured
 from distgrow.core.plan import Plan
 from distgrow.core.progress import Outcome, Progress
 from distgrow.core.stages import MinStage
-from distgrow.data.dataset import Batched, check_rows_by_number
+from distgrow.data.dataset import Batched, check_rows_by_number, is_stream
 from distgrow.data.loader import DirectLoader, Loader, PrefetchingLoader
 from distgrow.data.spec import Loading
 from distgrow.data.stream import SampleStream, evaluation_batches
@@ -295,7 +295,7 @@ NO_ROWS: dict[str, tuple[Any, str]] = {
 def test_what_has_no_rows_by_number_is_refused_by_its_name(kind: str, tmp_path: Path) -> None:
     dataset, message = NO_ROWS[kind]
     model, run = torch.nn.Linear(3, 1), RunSpec(dir=str(tmp_path / "run"))
-    sets: list[dict[str, Any]] = [{"train": dataset}]
+    sets: list[dict[str, Any]] = [] if is_stream(dataset) else [{"train": dataset}]
     if dataset is not None:
         sets += [{"train": ROWS, "test": dataset}, {"train": ROWS, "probe": dataset}]
     for given in sets:

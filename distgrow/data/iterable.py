@@ -1,0 +1,222 @@
+"""IterableStream: a data set that can only be read from its beginning, along the endless stream of samples.
+
+Every rank reads the same stream and keeps the rows of its own positions. So a run depends neither on the number of
+ranks nor on the micro-batch.
+"""
+
+import copy
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import default_collate
+
+from distgrow.core.errors import ConfigError, RunError
+from distgrow.core.order import mix_int, seeds
+from distgrow.data.dataset import has_length, size_of
+from distgrow.data.seeding import kept_generators, seed_generators
+
+#: What a checkpoint holds of a stream: plain values, and the data set's own state if it has one.
+State = dict[str, Any]
+_BEGINNING: State = {"position": 0, "passes": [], "offset": 0, "dataset": None}
+_SALT = 0x57EA
+
+
+class IterableStream:
+    """An iterable data set seen along the endless sample stream: one pass after the other, in its own order.
+
+    What the data set draws from Python's, numpy's and torch's generators follows from the seed and the row's position;
+    what it draws as a pass begins, from the seed and the pass. `set_epoch(pass)` is called before each pass, if it has
+    that.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        *,
+        seed: int = 0,
+        collate: Callable[[list[Any]], Any] | None = None,
+        recall: int = 2,
+    ) -> None:
+        """Begin before the first row. Nothing is read yet.
+
+        Args:
+            dataset: The data set.
+            seed: Of random numbers.
+            collate: Makes a batch of a list of rows. None: torch's.
+            recall: Batches whose rows are kept, as they may be asked for again.
+        """
+        self.by_state = has_state(dataset)  #: the data set's own state is used; else a resume reads all rows again
+        self.dataset = copy.deepcopy(dataset) if self.by_state else dataset  # its state is then this stream's alone
+        self.seed, self.collate, self.recall = seed, collate or default_collate, recall
+        self.length = len(dataset) if has_length(dataset) else None
+        self.size = size_of(dataset)  #: rows of a pass; ENDLESS without a length
+        self._numbers = np.random.MT19937(0)
+        self._unread = self._own_state()
+        self._begin_at(_BEGINNING)
+
+    def __getitems__(self, positions: Sequence[int]) -> Any:
+        """Return the collated rows at `positions`. Positions ahead are read up to; those behind are read again."""
+        if not positions:
+            return None
+        first, stop = min(positions), max(positions) + 1
+        if first < self._kept_from():
+            self._begin_at(self._mark_before(first))
+        self._starts.append(first)
+        with kept_generators(numbers=self._numbers):
+            while self._at < stop:
+                self._read(stop)
+            found = [self._rows[position - self._kept_from()] for position in positions]
+            seed_generators(int(seeds(self.seed, [stop - 1])[0]))
+            batch = self.collate(found)
+        self._forget()
+        self._marks.append(self.state())
+        return batch
+
+    # ── the state ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    def state(self) -> State:
+        """Return what brings back the rows from here on: where the stream is, and the data set's own state."""
+        return {
+            "position": self._at,
+            "passes": list(self.passes),
+            "offset": self._offset,
+            "dataset": self._resumed if self._iterator is None else self._own_state(),
+        }
+
+    def restore(self, state: State) -> None:
+        """Go on from a state, of this or another process.
+
+        Raises:
+            ConfigError: The data set does not take its own state.
+        """
+        self._begin_at(state)
+
+    def _own_state(self) -> Any:
+        return copy.deepcopy(self.dataset.state_dict()) if self.by_state else None
+
+    def _begin_at(self, state: State) -> None:
+        """Forget all rows, and stand where a state was taken."""
+        self._at, self.passes, self._offset = state["position"], list(state["passes"]), state["offset"]
+        self._rows = deque[Any]()  # of the positions up to `_at`
+        self._starts = deque[int](maxlen=self.recall)
+        self._marks = deque[State]([state], maxlen=self.recall + 1)
+        self._iterator: Iterator[Any] | None = None
+        self._to_skip, self._resumed = self._offset, None
+        if self.by_state and state["dataset"] is not None:
+            self._to_skip, self._resumed = 0, state["dataset"]
+
+    def _mark_before(self, position: int) -> State:
+        """Return the latest state that stands before a position."""
+        before = [mark for mark in self._marks if mark["position"] <= position]
+        return before[-1] if before else _BEGINNING
+
+    # ── reading ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _kept_from(self) -> int:
+        """Return the position of the first row that is kept."""
+        return self._at - len(self._rows)
+
+    def _forget(self) -> None:
+        """Drop the rows before the oldest of the last few batches."""
+        while self._rows and self._kept_from() < min(self._starts):
+            self._rows.popleft()
+
+    def _read(self, stop: int) -> None:
+        """Read rows up to position `stop`, or to the end of the pass."""
+        if self._iterator is None:
+            self._iterator = self._opened()
+        for seed in seeds(self.seed, np.arange(self._at, stop)).tolist():
+            seed_generators(seed)
+            try:
+                row = next(self._iterator)
+            except StopIteration:
+                self._end_pass()
+                return
+            if self.length is not None and self._offset >= self.length:
+                raise RunError(
+                    f"the training stream goes on after {self.length} rows, which its len() is; mend its __len__"
+                )
+            self._rows.append(row)
+            self._at, self._offset = self._at + 1, self._offset + 1
+
+    def _opened(self) -> Iterator[Any]:
+        """Return the iterator of the present pass, at its `offset`."""
+        number = len(self.passes)
+        if callable(set_epoch := getattr(self.dataset, "set_epoch", None)):
+            set_epoch(number)
+        if self.by_state:
+            self._load(self._unread if self._resumed is None else self._resumed)
+        seed_generators(mix_int(mix_int(self.seed, _SALT), number))
+        iterator, begin = iter(self.dataset), self._at - self._to_skip
+        for seed in seeds(self.seed, np.arange(begin, self._at)).tolist():
+            seed_generators(seed)
+            if next(iterator, self) is self:
+                raise RunError(
+                    f"the training stream ended before row {self._offset} of pass {number}, where the run stood; "
+                    "give the run back its own data"
+                )
+        self._to_skip, self._resumed = 0, None
+        return iterator
+
+    def _load(self, state: Any) -> None:
+        try:
+            self.dataset.load_state_dict(copy.deepcopy(state))
+        except Exception as error:  # whatever a user's code raises
+            raise ConfigError(
+                f"the training stream does not take its own state back: load_state_dict raised "
+                f"{type(error).__name__}: {error}; mend it, or remove it: a resume then reads the stream again"
+            ) from error
+
+    def _end_pass(self) -> None:
+        """Note the end of a pass. The next row begins another one."""
+        number, rows = len(self.passes), self._offset
+        if rows == 0:
+            again = ": its __iter__ must begin anew each time" if number else ""
+            raise RunError(f"the training stream has no rows in pass {number}{again}")
+        if self.length is not None and rows < self.length:
+            raise RunError(
+                f"the training stream ended after {rows} rows of pass {number}, but its len() is {self.length}; mend "
+                "its __len__, or remove it and give the budget in samples or steps"
+            )
+        self.passes.append(rows)
+        self._offset, self._iterator = 0, None
+
+
+def has_state(dataset: Any) -> bool:
+    """Return whether a data set can say where it stands, and go on from there, by torchdata's protocol."""
+    return callable(getattr(dataset, "state_dict", None)) and callable(getattr(dataset, "load_state_dict", None))
+
+
+def state_is_exact(stream: IterableStream, *, before: int = 3, after: int = 2) -> bool:
+    """Return whether the rows after the data set's state was loaded are those that would have followed.
+
+    Shuffle buffers are mostly not part of a state. The stream itself does not move.
+    """
+    trial = IterableStream(stream.dataset, seed=stream.seed, collate=digests)
+    trial.__getitems__(range(before))
+    state, expected = trial.state(), trial.__getitems__(range(before, before + after))
+    trial.restore(state)
+    exact = trial.__getitems__(range(before, before + after)) == expected
+    trial.restore(_BEGINNING)
+    return exact
+
+
+def digests(rows: list[Any]) -> list[str]:
+    """Return a text for each row that two rows share only if they are alike."""
+    return [_shown(row) for row in rows]
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"{value.dtype}{tuple(value.shape)}{value.detach().cpu().double().flatten().tolist()}"
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype}{value.shape}{value.tolist()}"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{_shown(inner)}" for key, inner in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(map(_shown, value)) + "]"
+    plain = value is None or isinstance(value, str | bytes | int | float)
+    return repr(value) if plain else type(value).__name__
