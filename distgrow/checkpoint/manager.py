@@ -127,18 +127,26 @@ class CheckpointManager:
         self._world, self._events, self._facts, self._data = world, events, facts, data
         self._begun_at = time.monotonic()  # when the newest checkpoint was begun
         self._newest: Progress | None = None  # what a checkpoint holds or will hold
-        self._step = 0  # of the newest checkpoint
+        self._step = self._samples = 0  # of the newest checkpoint
         self._requested = False  # a checkpoint has been requested since the newest was begun
         self._charged = 0  # evaluations of the ledger that these processes did not make themselves
         self._stall_s = 0.0
         self._writer: CheckpointWrite | None = None  # begun on every rank, not yet whole
 
-    def due(self, progress: Progress, *, requested: bool = False) -> bool:
-        """Return whether this rank wants a checkpoint after the coming update. One rank's wish is enough."""
+    def due(self, progress: Progress, *, batch: int = 0, requested: bool = False) -> bool:
+        """Return whether this rank wants a checkpoint after the coming update. One rank's wish is enough.
+
+        Args:
+            progress: The progress before the update.
+            batch: Its samples.
+            requested: Whether somebody has asked for a checkpoint.
+        """
         self._requested = self._requested or requested
         steps = self._spec.every_steps
         by_steps = steps is not None and progress.step + 1 - self._step >= steps
-        return self._requested or by_steps or time.monotonic() - self._begun_at >= self._spec.every_s
+        samples = self._spec.every_samples
+        by_samples = samples is not None and progress.samples + batch - self._samples >= samples
+        return self._requested or by_steps or by_samples or time.monotonic() - self._begun_at >= self._spec.every_s
 
     def writing(self) -> bool:
         """Return whether this rank is still writing."""
@@ -186,7 +194,8 @@ class CheckpointManager:
             self._store, self._engine, progress, keep=self._spec.keep, world=self._world, facts=self._facts,
             beside=lambda: self._store.push(self._folder), more=self._data.files() if self._data else {},
         )  # fmt: skip
-        self._begun_at, self._newest, self._step, self._requested = began, progress, progress.step, False
+        self._begun_at, self._newest, self._requested = began, progress, False
+        self._step, self._samples = progress.step, progress.samples
         self._stall_s = time.monotonic() - began
 
     def _settle(self) -> None:
@@ -218,7 +227,8 @@ class CheckpointManager:
         if self._data is not None:
             self._data.restore(path)
         self._world.on_rank0(lambda: writer.clean(self._store, keep=self._spec.keep, current=loaded.name))
-        self._charged, self._step = loaded.progress.ledger.total, loaded.progress.step
+        self._charged = loaded.progress.ledger.total
+        self._step, self._samples = loaded.progress.step, loaded.progress.samples
         self._newest = None if loaded.lost else loaded.progress
         return loaded
 

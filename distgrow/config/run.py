@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import model_validator
 
 from distgrow.checkpoint.remote import build_store
+from distgrow.config.batch_tokens import with_batches_in_samples
 from distgrow.core.errors import ConfigError
 from distgrow.core.progress import Progress
 from distgrow.core.scaling import Group, scaling_policy
@@ -70,6 +71,11 @@ class Run(Settings):
         """Return the constants if the bound of theory/sgd.py holds for the optimizer, else None."""
         return self.theory if self.optimizer.plain_sgd else None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _batches_in_samples(cls, values: Any) -> Any:
+        return with_batches_in_samples(values) if isinstance(values, dict) else values
+
     @model_validator(mode="after")
     def _growth_suits_what_computes(self) -> "Run":
         self.check()
@@ -111,7 +117,8 @@ class Run(Settings):
             0, self.growth.stage_batch(0), most_rows(self.engine.max_micro, epoch)
         )
         group = self.group(first) if world is None else None
-        return self.controller_of(epoch, first if world is None else world, group)
+        settings = self.in_samples(self.task.tokens_per_sample())
+        return settings.controller_of(epoch, first if world is None else world, group)
 
     def folder(self, *, resume: Resume) -> RunFolder:
         """Return the run's folder. If it is lost, it is filled with what launch.storage_path holds of the run."""

@@ -1,4 +1,4 @@
-"""Budget: when a run is over, in epochs, samples, updates or gradient evaluations."""
+"""Budget: when a run is over, in epochs, samples, tokens, updates or gradient evaluations."""
 
 import math
 from typing import Annotated
@@ -8,11 +8,11 @@ from pydantic import Field, model_validator
 from distgrow.core.errors import ConfigError
 from distgrow.core.progress import Progress
 from distgrow.core.spec import PosFloat, PosInt, Spec, at_least, by_position, one_of
-from distgrow.core.stages import LONGEST
+from distgrow.core.stages import LONGEST, interval
 
 
 class Budget(Spec):
-    """When a run is over: exactly one of the four."""
+    """When a run is over: exactly one of these, or tokens with about as many samples."""
 
     epochs: PosFloat | None = None
     """Passes over the training set, counted in applied samples and rounded up to a whole one."""
@@ -22,10 +22,32 @@ class Budget(Spec):
     """Applied updates."""
     sfo: PosInt | None = None
     """Gradient evaluations: applied, skipped and probes; work that a fault makes redo is not charged to it."""
+    tokens: PosInt | None = None
+    """Applied tokens. If samples have different numbers of them, they are counted, the update that reaches them is the
+    last, and `samples` says about how many samples they are, which stages and decays go by."""
 
     @model_validator(mode="after")
     def _one_unit(self) -> "Budget":
-        one_of(self, "epochs", "samples", "steps", "sfo")
+        units = ("epochs", "samples", "steps", "sfo")
+        one_of(self, *units, *(["tokens"] if self.samples is None else []))
+        return self
+
+    def in_samples(self, tokens: int | None) -> "Budget":
+        """Return the budget in samples, if it is in tokens, of which every sample has `tokens`; None: they differ.
+
+        Raises:
+            ConfigError: They differ, and nothing says how many samples there are.
+        """
+        if self.tokens is None:
+            return self
+        if tokens is not None:
+            return Budget(samples=interval(self.tokens, tokens, "budget.tokens"))
+        if self.samples is None:
+            raise ConfigError(
+                f"budget.tokens={self.tokens} needs to know the tokens of a sample: give tokens=…, their number if all "
+                "have as many, to fit() or Task (task.tokens of a target); if they differ, say in budget.samples about "
+                "how many samples these tokens are, which stages and decays then go by"
+            )
         return self
 
     def total(self, epoch: int) -> int | None:
@@ -38,7 +60,13 @@ class Budget(Spec):
         return max(1, at_least(total))
 
     def left(self, progress: Progress, epoch: int) -> float:
-        """Return the samples left, or inf if the budget is in steps and some are left."""
+        """Return the samples left, or inf if the budget is in steps, or in counted tokens, and some are left."""
+        if self.tokens is not None:
+            return math.inf if progress.tokens < self.tokens else 0
+        return self.planned(progress, epoch)
+
+    def planned(self, progress: Progress, epoch: int) -> float:
+        """Return the samples that are probably left: `left`, but for tokens that are still to be counted."""
         total = self.total(epoch)
         if total is None:
             return math.inf if progress.step < (self.steps or 0) else 0

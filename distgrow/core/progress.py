@@ -42,6 +42,7 @@ class Outcome:
     loss: float = math.nan  #: mean loss over the B samples of the global batch
     grad_norm: float = math.nan  #: Euclidean norm of the mean gradient, before clipping
     measured: Measured = field(default_factory=Measured)  #: of the gradient's noise
+    tokens: int = 0  #: of the global batch; 0 if nobody counts them
     votes: tuple[bool, ...] = ()  #: which of the ranks' votes anyone has cast
 
 
@@ -62,6 +63,7 @@ class Progress:
     micro_limit: int | None = None  #: rows of a micro-batch that memory holds, where that has been found out
     policy: PolicyState = field(default_factory=dict, hash=False)  #: what the policy keeps; empty: its initial state
     noise: Noise = field(default_factory=Noise)
+    tokens: int = 0  #: applied tokens, if they are counted
     probe_samples: int = -1  #: positions consumed at the last exact probe, for whatever it was made; -1: none was
     ledger: Ledger = field(default_factory=Ledger)
 
@@ -90,6 +92,7 @@ class Progress:
             noise=self.noise.after(
                 batch, outcome.measured.parts or plan.parts, plan.window, outcome.measured, outcome.loss
             ),
+            tokens=self.tokens + outcome.tokens,
             probe_samples=self.probe_samples,
             ledger=replace(ledger, applied=ledger.applied + batch),
         )

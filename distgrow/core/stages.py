@@ -21,6 +21,12 @@ from distgrow.core.spec import PosFloat, PosInt, Spec, at_least, by_position, on
 #: Samples of the longest run: positions of the sample stream are 64-bit integers.
 LONGEST = 2**62
 
+#: Why a length in tokens is none in samples.
+NOT_FIXED = (
+    "needs samples of as many tokens each: give tokens=…, their number, to fit() or Task (task.tokens of a target), or "
+    "give samples"
+)
+
 Axis = Literal["samples", "steps"]
 
 
@@ -103,6 +109,13 @@ class Later:
         return max(self.one.end(stage), self.other.end(stage))
 
 
+def interval(tokens: int, each: int | None, key: str) -> int:
+    """Return the fewest samples that have so many tokens, if each has `each`. Raise ConfigError if that is None."""
+    if each is None:
+        raise ConfigError(f"{key}={tokens} {NOT_FIXED}")
+    return -(-tokens // each)
+
+
 # ── stage lengths and budgets ───────────────────────────────────────────────────────────────────────────────────
 
 
@@ -115,15 +128,32 @@ class Every(Spec):
     """Samples."""
     steps: PosInt | Annotated[list[PosInt], Field(min_length=1)] | None = None
     """Updates."""
+    tokens: PosInt | Annotated[list[PosInt], Field(min_length=1)] | None = None
+    """Tokens, if every sample has as many; a stage ends with the sample that reaches them."""
 
     @model_validator(mode="after")
     def _one_unit(self) -> "Every":
-        one_of(self, "epochs", "samples", "steps")
+        one_of(self, "epochs", "samples", "steps", "tokens")
         return self
+
+    def in_samples(self, tokens: int | None) -> "Every":
+        """Return the lengths in samples, if they are in tokens, of which every sample has `tokens`.
+
+        Raises:
+            ConfigError: That is not known.
+        """
+        if self.tokens is None:
+            return self
+        if isinstance(self.tokens, int):
+            return Every(samples=interval(self.tokens, tokens, "stages.every.tokens"))
+        ends = [interval(end, tokens, "stages.every.tokens") for end in accumulate(self.tokens)]
+        return Every(samples=[end - before for before, end in zip([0, *ends], ends, strict=False)])
 
     def lengths(self, epoch: int) -> tuple[Axis, list[float]]:
         """Return the axis and the lengths on it. Raise ConfigError if a stage would be shorter than one sample."""
-        unit = one_of(self, "epochs", "samples", "steps")
+        unit = one_of(self, "epochs", "samples", "steps", "tokens")
+        if unit == "tokens":
+            raise ConfigError(f"stages.every.tokens={self.tokens} {NOT_FIXED}")
         value = getattr(self, unit)
         values = value if isinstance(value, list) else [value]
         lengths = [v * epoch if unit == "epochs" else v for v in values]
@@ -145,7 +175,7 @@ class Stages(Spec):
     def trigger(self, ratio: float, epoch: int) -> Trigger:
         """Return the boundaries of stages that are each `ratio` times as long as the one before."""
         axis, lengths = self.every.lengths(epoch)
-        unit = one_of(self.every, "epochs", "samples", "steps")
+        unit = one_of(self.every, "epochs", "samples", "steps", "tokens")
         if not isinstance(getattr(self.every, unit), list):
             return Geometric(axis=axis, first=lengths[0], ratio=ratio)
         if ratio != 1.0:
@@ -190,8 +220,9 @@ def every(
     *,
     epochs: float | list[float] | None = None,
     samples: int | list[int] | None = None,
+    tokens: int | list[int] | None = None,
     steps: int | list[int] | None = None,
     power: float = 0.0,
 ) -> Stages:
     """Return stages of equal length, or of the lengths in a list; each δ^power times as long as the one before."""
-    return Stages(every=Every(epochs=epochs, samples=samples, steps=steps), power=power)
+    return Stages(every=Every(epochs=epochs, samples=samples, tokens=tokens, steps=steps), power=power)

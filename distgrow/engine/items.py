@@ -12,6 +12,8 @@ from distgrow.engine.batches import Loss
 
 #: Counts what a micro-batch's loss is a mean over: tokens that are no padding, for example, or the sum of weights.
 Items = Callable[[Any], Any]
+#: Tokens of every sample, or what counts those of a collated batch.
+Tokens = int | Items
 
 
 def count_items(items: Items, batch: Any, name: str = "items") -> float:
@@ -43,23 +45,35 @@ class Weights:
     by the mean of `total` over ranks, which is known at the end alone.
     """
 
-    def __init__(self, plan: Plan, items: Items | None) -> None:
-        self._plan, self._items = plan, items
+    def __init__(self, plan: Plan, items: Items | None, tokens: Tokens | None = None) -> None:
+        self._plan, self._items, self._tokens = plan, items, tokens
         self.total = 0.0  #: Σ of the weights given so far
         self.parts = 0  #: micro-batches that have items
+        self.tokens = 0.0  #: of the micro-batches so far; NaN if a count was no whole number
 
     def of(self, batch: Any, rows: int) -> float:
         """Return the factor of a micro-batch's mean loss; 0 if it counts nothing, and so has no mean loss."""
         plan = self._plan
+        count = float(rows) if self._items is None else count_items(self._items, batch)
+        self.tokens += self._tokens_of(batch, rows, count)
         if self._items is None or plan.probe:
             weight = plan.weight(rows)
-        elif count := count_items(self._items, batch):
+        elif count:
             weight = 1.0 if plan.parts == 1 else count * plan.world / plan.batch
         else:
             return 0.0
         self.parts += 1
         self.total += weight
         return weight
+
+    def _tokens_of(self, batch: Any, rows: int, items: float) -> float:
+        """Return the tokens of a micro-batch, 0 if nobody counts them, NaN if the count is no whole number."""
+        if self._tokens is None:
+            return 0.0
+        if isinstance(self._tokens, int):
+            return float(self._tokens * rows)
+        count = items if self._tokens is self._items else count_items(self._tokens, batch, "tokens")
+        return count if count.is_integer() else math.nan
 
 
 def mean_loss(loss: Loss, items: Items | None) -> Callable[[nn.Module, Any], Mapping[str, Any]]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from distgrow.distributed.world import World
     from distgrow.engine.batches import Loss, Metrics
     from distgrow.engine.functional import FunctionalObjective
-    from distgrow.engine.items import Items
+    from distgrow.engine.items import Items, Tokens
 
 
 class Engine(Protocol):
@@ -116,11 +116,14 @@ class Torch(Spec):
         optimizer: OptimizerSpec,
         world: "World",
         items: "Items | None" = None,
+        tokens: "Tokens | None" = None,
     ) -> Engine:
         """Build the engine on this rank. Collective: every rank must call."""
         from distgrow.engine.torch import TorchEngine
 
-        return TorchEngine(model, loss, metrics=metrics, spec=self, optimizer=optimizer, world=world, items=items)
+        engine = TorchEngine(model, loss, metrics=metrics, spec=self, optimizer=optimizer, world=world, items=items)
+        engine.tokens = items if tokens is None else tokens
+        return engine
 
 
 class DeepSpeed(Spec):
@@ -196,6 +199,7 @@ class DeepSpeed(Spec):
         optimizer: OptimizerSpec,
         world: "World",
         items: "Items | None" = None,
+        tokens: "Tokens | None" = None,
     ) -> Engine:
         """Build the engine on this rank. Collective: every rank must call."""
         self.check_optimizer(optimizer)
@@ -205,7 +209,9 @@ class DeepSpeed(Spec):
             raise ConfigError(
                 f"engine.kind=deepspeed needs the extra 'deepspeed': pip install 'distgrow[deepspeed]' ({error})"
             ) from None
-        return DeepSpeedEngine(model, loss, metrics=metrics, spec=self, optimizer=optimizer, world=world, items=items)
+        engine = DeepSpeedEngine(model, loss, metrics=metrics, spec=self, optimizer=optimizer, world=world, items=items)
+        engine.tokens = items if tokens is None else tokens
+        return engine
 
 
 EngineSpec = Annotated[Torch | DeepSpeed, Field(discriminator="kind"), default_kind("torch")]

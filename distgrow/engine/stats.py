@@ -12,6 +12,8 @@ from distgrow.distributed.world import World
 
 #: Votes that an update can carry.
 MAX_VOTES = 4
+#: Tokens are sent as multiples of this and the rest, as float32 holds whole numbers up to 2^24 alone.
+LOW = 2**12
 #: A learning rate that nothing moves by, in float32.
 _NO_LR = 1e-30
 
@@ -27,6 +29,7 @@ class UpdateStats(NamedTuple):
     lr: float = 0.0  #: the plan's
     weight: float = 0.0  #: of its losses, together; with items, what gradient and loss are to be divided by
     parts: float = 0.0  #: its micro-batches, but for those without items
+    tokens: tuple[float, float] = (0.0, 0.0)  #: of its micro-batches: multiples of LOW, and the rest
     votes: tuple[float, ...] = ()  #: 1 for every vote that is cast
 
     def pack(self) -> list[Tensor | float]:
@@ -41,14 +44,22 @@ class UpdateStats(NamedTuple):
             self.lr,
             self.weight,
             self.parts,
+            *self.tokens,
             *votes,
         ]
 
     @classmethod
     def unpack(cls, values: Sequence[float], votes: int) -> "UpdateStats":
         """Return the stats that were packed, with the first `votes` of the votes that can be carried."""
-        loss, micro_sq, measured, failed, batch, lr, weight, parts, *cast = values
-        return cls(loss, micro_sq, measured, failed, batch, lr, weight, parts, tuple(cast[:votes]))
+        loss, micro_sq, measured, failed, batch, lr, weight, parts, high, low, *cast = values
+        return cls(loss, micro_sq, measured, failed, batch, lr, weight, parts, (high, low), tuple(cast[:votes]))
+
+    def all_tokens(self, ranks: int) -> int:
+        """Return the tokens of all ranks, whose mean these stats are; 0 if a count was no whole number."""
+        if not all(map(math.isfinite, self.tokens)):
+            return 0
+        high, low = (round(part * ranks) for part in self.tokens)
+        return high * LOW + low
 
     def over_items(self) -> "UpdateStats":
         """Return the stats with means over the items of all ranks; NaN if there were none."""

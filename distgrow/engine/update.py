@@ -19,11 +19,11 @@ from distgrow.data.seeding import seed_generators
 from distgrow.distributed.world import World
 from distgrow.engine.averages import WeightAverage
 from distgrow.engine.batches import Buffers, Loss, Metrics, drawn_rows, memory_for
-from distgrow.engine.items import Items, Weights, mean_loss
+from distgrow.engine.items import Items, Tokens, Weights, mean_loss
 from distgrow.engine.metrics import means
 from distgrow.engine.noise_hooks import MicroBatchNorms, StepProducts
 from distgrow.engine.objective import WeightedLoss, check_dense, check_leaves, check_single_row
-from distgrow.engine.stats import MakeStats, UpdateStats
+from distgrow.engine.stats import LOW, MakeStats, UpdateStats
 from distgrow.optim import OptimizerSpec
 
 
@@ -60,6 +60,7 @@ class AccumulatingEngine(ABC):
         self._objective = WeightedLoss(model, loss)
         check_dense(self._objective)
         self._items, self._metrics = items, metrics or mean_loss(loss, items)
+        self.tokens: Tokens | None = items
         self._loss, self._penalty = loss, optimizer.penalty
         self._parameters = self._objective.trained()
         self._buffers = Buffers(self._objective)
@@ -143,6 +144,7 @@ class AccumulatingEngine(ABC):
             loss=float(result.stats.loss),
             grad_norm=result.grad_norm,
             measured=self._measured(plan, result) if result.applied else Measured(),
+            tokens=result.stats.all_tokens(self.world.size),
             votes=tuple(cast > 0 for cast in result.stats.votes),
         )
 
@@ -165,7 +167,7 @@ class AccumulatingEngine(ABC):
     def _accumulate(self, plan: Plan, micro_batches: Iterable[Any], votes: Sequence[bool], rank: int) -> UpdateStats:
         losses: list[Tensor] = []
         sent: list[UpdateStats] = []
-        weights = Weights(plan, self._items)
+        weights = Weights(plan, self._items, self.tokens)
 
         def stats(loss: Tensor) -> UpdateStats:
             sent.append(self._stats(plan, weight, weights, sum(losses, start=loss), votes))
@@ -203,6 +205,7 @@ class AccumulatingEngine(ABC):
             lr=plan.lr,
             weight=weights.total,
             parts=float(weights.parts),
+            tokens=divmod(weights.tokens, LOW),
             votes=tuple(map(float, votes)),
         )
 

@@ -45,7 +45,7 @@ def outline(
     Raises:
         ConfigError: The run would have more than MOST_STAGES stages.
     """
-    left, start, last = budget.left(progress, epoch), growth.start, growth.last_stage
+    left, start, last = budget.planned(progress, epoch), growth.start, growth.last_stage
     stage, step, applied, batch = progress.stage, progress.step, progress.ledger.applied, 0
     by_steps, last_step, furthest = trigger.axis == "steps", budget.steps or math.inf, stage + MOST_STAGES
     while left > 0 and step < last_step:

@@ -24,6 +24,10 @@ class Digits(Spec):
 
     kind: Literal["digits"] = "digits"
 
+    def tokens_per_sample(self) -> int | None:
+        """Return None: samples are no tokens."""
+        return None
+
     def train_size(self) -> int:
         """Count the samples of the training set without loading it."""
         return 1437
@@ -46,6 +50,10 @@ class Cifar10(Spec):
     """Use only this many training images, the first ones."""
     augment: bool = True
     """Random shifts by up to 4 pixels and mirroring."""
+
+    def tokens_per_sample(self) -> int | None:
+        """Return None: samples are no tokens."""
+        return None
 
     def train_size(self) -> int:
         """Count the samples of the training set without loading it."""
@@ -78,6 +86,10 @@ class Text(Spec):
     test: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Share of the text, its end, that is held out."""
 
+    def tokens_per_sample(self) -> int | None:
+        """Return the tokens of every sample."""
+        return self.length
+
     def train_size(self) -> int:
         """Count the samples of the training set."""
         return (len(self._split()[0]) - 1) // self.length
@@ -88,7 +100,8 @@ class Text(Spec):
 
         train, test, vocabulary = self._split()
         built = _model(model or GPT(), Tokens(length=self.length, vocabulary=vocabulary))
-        return _classification(built, datasets.Tokens(train, self.length), datasets.Tokens(test, self.length))
+        parts = (datasets.Tokens(part, self.length) for part in (train, test))
+        return _classification(built, *parts, tokens=self.length)
 
     def _split(self) -> tuple[Any, Any, int]:
         text = files.read_text(Path(self.path) if self.path else None, self.pattern)
@@ -103,7 +116,7 @@ class Text(Spec):
         return train, test, vocabulary
 
 
-def _classification(model: "nn.Module", train: Any, test: Any, probe: Any = None) -> Task:
+def _classification(model: "nn.Module", train: Any, test: Any, probe: Any = None, tokens: int | None = None) -> Task:
     """Build a task with cross-entropy over the last dimension of the logits, and accuracy as its metric."""
     import torch.nn.functional as F
 
@@ -117,7 +130,7 @@ def _classification(model: "nn.Module", train: Any, test: Any, probe: Any = None
         inputs, labels = batch
         return F.cross_entropy(model(inputs).flatten(0, -2), labels.flatten())
 
-    return Task(model=model, loss=loss, train=train, test=test, probe=probe, metrics=metrics)
+    return Task(model=model, loss=loss, train=train, test=test, probe=probe, metrics=metrics, tokens=tokens)
 
 
 def _model(model: Model, inputs: Inputs) -> "nn.Module":

@@ -21,3 +21,5 @@ class Task:
     metrics: "Callable[[nn.Module, Any], Mapping[str, Any]] | None" = None
     collate: Callable[[list[Any]], Any] | None = None  #: rows → batch; default: torch's
     items: Callable[[Any], Any] | None = None  #: collated batch → what its loss is a mean over; default: its rows
+    #: tokens of every sample, or collated batch → its tokens; default: its items
+    tokens: "int | Callable[[Any], Any] | None" = None

@@ -4,11 +4,12 @@ import importlib
 import inspect
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from distgrow.core.errors import ConfigError
-from distgrow.core.spec import Spec
+from distgrow.core.spec import PosInt, Spec
 from distgrow.tasks.architectures import Model
 from distgrow.tasks.raised import told_as
 from distgrow.tasks.task import Task
@@ -30,6 +31,12 @@ class Target(Spec):
     and in the working directory are found."""
     args: dict[str, Any] = {}
     """Keyword arguments for the function."""
+    tokens: PosInt | None = None
+    """Tokens of every sample, if all have as many; they can then be a unit of batches, budget, stages and intervals."""
+
+    def tokens_per_sample(self) -> int | None:
+        """Return the tokens of every sample; None: they differ, or nobody has said."""
+        return self.tokens
 
     def train_size(self) -> int:
         """Count the samples of the training set. The function is called for it."""
@@ -50,7 +57,18 @@ class Target(Spec):
             made = function(**self.args)
             if isinstance(made, tuple) and len(made) in (3, 4):
                 made = Task(model=made[0], loss=made[1], train=made[2], test=made[3] if len(made) == 4 else None)
-            return _checked(made, self.target)
+            return self._with_tokens(_checked(made, self.target))
+
+    def _with_tokens(self, task: Task) -> Task:
+        """Return the task with the tokens that the config gives. Raise ConfigError if the function gives others."""
+        if self.tokens is None:
+            return task
+        if task.tokens not in (None, self.tokens):
+            raise ConfigError(
+                f"task.tokens={self.tokens}, but task.target={self.target!r} returned a Task with tokens="
+                f"{task.tokens!r}; leave one out"
+            )
+        return replace(task, tokens=self.tokens)
 
     def _function(self) -> Callable[..., Any]:
         module, _, name = self.target.partition(":")
@@ -88,6 +106,12 @@ def _checked(task: Any, target: str) -> Task:
     for name, data in (("train", task.train), ("test", task.test), ("probe", task.probe)):
         if data is not None:
             (check_training_set if name == "train" else check_rows_by_number)(data, f"{made}: {name}")
+    if isinstance(task.tokens, bool) or not (
+        task.tokens is None or callable(task.tokens) or (isinstance(task.tokens, int) and task.tokens > 0)
+    ):
+        raise ConfigError(f"{made}: tokens is {task.tokens!r}, not a number of tokens or tokens(batch); {wanted}")
+    if task.items is not None and not callable(task.items):
+        raise ConfigError(f"{made}: items is a {type(task.items).__name__}, not items(batch); {wanted}")
     if not size_of(task.train):
         raise ConfigError(f"{made}: the training set is empty")
     if not any(parameter.requires_grad for parameter in task.model.parameters()):

@@ -100,6 +100,8 @@ class Update(Event):
     sfo_probe: OldCount
     time_s: Amount
     samples_per_s: OldAmount
+    tokens: OldCount = None  #: applied so far, if they are counted
+    tokens_per_s: OldAmount = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -267,4 +269,6 @@ def update_event(
         sfo_probe=ledger.probe,
         time_s=time_s,
         samples_per_s=samples_per_s,
+        tokens=progress.tokens or None,
+        tokens_per_s=samples_per_s * outcome.tokens / plan.batch if outcome.tokens else None,
     )

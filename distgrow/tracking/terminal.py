@@ -86,7 +86,11 @@ class Terminal:
     def _now(self, event: Line) -> str:
         rate = self._rate.samples_per_s() or event["samples_per_s"]
         short = self._bar is not None and self._console.width < NARROW
-        return standing_of(event, self._budget, self._updates, rate, unit="/s" if short else " samples/s")
+        unit = "/s" if short else " samples/s"
+        if event.get("tokens_per_s"):
+            tokens = f"{rate * event['tokens_per_s'] / event['samples_per_s']:,.0f}"
+            unit += f" · {tokens} tokens/s"
+        return standing_of(event, self._budget, self._updates, rate, unit=unit)
 
 
 def _bar(console: Console) -> Progress:

@@ -38,6 +38,7 @@ def check_arguments(
     metrics: Any,
     collate: Any,
     items: Any = None,
+    tokens: Any = None,
 ) -> None:
     """Check the types of fit()'s arguments.
 
@@ -48,6 +49,7 @@ def check_arguments(
         metrics: The metrics function, or None.
         collate: The collate function, or None.
         items: The function that counts items, or None.
+        tokens: Tokens of every sample, the function that counts them, or None.
 
     Raises:
         ConfigError: an argument has the wrong type; the message names it, what was given and what is allowed.
@@ -62,6 +64,11 @@ def check_arguments(
     ):
         if function is not None:
             _check_function(name, function, what)
+    if isinstance(tokens, bool) or not (tokens is None or callable(tokens) or (isinstance(tokens, int) and tokens > 0)):
+        raise ConfigError(
+            f"tokens={_shown(tokens)}: allowed is a number, the tokens of every sample, or a function tokens(batch), "
+            "which counts those of a batch"
+        )
     for name, value in specs.items():
         types, optional, example = _SPECS[name]
         if not isinstance(value, types) and not (optional and value is None):

@@ -39,6 +39,7 @@ def fit(
     metrics: Metrics | None = None,
     collate: Callable[[list[Any]], Any] | None = None,
     items: Callable[[Any], Any] | None = None,
+    tokens: int | Callable[[Any], Any] | None = None,
     stages: Stages | None = None,
     lr: LR | None = None,
     optimizer: OptimizerSpec | None = None,
@@ -68,6 +69,8 @@ def fit(
         collate: Makes a batch of a list of samples. None: torch's default.
         items: `items(batch)` counts what the batch's loss is a mean over, such as tokens that are no padding. The
             update is then the mean over all items of the global batch. None: the loss is a mean over rows.
+        tokens: Tokens of every sample, which can then be a unit of budget, stages and intervals; or `tokens(batch)`,
+            which counts those of a batch. None: the items.
         stages: How long stages are.
         lr: The learning rate.
         optimizer: The optimizer. None: SGD.
@@ -89,10 +92,10 @@ def fit(
     """
     specs: dict[str, Any] = {"growth": growth, "budget": budget, "stages": stages, "lr": lr}
     specs |= {"average": average, "optimizer": optimizer, "engine": engine, "run": run}
-    check_arguments(specs, model, loss, metrics, collate, items)
+    check_arguments(specs, model, loss, metrics, collate, items, tokens)
     check_trackers(trackers)
     data: dict[str, Any] = {"train": train, "test": test, "probe": probe, "collate": collate, "items": items}
-    task = Task(model=model, loss=loss, metrics=metrics, **data)
+    task = Task(model=model, loss=loss, metrics=metrics, tokens=tokens, **data)
     settings = Settings(**{name: spec for name, spec in specs.items() if spec is not None})
     settings.check()
     with _in_python():

@@ -51,6 +51,17 @@ class Settings(Spec):
         """Return the same settings with another `run.dir`."""
         return self.model_copy(update={"run": self.run.model_copy(update={"dir": path})})
 
+    def in_samples(self, tokens: Any) -> Self:
+        """Return the same settings with what is in tokens in samples; all of them have `tokens` if that is a number.
+
+        Raises:
+            ConfigError: Something is in tokens, and samples have different numbers of them, or nobody knows.
+        """
+        each = tokens if isinstance(tokens, int) else None
+        stages = self.stages.model_copy(update={"every": self.stages.every.in_samples(each)})
+        changed = {"stages": stages, "budget": self.budget.in_samples(each), "run": self.run.in_samples(each)}
+        return self.model_copy(update=changed)
+
     def schedule(self) -> Schedule:
         """Return what decides batch size, learning rate and end."""
         return Schedule(growth=self.growth, stages=self.stages, lr=self.lr, average=self.average, budget=self.budget)

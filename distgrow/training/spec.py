@@ -9,6 +9,7 @@ from distgrow.core.errors import ConfigError
 from distgrow.core.noise_stats import Measuring
 from distgrow.core.probe_schedule import Probing
 from distgrow.core.spec import PosFloat, PosInt, Spec
+from distgrow.core.stages import interval
 from distgrow.data.spec import Loading
 from distgrow.distributed.environment import expanded
 from distgrow.run.stop import StopSignal
@@ -22,6 +23,8 @@ class Evaluation(Spec):
     """Epochs between two evaluations. The default is 1, unless `every_samples` or `every_steps` is given."""
     every_samples: PosInt | None = None
     """Samples between two evaluations."""
+    every_tokens: PosInt | None = None
+    """Tokens between two evaluations, if every sample has as many."""
     every_steps: PosInt | None = None
     """Updates between two evaluations."""
     rows: PosInt = 256
@@ -29,10 +32,22 @@ class Evaluation(Spec):
 
     @model_validator(mode="after")
     def _at_most_one_unit(self) -> "Evaluation":
-        given = [unit for unit in ("every_epochs", "every_samples", "every_steps") if getattr(self, unit) is not None]
+        units = ("every_epochs", "every_samples", "every_tokens", "every_steps")
+        given = [unit for unit in units if getattr(self, unit) is not None]
         if len(given) > 1:
             raise ConfigError(f"run.eval: {' and '.join(given)} are given; leave one")
         return self
+
+    def in_samples(self, tokens: int | None) -> "Evaluation":
+        """Return the interval in samples, if it is in tokens, of which every sample has `tokens`.
+
+        Raises:
+            ConfigError: That is not known.
+        """
+        if self.every_tokens is None:
+            return self
+        every = interval(self.every_tokens, tokens, "run.eval.every_tokens")
+        return self.model_copy(update={"every_tokens": None, "every_samples": every})
 
     def crossed(self, before: tuple[int, int], now: tuple[int, int], epoch: int) -> bool:
         """Return whether a multiple of the interval lies in (before, now], both of them (step, samples).
@@ -85,6 +100,15 @@ class RunSpec(Spec):
         if self.log_every_samples is not None and self.log_every_epochs is not None:
             raise ConfigError("run.log_every_samples and run.log_every_epochs are given; leave one")
         return self
+
+    def in_samples(self, tokens: int | None) -> "RunSpec":
+        """Return the intervals in samples, if they are in tokens, of which every sample has `tokens`.
+
+        Raises:
+            ConfigError: That is not known.
+        """
+        changed = {"eval": self.eval.in_samples(tokens), "checkpoint": self.checkpoint.in_samples(tokens)}
+        return self.model_copy(update=changed)
 
     def logs(self, before: tuple[int, int], now: tuple[int, int], epoch: int) -> bool:
         """Return whether the update from `before` to `now`, both of them (step, samples), is logged.

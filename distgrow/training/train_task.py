@@ -54,6 +54,7 @@ def train_task(
         TrainingFailed: too many updates in a row were not finite.
         KeyboardInterrupt: Ctrl-C, after a checkpoint.
     """
+    settings = settings.in_samples(task.tokens)
     _check_data(task, settings)
     engine = settings.engine
     ranks = joined(engine.device, alone=engine.needs_group) if world is None else nullcontext(world)
@@ -97,8 +98,15 @@ def _train_in(
         controller.check_resumed(lambda: world.on_rank0(lambda: stands_at(store)))
     seed_generators(run.seed, world.device)
     engine = settings.engine.build(
-        task.model, task.loss, metrics=task.metrics, optimizer=settings.optimizer, world=world, items=task.items
+        task.model,
+        task.loss,
+        metrics=task.metrics,
+        optimizer=settings.optimizer,
+        world=world,
+        items=task.items,
+        tokens=task.tokens,
     )
+
     with (
         tracking(folder, world.rank, controller, trackers) as lines,
         reporting(run.trackers, folder, recorded, world, lines) as tracker,

@@ -130,7 +130,7 @@ class Trainer:
                 return self.hand_over(progress)
             plan = self.controller.plan(progress)
             self.announce(progress, plan)
-            votes, began = self.votes(progress), time.monotonic()
+            votes, began = self.votes(progress, plan.batch), time.monotonic()
             outcome = self.engine.update(plan, self.loader.draw(progress, plan), votes)
             before, progress = progress, self.controller.after(progress, plan, outcome)
             if outcome.out_of_memory:
@@ -145,10 +145,10 @@ class Trainer:
             self.checkpoints.after(progress, due=votes.save, writing=votes.writing)
         return self.finish(progress)
 
-    def votes(self, progress: Progress) -> Votes:
-        """Return what this rank wants after the coming update."""
+    def votes(self, progress: Progress, batch: int) -> Votes:
+        """Return what this rank wants after the coming update of `batch` samples."""
         requests = self.requests.poll()
-        save = self.checkpoints.due(progress, requested=requests.checkpoint)
+        save = self.checkpoints.due(progress, batch=batch, requested=requests.checkpoint)
         return Votes(stop=requests.stop, save=save, writing=self.checkpoints.writing())
 
     def measured(self, progress: Progress) -> Progress:

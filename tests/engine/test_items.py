@@ -1,5 +1,6 @@
 """A loss that is a mean over items: an update is the exact mean over the items of its batch, however it is cut."""
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from distgrow import RunSpec, budget, constant_lr, fit, steps
+from distgrow.checkpoint.spec import Checkpointing
 from distgrow.core.errors import ConfigError, Diverged
 from distgrow.core.plan import Plan, split
 from distgrow.core.probe_schedule import Probing
@@ -23,6 +25,7 @@ from distgrow.optim.adamw import AdamW
 from distgrow.optim.sgd import SGD
 from distgrow.tasks.task import Task
 from distgrow.training.loss_check import check_mean
+from distgrow.training.spec import Evaluation
 
 ROWS, LENGTH, WORDS = 24, 7, 11
 
@@ -212,3 +215,37 @@ def test_an_exact_probe_is_the_gradient_of_the_mean_over_all_items(tmp_path: Pat
     curved = RunSpec(dir=str(tmp_path), probe=Probing(every_epochs=1, curvature=True))
     with pytest.raises(ConfigError, match=r"run\.probe\.curvature"):
         fit(model, loss, data, items=items, growth=steps([4]), budget=budget(epochs=1), run=curved)
+
+
+def texts(folder: Path, name: str, **settings: Any) -> tuple[Any, list[dict[str, Any]]]:
+    data = Texts(labels_of(ROWS))
+    given: dict[str, Any] = {"growth": steps([4]), "lr": constant_lr(0.01), "items": items, **settings}
+    run = RunSpec(dir=str(folder / name), **given.pop("run", {}))
+    result = fit(model_of(dtype=torch.float32), loss, data, run=run, **given)
+    lines = [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
+    return result, lines
+
+
+def test_tokens_are_counted_over_the_run_and_end_it(tmp_path: Path) -> None:
+    total = int(items((None, labels_of(ROWS))))
+    result, lines = texts(tmp_path, "epochs", budget=budget(epochs=2))
+    steps_made = [line for line in lines if line["event"] == "step"]
+    assert result.progress.tokens == steps_made[-1]["tokens"] == 2 * total
+    first = steps_made[0]
+    assert first["tokens_per_s"] == pytest.approx(first["samples_per_s"] * first["tokens"] / 4)
+    result, lines = texts(tmp_path, "tokens", budget=budget(tokens=total + 1, samples=ROWS + 4))
+    tokens = [line["tokens"] for line in lines if line["event"] == "step"]
+    assert tokens[-2] <= total < tokens[-1] == result.progress.tokens
+
+
+def test_tokens_of_every_sample_are_a_unit_of_the_whole_run(tmp_path: Path) -> None:
+    intervals = {"eval": {"every_tokens": 56}, "checkpoint": {"every_tokens": 84}}
+    result, lines = texts(
+        tmp_path, "run", tokens=LENGTH, budget=budget(tokens=20 * LENGTH), test=Texts(labels_of(4)),
+        run={"eval": Evaluation(**intervals["eval"]), "checkpoint": Checkpointing(**intervals["checkpoint"])},
+    )  # fmt: skip
+    assert (result.progress.samples, result.progress.tokens) == (20, 20 * LENGTH)
+    places = {kind: [line["samples"] for line in lines if line["event"] == kind] for kind in ("eval", "checkpoint")}
+    assert places == {"eval": [8, 16, 20], "checkpoint": [0, 12, 20]}
+    with pytest.raises(ConfigError, match=r"budget\.tokens=100"):
+        texts(tmp_path, "unknown", budget=budget(tokens=100))
