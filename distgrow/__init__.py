@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from distgrow.core.progress import Ledger, Outcome, Progress
     from distgrow.core.stages import every, min_stage
     from distgrow.core.stages import min_stage as dwell
+    from distgrow.data.mixture import Mixture
+    from distgrow.data.packed import Packed
     from distgrow.data.sharded import Files
     from distgrow.engine.spec import Torch
     from distgrow.growth.adascale import adascale
@@ -58,6 +60,8 @@ _HOMES = {
     "core.plan": "Plan split",
     "core.progress": "Ledger Outcome Progress",
     "core.stages": "every min_stage",
+    "data.mixture": "Mixture",
+    "data.packed": "Packed",
     "data.sharded": "Files",
     "engine.spec": "Torch",
     "growth.adascale": "adascale",

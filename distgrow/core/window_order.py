@@ -5,7 +5,7 @@ So the rows of a window come from few pieces. Memory grows with the number of pi
 """
 
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -38,7 +38,16 @@ class WindowOrder:
     @cached_property
     def _first(self) -> Int64s:
         """The number of each piece's first row."""
-        return np.cumsum([0, *self.sizes[:-1]], dtype=np.int64)
+        return np.cumsum(self._sizes) - self._sizes
+
+    @cached_property
+    def _sizes(self) -> Int64s:
+        return np.asarray(self.sizes, np.int64)
+
+    @cached_property
+    def _lines(self) -> dict[int, tuple[Int64s, Int64s]]:
+        """The lines of the last passes that were asked for."""
+        return {}
 
     def __call__(self, positions: npt.ArrayLike) -> tuple[Int64s, Int64s]:
         """Return (epochs, rows) of stream positions ≥ 0, as int64 arrays of the same shape."""
@@ -52,10 +61,10 @@ class WindowOrder:
 
     def _rows(self, epoch: int, offsets: Int64s) -> Int64s:
         """Return the rows at the offsets of a pass."""
-        pieces, ends = _line(self.sizes, mix_int(mix_int(self.seed, _PIECES), epoch))
+        pieces, ends = self._line(epoch)
         places = self._places(mix_int(self.seed, epoch), offsets)
         k = np.searchsorted(ends, places, side="right")
-        begins = ends[k] - np.asarray(self.sizes, np.int64)[pieces[k]]
+        begins = ends[k] - self._sizes[pieces[k]]
         return self._first[pieces[k]] + places - begins
 
     def _places(self, key: int, offsets: Int64s) -> Int64s:
@@ -69,9 +78,12 @@ class WindowOrder:
             places[~inside] = whole + Order(n=self.n - whole, seed=mix_int(key, _LAST))(offsets[~inside] - whole)[1]
         return places
 
-
-@lru_cache(maxsize=8)
-def _line(sizes: tuple[int, ...], key: int) -> tuple[Int64s, Int64s]:
-    """Return the shuffled pieces of a pass, and where each of them ends if they are laid end to end."""
-    pieces = Order(n=len(sizes), seed=key)(np.arange(len(sizes)))[1]
-    return pieces, np.cumsum(np.asarray(sizes, np.int64)[pieces])
+    def _line(self, epoch: int) -> tuple[Int64s, Int64s]:
+        """Return the shuffled pieces of a pass, and where each of them ends if they are laid end to end."""
+        if epoch not in self._lines:
+            while len(self._lines) > 1:
+                self._lines.pop(min(self._lines))
+            key = mix_int(mix_int(self.seed, _PIECES), epoch)
+            pieces = Order(n=len(self.sizes), seed=key)(np.arange(len(self.sizes)))[1]
+            self._lines[epoch] = pieces, np.cumsum(self._sizes[pieces])
+        return self._lines[epoch]

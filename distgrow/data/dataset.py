@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, IterableDataset, Sampler, TensorDataset
 from distgrow.core.endless import ENDLESS
 from distgrow.core.errors import ConfigError
 from distgrow.core.order import Int64s, Order, UInt64s
+from distgrow.data.seeding import seed_generators
 
 
 class Batched(ABC):
@@ -67,6 +68,17 @@ class Ordered(ABC):
     def facts(self) -> dict[str, int]:
         """Return numbers that the data of a resumed run must share, as the order follows from them."""
         return {}
+
+
+def rows_of(dataset: Any, indices: Int64s, seeds: UInt64s) -> list[Any]:
+    """Return rows of a map-style data set, each read after the generators were seeded with its own seed."""
+    if isinstance(dataset, Gathered):
+        return dataset.rows(indices, seeds)
+    rows: list[Any] = []
+    for index, seed in zip(indices.tolist(), seeds.tolist(), strict=True):
+        seed_generators(seed)
+        rows.append(dataset[index])
+    return rows
 
 
 def order_of(dataset: Any, seed: int) -> Callable[[Any], tuple[Int64s, Int64s]]:

@@ -67,7 +67,8 @@ class Files(Gathered, Ordered):
         if not parts:
             raise ConfigError(f"path={', '.join(map(str, paths))}: the files have no rows")
         self._parts, self.sizes = parts, tuple(shard.sizes[k] for shard, k in parts)
-        self._ends = np.cumsum(self.sizes, dtype=np.int64)
+        self._sizes = np.asarray(self.sizes, np.int64)
+        self._ends = np.cumsum(self._sizes)
         spread = -(-self.window * len(parts) // len(self))  # pieces of a window
         self._pieces = PieceCache(folder, self.columns, most_bytes=int(cache_gib * 2**30), most_open=2 * (spread + 1))
 
@@ -111,7 +112,7 @@ class Files(Gathered, Ordered):
         order = np.argsort(numbers, kind="stable")
         wanted, begins = np.unique(numbers[order], return_index=True)
         pieces = self._pieces.pieces([self._parts[number] for number in wanted.tolist()])
-        local = indices - (self._ends[numbers] - np.asarray(self.sizes, np.int64)[numbers])
+        local = indices - (self._ends[numbers] - self._sizes[numbers])
         groups = np.split(order, begins[1:])
         return [(piece, where, local[where]) for piece, where in zip(pieces, groups, strict=True)]
 

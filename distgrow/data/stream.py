@@ -9,9 +9,9 @@ from torch.utils.data import default_collate
 
 from distgrow.core.order import Int64s, Order, UInt64s, seeds
 from distgrow.core.plan import cut
-from distgrow.data.dataset import Gathered, batched, is_stream, order_of
+from distgrow.data.dataset import Gathered, batched, is_stream, order_of, rows_of
 from distgrow.data.iterable import IterableStream
-from distgrow.data.seeding import kept_generators, seed_generators
+from distgrow.data.seeding import kept_generators
 from distgrow.distributed.world import World
 
 _AHEAD = 1024  #: positions
@@ -107,8 +107,4 @@ def _collated_rows(dataset: Any, indices: Int64s, row_seeds: UInt64s, collate: C
     """Return the collated rows `indices`; of most data sets each is read after generators were seeded with its seed."""
     if isinstance(dataset, Gathered):
         return dataset.collated(indices, row_seeds, collate)
-    rows: list[Any] = []
-    for index, seed in zip(indices.tolist(), row_seeds.tolist(), strict=True):
-        seed_generators(seed)
-        rows.append(dataset[index])
-    return collate(rows)
+    return collate(rows_of(dataset, indices, row_seeds))
