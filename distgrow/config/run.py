@@ -8,6 +8,7 @@ from pydantic import model_validator
 
 from distgrow.checkpoint.remote import build_store
 from distgrow.config.batch_tokens import with_batches_in_samples
+from distgrow.config.megatron import with_schedule_as_stages
 from distgrow.core.errors import ConfigError
 from distgrow.core.progress import Progress
 from distgrow.core.scaling import Group, scaling_policy
@@ -74,7 +75,7 @@ class Run(Settings):
     @model_validator(mode="before")
     @classmethod
     def _batches_in_samples(cls, values: Any) -> Any:
-        return with_batches_in_samples(values) if isinstance(values, dict) else values
+        return with_batches_in_samples(with_schedule_as_stages(values)) if isinstance(values, dict) else values
 
     @model_validator(mode="after")
     def _growth_suits_what_computes(self) -> "Run":

@@ -79,3 +79,34 @@ def test_counted_tokens_end_the_run_and_samples_lay_out_its_schedule() -> None:
 def test_a_progress_of_an_older_version_has_counted_no_tokens() -> None:
     old = {key: value for key, value in Progress(step=3).to_dict().items() if key != "tokens"}
     assert Progress.from_dict(old) == Progress(step=3)
+
+
+def test_megatrons_schedule_changes_the_batch_once_its_tokens_are_consumed() -> None:
+    growth = {"kind": "list", "schedule": "0:8 1.6K:16 6.4K:4"}
+    consumed, found = 0, []
+    for batch, updates in strides(config(budget={"tokens": 16 * 700}, growth=growth)):
+        for _ in range(updates):
+            found.append((consumed * 16, batch))
+            consumed += batch
+    expected = [(tokens, 8 if tokens < 1_600 else 16 if tokens < 6_400 else 4) for tokens, _ in found]
+    assert found == expected
+    constant = parse(config(growth={"kind": "steps", "schedule": "0:768"}))
+    assert constant.growth == Steps(batches=[768])
+
+
+@pytest.mark.parametrize(
+    "schedule", ["", "8", "1K:8", "0:8 0:16", "0:8 2K:16 1K:32", "0:0", "0:8 1X:9", "0:8 0.5:9", 5]
+)
+def test_a_schedule_that_is_none_is_refused_with_the_form(schedule: Any) -> None:
+    with pytest.raises(ConfigError, match=r"growth\.schedule=.*0:768 250B:1536"):
+        parse(config(growth={"kind": "list", "schedule": schedule}))
+
+
+def test_a_schedule_needs_tokens_of_a_sample_and_no_other_stages() -> None:
+    growth = {"kind": "list", "schedule": "0:8 1K:16"}
+    with pytest.raises(ConfigError, match="remove stages"):
+        parse(config(growth=growth, stages={"every": {"epochs": 1}}))
+    with pytest.raises(ConfigError, match=r"remove growth\.batches"):
+        parse(config(growth={**growth, "batches": [8, 16]}))
+    with pytest.raises(ConfigError, match="task.tokens"):
+        parse({**config(growth=growth), "task": {"kind": "digits"}}).controller(1)
