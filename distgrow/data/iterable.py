@@ -5,6 +5,7 @@ ranks nor on the micro-batch.
 """
 
 import copy
+import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -18,10 +19,12 @@ from distgrow.core.order import mix_int, seeds
 from distgrow.data.dataset import has_length, size_of
 from distgrow.data.seeding import kept_generators, seed_generators
 
-#: What a checkpoint holds of a stream: plain values, and the data set's own state if it has one.
+#: What a checkpoint holds of a stream, in plain values: `position` of the next row, lengths of the finished `passes`,
+#: `offset` in the present one; and if the data set has a state, its state `since` rows before, with their `digests`.
 State = dict[str, Any]
-_BEGINNING: State = {"position": 0, "passes": [], "offset": 0, "dataset": None}
+_BEGINNING: State = {"position": 0, "passes": [], "offset": 0, "dataset": None, "since": 0, "digests": []}
 _SALT = 0x57EA
+_COMPARED = 64  # rows, at most, that show whether a state is exact
 
 
 class IterableStream:
@@ -72,19 +75,28 @@ class IterableStream:
             seed_generators(int(seeds(self.seed, [stop - 1])[0]))
             batch = self.collate(found)
         self._forget()
-        self._marks.append(self.state())
+        self._marks.append({**self._place(), "dataset": self._own_state(), "since": 0, "digests": []})
         return batch
 
     # ── the state ───────────────────────────────────────────────────────────────────────────────────────────────
 
     def state(self) -> State:
-        """Return what brings back the rows from here on: where the stream is, and the data set's own state."""
-        return {
-            "position": self._at,
-            "passes": list(self.passes),
-            "offset": self._offset,
-            "dataset": self._resumed if self._iterator is None else self._own_state(),
-        }
+        """Return what brings back the rows from here on.
+
+        The data set's state is an earlier one. So whoever loads it sees by the rows in between whether it is exact:
+        shuffle buffers are mostly not part of a state.
+        """
+        if self._resumed is not None:
+            return self._resumed  # nothing was read since
+        mark = self._marks[-2] if len(self._marks) > 1 else self._marks[0]
+        since = self._at - mark["position"]
+        if not self.by_state or mark["passes"] != self.passes or since > len(self._rows):
+            return {**self._place(), "dataset": None, "since": 0, "digests": []}
+        rows = list(self._rows)[len(self._rows) - min(since, _COMPARED) :] if since else []
+        return {**self._place(), "dataset": mark["dataset"], "since": since, "digests": digests(rows)}
+
+    def _place(self) -> State:
+        return {"position": self._at, "passes": list(self.passes), "offset": self._offset}
 
     def restore(self, state: State) -> None:
         """Go on from a state, of this or another process.
@@ -104,9 +116,7 @@ class IterableStream:
         self._starts = deque[int](maxlen=self.recall)
         self._marks = deque[State]([state], maxlen=self.recall + 1)
         self._iterator: Iterator[Any] | None = None
-        self._to_skip, self._resumed = self._offset, None
-        if self.by_state and state["dataset"] is not None:
-            self._to_skip, self._resumed = 0, state["dataset"]
+        self._resumed: State | None = state  # until the next row is read
 
     def _mark_before(self, position: int) -> State:
         """Return the latest state that stands before a position."""
@@ -144,22 +154,35 @@ class IterableStream:
 
     def _opened(self) -> Iterator[Any]:
         """Return the iterator of the present pass, at its `offset`."""
+        state, self._resumed = self._resumed, None
+        if state is not None and self.by_state and state["dataset"] is not None:
+            iterator, found = self._begun(state["dataset"], state["since"])
+            if digests(found) == state["digests"]:
+                return iterator
+            self.by_state = False  # it does not bring back the rows that followed
+        return self._begun(self._unread, self._offset)[0]
+
+    def _begun(self, own_state: Any, count: int) -> tuple[Iterator[Any], list[Any]]:
+        """Return an iterator of the present pass that stands here after it has read `count` rows, and these."""
         number = len(self.passes)
         if callable(set_epoch := getattr(self.dataset, "set_epoch", None)):
             set_epoch(number)
-        if self.by_state:
-            self._load(self._unread if self._resumed is None else self._resumed)
+        if own_state is not None:
+            self._load(own_state)
         seed_generators(mix_int(mix_int(self.seed, _SALT), number))
-        iterator, begin = iter(self.dataset), self._at - self._to_skip
-        for seed in seeds(self.seed, np.arange(begin, self._at)).tolist():
+        iterator, found = iter(self.dataset), deque[Any](maxlen=_COMPARED)
+        for seed in seeds(self.seed, np.arange(self._at - count, self._at)).tolist():
             seed_generators(seed)
-            if next(iterator, self) is self:
+            row = next(iterator, self)
+            if row is self:
+                if own_state is not self._unread:
+                    return iterator, []  # another state than the one that was saved
                 raise RunError(
                     f"the training stream ended before row {self._offset} of pass {number}, where the run stood; "
                     "give the run back its own data"
                 )
-        self._to_skip, self._resumed = 0, None
-        return iterator
+            found.append(row)
+        return iterator, list(found)
 
     def _load(self, state: Any) -> None:
         try:
@@ -190,33 +213,31 @@ def has_state(dataset: Any) -> bool:
     return callable(getattr(dataset, "state_dict", None)) and callable(getattr(dataset, "load_state_dict", None))
 
 
-def state_is_exact(stream: IterableStream, *, before: int = 3, after: int = 2) -> bool:
-    """Return whether the rows after the data set's state was loaded are those that would have followed.
-
-    Shuffle buffers are mostly not part of a state. The stream itself does not move.
-    """
-    trial = IterableStream(stream.dataset, seed=stream.seed, collate=digests)
-    trial.__getitems__(range(before))
-    state, expected = trial.state(), trial.__getitems__(range(before, before + after))
-    trial.restore(state)
-    exact = trial.__getitems__(range(before, before + after)) == expected
-    trial.restore(_BEGINNING)
-    return exact
-
-
 def digests(rows: list[Any]) -> list[str]:
     """Return a text for each row that two rows share only if they are alike."""
-    return [_shown(row) for row in rows]
+    found: list[str] = []
+    for row in rows:
+        digest = hashlib.sha256()
+        _feed(digest, row)
+        found.append(digest.hexdigest()[:16])
+    return found
 
 
-def _shown(value: Any) -> str:
-    if isinstance(value, torch.Tensor):
-        return f"{value.dtype}{tuple(value.shape)}{value.detach().cpu().double().flatten().tolist()}"
-    if isinstance(value, np.ndarray):
-        return f"{value.dtype}{value.shape}{value.tolist()}"
+def _feed(digest: Any, value: Any) -> None:
+    """Feed a row to a digest: its tensors, arrays and plain values; of other objects their type."""
     if isinstance(value, dict):
-        return "{" + ",".join(f"{key}:{_shown(inner)}" for key, inner in value.items()) + "}"
+        value = list(value.items())
     if isinstance(value, list | tuple):
-        return "[" + ",".join(map(_shown, value)) + "]"
-    plain = value is None or isinstance(value, str | bytes | int | float)
-    return repr(value) if plain else type(value).__name__
+        digest.update(f"[{len(value)}".encode())
+        for inner in value:
+            _feed(digest, inner)
+        return
+    if isinstance(value, torch.Tensor):
+        plain = value.detach().cpu()
+        value = (plain.float() if plain.dtype == torch.bfloat16 else plain).numpy()
+    if isinstance(value, np.ndarray):
+        digest.update(f"{value.dtype}{value.shape}".encode())
+        digest.update(np.ascontiguousarray(value).tobytes())
+        return
+    known = value is None or isinstance(value, str | bytes | int | float)
+    digest.update((repr(value) if known else type(value).__name__).encode())

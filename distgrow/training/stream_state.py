@@ -7,7 +7,7 @@ import torch
 from rich.console import Console
 
 from distgrow.core.errors import ConfigError, RunError
-from distgrow.data.iterable import IterableStream, State, digests, state_is_exact
+from distgrow.data.iterable import IterableStream, State, digests
 from distgrow.data.loader import Loader
 from distgrow.data.stream import Stream, open_stream
 from distgrow.distributed.world import World
@@ -38,13 +38,11 @@ def opened_stream(task: Task, run: RunSpec, world: World) -> Stream:
         )
     if world.size > 1:
         _check_equal(task, run, world)
-    remark = "the training stream has no state_dict and load_state_dict"
-    if stream.by_state:
-        stream.by_state = world.on_all_ranks(lambda: state_is_exact(stream))
-        remark = "the training stream's state does not bring back the rows that follow (a shuffle buffer?)"
     if not stream.by_state and world.rank == 0:
-        console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
-        console.print(f"note: {remark}: a resume reads the present pass again up to where the run stood")
+        Console(stderr=True, highlight=False, soft_wrap=True, markup=False).print(
+            "note: the training stream has no state_dict and load_state_dict: a resume reads the present pass again up "
+            "to where the run stood"
+        )
     return stream
 
 
