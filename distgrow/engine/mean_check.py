@@ -20,6 +20,8 @@ from distgrow.engine.trial_rows import ROWS, Rows, draw, placed, unchanged
 FIRST = 3
 #: Pairs of rows and groups of rows that are tried.
 PAIRS, GROUPS = 6, 2
+#: Pairs of rows that are swapped if the loss draws random numbers.
+SWAPPED = 3
 #: Seeds over which the loss is averaged if it draws random numbers, and the share by which it may then be off.
 DRAWS, COARSE = 8, 0.3
 
@@ -62,8 +64,11 @@ def check_mean_over_rows(
         check_rows(batch, len(rows))
     device = next(model.parameters(), torch.empty(0)).device
     with kept_generators(device), _moved(model):
-        counts = None if items is None else {rows: count_items(items, batch) for rows, batch in drawn.items()}
-        trials.check(_losses(model, loss, drawn), counts, _tolerance(model), ragged=_ragged(drawn, trials))
+        loss_of, ragged = _losses(model, loss, drawn), _ragged(drawn, trials)
+        trials.check(loss_of, _counts(items, drawn), _tolerance(model), ragged=ragged)
+        if trials.draws_numbers(loss_of) and (ragged or _some_labels_out(drawn)):
+            swapped = draw(stream, trials.swaps(), workers)
+            trials.check_swaps(_losses(model, loss, swapped), _counts(items, swapped), _tolerance(model))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,8 +109,7 @@ class Trials:
             tolerance: Relative, of the loss.
             ragged: Whether rows are padded to the longest of a batch.
         """
-        whole, again = loss_of(self.groups[0], 0), loss_of(self.groups[0], 1)
-        if whole != again:
+        if self.draws_numbers(loss_of):
             return self._check(_Losses(self.groups[0], parts_of(self.groups[0]), counts), loss_of, COARSE, range(DRAWS))
         for pair in self.pairs:
             self._check(_Losses(pair, self.repeated(pair), counts), loss_of, tolerance, range(1))
@@ -113,6 +117,37 @@ class Trials:
             parts = _Losses(group, parts_of(group), counts)
             self._check(parts, loss_of, COARSE if ragged else tolerance, range(1))
         return None
+
+    def draws_numbers(self, loss_of: LossOf) -> bool:
+        """Return whether the loss of the same rows differs with the seed."""
+        return loss_of(self.groups[0], 0) != loss_of(self.groups[0], 1)
+
+    def swaps(self) -> list[Rows]:
+        """Return, for each pair a, b, the batches aaab, abab, baab and bbab: all are padded alike."""
+        pairs = self.pairs[:SWAPPED]
+        return [(x, y, a, b) for a, b in pairs for x in (a, b) for y in (a, b)]
+
+    def check_swaps(self, loss_of: LossOf, counts: Mapping[Rows, float] | None, tolerance: float) -> None:
+        """Check a loss that draws random numbers, which are the same ones in batches of one shape at one seed.
+
+        A sum over rows, or the mean times its divisor, then adds up: what the first row changes is the same whatever
+        the second one is.
+
+        Raises:
+            ConfigError: The loss is no mean over rows, or over what `counts` counts.
+        """
+        swaps = self.swaps()
+        for quad in (swaps[k : k + 4] for k in range(0, len(swaps), 4)):
+            losses = [loss_of(rows, 0) for rows in quad]
+            sums = [
+                x * (4 if counts is None else counts[rows])
+                for x, rows in zip(losses, quad, strict=True)
+                if x is not None
+            ]
+            if len(sums) == 4 and abs(sums[0] - sums[1] - sums[2] + sums[3]) > tolerance * max(map(abs, sums)):
+                seen = ", ".join(f"{loss:.6g}" for loss in losses if loss is not None)
+                seen = f"{seen} for aaab, abab, baab and bbab of two samples a and b, with the same random numbers"
+                raise ConfigError(_refusal(seen, is_sum=False, by_items=counts is not None))
 
     def _check(self, losses: "_Losses", loss_of: LossOf, tolerance: float, seeds: range) -> None:
         found = [_mean(loss_of, rows, seeds) for rows in losses.all]
@@ -186,6 +221,16 @@ def _refusal(seen: str, *, is_sum: bool, by_items: bool) -> str:
 def _mean(loss_of: LossOf, rows: Rows, seeds: range) -> float | None:
     losses = [loss for seed in seeds if (loss := loss_of(rows, seed)) is not None]
     return math.fsum(losses) / len(losses) if len(losses) == len(seeds) else None
+
+
+def _counts(items: Items | None, drawn: Mapping[Rows, Any]) -> dict[Rows, float] | None:
+    return None if items is None else {rows: count_items(items, batch) for rows, batch in drawn.items()}
+
+
+def _some_labels_out(drawn: Mapping[Rows, Any]) -> bool:
+    """Return whether whole numbers of -100 are among the batches: labels that do not count."""
+    tensors = (leaf for batch in drawn.values() for leaf in _tensors(batch))
+    return any(not leaf.is_floating_point() and bool(leaf.eq(-100).any()) for leaf in tensors)
 
 
 def _ragged(drawn: dict[Rows, Any], trials: Trials) -> bool:

@@ -249,3 +249,21 @@ def test_tokens_of_every_sample_are_a_unit_of_the_whole_run(tmp_path: Path) -> N
     assert places == {"eval": [8, 16, 20], "checkpoint": [0, 12, 20]}
     with pytest.raises(ConfigError, match=r"budget\.tokens=100"):
         texts(tmp_path, "unknown", budget=budget(tokens=100))
+
+
+def dropped(model: nn.Module, batch: Any) -> Tensor:
+    return loss(lambda tokens: F.dropout(model(tokens), 0.2, training=True), batch)  # pyright: ignore[reportArgumentType]
+
+
+def dropped_rows(model: nn.Module, batch: Any) -> Tensor:
+    return of_rows(lambda tokens: F.dropout(model(tokens), 0.2, training=True), batch)  # pyright: ignore[reportArgumentType]
+
+
+def test_a_mean_over_tokens_is_seen_beside_random_numbers() -> None:
+    growth = Constant(start=4)
+    check_mean(task(dropped), growth, 0)
+    check_mean(task(dropped_rows, None), growth, 0)
+    with pytest.raises(ConfigError, match=r"no mean over samples.*same random numbers.*items="):
+        check_mean(task(dropped, None), growth, 0)
+    with pytest.raises(ConfigError, match="no mean over items"):
+        check_mean(task(dropped_rows), growth, 0)

@@ -11,7 +11,7 @@ from conftest import events, in_ranks
 from problem import MOMENTUM, ROWS, Network, Poisoned, Rows, close, controller, fitted, flat
 from torch import Tensor
 
-from distgrow import LR, Controller, Order, adascale, auto, budget, exponential
+from distgrow import LR, Controller, Order, adascale, auto, budget, constant, constant_lr, exponential
 from distgrow.core.errors import ConfigError, Diverged
 from distgrow.core.stages import Stages
 
@@ -292,3 +292,45 @@ def test_two_ranks_come_to_the_parameters_of_fit(tmp_path: Path) -> None:
     assert found["applied"] == progress.ledger.applied
     losses = {folder: {e["step"]: e["loss"] for e in events(tmp_path / folder, "step")} for folder in ("record", "fit")}
     assert losses["record"] == pytest.approx(losses["fit"], rel=1e-9)
+
+
+class Padded(torch.utils.data.Dataset[dict[str, Tensor]]):
+    """Rows of 3 to 31 tokens, padded to 32."""
+
+    def __len__(self) -> int:
+        return 64
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        tokens = torch.randint(2, 50, (32,), generator=torch.Generator().manual_seed(index))
+        there = torch.arange(32) < 3 + index * 7 % 29
+        labels = torch.where(there, tokens, -100)
+        return {"input_ids": tokens * there, "attention_mask": there.long(), "labels": labels}
+
+
+def causal(folder: Path, max_micro: int | None) -> Tensor:
+    """Parameters of a causal language model after three updates of 64 padded rows; None: of the plain Trainer."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 50, "n_positions": 32, "n_embd": 32, "n_layer": 2, "n_head": 2}
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0))
+    common: dict[str, Any] = {
+        "train_dataset": Padded(),
+        "optimizers": (torch.optim.SGD(model.parameters(), lr=0.5), None),
+    }
+    settings: dict[str, Any] = {"output_dir": str(folder), "save_strategy": "no", "learning_rate": 0.5, **QUIET}
+    if max_micro is None:
+        fixed = {"max_steps": 3, "per_device_train_batch_size": 64, "lr_scheduler_type": "constant"}
+        transformers.Trainer(model, transformers.TrainingArguments(**settings, **fixed), **common).train()
+    else:
+        schedule = Controller(
+            growth=constant(64), lr=constant_lr(0.5), budget=budget(steps=3), epoch=64, max_micro=max_micro
+        )
+        args = transformers.TrainingArguments(**settings)
+        GrowthTrainer(model, args, controller=schedule, **common).train()
+    return flat(model)
+
+
+def test_a_padded_causal_language_model_cut_to_pieces_is_that_of_the_plain_trainer(tmp_path: Path) -> None:
+    plain = causal(tmp_path / "plain", None)
+    for max_micro in (64, 8, 5):
+        cut = causal(tmp_path / str(max_micro), max_micro)
+        assert float((cut - plain).norm() / plain.norm()) < 1e-6
