@@ -1,7 +1,7 @@
 """Whether a loss is a mean over rows or items, which exact updates need; knows neither tasks nor trainers."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,10 +14,9 @@ from distgrow.data.seeding import kept_generators, seed_generators
 from distgrow.data.stream import Stream
 from distgrow.engine.batches import Loss, check_rows, leaves_of
 from distgrow.engine.items import Items, count_items
+from distgrow.engine.mean_losses import Losses, parts_of, refusal_of
 from distgrow.engine.trial_rows import ROWS, Rows, draw, placed, unchanged
 
-#: Rows of the first of two parts of a pass.
-FIRST = 3
 #: Pairs of rows and groups of rows that are tried.
 PAIRS, GROUPS = 6, 2
 #: Pairs of rows that are swapped if the loss draws random numbers.
@@ -37,6 +36,7 @@ def check_mean_over_rows(
     items: Items | None = None,
     most: int = ROWS,
     workers: int = 0,
+    trained: bool = False,
 ) -> None:
     """Check the loss of a few rows against the losses of parts and of repetitions of them, in eval mode.
 
@@ -51,6 +51,7 @@ def check_mean_over_rows(
         items: Counts what the loss is a mean over, if that is not rows.
         most: Rows of a pass, at most; a pass has two even if this is 1.
         workers: Loader processes, of which one is used if there are any.
+        trained: Leave the parameters where they are. Losses may then be as small as rounding is.
 
     Raises:
         ConfigError: The loss is no mean over rows, or over `items`, or the collation adds or drops some.
@@ -58,12 +59,12 @@ def check_mean_over_rows(
     total = stream.size
     if total < 2:
         return
-    trials = Trials.of(total, most)
+    trials = Trials.of(total, most, least=float(trained))
     drawn = draw(stream, trials.batches(), workers)
     for rows, batch in drawn.items():
         check_rows(batch, len(rows))
     device = next(model.parameters(), torch.empty(0)).device
-    with kept_generators(device), _moved(model):
+    with kept_generators(device), _in_eval(model) if trained else _moved(model):
         loss_of, ragged = _losses(model, loss, drawn), _ragged(drawn, trials)
         trials.check(loss_of, _counts(items, drawn), _tolerance(model), ragged=ragged)
         if trials.draws_numbers(loss_of) and (ragged or _some_labels_out(drawn)):
@@ -82,14 +83,15 @@ class Trials:
     pairs: list[Rows]
     groups: list[Rows]
     copies: int
+    least: float = 0.0  #: losses are compared as if they were at least so large
 
     @classmethod
-    def of(cls, total: int, most: int) -> "Trials":
+    def of(cls, total: int, most: int, least: float) -> "Trials":
         """Return the trials of a data set of `total` rows with at most `most` rows a pass, but three."""
         size = min(max(2, most), total)
         pairs = [(k, k + 1) for k in range(0, min(2 * PAIRS, total - 1), 2)]
         groups = [tuple(range(k, k + size)) for k in range(0, min(GROUPS * size, total // size * size), size)]
-        return cls(pairs=pairs, groups=groups, copies=max(2, most - 1))
+        return cls(pairs=pairs, groups=groups, copies=max(2, most - 1), least=least)
 
     def repeated(self, pair: Rows) -> tuple[Rows, Rows]:
         """Return the pair with its first row repeated, and with its second."""
@@ -110,11 +112,11 @@ class Trials:
             ragged: Whether rows are padded to the longest of a batch.
         """
         if self.draws_numbers(loss_of):
-            return self._check(_Losses(self.groups[0], parts_of(self.groups[0]), counts), loss_of, COARSE, range(DRAWS))
+            return self._check(Losses(self.groups[0], parts_of(self.groups[0]), counts), loss_of, COARSE, range(DRAWS))
         for pair in self.pairs:
-            self._check(_Losses(pair, self.repeated(pair), counts), loss_of, tolerance, range(1))
+            self._check(Losses(pair, self.repeated(pair), counts), loss_of, tolerance, range(1))
         for group in self.groups:
-            parts = _Losses(group, parts_of(group), counts)
+            parts = Losses(group, parts_of(group), counts)
             self._check(parts, loss_of, COARSE if ragged else tolerance, range(1))
         return None
 
@@ -147,75 +149,13 @@ class Trials:
             if len(sums) == 4 and abs(sums[0] - sums[1] - sums[2] + sums[3]) > tolerance * max(map(abs, sums)):
                 seen = ", ".join(f"{loss:.6g}" for loss in losses if loss is not None)
                 seen = f"{seen} for aaab, abab, baab and bbab of two samples a and b, with the same random numbers"
-                raise ConfigError(_refusal(seen, is_sum=False, by_items=counts is not None))
+                raise ConfigError(refusal_of(seen, is_sum=False, by_items=counts is not None))
 
-    def _check(self, losses: "_Losses", loss_of: LossOf, tolerance: float, seeds: range) -> None:
+    def _check(self, losses: Losses, loss_of: LossOf, tolerance: float, seeds: range) -> None:
         found = [_mean(loss_of, rows, seeds) for rows in losses.all]
         values = [loss for loss in found if loss is not None]
-        if len(values) == len(found) and not losses.are_means(values, tolerance):
+        if len(values) == len(found) and not losses.are_means(values, tolerance, self.least):
             raise ConfigError(losses.refusal(values))
-
-
-@dataclass(frozen=True, slots=True)
-class _Losses:
-    """Hold batches whose losses are compared: one, and two that have together all its rows, some times each."""
-
-    whole: Rows
-    parts: tuple[Rows, Rows]
-    counts: Mapping[Rows, float] | None  #: items of each; None: rows
-
-    @property
-    def all(self) -> tuple[Rows, Rows, Rows]:
-        return self.whole, *self.parts
-
-    def are_means(self, losses: Sequence[float], tolerance: float) -> bool:
-        """Return whether the losses of `all` are means over rows, or over items; undecided if nothing is counted."""
-        counted = [len(rows) if self.counts is None else self.counts[rows] for rows in self.parts]
-        return not any(counted) or is_mean(losses[0], list(zip(counted, losses[1:], strict=True)), tolerance)
-
-    def refusal(self, losses: Sequence[float]) -> str:
-        """Return why the losses of `all` are refused."""
-        (whole, first, second), (one, other) = losses, map(len, self.parts)
-        times = (one + other) / len(self.whole)
-        seen = (
-            f"{whole:.6g} for {len(self.whole)} samples, but {first:.6g} and {second:.6g} for {one} and {other} of them"
-            if times == 1
-            else f"{whole:.6g} for two samples, but {first:.6g} and {second:.6g} with one of them repeated {one - 1} "
-            "times"
-        )
-        is_sum = math.isclose(times * whole, first + second, rel_tol=0.03)
-        return _refusal(seen, is_sum=is_sum, by_items=self.counts is not None)
-
-
-def parts_of(group: Rows) -> tuple[Rows, Rows]:
-    """Return two parts of a group, of different sizes if it has more than two rows."""
-    cut = max(1, min(FIRST, (len(group) - 1) // 2))
-    return group[:cut], group[cut:]
-
-
-def is_mean(whole: float, parts: Sequence[tuple[float, float]], tolerance: float) -> bool:
-    """Return whether a loss is the mean of its parts, given as (rows or items, loss), up to a relative tolerance."""
-    mean = math.fsum(rows * loss for rows, loss in parts) / sum(rows for rows, _ in parts)
-    scale = max(abs(whole), *(abs(loss) for _, loss in parts))
-    return abs(whole - mean) <= tolerance * scale
-
-
-def _refusal(seen: str, *, is_sum: bool, by_items: bool) -> str:
-    depends = "so training would depend on engine.max_micro and the number of ranks"
-    if by_items:
-        way_out = "it is their sum: divide it by their number" if is_sum else "let items count what the loss divides by"
-        return f"the loss is no mean over items: at trial parameters it is {seen}, {depends}; {way_out}"
-    way_out = (
-        "it is their sum: divide it by the number of rows"
-        if is_sum
-        else "a mean over tokens or labels or by class weights is none: say with items=… what it is a mean over, such "
-        "as items=lambda batch: (batch['labels'] != -100).sum(), or take the mean of each row first; a loss over pairs "
-        "of rows is none either"
-    )
-    return (
-        f"the loss is no mean over samples: at trial parameters it is {seen}, {depends}; return the mean over the rows "
-        f"of the batch: {way_out}"
-    )
 
 
 def _mean(loss_of: LossOf, rows: Rows, seeds: range) -> float | None:
@@ -263,6 +203,14 @@ def _losses(model: nn.Module, loss: Loss, drawn: dict[Rows, Any]) -> LossOf:
         return value.item() if bool(value.isfinite()) else None
 
     return loss_of
+
+
+@contextmanager
+def _in_eval(model: nn.Module) -> Iterator[None]:
+    """Put a model in eval mode; at the end make all as it was."""
+    with unchanged(model):
+        model.eval()
+        yield
 
 
 @contextmanager

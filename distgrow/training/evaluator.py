@@ -20,6 +20,7 @@ from distgrow.tasks.task import Task
 from distgrow.theory.noise import directed_critical_batch, noise_scale
 from distgrow.tracking.event_log import EventLog
 from distgrow.tracking.events import RESERVED, Evaluation, GradientProbe
+from distgrow.training.loss_check import check_again
 from distgrow.training.spec import RunSpec
 
 Batches = Iterable[tuple[Any, int]]
@@ -37,6 +38,7 @@ class Evaluator:
         self._task, self._controller, self._engine = task, controller, engine
         self._run, self._world = run, world
         self._evaluated = (0, 0)  # step and samples of the last evaluation
+        self._checked = False  # whether the loss has been checked again
         self._probed = task.train if task.probe is None else task.probe
         if task.items is not None and run.probe.curvature:
             raise ConfigError(
@@ -55,8 +57,12 @@ class Evaluator:
         """Evaluate the test set, if there is one, and log its metrics once. Collective: every rank must call.
 
         Raises:
-            ConfigError: a metric has the name of a key that every event has.
+            ConfigError: a metric has the name of a key that every event has, or the loss is no mean: see check_again.
         """
+        if not self._checked and progress.step and not self._controller.done(progress):
+            self._checked = True
+            most = min(self._controller.max_micro, progress.micro_limit or self._controller.max_micro)
+            check_again(self._task, self._controller, self._world, most=most)
         if self._task.test is None:
             return {}
         rows = min(self._run.eval.rows, progress.micro_limit or self._run.eval.rows)

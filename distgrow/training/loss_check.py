@@ -3,7 +3,7 @@
 import torch
 
 from distgrow.core.errors import ConfigError
-from distgrow.data.dataset import size_of
+from distgrow.data.dataset import is_stream, size_of
 from distgrow.data.stream import open_stream
 from distgrow.distributed.world import World
 from distgrow.engine.mean_check import check_mean_over_rows
@@ -41,6 +41,33 @@ def check_loss(task: Task, controller: Controller, folder: RunFolder, world: Wor
             check_mean(task, controller.growth, controller.seed, world.device, most=most, workers=workers)
 
     world.on_rank0(check)
+
+
+def check_again(task: Task, controller: Controller, world: World, *, most: int) -> None:
+    """Check again, once the run has made some updates, that the loss is a mean over rows or items.
+
+    Collective: every rank must call, and computes the same losses. They are forward passes: the ledger counts nothing.
+
+    Args:
+        task: Model, loss and data.
+        controller: Gives the seed and the number of samples.
+        world: The ranks.
+        most: Rows of a pass, at most.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    if is_stream(task.train) or getattr(task.model, "_compiled_call_impl", None) is not None:
+        return  # rows of a stream are read once; a compiled model would be compiled for every number of rows
+    stream = open_stream(task.train, seed=controller.seed, collate=task.collate)
+
+    def check() -> None:
+        check_mean_over_rows(task.model, task.loss, stream, items=task.items, most=min(most, ROWS), trained=True)
+
+    try:
+        world.on_all_ranks(check)
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("at trial parameters", "after some updates")) from None
 
 
 def check_mean(

@@ -16,6 +16,7 @@ from distgrow.launch.local import leave
 from distgrow.optim import OptimizerSpec
 from distgrow.optim.adamw import AdamW
 from distgrow.optim.sgd import SGD
+from distgrow.training.spec import Evaluation
 
 #: Micro-batches of at most two rows: with two ranks, some have no items.
 ENGINES: dict[str, EngineSpec] = {
@@ -64,7 +65,7 @@ def trained(engine: EngineSpec, optimizer: OptimizerSpec, folder: Path, world: W
     fit(
         model, loss, Texts(), items=items, growth=steps([BATCH]), budget=budget(steps=UPDATES), lr=constant_lr(0.05),
         optimizer=optimizer, engine=engine, world=world,
-        run=RunSpec(dir=str(folder), noise=Measuring(every=1)),
+        run=RunSpec(dir=str(folder), noise=Measuring(every=1), eval=Evaluation(every_steps=2)), test=Texts(),
     )  # fmt: skip
     return torch.cat([parameter.detach().flatten().double() for parameter in model.parameters()])
 

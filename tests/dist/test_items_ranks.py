@@ -27,4 +27,6 @@ def test_ranks_and_engines_make_the_update_of_one_pass_over_the_batch(tmp_path: 
             apart = float((found[f"{engine}, {name}"] - one).norm() / one.norm())
             assert apart < rounding, f"{engine}, {name}: {apart}"
             assert [event["loss"] for event in events(other, "step")] == pytest.approx(losses, rel=10 * rounding)
+            evaluated = [[event["loss"] for event in events(run, "eval")] for run in (folder, other)]
+            assert evaluated[1] == pytest.approx(evaluated[0], rel=10 * rounding)
             assert ledger(other) == ledger(folder)

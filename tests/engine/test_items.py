@@ -267,3 +267,29 @@ def test_a_mean_over_tokens_is_seen_beside_random_numbers() -> None:
         check_mean(task(dropped, None), growth, 0)
     with pytest.raises(ConfigError, match="no mean over items"):
         check_mean(task(dropped_rows), growth, 0)
+
+
+class Late(nn.Module):
+    """A loss that is a sum over rows once it has been trained on for a while: a schedule that has gone wrong."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.updates = 0
+
+    def forward(self, model: nn.Module, batch: Any) -> Tensor:
+        self.updates += model.training
+        return loss(model, batch) * (len(batch[0]) if self.updates > 8 else 1)
+
+
+def test_the_loss_is_checked_again_at_the_first_evaluation(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"growth": steps([6]), "budget": budget(epochs=4), "items": items}
+    data = Texts(labels_of(ROWS))
+    with pytest.raises(ConfigError, match="no mean over items: after some updates"):
+        fit(
+            model_of(dtype=torch.float32),
+            Late(),
+            data,
+            run=RunSpec(dir=str(tmp_path), eval=Evaluation(every_epochs=3)),
+            **settings,
+        )
+    assert list((tmp_path / "checkpoints").iterdir())

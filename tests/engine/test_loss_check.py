@@ -17,7 +17,7 @@ from distgrow import Controller, RunSpec, budget, exponential, fit
 from distgrow.core.errors import ConfigError
 from distgrow.distributed.world import World
 from distgrow.engine.compatible import check_compatible
-from distgrow.engine.mean_check import is_mean
+from distgrow.engine.mean_losses import is_mean
 from distgrow.engine.spec import DeepSpeed, Torch
 from distgrow.growth import Growth
 from distgrow.growth.cabs import CABS
