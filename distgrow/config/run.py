@@ -58,7 +58,7 @@ class Run(Settings):
     task: TaskSpec = Digits()
     """Data and loss."""
     model: Model | None = None
-    """The model. Default: mlp for digits, resnet8 for cifar10, gpt for text."""
+    """The model. Default: mlp for digits, resnet8 for cifar10, gpt for text and corpus."""
     growth: Growth = Auto()  # pyright: ignore[reportIncompatibleVariableOverride]  # narrower, and frozen
     """How the batch grows. Default: auto."""
     optimizer: Optimizer = SGD()  # pyright: ignore[reportIncompatibleVariableOverride]

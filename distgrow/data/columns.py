@@ -41,6 +41,13 @@ class Lists:
         """See Column."""
         return self.values[self.offsets[row] : self.offsets[row + 1]].copy()
 
+    def table(self) -> npt.NDArray[Any] | None:
+        """Return the lists as rows of one array without a copy, or None if they differ in length."""
+        begin, lengths = self.offsets[0], np.diff(self.offsets)
+        if not lengths.size or (lengths != lengths[0]).any():
+            return None
+        return self.values[begin : self.offsets[-1]].reshape(len(lengths), -1) if lengths[0] else None
+
 
 @dataclass(frozen=True, slots=True)
 class Objects:
@@ -84,6 +91,8 @@ class TablePiece:
     def __init__(self, table: Any) -> None:
         whole = table.combine_chunks()
         self.columns = {name: column_of(_one(whole.column(name))) for name in table.column_names}
+        tables = {name: column.table() for name, column in self.columns.items() if isinstance(column, Lists)}
+        self.tables = {name: table for name, table in tables.items() if table is not None}  #: lists of one length
         self._rows = table.num_rows
 
     def __len__(self) -> int:

@@ -34,6 +34,7 @@ class Packed(Gathered, Ordered):
         *,
         column: str | None = None,
         end: int | None = None,
+        vocabulary: int | None = None,
         across: bool = False,
         shifted: bool = True,
         window: int = 4096,
@@ -46,6 +47,7 @@ class Packed(Gathered, Ordered):
             length: Tokens of a window.
             column: The key of the tokens, if documents are dicts.
             end: A token that is put after each document. None: none.
+            vocabulary: If given, a token that is no number below it is refused.
             across: Whether the last token of a document has the first of the next one as its label. Without it, its
                 label is −100.
             shifted: Whether labels are the next tokens; False: the same tokens, for models that shift them.
@@ -60,6 +62,7 @@ class Packed(Gathered, Ordered):
             if type(value) is not int or value < 1:
                 raise ConfigError(f"{name}={value!r}: allowed are whole numbers from 1")
         self.documents, self.length, self.column, self.end = documents, length, column, end
+        self.vocabulary = vocabulary
         self.across, self.shifted, self.window = across, shifted, window
         counts = np.asarray(self._counted() if lengths is None else lengths, np.int64)
         if counts.shape != (len(documents),) or (counts < 0).any():
@@ -115,6 +118,10 @@ class Packed(Gathered, Ordered):
                 raise ConfigError(
                     f"column={self.column!r}: a document is no sequence of token numbers but {each.dtype} of shape "
                     f"{each.shape}; tokenize it (Files(…, transform=…)), or name the column"
+                )
+            if self.vocabulary is not None and each.size and not 0 <= each.min() <= each.max() < self.vocabulary:
+                raise ConfigError(
+                    f"vocabulary={self.vocabulary}: a document has tokens of {each.min()} to {each.max()}; raise it"
                 )
         end = [] if self.end is None else [self.end]
         return [np.concatenate([each, end]).astype(np.int64) for each in found]

@@ -128,6 +128,12 @@ def _gathered(name: str, located: Sequence[tuple[Any, Int64s, Int64s]], count: i
         return (
             tensor.double() if tensor.is_floating_point() else tensor.long() if tensor.dtype != torch.bool else tensor
         )
+    tables = [piece.tables.get(name) for piece, _, _ in located]
+    if all(table is not None and table.shape[1:] == tables[0].shape[1:] for table in tables):
+        out = np.empty((count, *tables[0].shape[1:]), tables[0].dtype)
+        for table, (_, where, local) in zip(tables, located, strict=True):
+            out[where] = table[local]
+        return torch.from_numpy(out)
     values: list[Any] = [None] * count
     for column, (_, where, local) in zip(columns, located, strict=True):
         for place, row in zip(where.tolist(), local.tolist(), strict=True):

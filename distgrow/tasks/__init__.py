@@ -5,6 +5,7 @@ from typing import Annotated
 from pydantic import Field
 
 from distgrow.tasks.builtin import Cifar10, Digits, Text
+from distgrow.tasks.corpus import Corpus
 from distgrow.tasks.user import Target
 
-TaskSpec = Annotated[Digits | Cifar10 | Text | Target, Field(discriminator="kind")]
+TaskSpec = Annotated[Digits | Cifar10 | Text | Corpus | Target, Field(discriminator="kind")]

@@ -37,7 +37,7 @@ class Digits(Spec):
         from distgrow.data import datasets
 
         train, test = datasets.digits()
-        return _classification(_model(model or MLP(), Images(channels=1, height=8, width=8, classes=10)), train, test)
+        return _classification(built(model or MLP(), Images(channels=1, height=8, width=8, classes=10)), train, test)
 
 
 class Cifar10(Spec):
@@ -68,7 +68,7 @@ class Cifar10(Spec):
         train = datasets.Images(*files.parquet_images(parts[0], limit=self.subset), augment=self.augment)
         test = datasets.Images(*files.parquet_images(parts[1], limit=None), augment=False)
         images = Images(channels=3, height=train.height, width=train.width, classes=10)
-        return _classification(_model(model or ResNet(), images), train, test, probe=train.plain())
+        return _classification(built(model or ResNet(), images), train, test, probe=train.plain())
 
 
 class Text(Spec):
@@ -99,9 +99,9 @@ class Text(Spec):
         from distgrow.data import datasets
 
         train, test, vocabulary = self._split()
-        built = _model(model or GPT(), Tokens(length=self.length, vocabulary=vocabulary))
+        module = built(model or GPT(), Tokens(length=self.length, vocabulary=vocabulary))
         parts = (datasets.Tokens(part, self.length) for part in (train, test))
-        return _classification(built, *parts, tokens=self.length)
+        return _classification(module, *parts, tokens=self.length)
 
     def _split(self) -> tuple[Any, Any, int]:
         text = files.read_text(Path(self.path) if self.path else None, self.pattern)
@@ -133,7 +133,7 @@ def _classification(model: "nn.Module", train: Any, test: Any, probe: Any = None
     return Task(model=model, loss=loss, train=train, test=test, probe=probe, metrics=metrics, tokens=tokens)
 
 
-def _model(model: Model, inputs: Inputs) -> "nn.Module":
+def built(model: Model, inputs: Inputs) -> "nn.Module":
     """Build a model. Raise ConfigError if no memory holds it."""
     try:
         return model.build(inputs)
