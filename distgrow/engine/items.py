@@ -34,7 +34,7 @@ def count_items(items: Items, batch: Any, name: str = "items") -> float:
             "loss is a mean over, such as int((labels != -100).sum())"
         ) from None
     if not 0 <= count < math.inf:
-        raise ConfigError(f"{name} returned {count} for a micro-batch; it must count what the loss is a mean over")
+        raise ConfigError(f"{name} returned {count} for a micro-batch; it must return 0 or a positive number")
     return count
 
 
@@ -72,8 +72,12 @@ class Weights:
             return 0.0
         if isinstance(self._tokens, int):
             return float(self._tokens * rows)
-        count = items if self._tokens is self._items else count_items(self._tokens, batch, "tokens")
-        return count if count.is_integer() else math.nan
+        if self._tokens is self._items:
+            return items if items.is_integer() else math.nan
+        count = count_items(self._tokens, batch, "tokens")
+        if not count.is_integer():
+            raise ConfigError(f"tokens returned {count} for a micro-batch; tokens are whole numbers")
+        return count
 
 
 def mean_loss(loss: Loss, items: Items | None) -> Callable[[nn.Module, Any], Mapping[str, Any]]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext
+from functools import partial
 from typing import Any
 
 from distgrow.checkpoint.manager import opened, stands_at
@@ -12,6 +13,7 @@ from distgrow.core.scaling import Group
 from distgrow.data.dataset import check_rows_by_number, check_training_set, is_stream, size_of
 from distgrow.data.seeding import seed_generators
 from distgrow.distributed.world import World, joined
+from distgrow.engine.items import Tokens
 from distgrow.growth.base import Measure
 from distgrow.growth.controller import Controller
 from distgrow.run.folder import RunFolder, numbered
@@ -104,7 +106,7 @@ def _train_in(
         optimizer=settings.optimizer,
         world=world,
         items=task.items,
-        tokens=task.tokens,
+        tokens=_tokens(task, settings),
     )
 
     with (
@@ -132,6 +134,19 @@ def _check_data(task: Task, settings: Settings) -> None:
     asks += ["run.probe"] if settings.run.probe.every_epochs is not None else []
     if asks and task.probe is None and is_stream(task.train):
         raise ConfigError(f"{asks[0]} measures gradients over a whole data set, which a stream is not: give probe=")
+
+
+def _tokens(task: Task, settings: Settings) -> Tokens | None:
+    """Return the tokens of a sample, or what counts them. ConfigError if a budget is in tokens that nobody counts."""
+    if settings.budget.tokens is None or task.tokens is not None:
+        return task.tokens
+    items = task.items
+    if items is None:
+        raise ConfigError(
+            f"budget.tokens={settings.budget.tokens} are counted by nobody: give tokens=…, those of every sample or "
+            "tokens(batch), to fit() or Task"
+        )
+    return partial(items)  # not the items themselves: as tokens they must be whole numbers
 
 
 def _farewell(folder: RunFolder, result: Result) -> str:

@@ -293,3 +293,14 @@ def test_the_loss_is_checked_again_at_the_first_evaluation(tmp_path: Path) -> No
             **settings,
         )
     assert list((tmp_path / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize(
+    "counted", [{"items": None}, {"tokens": lambda batch: 2.5}, {"items": lambda batch: items(batch) / 2}]
+)
+def test_a_budget_of_tokens_that_nobody_counts_in_whole_numbers_is_refused(counted: Any, tmp_path: Path) -> None:
+    mean = of_rows if counted.get("items", items) is None else loss
+    given: dict[str, Any] = {"growth": steps([4]), "items": items, **counted}
+    run = RunSpec(dir=str(tmp_path))
+    with pytest.raises(ConfigError, match="tokens"):
+        fit(model_of(), mean, Texts(labels_of(ROWS)), budget=budget(tokens=999, samples=99), run=run, **given)
