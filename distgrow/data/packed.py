@@ -61,10 +61,13 @@ class Packed(Gathered, Ordered):
         for name, value in (("length", length), ("window", window)):
             if type(value) is not int or value < 1:
                 raise ConfigError(f"{name}={value!r}: allowed are whole numbers from 1")
+        for name, value in (("end", end), ("vocabulary", vocabulary)):
+            if value is not None and (type(value) is not int or value < 0):
+                raise ConfigError(f"{name}={value!r}: allowed are whole numbers from 0")
         self.documents, self.length, self.column, self.end = documents, length, column, end
         self.vocabulary = vocabulary
         self.across, self.shifted, self.window = across, shifted, window
-        counts = np.asarray(self._counted() if lengths is None else lengths, np.int64)
+        counts = _whole(lengths) if lengths is not None else np.asarray(self._counted(), np.int64)
         if counts.shape != (len(documents),) or (counts < 0).any():
             raise ConfigError(f"lengths: {counts.shape} of them, but there are {len(documents)} documents")
         self._ends = np.cumsum(counts + (end is not None))
@@ -148,3 +151,10 @@ class Packed(Gathered, Ordered):
             labels[(np.diff(owner) > 0) if self.shifted else (places == 0) & (np.arange(len(flat)) > 0)] = IGNORED
         columns = {"input_ids": flat[ids], "labels": labels, "position_ids": places[ids], "document_ids": owner[ids]}
         return {name: torch.from_numpy(column.astype(np.int64)) for name, column in columns.items()}
+
+
+def _whole(lengths: npt.ArrayLike) -> Int64s:
+    counts = np.asarray(lengths)
+    if counts.size and counts.dtype.kind not in "iu":
+        raise ConfigError(f"lengths are {counts.dtype}; allowed are whole numbers of tokens")
+    return counts.astype(np.int64)

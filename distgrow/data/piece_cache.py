@@ -70,8 +70,8 @@ class PieceCache:
         with suppress(OSError, ValueError):
             self._open[key] = self._kept(shard, piece, file)
             return True
+        self._make_folder()
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
             with FileLock(self._folder / f"{int(file.stem[:8], 16) % _LOCKS}.lock", timeout=wait_s):
                 with suppress(OSError, ValueError):
                     self._open[key] = self._kept(shard, piece, file)
@@ -85,6 +85,14 @@ class PieceCache:
                 return False
             raise ConfigError(
                 f"{self._folder}: another process has been reading {shard.uri} for {wait_s:g} s"
+            ) from None
+
+    def _make_folder(self) -> None:
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"cache={self._folder}: {error.strerror}; give another folder, or cache_gib=0 for none"
             ) from None
 
     def _made(self, shard: Shard, piece: int, content: Any) -> Piece:

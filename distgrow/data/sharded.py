@@ -56,7 +56,9 @@ class Files(Gathered, Ordered):
         Raises:
             ConfigError: Nothing is there, or a file cannot be read or has another schema.
         """
-        paths = [path] if isinstance(path, str | Path) else list(path)
+        paths = _paths(path)
+        if transform is not None and not callable(transform):
+            raise ConfigError(f"transform={transform!r}: allowed is a function of a row, a dict")
         self.columns, self.window, self.transform = _names(columns), _rows(window), transform
         if not (isinstance(cache_gib, int | float) and 0 <= cache_gib < float("inf")):
             raise ConfigError(f"cache_gib={cache_gib!r}: allowed are numbers from 0")
@@ -146,7 +148,16 @@ def _gathered(name: str, located: Sequence[tuple[Any, Int64s, Int64s]], count: i
                 "collate=, or Packed(…), which packs them into windows of one length"
             )
         return torch.from_numpy(np.stack(values))
+    if None in values:
+        raise ConfigError(f"column {name} has rows without a value: fill them in transform=, or give collate=")
     return default_collate(values)
+
+
+def _paths(path: Any) -> list[Any]:
+    paths = [path] if isinstance(path, str | Path) else path
+    if not isinstance(paths, list | tuple) or not paths or not all(isinstance(one, str | Path) for one in paths):
+        raise ConfigError(f"path={path!r}: allowed is a file, a folder, a pattern or a URI, or a list of them")
+    return list(paths)
 
 
 def _names(columns: Any) -> tuple[str, ...] | None:

@@ -158,6 +158,11 @@ def test_files_at_fault_are_named(tmp_path: Path) -> None:
         Files(str(tmp_path / "a.jsonl.gz"))
     with pytest.raises(ConfigError, match="columns='id'"):
         Files(pattern, columns="id")
+    for path in (None, 5, [], [5]):
+        with pytest.raises(ConfigError, match="allowed is a file, a folder"):
+            Files(path)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ConfigError, match=r"cache=/proc/nope: .*cache_gib=0"):
+        SampleStream(Files(pattern, cache="/proc/nope")).__getitems__(range(3))
     with pytest.raises(ConfigError, match="window=0"):
         Files(pattern, window=0)
     pq.write_table(table(0, 8).set_column(0, "id", pa.array([0.5] * 8)), tmp_path / "part-9.parquet")
