@@ -71,6 +71,8 @@ def sentence(record: Record) -> str:
         f"{ours:,} serial updates, {record.ledger.total:,} gradient evaluations (SFO), "
         f"{record.last.samples / record.epoch:,.2f} epochs, {duration(record.last.time_s)}."
     ]
+    if (counted := _tokens(record)) is not None:
+        parts.append(counted)
     if tested:
         parts.append(f"Last evaluation: {tested}.")
     if theirs != ours:
@@ -79,6 +81,14 @@ def sentence(record: Record) -> str:
             f"updates: {constant.times(theirs, ours)} as many."
         )
     return " ".join(parts)
+
+
+def _tokens(record: Record) -> str | None:
+    """Return the tokens of a run and its middle rate in words; None if it has counted none."""
+    tokens, rate = record.steps["tokens"], record.steps["tokens_per_s"]
+    if not len(tokens) or not np.isfinite(tokens[-1]):
+        return None
+    return f"{tokens[-1]:,.0f} tokens, {np.nanmedian(rate):,.0f} tokens/s."
 
 
 # ── the ledger ──────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -23,6 +23,8 @@ from distgrow.engine.torch import TorchEngine
 from distgrow.growth.constant import Constant
 from distgrow.optim.adamw import AdamW
 from distgrow.optim.sgd import SGD
+from distgrow.report.runs import read
+from distgrow.report.sections import sentence
 from distgrow.tasks.task import Task
 from distgrow.training.loss_check import check_mean
 from distgrow.training.spec import Evaluation
@@ -231,6 +233,7 @@ def test_tokens_are_counted_over_the_run_and_end_it(tmp_path: Path) -> None:
     result, lines = texts(tmp_path, "epochs", budget=budget(epochs=2))
     steps_made = [line for line in lines if line["event"] == "step"]
     assert result.progress.tokens == steps_made[-1]["tokens"] == 2 * total
+    assert f" {2 * total:,} tokens, " in sentence(*read([str(tmp_path / "epochs")]))
     first = steps_made[0]
     assert first["tokens_per_s"] == pytest.approx(first["samples_per_s"] * first["tokens"] / 4)
     result, lines = texts(tmp_path, "tokens", budget=budget(tokens=total + 1, samples=ROWS + 4))
