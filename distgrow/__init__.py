@@ -46,7 +46,9 @@ if TYPE_CHECKING:
     from distgrow.optim.adamw import AdamW
     from distgrow.optim.sgd import SGD
     from distgrow.tasks.task import Task
+    from distgrow.training.evaluation_hooks import EarlyStopping, KeepBest, LogSamples
     from distgrow.training.fit import fit
+    from distgrow.training.hooks import EndRun, Hook, KeepCheckpoint
     from distgrow.training.spec import RunSpec
     from distgrow.training.trainer import Result
 
@@ -86,7 +88,9 @@ _HOMES = {
     "optim.adamw": "AdamW",
     "optim.sgd": "SGD",
     "tasks.task": "Task",
+    "training.evaluation_hooks": "EarlyStopping KeepBest LogSamples",
     "training.fit": "fit",
+    "training.hooks": "EndRun Hook KeepCheckpoint",
     "training.spec": "RunSpec",
     "training.trainer": "Result",
 }

@@ -1,13 +1,14 @@
 """CheckpointManager: when a run's checkpoints are taken, written in the background, and loaded again."""
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from distgrow.checkpoint import writer
+from distgrow.checkpoint.beside import Beside, Nothing
 from distgrow.checkpoint.spec import Checkpointing
 from distgrow.checkpoint.storage import Store
 from distgrow.checkpoint.writer import CheckpointWrite
@@ -122,13 +123,17 @@ class CheckpointManager:
         events: EventLog,
         facts: Mapping[str, int],
         data: DataState | None = None,
+        beside: Beside | None = None,
     ) -> None:
         self._store, self._engine, self._folder, self._spec = store, engine, folder, spec
         self._world, self._events, self._facts, self._data = world, events, facts, data
+        self._beside = beside or Nothing()
         self._begun_at = time.monotonic()  # when the newest checkpoint was begun
-        self._newest: Progress | None = None  # what a checkpoint holds or will hold
+        self._newest: tuple[Progress, Any] | None = None  # what a checkpoint holds or will hold
+        self._kept: dict[str, int] = {}  # steps whose checkpoints are kept, by their names
         self._step = self._samples = 0  # of the newest checkpoint
         self._requested = False  # a checkpoint has been requested since the newest was begun
+        self._keeps = False  # a checkpoint is to be written, as it is kept by a name
         self._charged = 0  # evaluations of the ledger that these processes did not make themselves
         self._stall_s = 0.0
         self._writer: CheckpointWrite | None = None  # begun on every rank, not yet whole
@@ -164,17 +169,23 @@ class CheckpointManager:
         """
         if self._writer and not writing:
             self._settle()
-        if due:
+        if due or self._keeps:
             self._wait()
             self._begin(progress)
 
     def save(self, progress: Progress) -> Progress:
         """Write a checkpoint of `progress`, if none holds it, and wait until it is whole. Return `progress`."""
         self._wait()
-        if progress != self._newest:
+        if (progress, self._beside.version) != self._newest or self._keeps:
             self._begin(progress)
             self._wait()
         return progress
+
+    def keep(self, progress: Progress, names: Sequence[str]) -> None:
+        """Have a checkpoint of `progress` written soon that is kept by `names`, in place of those that had them."""
+        if names:
+            self._keeps = True
+            self._kept |= dict.fromkeys(names, progress.step)
 
     def _wait(self) -> None:
         while self._writer:
@@ -189,13 +200,16 @@ class CheckpointManager:
                 f"the ranks evaluated {evaluated} gradients but the ledger holds "
                 f"{progress.ledger.total - self._charged}: does the data set or collate drop or add rows?"
             )
+        files = self._beside.before_checkpoint(progress)
         self._events.flush()  # whoever resumes from the checkpoint finds every line from before it
         self._writer = CheckpointWrite(
-            self._store, self._engine, progress, keep=self._spec.keep, world=self._world, facts=self._facts,
-            beside=lambda: self._store.push(self._folder), more=self._data.files() if self._data else {},
+            self._store, self._engine, progress, keep=self._spec.keep, kept=self._kept, world=self._world,
+            facts=self._facts, beside=lambda: self._store.push(self._folder),
+            more={**files, **(self._data.files() if self._data else {})},
         )  # fmt: skip
-        self._begun_at, self._newest, self._requested = began, progress, False
+        self._begun_at, self._newest = began, (progress, self._beside.version)
         self._step, self._samples = progress.step, progress.samples
+        self._requested = self._keeps = False
         self._stall_s = time.monotonic() - began
 
     def _settle(self) -> None:
@@ -226,10 +240,12 @@ class CheckpointManager:
         self._engine.load(path)
         if self._data is not None:
             self._data.restore(path)
-        self._world.on_rank0(lambda: writer.clean(self._store, keep=self._spec.keep, current=loaded.name))
+        self._world.on_all_ranks(lambda: self._beside.load(path))
+        kept = self._kept = writer.kept(path)
+        self._world.on_rank0(lambda: writer.clean(self._store, keep=self._spec.keep, current=loaded.name, kept=kept))
         self._charged = loaded.progress.ledger.total
         self._step, self._samples = loaded.progress.step, loaded.progress.samples
-        self._newest = None if loaded.lost else loaded.progress
+        self._newest = None if loaded.lost else (loaded.progress, self._beside.version)
         return loaded
 
     def _fetched(self, name: str) -> Path:

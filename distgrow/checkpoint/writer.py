@@ -18,7 +18,7 @@ from distgrow.core.progress import Progress
 from distgrow.distributed.world import World
 from distgrow.engine.spec import Engine
 
-_PROGRESS, _FACTS = "progress.json", "facts.json"
+_PROGRESS, _FACTS, _KEPT = "progress.json", "facts.json", "kept.json"
 
 
 class CheckpointWrite:
@@ -33,6 +33,7 @@ class CheckpointWrite:
         keep: int,
         world: World,
         facts: Mapping[str, int] | None = None,
+        kept: Mapping[str, int] | None = None,
         beside: Callable[[], None] = lambda: None,
         more: Mapping[str, bytes] | None = None,
     ) -> None:
@@ -45,13 +46,16 @@ class CheckpointWrite:
             keep: How many checkpoints to keep, this one included. Older ones are deleted.
             world: The ranks.
             facts: Numbers that a run must share with the one that resumes from here; see `compare`.
+            kept: Steps whose checkpoints are kept however many are newer, by the names that they are kept by.
             beside: Called in rank 0's thread as well.
             more: Files of this rank beside the engine's.
         """
         self.progress, self.began = progress, time.monotonic()
-        self._store, self._world, self._keep = store, world, keep
+        self._store, self._world, self._keep, self._kept = store, world, keep, dict(kept or {})
         files = {**world.on_all_ranks(engine.snapshot), **(more or {})}
         if world.rank == 0:
+            if self._kept:
+                files[_KEPT] = json.dumps(self._kept).encode()
             files[_PROGRESS] = json.dumps(progress.to_dict()).encode()
             files[_FACTS] = json.dumps(dict(facts or {})).encode()
         self.name, self._place = world.on_rank0(self._begin)
@@ -110,7 +114,7 @@ class CheckpointWrite:
             self._digests[file] = hashlib.sha256(data).hexdigest()
 
     def _clean(self) -> None:
-        clean(self._store, keep=self._keep, current=self.name)
+        clean(self._store, keep=self._keep, current=self.name, kept=self._kept)
 
     def _raise_failure(self) -> None:
         if self._failure is not None:
@@ -127,19 +131,31 @@ def save(
     return writing.name
 
 
-def clean(store: Store, *, keep: int, current: str) -> None:
+def clean(store: Store, *, keep: int, current: str, kept: Mapping[str, int] | None = None) -> None:
     """Delete the remains of killed writes, and checkpoints before `current`.
 
-    The newest `keep` − 1 checkpoints of earlier steps stay. Checkpoints after `current` stay, too: they are damaged
-    ones that a resume has passed over, and somebody may want to look at them.
+    The newest `keep` − 1 checkpoints of earlier steps stay, and the newest one of each step in `kept`. Checkpoints
+    after `current` stay, too: they are damaged ones that a resume has passed over, and somebody may want to look at
+    them.
     """
     store.sweep()
     before = [name for name in store.names() if at(name) < at(current)]
     older = [name for name in before if at(name)[0] < at(current)[0]]  # the rest is superseded
-    kept = older[max(0, len(older) - keep + 1) :]
+    stay = set(older[max(0, len(older) - keep + 1) :]) | {of_step(older, step) for step in (kept or {}).values()}
     for name in before:
-        if name not in kept:
+        if name not in stay:
             store.delete(name)
+
+
+def of_step(names: Sequence[str], step: int) -> str | None:
+    """Return the newest of the checkpoints of a step, or None if there is none."""
+    return max((name for name in names if at(name)[0] == step), key=at, default=None)
+
+
+def kept(path: Path) -> dict[str, int]:
+    """Return the steps whose checkpoints are kept, by name, as a checkpoint records them."""
+    file = path / _KEPT
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 def newest(store: Store) -> tuple[str, Progress, list[str]]:

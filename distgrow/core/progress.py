@@ -65,6 +65,7 @@ class Progress:
     noise: Noise = field(default_factory=Noise)
     tokens: int = 0  #: applied tokens, if they are counted
     probe_samples: int = -1  #: positions consumed at the last exact probe, for whatever it was made; -1: none was
+    ended: str | None = None  #: why a hook has ended the run before its budget
     ledger: Ledger = field(default_factory=Ledger)
 
     def after(self, plan: Plan, outcome: Outcome) -> "Progress":

@@ -8,7 +8,7 @@ f(k) is k for SGD and √k for Adam-like optimizers. The run itself is not touch
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -112,7 +112,7 @@ def find_checkpoint(path: str) -> Trunk:
         place = folder.checkpoints / name
     elif damage := writer.check(place):
         raise RunError(f"{path} is damaged: {damage}; choose another checkpoint, or {folder.path} for its newest")
-    progress = Progress.from_dict(json.loads((place / "progress.json").read_text()))
+    progress = replace(Progress.from_dict(json.loads((place / "progress.json").read_text())), ended=None)
     return Trunk(folder=folder, run=run, checkpoint=place, progress=progress, damaged=tuple(damaged))
 
 

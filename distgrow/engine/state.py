@@ -18,7 +18,7 @@ def serialised(state: Any) -> bytes:
     return file.getvalue()
 
 
-def written(state: Any) -> bytes:
+def written(state: Any, owner: str = "model, loss or optimizer") -> bytes:
     """Return a state as bytes that `read` can read.
 
     Raises:
@@ -27,7 +27,7 @@ def written(state: Any) -> bytes:
     data = serialised(state)
     if unsafe := torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(data)):
         raise ConfigError(
-            f"the state of model, loss or optimizer holds {', '.join(sorted(unsafe)[:3])}, which cannot be read back "
+            f"the state of {owner} holds {', '.join(sorted(unsafe)[:3])}, which cannot be read back "
             "without executing code: let get_extra_state and state_dict return tensors and plain Python values"
         )
     return data

@@ -80,8 +80,8 @@ class Controller:
         return self._axis if isinstance(self.lr.decay, NoDecay) else self._whole_axis
 
     def done(self, progress: Progress) -> bool:
-        """Return whether the budget is spent."""
-        return self.budget.left(progress, self.epoch) <= 0
+        """Return whether the budget is spent, or a hook has ended the run."""
+        return progress.ended is not None or self.budget.left(progress, self.epoch) <= 0
 
     def advance(self, progress: Progress) -> Progress:
         """Return the progress at the stage that trigger or measurements decide; mostly the same.

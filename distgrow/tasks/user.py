@@ -1,9 +1,6 @@
 """The user's own task, by the name of a function."""
 
-import importlib
-import inspect
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -11,8 +8,9 @@ from typing import Any, Literal
 from distgrow.core.errors import ConfigError
 from distgrow.core.spec import PosInt, Spec
 from distgrow.tasks.architectures import Model
+from distgrow.tasks.named import called
 from distgrow.tasks.raised import told_as
-from distgrow.tasks.task import Task
+from distgrow.tasks.task import Task, test_sets
 
 
 def search(*folders: Path) -> None:
@@ -48,15 +46,10 @@ class Target(Spec):
         """Model, loss and data."""
         if model is not None:
             raise ConfigError("task.kind=target brings its own model: remove model")
-        function = self._function()
-        try:
-            inspect.signature(function).bind(**self.args)
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"task.args={self.args!r} do not fit task.target={self.target!r}: {error}") from None
+        made = called("task.target", self.target, self.args)
+        if isinstance(made, tuple) and len(made) in (3, 4):
+            made = Task(model=made[0], loss=made[1], train=made[2], test=made[3] if len(made) == 4 else None)
         with told_as(f"task.target={self.target!r} raised"):
-            made = function(**self.args)
-            if isinstance(made, tuple) and len(made) in (3, 4):
-                made = Task(model=made[0], loss=made[1], train=made[2], test=made[3] if len(made) == 4 else None)
             return self._with_tokens(_checked(made, self.target))
 
     def _with_tokens(self, task: Task) -> Task:
@@ -69,25 +62,6 @@ class Target(Spec):
                 f"{task.tokens!r}; leave one out"
             )
         return replace(task, tokens=self.tokens)
-
-    def _function(self) -> Callable[..., Any]:
-        module, _, name = self.target.partition(":")
-        if not module or not name:
-            raise ConfigError(f"task.target={self.target!r} must read package.module:function")
-        with told_as(f"task.target={self.target!r}: {module} fails where it is imported:"):
-            try:
-                found = importlib.import_module(module)
-            except ModuleNotFoundError as error:
-                if not f"{module}.".startswith(f"{error.name}."):
-                    raise  # the module is there, but one that it imports is not
-                raise ConfigError(
-                    f"task.target={self.target!r} does not import: {error}; is it beside the config, in the "
-                    "working directory or on PYTHONPATH?"
-                ) from error
-        function = getattr(found, name, None)
-        if not callable(function):
-            raise ConfigError(f"task.target={self.target!r}: {module} has no function {name!r}")
-        return function
 
 
 def _checked(task: Any, target: str) -> Task:
@@ -103,9 +77,10 @@ def _checked(task: Any, target: str) -> Task:
         raise ConfigError(f"{made}: model is a {type(task.model).__name__}, not a torch module; {wanted}")
     if not callable(task.loss):
         raise ConfigError(f"{made}: loss is a {type(task.loss).__name__}, not loss(model, batch); {wanted}")
-    for name, data in (("train", task.train), ("test", task.test), ("probe", task.probe)):
+    for name, data in (("train", task.train), ("probe", task.probe)):
         if data is not None:
             (check_training_set if name == "train" else check_rows_by_number)(data, f"{made}: {name}")
+    _check_tests(task.test, made)
     if isinstance(task.tokens, bool) or not (
         task.tokens is None or callable(task.tokens) or (isinstance(task.tokens, int) and task.tokens > 0)
     ):
@@ -117,3 +92,11 @@ def _checked(task: Any, target: str) -> Task:
     if not any(parameter.requires_grad for parameter in task.model.parameters()):
         raise ConfigError(f"{made}: model has no parameter that can be trained (requires_grad)")
     return task
+
+
+def _check_tests(test: Any, made: str) -> None:
+    """Check that test sets give their rows by number. Raise ConfigError if one does not."""
+    from distgrow.data.dataset import check_rows_by_number
+
+    for name, data in test_sets(test, f"{made}: test").items():
+        check_rows_by_number(data, f"{made}: test{name and f'[{name!r}]'}")

@@ -16,6 +16,7 @@ from distgrow.core.stages import Stages
 from distgrow.engine.spec import DeepSpeed, Torch
 from distgrow.growth.base import GrowthPolicy
 from distgrow.optim import OptimizerSpec
+from distgrow.training.hooks import check_hooks
 from distgrow.training.spec import RunSpec
 
 #: Of each argument: its types, whether None is allowed, and how it is written.
@@ -73,6 +74,16 @@ def check_arguments(
         types, optional, example = _SPECS[name]
         if not isinstance(value, types) and not (optional and value is None):
             raise ConfigError(f"{name}={_shown(value)}: {_instead_of(value, types)}allowed is {example}")
+
+
+def check_beside(trackers: Any, hooks: Any) -> None:
+    """Check trackers and hooks.
+
+    Raises:
+        ConfigError: One of them is none.
+    """
+    check_trackers(trackers)
+    check_hooks(hooks)
 
 
 def check_trackers(trackers: Any) -> None:

@@ -16,7 +16,7 @@ from distgrow.engine.functional import Vector
 from distgrow.engine.probes import Probe
 from distgrow.engine.spec import Engine
 from distgrow.growth.controller import Controller
-from distgrow.tasks.task import Task
+from distgrow.tasks.task import Task, test_sets
 from distgrow.theory.noise import directed_critical_batch, noise_scale
 from distgrow.tracking.event_log import EventLog
 from distgrow.tracking.events import RESERVED, Evaluation, GradientProbe
@@ -37,8 +37,10 @@ class Evaluator:
         """
         self._task, self._controller, self._engine = task, controller, engine
         self._run, self._world = run, world
+        self._tests = test_sets(task.test)
         self._evaluated = (0, 0)  # step and samples of the last evaluation
         self._checked = False  # whether the loss has been checked again
+        self._known: dict[str, float] | None = None  # what it found, if this process made it
         self._probed = task.train if task.probe is None else task.probe
         if task.items is not None and run.probe.curvature:
             raise ConfigError(
@@ -54,7 +56,7 @@ class Evaluator:
         return crossed and not self._controller.done(progress)
 
     def evaluate(self, progress: Progress, events: EventLog) -> dict[str, float]:
-        """Evaluate the test set, if there is one, and log its metrics once. Collective: every rank must call.
+        """Evaluate the test sets and log their metrics once. Collective: every rank must call.
 
         Raises:
             ConfigError: a metric has the name of a key that every event has, or the loss is no mean: see check_again.
@@ -63,23 +65,34 @@ class Evaluator:
             self._checked = True
             most = min(self._controller.max_micro, progress.micro_limit or self._controller.max_micro)
             check_again(self._task, self._controller, self._world, most=most)
-        if self._task.test is None:
+        place = (progress.step, progress.samples)
+        if not self._tests:
             return {}
+        if self._known is not None and place == self._evaluated:
+            return self._known
         rows = min(self._run.eval.rows, progress.micro_limit or self._run.eval.rows)
         with memory_for(f"evaluation batches of {rows} rows", "lower run.eval.rows and go on with --resume"):
-            metrics = self._engine.evaluate(self._batches(self._task.test, rows))
+            metrics = self._measured(rows)
             if self._controller.average is not None:
                 with self._engine.at_average() as there:
-                    averaged = self._engine.evaluate(self._batches(self._task.test, rows)) if there else {}
+                    averaged = self._measured(rows) if there else {}
                 metrics |= {f"average/{name}": value for name, value in averaged.items()}
         if clash := RESERVED & metrics.keys():
             raise ConfigError(f"task.metrics returns {', '.join(sorted(clash))}, which every event has; rename it")
-        if (progress.step, progress.samples) != self._evaluated:  # else it was, before the run was resumed
+        if place != self._evaluated:  # else it was, before the run was resumed
             epoch = progress.samples / self._controller.epoch
             shown = {name: finite(value) for name, value in metrics.items()}
             events.log(Evaluation(**events.place(progress), epoch=epoch, more=shown))
-        self._evaluated = (progress.step, progress.samples)
+        self._evaluated, self._known = place, metrics
         return metrics
+
+    def _measured(self, rows: int) -> dict[str, float]:
+        """Return the metrics of every test set at the engine's present parameters, as name/metric if it has a name."""
+        found: dict[str, float] = {}
+        for test, dataset in self._tests.items():
+            metrics = self._engine.evaluate(self._batches(dataset, rows))
+            found |= {f"{test}/{name}" if test else name: value for name, value in metrics.items()}
+        return found
 
     def resume(self, evaluated: tuple[int, int]) -> None:
         """Take (step, samples) of the newest evaluation that the run has logged."""

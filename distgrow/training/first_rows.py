@@ -16,7 +16,7 @@ from distgrow.engine.metrics import check_metrics
 from distgrow.engine.objective import WeightedLoss, check_single_row
 from distgrow.engine.trial_rows import ROWS, draw, placed, unchanged
 from distgrow.growth.controller import Controller
-from distgrow.tasks.task import Task
+from distgrow.tasks.task import Task, test_sets
 from distgrow.tracking.events import RESERVED
 
 
@@ -45,10 +45,11 @@ def check_first_rows(task: Task, controller: Controller, device: torch.device, *
         check_loss_value(objective, placed(drawn[wanted[0]], objective))
         if smallest == 1:
             _check_one_row(objective, placed(drawn[(0,)], objective), controller)
-        if task.test is not None and task.metrics is not None:
-            rows = tuple(range(min(ROWS, len(task.test))))
-            tested = draw(open_stream(task.test, collate=task.collate), [rows], workers)
-            _check_metrics(objective, task.metrics, placed(tested[rows], objective))
+        if task.metrics is not None:
+            for name, test in test_sets(task.test).items():
+                rows = tuple(range(min(ROWS, len(test))))
+                tested = draw(open_stream(test, collate=task.collate), [rows], workers)
+                _check_metrics(objective, task.metrics, placed(tested[rows], objective), named=bool(name))
 
 
 def check_loss_value(objective: WeightedLoss, batch: Any) -> None:
@@ -76,7 +77,7 @@ def _fault(objective: WeightedLoss, batch: Any) -> ConfigError | None:
     return None
 
 
-def _check_metrics(objective: WeightedLoss, metrics: Callable[..., Any], batch: Any) -> None:
+def _check_metrics(objective: WeightedLoss, metrics: Callable[..., Any], batch: Any, *, named: bool) -> None:
     objective.eval()
     try:
         with torch.no_grad():
@@ -84,7 +85,7 @@ def _check_metrics(objective: WeightedLoss, metrics: Callable[..., Any], batch: 
     except Exception:  # the first evaluation shows it
         return
     check_metrics(values)
-    if clash := RESERVED & values.keys():
+    if (clash := RESERVED & values.keys()) and not named:
         raise ConfigError(f"task.metrics returns {', '.join(sorted(clash))}, which every event has; rename it")
 
 

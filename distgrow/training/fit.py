@@ -20,7 +20,7 @@ from distgrow.optim import OptimizerSpec
 from distgrow.run.resume_mode import Resume, ResumeMode
 from distgrow.tasks.task import Task
 from distgrow.tracking.base import Tracker
-from distgrow.training.arguments import check_arguments, check_trackers
+from distgrow.training.arguments import check_arguments, check_beside
 from distgrow.training.settings import Settings
 from distgrow.training.spec import RunSpec
 from distgrow.training.train_task import train_task
@@ -52,6 +52,7 @@ def fit(
     world: World | None = None,
     about: Mapping[str, Any] | None = None,
     trackers: Sequence[Tracker] = (),
+    hooks: Sequence[Any] = (),
 ) -> Result:
     """Train `model` in place by a growth schedule.
 
@@ -63,7 +64,7 @@ def fit(
         train: The training set, map-style or iterable; see docs/data.md.
         growth: The growth policy.
         budget: When the run is over.
-        test: The test set, map-style. None: no evaluation.
+        test: The test set, map-style, or a dict of several by name, whose metrics are name/metric. None: no evaluation.
         probe: The data set of exact gradients, map-style, for a training set that augments. None: `train`.
         metrics: `metrics(model, batch)` returns a dict for `test`: means over rows, or pairs (sum, count).
         collate: Makes a batch of a list of samples. None: torch's default.
@@ -84,6 +85,7 @@ def fit(
         world: The ranks, if they have been joined already.
         about: Recorded in config.yaml beside the settings.
         trackers: Trackers of rank 0's events, beside those that every run has.
+        hooks: What is called at the run's events and may end it: objects of subclasses of `Hook`.
 
     Raises:
         ConfigError: An argument that cannot work; RunError if the run's folder is at fault.
@@ -93,16 +95,15 @@ def fit(
     specs: dict[str, Any] = {"growth": growth, "budget": budget, "stages": stages, "lr": lr}
     specs |= {"average": average, "optimizer": optimizer, "engine": engine, "run": run}
     check_arguments(specs, model, loss, metrics, collate, items, tokens)
-    check_trackers(trackers)
+    check_beside(trackers, hooks)
     data: dict[str, Any] = {"train": train, "test": test, "probe": probe, "collate": collate, "items": items}
     task = Task(model=model, loss=loss, metrics=metrics, tokens=tokens, **data)
     settings = Settings(**{name: spec for name, spec in specs.items() if spec is not None})
     settings.check()
     with _in_python():
-        mode, about = ResumeMode.of(resume), about or {}
-        return train_task(
-            task, settings, resume=mode, group=group, storage=storage, world=world, about=about, trackers=trackers
-        )
+        mode = ResumeMode.of(resume)
+        beside: dict[str, Any] = {"about": about or {}, "trackers": trackers, "hooks": hooks}
+        return train_task(task, settings, resume=mode, group=group, storage=storage, world=world, **beside)
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """Where a run is kept and what it does beside training, as a config says it."""
 
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from distgrow.checkpoint.spec import Checkpointing
 from distgrow.core.errors import ConfigError
@@ -63,6 +63,41 @@ class Evaluation(Spec):
         return before[1] // every != now[1] // every
 
 
+class KeepSpec(Spec):
+    """Which checkpoint is kept beside the newest ones."""
+
+    best: Annotated[str, Field(min_length=1)]
+    """The metric of the evaluations by which a checkpoint is best, such as loss or average/loss."""
+    mode: Literal["min", "max"] = "min"
+    """Whether the least or the greatest value is best."""
+
+
+class EarlyStoppingSpec(Spec):
+    """When a run ends before its budget."""
+
+    metric: Annotated[str, Field(min_length=1)] = "loss"
+    """The metric of the evaluations that must improve."""
+    mode: Literal["min", "max"] = "min"
+    """Whether less or more is better."""
+    patience: PosInt = 3
+    """Evaluations in a row without an improvement, after which the run ends."""
+    min_delta: Annotated[float, Field(ge=0)] = 0.0
+    """What counts as an improvement: more than this."""
+
+
+class HookSpec(Spec):
+    """A hook of one's own."""
+
+    target: Annotated[str, Field(min_length=1)]
+    """package.module:Class, or a function that returns a hook."""
+    args: dict[str, Any] = {}
+    """Keyword arguments for it."""
+
+
+def _by_name(given: Any) -> Any:
+    return {"target": given} if isinstance(given, str) else given
+
+
 class RunSpec(Spec):
     """Where a run is kept, and its habits."""
 
@@ -75,6 +110,12 @@ class RunSpec(Spec):
     """When checkpoints are written."""
     eval: Evaluation = Evaluation()
     """When the test set is evaluated."""
+    keep: KeepSpec | None = None
+    """Keep the checkpoint of the best evaluation, too: {best: loss, mode: min}. Default: the newest ones alone."""
+    early_stopping: EarlyStoppingSpec | None = None
+    """End the run once the evaluations do not improve any more: {metric: loss, patience: 3}. Default: it never does."""
+    hooks: list[Annotated[HookSpec, BeforeValidator(_by_name)]] = []
+    """Hooks of your own: [package.module:Class], or [{target: …, args: {…}}]."""
     probe: Probing = Probing()
     """When the full gradient is measured exactly."""
     loader: Loading = Loading()

@@ -19,10 +19,11 @@ from distgrow.growth.controller import Controller
 from distgrow.run.folder import RunFolder, numbered
 from distgrow.run.resume_mode import ResumeMode
 from distgrow.run.stop import StopRequests
-from distgrow.tasks.task import Task
+from distgrow.tasks.task import Task, test_sets
 from distgrow.tracking.base import Tracker
 from distgrow.tracking.open import check as check_packages
 from distgrow.tracking.open import reporting, tracking
+from distgrow.training.build_hooks import build_hooks
 from distgrow.training.loss_check import check_loss
 from distgrow.training.settings import Settings
 from distgrow.training.trainer import Result, Trainer
@@ -38,6 +39,7 @@ def train_task(
     world: World | None = None,
     about: Mapping[str, Any],
     trackers: Sequence[Tracker] = (),
+    hooks: Sequence[Any] = (),
 ) -> Result:
     """Train the task's model in place. Collective: every rank must call.
 
@@ -50,6 +52,7 @@ def train_task(
         world: The ranks, if they have been joined already.
         about: Recorded in config.yaml beside the settings. {name} in `run.dir` is the kind of its task.
         trackers: Trackers of rank 0's events, beside those of the settings.
+        hooks: Hooks, after those of the settings.
 
     Raises:
         ConfigError: settings that cannot work; RunError if the run's folder is at fault.
@@ -58,6 +61,7 @@ def train_task(
     """
     settings = settings.in_samples(task.tokens)
     _check_data(task, settings)
+    hooks = [*build_hooks(settings.run), *hooks]
     engine = settings.engine
     ranks = joined(engine.device, alone=engine.needs_group) if world is None else nullcontext(world)
     with ExitStack() as contexts:
@@ -75,7 +79,7 @@ def train_task(
         recorded, store = {**about, **settings.recorded()}, build_store(folder, storage)
         with opened(folder, store, world, recorded, settings.specs(), resume=resume) as begun:
             parts = (task, controller, settings, world, folder, store, stop)
-            result = _train_in(*parts, recorded, trackers, resume=begun)
+            result = _train_in(*parts, recorded, trackers, hooks, resume=begun)
     if stop.interrupted:
         raise KeyboardInterrupt(_farewell(folder, result))  # not of a subclass: Python would exit with 1
     return result
@@ -91,6 +95,7 @@ def _train_in(
     stop: StopRequests,
     recorded: Mapping[str, Any],
     trackers: Sequence[Tracker],
+    hooks: Sequence[Any],
     *,
     resume: bool,
 ) -> Result:
@@ -113,7 +118,7 @@ def _train_in(
         tracking(folder, world.rank, controller, trackers) as lines,
         reporting(run.trackers, folder, recorded, world, lines) as tracker,
     ):
-        trainer = Trainer(task, controller, engine, tracker, folder, run, world, stop, store)
+        trainer = Trainer(task, controller, engine, tracker, folder, run, world, stop, store, hooks)
         measure = settings.engine.max_micro == "auto"
         try:
             result = trainer.resume(measure=measure) if resume else trainer.begin(measure=measure)
@@ -125,11 +130,14 @@ def _train_in(
 
 def _check_data(task: Task, settings: Settings) -> None:
     """Check what kinds of data sets there are. ConfigError if one does not do."""
-    for name, dataset in (("train", task.train), ("test", task.test), ("probe", task.probe)):
+    for name, dataset in (("train", task.train), ("probe", task.probe)):
         if dataset is not None or name == "train":
             (check_training_set if name == "train" else check_rows_by_number)(dataset, name)
-    if task.test is not None and len(task.test) == 0:
-        raise ConfigError("the test set is empty; leave it out, or give it samples")
+    for name, dataset in test_sets(task.test).items():
+        check_rows_by_number(dataset, f"test[{name!r}]" if name else "test")
+        if len(dataset) == 0:
+            shown = f"the test set {name!r}" if name else "the test set"
+            raise ConfigError(f"{shown} is empty; leave it out, or give it samples")
     asks = [f"growth.kind={settings.growth.name}"] if Measure.NORM in settings.growth.needs else []
     asks += ["run.probe"] if settings.run.probe.every_epochs is not None else []
     if asks and task.probe is None and is_stream(task.train):

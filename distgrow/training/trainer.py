@@ -1,8 +1,9 @@
 """Trainer: runs the loop of updates; decides nothing itself."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from distgrow.checkpoint.manager import CheckpointManager
 from distgrow.checkpoint.storage import Folder, Store
@@ -19,11 +20,12 @@ from distgrow.run import resize_request
 from distgrow.run.folder import RunFolder
 from distgrow.run.resize_request import ResizeRequest
 from distgrow.run.stop import StopRequests
-from distgrow.tasks.task import Task
+from distgrow.tasks.task import Task, test_sets
 from distgrow.tracking.base import Tracker
 from distgrow.tracking.event_log import EventLog
 from distgrow.tracking.events import End, OutOfMemory, Resize, Resume, Stage, Start, shape_of
 from distgrow.training.evaluator import Evaluator
+from distgrow.training.hook_calls import Hooks
 from distgrow.training.micro_batch import check_split, measured
 from distgrow.training.spec import RunSpec
 from distgrow.training.stream_state import StreamState, opened_stream
@@ -36,6 +38,7 @@ class Result:
     progress: Progress
     metrics: dict[str, float]  #: of the test set; empty without one or if the run was stopped early
     finished: bool  #: False: a request stopped it, or a group of another size goes on with it; after a checkpoint
+    reason: str = "done"  #: why it ended: the budget is spent ("done"), or what a hook or a request gave
 
     def __repr__(self) -> str:
         """Return a line: what has been done, and the metrics. `progress` has all counts."""
@@ -53,6 +56,7 @@ class Votes(NamedTuple):
     stop: bool  #: write a checkpoint and end
     save: bool  #: write a checkpoint
     writing: bool  #: a file of the last checkpoint is still being written
+    end: bool  #: a hook ends the run
 
 
 class Trainer:
@@ -69,15 +73,17 @@ class Trainer:
         world: World,
         stop: StopRequests,
         store: Store | None = None,
+        hooks: Sequence[Any] = (),
     ) -> None:
         self.task, self.controller, self.engine, self.events = task, controller, engine, EventLog(track)
         self.folder, self.run, self.world, self.requests = folder, run, world, stop
         facts = {"training samples": controller.epoch, **facts_of(task.train)}
         store = store or Folder(folder.checkpoints)
+        self.hooks = Hooks(hooks, world, folder.path, controller.epoch)
         stream = opened_stream(task, run, world)
         self.loader = build_loader(stream, controller, world, run.loader)
-        data = StreamState(stream, self.loader, world)
-        self.checkpoints = CheckpointManager(store, engine, folder, run.checkpoint, world, self.events, facts, data)
+        kept = (StreamState(stream, self.loader, world), self.hooks)
+        self.checkpoints = CheckpointManager(store, engine, folder, run.checkpoint, world, self.events, facts, *kept)
         self.evaluator = Evaluator(task, controller, engine, run, world)
         self.shown_stage = -1
 
@@ -86,6 +92,7 @@ class Trainer:
         progress, samples = self.checkpoints.first(), self.controller.samples()
         place, folder = self.events.place(progress), str(self.folder.path)
         self.events.log(Start(**place, dir=folder, world=self.world.size, budget_samples=samples))
+        self.begin_hooks(progress, resumed=False)
         return self.train(self.checkpoints.save(self.measured(progress) if measure else progress))
 
     def resume(self, *, measure: bool) -> Result:
@@ -104,8 +111,9 @@ class Trainer:
         )
         self.events.log(event)
         self.log_resize(progress)
-        if self.evaluator.evaluation_due(progress):
-            self.evaluator.evaluate(progress, self.events)  # the run was stopped between the update and this
+        self.begin_hooks(progress, resumed=True)
+        if self.evaluator.evaluation_due(progress):  # the run was stopped between the update and this
+            progress = self.evaluated(progress)
         measure = measure and progress.micro_limit is None and not self.controller.done(progress)
         return self.train(self.measured(self.controller.advance(progress)) if measure else progress)
 
@@ -138,10 +146,13 @@ class Trainer:
                 continue
             self.log(before, progress, plan, outcome, time.monotonic() - began)
             votes = Votes(*outcome.votes)
+            self.hooks.after_update(progress, plan, outcome)
             if votes.stop or progress.skips >= self.run.max_skips:
                 return self.stop_early(progress)
+            if votes.end:
+                progress = replace(progress, ended=self.hooks.reason())
             if self.evaluator.evaluation_due(progress):
-                self.evaluator.evaluate(progress, self.events)
+                progress = self.evaluated(progress)
             self.checkpoints.after(progress, due=votes.save, writing=votes.writing)
         return self.finish(progress)
 
@@ -149,7 +160,18 @@ class Trainer:
         """Return what this rank wants after the coming update of `batch` samples."""
         requests = self.requests.poll()
         save = self.checkpoints.due(progress, batch=batch, requested=requests.checkpoint)
-        return Votes(stop=requests.stop, save=save, writing=self.checkpoints.writing())
+        writing, end = self.checkpoints.writing(), self.hooks.wants_end()
+        return Votes(stop=requests.stop, save=save, writing=writing, end=end)
+
+    def begin_hooks(self, progress: Progress, *, resumed: bool) -> None:
+        """Let the hooks begin. Collective: every rank must call."""
+        self.hooks.begin(progress, self.task.model, list(test_sets(self.task.test)), resumed=resumed)
+
+    def evaluated(self, progress: Progress) -> Progress:
+        """Evaluate, and return the progress that a hook may have ended. Collective: every rank must call."""
+        asked = self.hooks.after_eval(progress, self.evaluator.evaluate(progress, self.events))
+        self.checkpoints.keep(progress, asked.keep)
+        return progress if asked.end is None else replace(progress, ended=asked.end)
 
     def measured(self, progress: Progress) -> Progress:
         """Find the micro-batch that memory holds (max_micro=auto), and return the progress that records it."""
@@ -175,10 +197,14 @@ class Trainer:
     def finish(self, progress: Progress) -> Result:
         """Make the last probe, the last checkpoint and the last evaluation."""
         progress = self.evaluator.last(progress, self.events)
-        self.checkpoints.save(progress)
-        metrics = self.evaluator.evaluate(progress, self.events)
-        self.events.log(End(**self.events.place(progress), reason="done"))
-        return Result(progress=progress, metrics=metrics, finished=True)
+        if not self.hooks.stateful:
+            self.checkpoints.save(progress)
+        self.evaluated(progress)
+        self.checkpoints.save(progress)  # with what hooks have kept of the last evaluation
+        metrics, reason = self.evaluator.evaluate(progress, self.events), progress.ended or "done"
+        self.hooks.end(progress, reason=reason, finished=True, metrics=metrics)
+        self.events.log(End(**self.events.place(progress), reason=reason))
+        return Result(progress=progress, metrics=metrics, finished=True, reason=reason)
 
     def stop_early(self, progress: Progress) -> Result:
         """Write a checkpoint and end, on request (a signal, RUN/.stop) or because updates are not finite.
@@ -197,7 +223,8 @@ class Trainer:
                 f"lr.base or set optimizer.clip{empty}; the "
                 f"checkpoint of step {progress.step} holds the last good parameters"
             )
-        return Result(progress=progress, metrics={}, finished=False)
+        self.hooks.end(progress, reason=reason, finished=False, metrics={})
+        return Result(progress=progress, metrics={}, finished=False, reason=reason)
 
     def hand_over(self, progress: Progress) -> Result:
         """Write a checkpoint and end. A group of the size that the coming stage wants goes on."""
@@ -206,7 +233,9 @@ class Trainer:
             return self.stop_early(progress)
         self.checkpoints.save(progress)
         self.world.on_rank0(lambda: resize_request.ask(self.folder, request))
-        return Result(progress=progress, metrics={}, finished=False)
+        reason = "handed over to another number of ranks"
+        self.hooks.end(progress, reason=reason, finished=False, metrics={})
+        return Result(progress=progress, metrics={}, finished=False, reason=reason)
 
     def announce(self, progress: Progress, plan: Plan, *, again: bool = False) -> None:
         """Log a stage when it begins, or when it goes on `again` in other micro-batches."""

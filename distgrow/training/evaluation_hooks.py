@@ -1,0 +1,170 @@
+"""Hooks that go by evaluations: the best checkpoint, early stopping, and samples of what the model makes."""
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from distgrow.core.errors import ConfigError
+from distgrow.data.seeding import kept_generators, seed_generators
+from distgrow.run.folder import storing
+from distgrow.tasks.named import named
+from distgrow.training.hooks import EndRun, EvaluationMade, Hook, KeepCheckpoint, RunBegun
+
+Mode = Literal["min", "max"]
+#: The name under which KeepBest keeps a checkpoint.
+BEST = "best"
+
+
+class _Watching(Hook):
+    """Watch one metric."""
+
+    def __init__(self, metric: str, mode: Mode, key: str) -> None:
+        if not isinstance(metric, str) or not metric:
+            raise ConfigError(f"{key}={metric!r} must be the name of a metric, such as loss")
+        if mode not in ("min", "max"):
+            raise ConfigError(f"{key}: mode={mode!r} must be min or max")
+        self._metric, self._mode, self._key = metric, mode, key
+        self._best: float | None = None
+
+    def begin(self, run: RunBegun) -> None:
+        """Check that there will be evaluations.
+
+        Raises:
+            ConfigError: There is no test set.
+        """
+        if not run.tests:
+            raise ConfigError(f"{self._key}={self._metric} needs a test set, which the task has not")
+
+    def improves(self, evaluation: EvaluationMade, least: float = 0.0) -> bool:
+        """Return whether the metric is better than the best one by more than `least`, and take it as the best.
+
+        A metric that is not a number is never better.
+
+        Raises:
+            ConfigError: The evaluation has no such metric.
+        """
+        if self._metric not in evaluation.metrics:
+            raise ConfigError(
+                f"{self._key}={self._metric}: the evaluation has no such metric; it has "
+                f"{', '.join(sorted(evaluation.metrics))}"
+            )
+        value = evaluation.metrics[self._metric]
+        sign = 1 if self._mode == "min" else -1
+        if math.isnan(value) or (self._best is not None and not sign * (self._best - value) > least):
+            return False
+        self._best = value
+        return True
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the best value so far."""
+        return {"best": self._best}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` returned."""
+        self._best = state["best"]
+
+
+class KeepBest(_Watching):
+    """Keep the checkpoint of the best evaluation, beside the newest ones."""
+
+    def __init__(self, metric: str = "loss", mode: Mode = "min") -> None:
+        """Take the metric, and whether its least or its greatest value is best."""
+        super().__init__(metric, mode, "run.keep.best")
+
+    def after_eval(self, evaluation: EvaluationMade) -> KeepCheckpoint | None:
+        """Ask for a checkpoint if the metric is better than ever."""
+        return KeepCheckpoint(BEST) if self.improves(evaluation) else None
+
+
+class EarlyStopping(_Watching):
+    """End the run once a metric has not improved for some evaluations."""
+
+    def __init__(self, metric: str = "loss", mode: Mode = "min", patience: int = 3, min_delta: float = 0.0) -> None:
+        """Take the metric and when to give up.
+
+        Args:
+            metric: Name of a metric of the evaluations.
+            mode: Whether less or more is better.
+            patience: Evaluations in a row without an improvement, after which the run ends.
+            min_delta: What counts as an improvement: more than this.
+        """
+        super().__init__(metric, mode, "run.early_stopping.metric")
+        if not isinstance(patience, int) or isinstance(patience, bool) or patience < 1:
+            raise ConfigError(f"run.early_stopping.patience={patience!r} must be a whole number of at least 1")
+        if not isinstance(min_delta, int | float) or not 0 <= min_delta < math.inf:
+            raise ConfigError(f"run.early_stopping.min_delta={min_delta!r} must be a number of at least 0")
+        self._patience, self._least, self._waited = patience, float(min_delta), 0
+
+    def after_eval(self, evaluation: EvaluationMade) -> EndRun | None:
+        """Ask for the end if patience is spent."""
+        self._waited = 0 if self.improves(evaluation, self._least) else self._waited + 1
+        if self._waited < self._patience:
+            return None
+        best = "never was a number" if self._best is None else f"is no better than {self._best:g}"
+        return EndRun(f"early stopping: {self._metric} {best} for {self._waited} evaluations")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the best value and how long there was none better."""
+        return {**super().state_dict(), "waited": self._waited}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` returned."""
+        super().load_state_dict(state)
+        self._waited = state["waited"]
+
+
+class LogSamples(Hook):
+    """Write what the model makes, such as generated text, to RUN/samples.jsonl after every evaluation."""
+
+    def __init__(self, sample: Callable[[nn.Module], Any] | str) -> None:
+        """Take `sample(model)`, or its package.module:name.
+
+        It returns anything that JSON can hold. Every rank calls it, in eval mode, with equal random generators.
+        """
+        if isinstance(sample, str):
+            sample = named("LogSamples.sample", sample)
+        if not callable(sample):
+            raise ConfigError(f"LogSamples: sample={sample!r} must be a function sample(model)")
+        self._sample = sample
+
+    def begin(self, run: RunBegun) -> None:
+        """Remember the model and the file.
+
+        Raises:
+            ConfigError: There is no test set, so there are no evaluations.
+        """
+        if not run.tests:
+            raise ConfigError("LogSamples goes by evaluations: it needs a test set, which the task has not")
+        self._model, self._file = run.model, run.dir / "samples.jsonl"
+        self._writes = run.rank == 0
+
+    def after_eval(self, evaluation: EvaluationMade) -> None:
+        """Call the function, and write a line."""
+        training, device = self._model.training, next(self._model.parameters()).device
+        self._model.eval()
+        try:
+            with torch.no_grad(), kept_generators(device):
+                seed_generators(evaluation.samples, device)
+                made = self._sample(self._model)
+        finally:
+            self._model.train(training)
+        if self._writes:
+            line = {"step": evaluation.step, "samples": evaluation.samples, "epoch": evaluation.epoch, "made": made}
+            _append(self._file, _line(line))
+
+
+def _line(values: Mapping[str, Any]) -> str:
+    try:
+        return json.dumps(values, ensure_ascii=False)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"LogSamples: sample(model) must return what JSON can hold: {error}") from None
+
+
+def _append(file: Path, line: str) -> None:
+    with storing(file), file.open("a", encoding="utf-8") as stream:
+        stream.write(line + "\n")
