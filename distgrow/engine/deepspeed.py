@@ -22,7 +22,7 @@ from distgrow.engine.deepspeed_shards import Shards
 from distgrow.engine.deepspeed_step import divided
 from distgrow.engine.functional import FunctionalObjective
 from distgrow.engine.items import Items
-from distgrow.engine.objective import empty_copy
+from distgrow.engine.objective import WeightedLoss, empty_copy
 from distgrow.engine.spec import DeepSpeed
 from distgrow.engine.state import read, written
 from distgrow.engine.stats import MakeStats, UpdateStats, check_agreed
@@ -71,7 +71,7 @@ class DeepSpeedEngine(AccumulatingEngine):
         self._engine: Any
         self._engine, *_ = deepspeed.initialize(
             model=self._objective,
-            optimizer=_optimizer(self._parameters, optimizer, spec, world),
+            optimizer=_optimizer(self._objective, optimizer, spec, world),
             config=settings(spec, optimizer, world),
         )
         self._buffers = Buffers(self._objective)  # on the device, in the engine's precision
@@ -203,7 +203,7 @@ class DeepSpeedEngine(AccumulatingEngine):
             self._empty,
             parameters={name: self._whole(parameter) for name, parameter in self._objective.named_parameters()},
             buffers=dict(self._objective.named_buffers()),
-            penalty=self._penalty,
+            penalties=self._penalties,
             world=self.world,
         )
 
@@ -285,11 +285,12 @@ def give_back(module: nn.Module, whole: Mapping[nn.Parameter, torch.Tensor]) -> 
 
 
 def _optimizer(
-    parameters: list[nn.Parameter], optimizer: OptimizerSpec, spec: DeepSpeed, world: World
+    objective: WeightedLoss, optimizer: OptimizerSpec, spec: DeepSpeed, world: World
 ) -> torch.optim.Optimizer:
     kernel: dict[str, Any] | None = optimizer.fused_adamw() if spec.fused else None
     if kernel is None:
-        return optimizer.build(parameters)
+        return optimizer.made(objective.named(), objective.model)
+    groups = [group.for_torch() for group in optimizer.grouped(objective.named())]
     if spec.offload_optimizer or world.device.type == "cpu":
-        return DeepSpeedCPUAdam(parameters, lr=0.0, adamw_mode=True, **kernel)
-    return FusedAdam(parameters, lr=0.0, **kernel)
+        return DeepSpeedCPUAdam(groups, lr=0.0, adamw_mode=True, **kernel)
+    return FusedAdam(groups, lr=0.0, **kernel)

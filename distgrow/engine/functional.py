@@ -30,9 +30,9 @@ class _Gradient(nn.Module):
     One call is needed because activation checkpointing computes forward again in backward.
     """
 
-    def __init__(self, objective: WeightedLoss, penalty: float) -> None:
+    def __init__(self, objective: WeightedLoss, penalties: list[float]) -> None:
         super().__init__()
-        self.objective, self.penalty = objective, penalty
+        self.objective, self.penalties = objective, penalties
 
     def forward(self, batch: Any, parameters: Vector, along: Vector | None) -> tuple[Tensor, Vector]:
         """Return the mean loss, and its gradient or a Hessian-vector product.
@@ -46,8 +46,9 @@ class _Gradient(nn.Module):
         """
         loss = self.objective(batch, 1.0)
         value = loss.detach()
-        if self.penalty:
-            loss = loss + self.penalty / 2 * torch.stack([real(p).square().sum() for p in parameters]).sum()
+        if any(self.penalties):
+            squares = [w / 2 * real(p).square().sum() for w, p in zip(self.penalties, parameters, strict=True) if w]
+            loss = loss + torch.stack(squares).sum()
         if along is None:
             loss.backward()
             gradient = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
@@ -62,7 +63,7 @@ class _Gradient(nn.Module):
 
 
 class FunctionalObjective:
-    """Hold f(θ) = mean loss + (λ/2)|θ|² at one θ, in eval mode and in single precision at least."""
+    """Hold f(θ) = mean loss + Σ(λ/2)|θ|² at one θ, in eval mode and in single precision at least."""
 
     def __init__(
         self,
@@ -70,7 +71,7 @@ class FunctionalObjective:
         *,
         parameters: Mapping[str, Tensor],
         buffers: Mapping[str, Tensor],
-        penalty: float,
+        penalties: Mapping[str, float],
         world: World,
     ) -> None:
         """Lend tensors to an empty copy of model and loss. Collective: every rank must call.
@@ -79,7 +80,7 @@ class FunctionalObjective:
             objective: The result of `empty_copy`.
             parameters: The parameters of the WeightedLoss that was copied, by name.
             buffers: Its buffers, by name. All ranks take those of the first rank.
-            penalty: λ.
+            penalties: λ of each parameter's L2 penalty, by its name; 0 if it is not there.
             world: The ranks.
 
         Raises:
@@ -92,7 +93,7 @@ class FunctionalObjective:
         lent = {name: _single(tensor.detach()).requires_grad_(name in trainable) for name, tensor in parameters.items()}
         copied = {name: _single(tensor.detach()).clone() for name, tensor in buffers.items()}
         world.share(list(copied.values()))
-        self._differentiated = _Gradient(objective, penalty)
+        self._differentiated = _Gradient(objective, [penalties.get(name, 0.0) for name in lent if name in trainable])
         self._tensors = {f"objective.{name}": tensor for name, tensor in {**lent, **copied}.items()}
         self.parameters: Vector = [lent[name] for name in lent if name in trainable]  #: θ
         self._dtype = torch.float64 if self.parameters[0].dtype.to_real() == torch.float64 else None

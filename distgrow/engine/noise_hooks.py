@@ -78,7 +78,7 @@ class StepProducts:
     """
 
     def __init__(self, spec: OptimizerSpec) -> None:
-        self._clip, self._penalty, self._direction = spec.clip, spec.penalty, spec.direction()
+        self._clip, self._l2, self._direction = spec.clip, spec.l2, spec.direction()
         self._penalised = self._product = False
         self._terms: dict[str, list[Tensor]] = {}  # of inner products of g, p = θ and u
         self._sums: dict[str, float] | None = None
@@ -93,7 +93,7 @@ class StepProducts:
 
     def begin(self, plan: Plan) -> None:
         """Forget the last update, and look at the coming step if that is of use."""
-        self._penalised, self._product = self._penalty > 0 and plan.window > 0, plan.product
+        self._penalised, self._product = self._l2 and plan.window > 0, plan.product
         self._terms, self._sums = {"gp": [], "pp": [], "gu": [], "pu": []}, None
 
     @property
@@ -109,22 +109,27 @@ class StepProducts:
     @torch.no_grad()
     def _look_before(self, optimizer: torch.optim.Optimizer) -> None:
         for group in optimizer.param_groups:
-            given = _stepping(group)
-            if self._penalised:
-                self._terms["gp"] += [inner(p.grad, p) for p in given]
-                self._terms["pp"] += [inner(p, p) for p in given]
+            given, penalty = _stepping(group), self._penalty(group)
+            if self._penalised and penalty:
+                self._terms["gp"] += [penalty * inner(p.grad, p) for p in given]
+                self._terms["pp"] += [penalty**2 * inner(p, p) for p in given]
             if self._product and given:
                 states = [optimizer.state[p] for p in given]
                 self._hold_against_last(given, states, group)
-                self._direction.before_step(given, states)
+                self._direction.before_step(given, states, penalty)
+
+    def _penalty(self, group: dict[str, Any]) -> float:
+        """Return λ of a group's L2 penalty."""
+        return group["weight_decay"] if self._l2 else 0.0
 
     def _hold_against_last(self, given: list[Any], states: list[Any], group: dict[str, Any]) -> None:
         known = [k for k, state in enumerate(states) if self._direction.known(state)]
         directions = self._direction.last([states[k] for k in known], group)
+        penalty, scale = self._penalty(group), group.get("lr_scale", 1.0)
         for k, last in zip(known, directions, strict=True):
-            self._terms["gu"].append(inner(given[k].grad, last))
-            if self._penalty:
-                self._terms["pu"].append(inner(given[k], last))
+            self._terms["gu"].append(scale * inner(given[k].grad, last))
+            if penalty:
+                self._terms["pu"].append(scale * penalty * inner(given[k], last))
 
     def after_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         """Look at what a step has done."""
@@ -157,12 +162,14 @@ class StepProducts:
         """
         clipped = 1.0 if self._clip is None else min(1.0, self._clip / (grad_norm + 1e-6))
         sums = self.fetch()
-        product = sums["gu"] / clipped + self._penalty * sums["pu"] if self._terms["gu"] else math.nan
-        return self._penalty * (2 * sums["gp"] / clipped + self._penalty * sums["pp"]), product
+        product = sums["gu"] / clipped + sums["pu"] if self._terms["gu"] else math.nan
+        return 2 * sums["gp"] / clipped + sums["pp"], product
 
 
 def _stepping(group: dict[str, Any]) -> list[Any]:
-    """Return the parameters of a group that a step moves."""
+    """Return the parameters of a group that a step moves: none if its learning rate is always 0."""
+    if group.get("lr_scale") == 0:
+        return []
     return [parameter for parameter in group["params"] if parameter.grad is not None]
 
 

@@ -27,6 +27,12 @@ class WeightedLoss(nn.Module):
         own = self.loss.parameters() if isinstance(self.loss, nn.Module) else ()
         return list(dict.fromkeys([*self.model.parameters(), *own]))
 
+    def named(self) -> dict[str, nn.Parameter]:
+        """Return the parameters that `trained` returns by name: the loss's own have "loss." before it."""
+        whole = dict(self.named_parameters())
+        short = {name.removeprefix("model."): parameter for name, parameter in whole.items()}
+        return short if len(short) == len(whole) else whole  # whole if the model has a part that is called loss
+
     def forward(self, batch: Any, weight: float, *, without_loss: bool = False) -> Tensor:
         """Return the batch's mean loss times `weight`; without a batch, `weight` through all that has a gradient.
 

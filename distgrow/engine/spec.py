@@ -175,11 +175,10 @@ class DeepSpeed(Spec):
         Raises:
             ConfigError: It cannot: ZeRO's flat shards cut parameters anywhere, and `fused` has AdamW's kernel alone.
         """
-        if optimizer.per_tensor:
+        if fault := optimizer.sharded_fault():
             raise ConfigError(
-                f"optimizer.kind={optimizer.name} goes by norms or shapes of whole parameters, which engine.zero="
-                f"{self.zero} cuts into flat shards: its steps would be other ones; use engine.kind=torch, or "
-                "optimizer.kind sgd or adamw"
+                f"optimizer.kind={optimizer.name} {fault}, which engine.zero={self.zero} cuts into flat shards: its "
+                "steps would be other ones; use engine.kind=torch, or optimizer.kind sgd or adamw"
             )
         if self.fused and optimizer.fused_adamw() is None:
             raise ConfigError(

@@ -49,7 +49,7 @@ class TorchEngine(AccumulatingEngine):
         if self.spec.compile:
             compile_in_place(model)
         super().__init__(model, loss, metrics=metrics, optimizer=optimizer, world=world, items=items)
-        self.optimizer, self._clip = optimizer.build(self._parameters), optimizer.clip
+        self.optimizer, self._clip = optimizer.made(self._objective.named(), model), optimizer.clip
         self._state_copies, self._used = optimizer.state_copies, False
         settings = {"bucket_mb": self.spec.bucket_mb, "find_unused": self.spec.find_unused}
         self._parallel = DataParallel(model, loss, world, **settings) if world.size > 1 else None
@@ -210,7 +210,7 @@ class TorchEngine(AccumulatingEngine):
             empty_copy(self.model, self._loss),
             parameters=dict(self._objective.named_parameters()),
             buffers=dict(self._objective.named_buffers()),
-            penalty=self._penalty,
+            penalties=self._penalties,
             world=self.world,
         )
 

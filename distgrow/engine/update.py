@@ -61,7 +61,8 @@ class AccumulatingEngine(ABC):
         check_dense(self._objective)
         self._items, self._metrics = items, metrics or mean_loss(loss, items)
         self.tokens: Tokens | None = items
-        self._loss, self._penalty = loss, optimizer.penalty
+        self._loss = loss
+        self._penalties = _by_full_name(self._objective, optimizer)
         self._parameters = self._objective.trained()
         self._buffers = Buffers(self._objective)
         self._norms, self._products = MicroBatchNorms(self._parameters, world.size), StepProducts(optimizer)
@@ -261,3 +262,10 @@ class AccumulatingEngine(ABC):
             return
         self._checked = True
         check_leaves(loss, [*self._parameters, *own])
+
+
+def _by_full_name(objective: WeightedLoss, optimizer: OptimizerSpec) -> dict[str, float]:
+    """Return λ of each parameter's L2 penalty, by its name in `objective`."""
+    named = objective.named()
+    penalties = {named[name]: penalty for name, penalty in optimizer.penalties(named).items()}
+    return {name: penalties[parameter] for name, parameter in objective.named_parameters() if parameter in penalties}

@@ -8,10 +8,11 @@ from pydantic import Field
 
 from distgrow.core.spec import PosFloat
 from distgrow.optim.base import OptimizerSpec, fused
+from distgrow.optim.groups import Group
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from distgrow.optim.direction import Direction
 
@@ -36,11 +37,11 @@ class AdamW(OptimizerSpec):
         """See OptimizerSpec."""
         return 2
 
-    def build(self, parameters: "Sequence[nn.Parameter]") -> "torch.optim.Optimizer":
+    def build(self, groups: list[Group]) -> "torch.optim.Optimizer":
         """See OptimizerSpec."""
         import torch
 
-        return torch.optim.AdamW(parameters, lr=0.0, **self._settings(), fused=fused(parameters))
+        return torch.optim.AdamW(groups, lr=0.0, **self._settings(), fused=fused(groups))
 
     def fused_adamw(self) -> dict[str, object]:
         """See OptimizerSpec."""
@@ -50,20 +51,22 @@ class AdamW(OptimizerSpec):
         """Return m̂/(√v̂ + ε); the decoupled decay is no part of it."""
         from distgrow.optim.direction import FromState
 
-        return FromState("exp_avg", self._last)
+        return FromState("exp_avg", _last)
 
     def _settings(self) -> dict[str, Any]:
         return {"betas": (self.beta1, self.beta2), "eps": self.eps, "weight_decay": self.weight_decay}
 
-    def _last(self, states: Sequence[dict[str, Any]], group: dict[str, Any]) -> "Iterator[Tensor]":
-        import torch
 
-        from distgrow.optim.direction import real
+def _last(states: Sequence[dict[str, Any]], group: dict[str, Any]) -> "Iterator[Tensor]":
+    import torch
 
-        for state, steps in zip(states, _steps(states, group), strict=True):
-            mean, square = real(state["exp_avg"]), real(state["exp_avg_sq"])
-            root = square.sqrt().div_(math.sqrt(1 - self.beta2**steps)).add_(self.eps)
-            yield torch.div(mean, root, out=root).div_(1 - self.beta1**steps)
+    from distgrow.optim.direction import real
+
+    beta1, beta2 = group["betas"]
+    for state, steps in zip(states, _steps(states, group), strict=True):
+        mean, square = real(state["exp_avg"]), real(state["exp_avg_sq"])
+        root = square.sqrt().div_(math.sqrt(1 - beta2**steps)).add_(group["eps"])
+        yield torch.div(mean, root, out=root).div_(1 - beta1**steps)
 
 
 def _steps(states: Sequence[dict[str, Any]], group: dict[str, Any]) -> list[float]:

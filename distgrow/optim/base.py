@@ -1,10 +1,12 @@
 """OptimizerSpec: what every optimizer tells the rest of the package about itself; importing this loads no torch."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from distgrow.core.errors import ConfigError
 from distgrow.core.spec import PosFloat, Spec
+from distgrow.optim.groups import Group, Grouped, ParameterGroup, grouped
 
 if TYPE_CHECKING:
     import torch
@@ -25,9 +27,16 @@ class OptimizerSpec(Spec, ABC):
     """Whether a step uses a norm, or the shape, of a whole parameter; ZeRO's flat shards have neither."""
     adam_moments: ClassVar[bool] = False
     """Whether the state is `exp_avg` and `exp_avg_sq`, the only one that DeepSpeed's universal format knows."""
+    l2: ClassVar[bool] = False
+    """Whether `weight_decay` is an L2 penalty: steps add λθ to the gradient, as part of the objective."""
 
     clip: PosFloat | None = None
     """Largest norm of the mean gradient; none: no clipping."""
+    groups: list[ParameterGroup] = []
+    """Parameters with a learning rate or a weight decay of their own, by name or number of dimensions. The first group
+    that a parameter matches has it. All others train by the settings above."""
+    no_decay: bool = False
+    """No weight decay for parameters of less than two dimensions (biases, norms) that no group has."""
 
     @property
     def name(self) -> str:
@@ -41,8 +50,11 @@ class OptimizerSpec(Spec, ABC):
 
     @property
     def penalty(self) -> float:
-        """Return λ of the L2 penalty (λ/2)|θ|² that its steps add to the objective; 0 if they add none."""
-        return 0.0
+        """Return λ of the L2 penalty (λ/2)|θ|² that its steps add to the objective; 0 if they add none.
+
+        A group's own λ may differ: see `penalties`.
+        """
+        return getattr(self, "weight_decay", 0.0) if self.l2 else 0.0
 
     @property
     def plain_sgd(self) -> bool:
@@ -55,8 +67,44 @@ class OptimizerSpec(Spec, ABC):
         return 1
 
     @abstractmethod
-    def build(self, parameters: "Sequence[nn.Parameter]") -> "torch.optim.Optimizer":
-        """Build the torch optimizer with learning rate 0: every update assigns its own."""
+    def build(self, groups: list[Group]) -> "torch.optim.Optimizer":
+        """Build the torch optimizer with learning rate 0: every update assigns its own.
+
+        Args:
+            groups: The parameter groups, as torch's optimizers take them.
+        """
+
+    def made(self, named: "Mapping[str, nn.Parameter]", model: "nn.Module") -> "torch.optim.Optimizer":
+        """Build the torch optimizer of a model's parameters, in their groups.
+
+        Args:
+            named: The parameters by name: the model's, and with "loss." before the name those of the loss.
+            model: The model.
+
+        Raises:
+            ConfigError: A group has no parameter, or the optimizer knows no weight decay.
+        """
+        made = self.build([group.for_torch() for group in self.grouped(named)])
+        if (self.no_decay or any(g.weight_decay is not None for g in self.groups)) and not _decays(made):
+            raise ConfigError(
+                f"optimizer.kind={self.name} has no weight_decay, which optimizer.groups or no_decay sets; leave it out"
+            )
+        return made
+
+    def grouped(self, named: "Mapping[str, nn.Parameter]") -> list[Grouped]:
+        """Return the parameters in their groups."""
+        return grouped(named, self.groups, no_decay=self.no_decay)
+
+    def penalties(self, named: "Mapping[str, nn.Parameter]") -> dict[str, float]:
+        """Return λ of each parameter's L2 penalty, by name; those without one are left out."""
+        if not self.l2:
+            return {}
+        found = {name: g.own.get("weight_decay", self.penalty) for g in self.grouped(named) for name in g.names}
+        return {name: penalty for name, penalty in found.items() if penalty}
+
+    def sharded_fault(self) -> str | None:
+        """Return why ZeRO's flat shards, which cut parameters anywhere, cannot make its steps; None if they can."""
+        return "goes by norms or shapes of whole parameters" if self.per_tensor else None
 
     def fused_adamw(self) -> "dict[str, object] | None":
         """Return the settings of a fused AdamW kernel that makes the same steps, None if there is none."""
@@ -69,9 +117,19 @@ class OptimizerSpec(Spec, ABC):
         return MeasuredStep()
 
 
-def fused(parameters: "Sequence[nn.Parameter]") -> bool:
-    """Return whether torch's fused kernels can step `parameters`: they know no complex numbers.
+def fused(groups: list[Group]) -> bool:
+    """Return whether torch's fused kernels can step all parameters: they know no complex numbers.
 
     A fused AdamW step takes half the time of the default one, on a CPU too.
     """
-    return not any(parameter.is_complex() for parameter in parameters)
+    return not any(parameter.is_complex() for parameter in parameters_of(groups))
+
+
+def parameters_of(groups: Sequence[Group]) -> "Iterator[nn.Parameter]":
+    """Yield the parameters of all groups."""
+    return (parameter for group in groups for parameter in group["params"])
+
+
+def _decays(optimizer: "torch.optim.Optimizer") -> bool:
+    """Return whether every group has a weight decay that the optimizer itself knows."""
+    return "weight_decay" in optimizer.defaults

@@ -30,8 +30,14 @@ class Direction(Protocol):
         """Yield u for the state of every parameter, all of them known."""
         ...
 
-    def before_step(self, parameters: Sequence[Tensor], states: Sequence[State]) -> None:
-        """Keep what the coming step will overwrite; `parameters` have mean gradients, clipped."""
+    def before_step(self, parameters: Sequence[Tensor], states: Sequence[State], penalty: float) -> None:
+        """Keep what the coming step will overwrite.
+
+        Args:
+            parameters: They have mean gradients, clipped.
+            states: Their states.
+            penalty: λ of their L2 penalty, which the gradients do not include.
+        """
         ...
 
     def after_step(self, parameters: Sequence[Tensor], states: Sequence[State], lr: float) -> None:
@@ -59,7 +65,7 @@ class FromState:
         """See Direction."""
         return self.read(states, group)
 
-    def before_step(self, parameters: Sequence[Tensor], states: Sequence[State]) -> None:
+    def before_step(self, parameters: Sequence[Tensor], states: Sequence[State], penalty: float) -> None:
         """See Direction."""
 
     def after_step(self, parameters: Sequence[Tensor], states: Sequence[State], lr: float) -> None:
@@ -80,21 +86,18 @@ class _Kept:
         return (state[KEPT] for state in states)
 
 
-@dataclass(frozen=True, slots=True)
 class KeptGradient(_Kept):
     """Keep the gradient that a step takes, with λθ of the L2 penalty: u of plain SGD."""
 
-    penalty: float
-
-    def before_step(self, parameters: Sequence[Tensor], states: Sequence[State]) -> None:
+    def before_step(self, parameters: Sequence[Tensor], states: Sequence[State], penalty: float) -> None:
         """See Direction."""
         for parameter, state in zip(parameters, states, strict=True):
             if KEPT not in state:
                 state[KEPT] = torch.empty_like(parameter)
         kept, gradients = [state[KEPT] for state in states], [parameter.grad for parameter in parameters]
         torch._foreach_copy_(kept, gradients)  # pyright: ignore[reportPrivateImportUsage, reportArgumentType]
-        if self.penalty:
-            torch._foreach_add_(kept, list(parameters), alpha=self.penalty)  # pyright: ignore[reportPrivateImportUsage]
+        if penalty:
+            torch._foreach_add_(kept, list(parameters), alpha=penalty)  # pyright: ignore[reportPrivateImportUsage]
 
     def after_step(self, parameters: Sequence[Tensor], states: Sequence[State], lr: float) -> None:
         """See Direction."""
@@ -107,7 +110,7 @@ class MeasuredStep(_Kept):
         # θ is not put into the state before the step: many optimizers begin theirs only if it is empty
         self._before: dict[Tensor, Tensor] = {}
 
-    def before_step(self, parameters: Sequence[Tensor], states: Sequence[State]) -> None:
+    def before_step(self, parameters: Sequence[Tensor], states: Sequence[State], penalty: float) -> None:
         """See Direction."""
         for parameter, state in zip(parameters, states, strict=True):
             place = state.pop(KEPT, None)

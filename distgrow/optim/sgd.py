@@ -1,16 +1,15 @@
 """SGD, with momentum and L2 penalty."""
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from distgrow.core.errors import ConfigError
 from distgrow.optim.base import OptimizerSpec, fused
+from distgrow.optim.groups import Group
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
     from distgrow.optim.direction import Direction
 
@@ -19,6 +18,7 @@ class SGD(OptimizerSpec):
     """torch.optim.SGD."""
 
     scaling: ClassVar[Literal["linear", "sqrt"]] = "linear"
+    l2: ClassVar[bool] = True
 
     kind: Literal["sgd"] = "sgd"
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -40,11 +40,6 @@ class SGD(OptimizerSpec):
         return f"sgd with momentum={self.momentum:g}"
 
     @property
-    def penalty(self) -> float:
-        """See OptimizerSpec."""
-        return self.weight_decay
-
-    @property
     def plain_sgd(self) -> bool:
         """See OptimizerSpec."""
         return self.momentum == 0
@@ -54,17 +49,17 @@ class SGD(OptimizerSpec):
         """See OptimizerSpec."""
         return int(self.momentum > 0)
 
-    def build(self, parameters: "Sequence[nn.Parameter]") -> "torch.optim.Optimizer":
+    def build(self, groups: list[Group]) -> "torch.optim.Optimizer":
         """See OptimizerSpec."""
         import torch
 
         optimizer = torch.optim.SGD(
-            parameters,
+            groups,
             lr=0.0,
             momentum=self.momentum,
             nesterov=self.nesterov,
             weight_decay=self.weight_decay,
-            fused=fused(parameters),
+            fused=fused(groups),
         )
         if self.momentum:
             optimizer.register_step_pre_hook(_begin_late)
@@ -75,7 +70,7 @@ class SGD(OptimizerSpec):
         from distgrow.optim.direction import FromState, KeptGradient
 
         if self.momentum == 0:
-            return KeptGradient(self.penalty)
+            return KeptGradient()
         return FromState("momentum_buffer", lambda states, _: (state["momentum_buffer"] for state in states))
 
 

@@ -1,12 +1,12 @@
 """Every optimizer of the union, and two that only the tests have, each all that a new one takes."""
 
-from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
-from torch import nn
 
 from distgrow.optim import Optimizer, OptimizerSpec
+from distgrow.optim.adamw import AdamW
+from distgrow.optim.groups import Group, ParameterGroup
 from distgrow.optim.sgd import SGD
 
 
@@ -15,8 +15,8 @@ class RMSprop(OptimizerSpec):
 
     kind: Literal["rmsprop"] = "rmsprop"
 
-    def build(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
-        return torch.optim.RMSprop(parameters, lr=0.0, eps=1e-3)
+    def build(self, groups: list[Group]) -> torch.optim.Optimizer:
+        return torch.optim.RMSprop(groups, lr=0.0, eps=1e-3)
 
 
 class Lars(OptimizerSpec):
@@ -25,8 +25,8 @@ class Lars(OptimizerSpec):
     per_tensor: ClassVar[bool] = True
     kind: Literal["lars"] = "lars"
 
-    def build(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
-        return _Lars(parameters, {"lr": 0.0})
+    def build(self, groups: list[Group]) -> torch.optim.Optimizer:
+        return _Lars(groups, {"lr": 0.0})
 
 
 class _Lars(torch.optim.Optimizer):
@@ -48,4 +48,8 @@ OPTIMIZERS: dict[str, OptimizerSpec] = {
     **{spec().name: spec(clip=0.5) for spec in union()},
     "sgd, all": SGD(momentum=0.9, nesterov=True, weight_decay=0.1, clip=0.5),
     "rmsprop": RMSprop(clip=0.5),
+    "sgd, groups": SGD(
+        weight_decay=0.1, no_decay=True, groups=[ParameterGroup(match="3", ndim=2, lr_scale=0.3, weight_decay=0.02)]
+    ),
+    "adamw, groups": AdamW(no_decay=True, groups=[ParameterGroup(match="3", ndim=2, lr_scale=0.3)]),
 }
