@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from distgrow.growth.temperature import plateau, temperature
     from distgrow.growth.temperature import temperature as at_temperature
     from distgrow.optim.adamw import AdamW
+    from distgrow.optim.groups import ParameterGroup
     from distgrow.optim.sgd import SGD
     from distgrow.tasks.task import Task
     from distgrow.training.evaluation_hooks import EarlyStopping, KeepBest, LogSamples
@@ -86,6 +87,7 @@ _HOMES = {
     "growth.tau_nice": "tau_nice",
     "growth.temperature": "plateau temperature",
     "optim.adamw": "AdamW",
+    "optim.groups": "ParameterGroup",
     "optim.sgd": "SGD",
     "tasks.task": "Task",
     "training.evaluation_hooks": "EarlyStopping KeepBest LogSamples",

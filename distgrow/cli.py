@@ -108,7 +108,11 @@ def plan(
 
     run = _load(config, overrides)
     pace = run.launch.pace if like is None else measured(like, run.launch.pace)
-    if not show(run, world, rows, pace):
+    possible = show(run, world, rows, pace)
+    if run.optimizer.groups or run.optimizer.no_decay:
+        task = run.task.build(run.model)
+        typer.echo("\n".join(run.optimizer.shown(dict(task.model.named_parameters()))))
+    if not possible:
         raise typer.Exit(2)
 
 

@@ -28,6 +28,9 @@ class Engine(Protocol):
     evaluations: int
     """Per-sample gradient evaluations that this rank has really made, counted from the data."""
 
+    groups: list[str]
+    """A line for each group of parameters; none if all train alike."""
+
     def update(self, plan: Plan, micro_batches: Iterable[Any], votes: Sequence[bool] = ()) -> Outcome:
         """Accumulate, reduce, clip, step. Collective: every rank must call.
 

@@ -62,6 +62,7 @@ class AccumulatingEngine(ABC):
         self._items, self._metrics = items, metrics or mean_loss(loss, items)
         self.tokens: Tokens | None = items
         self._loss = loss
+        self.groups = optimizer.shown(self._objective.named())
         self._penalties = _by_full_name(self._objective, optimizer)
         self._parameters = self._objective.trained()
         self._buffers = Buffers(self._objective)

@@ -95,6 +95,10 @@ class OptimizerSpec(Spec, ABC):
         """Return the parameters in their groups."""
         return grouped(named, self.groups, no_decay=self.no_decay)
 
+    def shown(self, named: "Mapping[str, nn.Parameter]") -> list[str]:
+        """Return a line for each group of the parameters; none if all train alike."""
+        return [group.shown() for group in self.grouped(named)] if self.groups or self.no_decay else []
+
     def penalties(self, named: "Mapping[str, nn.Parameter]") -> dict[str, float]:
         """Return λ of each parameter's L2 penalty, by name; those without one are left out."""
         if not self.l2:

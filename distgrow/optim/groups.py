@@ -72,6 +72,12 @@ class Grouped:
     parameters: "list[nn.Parameter]"
     own: Mapping[str, float]  #: settings of the group's own, some of OWN
 
+    def shown(self) -> str:
+        """Return a line that says what the group has."""
+        numbers = sum(math.prod(parameter.shape) for parameter in self.parameters)
+        own = "".join(f", {name} {value:g}" for name, value in self.own.items())
+        return f"parameters of {self.label}: {len(self.names)}, {numbers:,} numbers{own}"
+
     def for_torch(self) -> Group:
         """Return the group as torch's optimizers take it."""
         return {"params": self.parameters, **self.own}
@@ -115,8 +121,3 @@ def assign_lr(groups: Iterable[Group], lr: float) -> None:
     """Set the learning rate of all parameter groups, times a group's own `lr_scale`."""
     for group in groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)
-
-
-def numbers_of(group: Grouped) -> int:
-    """Return how many numbers a group's parameters are."""
-    return sum(math.prod(parameter.shape) for parameter in group.parameters)

@@ -33,6 +33,7 @@ class Start(Event):
     dir: OldText = None  #: run.dir
     world: OldCount = None  #: ranks
     budget_samples: OldAmount = None  #: samples to go
+    groups: OldTexts = None  #: a line for each group of parameters, if they train differently
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

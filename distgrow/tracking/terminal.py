@@ -51,6 +51,8 @@ class Terminal:
             if kind == End.kind:
                 self._stop()
             self._console.print(_SHOWN[kind].format_map(event))
+            for group in event.get("groups") or ():
+                self._console.print(group)
 
     def close(self) -> None:
         """Remove the bar; leave the last update of a run that did not end as a line."""

@@ -91,7 +91,8 @@ class Trainer:
         """Train a new run from its first sample. With `measure`, first find the micro-batch that memory holds."""
         progress, samples = self.checkpoints.first(), self.controller.samples()
         place, folder = self.events.place(progress), str(self.folder.path)
-        self.events.log(Start(**place, dir=folder, world=self.world.size, budget_samples=samples))
+        groups = self.engine.groups or None
+        self.events.log(Start(**place, dir=folder, world=self.world.size, budget_samples=samples, groups=groups))
         self.begin_hooks(progress, resumed=False)
         return self.train(self.checkpoints.save(self.measured(progress) if measure else progress))
 

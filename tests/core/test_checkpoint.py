@@ -20,6 +20,7 @@ class Files:
     """An engine whose state is one file."""
 
     evaluations = 0
+    groups: list[str] = []
 
     def __init__(self, content: bytes) -> None:
         self.content = content

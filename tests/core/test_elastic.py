@@ -27,6 +27,7 @@ class NoState:
     """An engine with nothing to save."""
 
     evaluations = 0
+    groups: list[str] = []
 
     def update(self, plan: Any, micro_batches: Any, votes: Any = ()) -> Any:
         raise AssertionError("not used")

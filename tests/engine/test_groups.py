@@ -1,13 +1,16 @@
 """Parameter groups: the same updates as torch's own groups make, and what a group cannot be."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
 from distgrow import SGD, AdamW
+from distgrow.cli import app
 from distgrow.config.load import apply, parse
 from distgrow.core.errors import ConfigError
 from distgrow.core.plan import Plan
@@ -144,3 +147,23 @@ def test_a_group_without_parameters_is_refused(groups: list[ParameterGroup], sai
 def test_a_group_that_cannot_be_is_refused(groups: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         parse(apply({"budget": {"epochs": 1}}, f"optimizer.groups={groups}"))
+
+
+def test_plan_and_the_runs_start_show_how_many_parameters_a_group_has(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.yaml").write_text(
+        "optimizer: {kind: sgd, no_decay: true, weight_decay: 0.1, groups: [{match: '^3', ndim: 2, lr_scale: 0.5}]}\n"
+        f"model: {{kind: mlp, hidden: [8]}}\nbudget: {{samples: 64}}\nrun: {{dir: {tmp_path / 'run'}}}\n"
+    )
+    shown = ""
+    for command in ("plan", "train"):
+        result = CliRunner().invoke(app, [command, str(tmp_path / "config.yaml")])
+        assert result.exit_code == 0, result.output
+        shown += result.output + capsys.readouterr().out
+    for line in (
+        "parameters of match='^3', ndim=2: 1, 80 numbers, lr_scale 0.5",
+        "parameters of no_decay: 2, 18 numbers, weight_decay 0",
+        "parameters of rest: 1, 512 numbers",
+    ):
+        assert shown.count(line) == 2
