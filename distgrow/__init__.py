@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from distgrow.growth.temperature import temperature as at_temperature
     from distgrow.optim.adamw import AdamW
     from distgrow.optim.groups import ParameterGroup
+    from distgrow.optim.own import own
     from distgrow.optim.sgd import SGD
     from distgrow.tasks.task import Task
     from distgrow.training.evaluation_hooks import EarlyStopping, KeepBest, LogSamples
@@ -88,6 +89,7 @@ _HOMES = {
     "growth.temperature": "plateau temperature",
     "optim.adamw": "AdamW",
     "optim.groups": "ParameterGroup",
+    "optim.own": "own",
     "optim.sgd": "SGD",
     "tasks.task": "Task",
     "training.evaluation_hooks": "EarlyStopping KeepBest LogSamples",

@@ -22,6 +22,7 @@ from distgrow.engine.state import load_module, read, written
 from distgrow.engine.stats import MakeStats, UpdateStats
 from distgrow.engine.update import AccumulatingEngine, Applied
 from distgrow.optim import OptimizerSpec
+from distgrow.optim.composite import has_modes
 from distgrow.optim.groups import assign_lr
 from distgrow.optim.sgd import SGD
 
@@ -50,6 +51,8 @@ class TorchEngine(AccumulatingEngine):
             compile_in_place(model)
         super().__init__(model, loss, metrics=metrics, optimizer=optimizer, world=world, items=items)
         self.optimizer, self._clip = optimizer.made(self._objective.named(), model), optimizer.clip
+        self._modes = has_modes(self.optimizer)
+        self._set_mode("train")
         self._state_copies, self._used = optimizer.state_copies, False
         settings = {"bucket_mb": self.spec.bucket_mb, "find_unused": self.spec.find_unused}
         self._parallel = DataParallel(model, loss, world, **settings) if world.size > 1 else None
@@ -201,14 +204,42 @@ class TorchEngine(AccumulatingEngine):
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """See AccumulatingEngine."""
-        with torch.inference_mode(), self._autocast():
+        with self._at_rest(), torch.inference_mode(), self._autocast():
             yield
+
+    def _set_mode(self, mode: str) -> None:
+        """Call the optimizer's train() or eval(), which schedule-free ones have."""
+        if self._modes:
+            getattr(self.optimizer, mode)()
+
+    @contextmanager
+    def _at_rest(self) -> Iterator[None]:
+        """Give the model the parameters of an optimizer's evaluation mode inside the context.
+
+        Afterwards they are what they were to the last bit, so that training does not depend on who looks at it.
+        """
+        if not self._modes:
+            yield
+            return
+        kept = [parameter.detach().clone() for parameter in self._parameters]
+        self._set_mode("eval")
+        try:
+            yield
+        finally:
+            self._set_mode("train")
+            with torch.no_grad():
+                for parameter, value in zip(self._parameters, kept, strict=True):
+                    parameter.copy_(value)
 
     def functional(self) -> FunctionalObjective:
         """See Engine."""
+        parameters: dict[str, Tensor] = dict(self._objective.named_parameters())
+        if self._modes:
+            with self._at_rest():
+                parameters = {name: parameter.detach().clone() for name, parameter in parameters.items()}
         return FunctionalObjective(
             empty_copy(self.model, self._loss),
-            parameters=dict(self._objective.named_parameters()),
+            parameters=parameters,
             buffers=dict(self._objective.named_buffers()),
             penalties=self._penalties,
             world=self.world,
@@ -223,6 +254,9 @@ class TorchEngine(AccumulatingEngine):
         if self.world.rank > 0:
             return {}
         state: dict[str, Any] = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        if self._modes:
+            with self._at_rest():
+                state["evaluated"] = {name: p.detach().clone() for name, p in self.model.named_parameters()}
         if isinstance(self._loss, nn.Module):
             state["loss"] = self._loss.state_dict()
         if self._average is not None:
@@ -243,6 +277,7 @@ class TorchEngine(AccumulatingEngine):
 
     def close(self) -> None:
         """See Engine."""
+        self._set_mode("eval")
         self._norms.close()
 
     def place(self, batch: Any) -> Any:

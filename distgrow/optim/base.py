@@ -91,6 +91,18 @@ class OptimizerSpec(Spec, ABC):
             )
         return made
 
+    def check_own(self, named: "Mapping[str, nn.Parameter]", model: "nn.Module", base: float) -> None:
+        """Check an optimizer of the user's own before a run has a folder; others have nothing to check.
+
+        Args:
+            named: As for `made`.
+            model: The model.
+            base: The schedule's first learning rate.
+
+        Raises:
+            ConfigError: It was built with another learning rate, or over other parameters.
+        """
+
     def grouped(self, named: "Mapping[str, nn.Parameter]") -> list[Grouped]:
         """Return the parameters in their groups."""
         return grouped(named, self.groups, no_decay=self.no_decay)

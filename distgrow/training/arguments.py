@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from types import FunctionType
 from typing import Any
 
-import torch
 from torch import nn
 from torch.nn.modules.loss import _Loss
 
@@ -25,7 +24,12 @@ _SPECS: Mapping[str, tuple[tuple[type, ...], bool, str]] = {
     "budget": ((Budget,), False, "a budget, such as budget(epochs=4)"),
     "stages": ((Stages,), True, "stages, such as every(epochs=1)"),
     "lr": ((LR,), True, "a learning rate, such as linear_lr(0.1) or constant_lr(0.1)"),
-    "optimizer": ((OptimizerSpec,), True, "one of distgrow's, such as SGD(momentum=0.9) or AdamW()"),
+    "optimizer": (
+        (OptimizerSpec,),
+        True,
+        "one of distgrow's, such as SGD(momentum=0.9) or AdamW(), an optimizer over the model's parameters, or a "
+        "function of the model that returns one",
+    ),
     "average": ((EMA, Tail), True, "an average, such as ema(epochs=1) or tail(0.25)"),
     "engine": ((Torch, DeepSpeed), True, "an engine, such as Torch(max_micro=64)"),
     "run": ((RunSpec,), True, "a RunSpec, such as RunSpec(dir='runs/first')"),
@@ -111,16 +115,12 @@ def _check_function(name: str, value: Any, what: str) -> None:
 
 
 def _instead_of(value: Any, types: tuple[type, ...]) -> str:
-    """Return what to write for a spec that was not called, or for an optimizer of torch."""
+    """Return what to write for a spec that was not called."""
     if isinstance(value, type) and issubclass(value, types):
         required = any(field.is_required() for field in getattr(value, "model_fields", {}).values())
         return f"call it, {value.__name__}({'…' if required else ''}); "
     if isinstance(value, FunctionType) and value.__module__.startswith("distgrow."):
         return f"call it, {value.__name__}(…); "
-    kind = value if isinstance(value, type) else type(value)
-    if issubclass(kind, torch.optim.Optimizer) and OptimizerSpec in types:
-        known = kind.__name__ if kind in (torch.optim.SGD, torch.optim.AdamW) else "AdamW"
-        return f"torch's {kind.__name__} is made by fit(): write {known}(), from distgrow, and lr=constant_lr(…); "
     return ""
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 
 from distgrow.core.average import EMA, Tail
@@ -21,6 +22,7 @@ from distgrow.run.resume_mode import Resume, ResumeMode
 from distgrow.tasks.task import Task
 from distgrow.tracking.base import Tracker
 from distgrow.training.arguments import check_arguments, check_beside
+from distgrow.training.own_optimizer import as_spec
 from distgrow.training.settings import Settings
 from distgrow.training.spec import RunSpec
 from distgrow.training.train_task import train_task
@@ -42,7 +44,7 @@ def fit(
     tokens: int | Callable[[Any], Any] | None = None,
     stages: Stages | None = None,
     lr: LR | None = None,
-    optimizer: OptimizerSpec | None = None,
+    optimizer: OptimizerSpec | torch.optim.Optimizer | Sequence[Any] | Callable[[Any], Any] | None = None,
     average: EMA | Tail | None = None,
     engine: EngineSpec | None = None,
     run: RunSpec | None = None,
@@ -73,8 +75,9 @@ def fit(
         tokens: Tokens of every sample, which can then be a unit of budget, stages and intervals; or `tokens(batch)`,
             which counts those of a batch. None: the items.
         stages: How long stages are.
-        lr: The learning rate.
-        optimizer: The optimizer. None: SGD.
+        lr: The learning rate. None: the optimizer's own, if it is not a spec, else 0.1.
+        optimizer: A spec such as AdamW(), an optimizer over the model's parameters, several, a class of optimizers, or
+            a function of the model that returns one or several. None: SGD.
         average: An average of the parameters, evaluated beside them. None: there is none.
         engine: What computes. None: `Torch()`.
         run: Where the run is kept, and its habits.
@@ -93,7 +96,7 @@ def fit(
         KeyboardInterrupt: Ctrl-C, after a checkpoint.
     """
     specs: dict[str, Any] = {"growth": growth, "budget": budget, "stages": stages, "lr": lr}
-    specs |= {"average": average, "optimizer": optimizer, "engine": engine, "run": run}
+    specs |= {"average": average, "engine": engine, "run": run, **as_spec(optimizer, model, lr)}
     check_arguments(specs, model, loss, metrics, collate, items, tokens)
     check_beside(trackers, hooks)
     data: dict[str, Any] = {"train": train, "test": test, "probe": probe, "collate": collate, "items": items}

@@ -14,6 +14,7 @@ from distgrow.data.dataset import check_rows_by_number, check_training_set, is_s
 from distgrow.data.seeding import seed_generators
 from distgrow.distributed.world import World, joined
 from distgrow.engine.items import Tokens
+from distgrow.engine.objective import WeightedLoss
 from distgrow.growth.base import Measure
 from distgrow.growth.controller import Controller
 from distgrow.run.folder import RunFolder, numbered
@@ -60,6 +61,7 @@ def train_task(
         KeyboardInterrupt: Ctrl-C, after a checkpoint.
     """
     settings = settings.in_samples(task.tokens)
+    settings.optimizer.check_own(WeightedLoss(task.model, task.loss).named(), task.model, settings.lr.base)
     _check_data(task, settings)
     hooks = [*build_hooks(settings.run), *hooks]
     engine = settings.engine

@@ -40,7 +40,7 @@ class _Lars(torch.optim.Optimizer):
 
 def union() -> list[type[OptimizerSpec]]:
     """All optimizers that a config can name."""
-    return list(get_args(get_args(Optimizer)[0]))
+    return [spec for spec in get_args(get_args(Optimizer)[0]) if not spec.model_fields.get("target")]
 
 
 #: By name; each member of the union, a new one too, with its gradients clipped.

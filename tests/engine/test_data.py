@@ -297,7 +297,8 @@ def test_what_has_no_rows_by_number_is_refused_by_its_name(kind: str, tmp_path: 
     model, run = torch.nn.Linear(3, 1), RunSpec(dir=str(tmp_path / "run"))
     sets: list[dict[str, Any]] = [] if is_stream(dataset) else [{"train": dataset}]
     if dataset is not None:
-        sets += [{"train": ROWS, "test": dataset}, {"train": ROWS, "probe": dataset}]
+        tests = [] if isinstance(dataset, dict) else [{"train": ROWS, "test": dataset}]  # a dict is test sets by name
+        sets += [*tests, {"train": ROWS, "probe": dataset}]
     for given in sets:
         with pytest.raises(ConfigError, match=message):
             fit(model, lambda *_: torch.ones(()), growth=constant(4), budget=budget(epochs=1), run=run, **given)

@@ -29,7 +29,6 @@ def fit(tmp_path: Path, **changed: Any) -> Any:
     ("name", "value", "allowed"),
     [
         ("optimizer", "adamw", "AdamW()"),
-        ("optimizer", torch.optim.SGD([torch.zeros(1)], lr=0.1), "SGD(momentum=0.9)"),
         ("budget", 4, "budget(epochs=4)"),
         ("budget", None, "budget(epochs=4)"),
         ("run", {"dir": "runs/x"}, "RunSpec(dir="),
@@ -58,8 +57,6 @@ def test_an_argument_of_the_wrong_type_is_refused_by_name(name: str, value: Any,
     ("name", "value", "told"),
     [
         ("optimizer", distgrow.AdamW, "optimizer=AdamW (a class): call it, AdamW(); "),
-        ("optimizer", torch.optim.AdamW, "optimizer=AdamW (a class): torch's AdamW is made by fit(): write AdamW(), "),
-        ("optimizer", torch.optim.RMSprop, "torch's RMSprop is made by fit(): write AdamW(), from distgrow"),
         ("budget", Budget, "budget=Budget (a class): call it, Budget(); "),
         ("growth", distgrow.exponential, "growth=exponential (a function): call it, exponential(…); "),
         ("growth", Steps, "growth=Steps (a class): call it, Steps(…); "),

@@ -50,7 +50,7 @@ def gradient(of: nn.Module, batch: Any) -> Tensor:
     return flat(torch.autograd.grad(loss(of, batch), list(of.parameters())))
 
 
-def by_hand(of: nn.Module, update: Plan, start: int, spec: Optimizer) -> tuple[float, float, Tensor]:
+def by_hand(of: nn.Module, update: Plan, start: int, spec: SGD | AdamW) -> tuple[float, float, Tensor]:
     """The parts' and the batch's squared norms and the batch's gradient, all of the objective with its L2 penalty."""
     penalty = spec.weight_decay if isinstance(spec, SGD) else 0.0
     decay = penalty * flat(of.parameters())
@@ -60,7 +60,7 @@ def by_hand(of: nn.Module, update: Plan, start: int, spec: Optimizer) -> tuple[f
     return parts_sq, whole.square().sum().item(), whole
 
 
-def last_directions(spec: Optimizer, stepped: list[Tensor]) -> Tensor:
+def last_directions(spec: SGD | AdamW, stepped: list[Tensor]) -> Tensor:
     """The direction of the last of a series of steps along clipped gradients (with the penalty), by the formulas."""
     if isinstance(spec, SGD):
         direction = torch.zeros_like(stepped[0])
@@ -80,7 +80,7 @@ def same(one: Measured, other: Measured) -> bool:
 
 
 @pytest.mark.parametrize("spec", OPTIMIZERS)
-def test_squared_norms_and_products_are_those_of_gradients_taken_by_hand(spec: Optimizer) -> None:
+def test_squared_norms_and_products_are_those_of_gradients_taken_by_hand(spec: SGD | AdamW) -> None:
     ours, stepped = engine(spec), list[Tensor]()
     for start in (0, 23, 40):
         update = measured_plan()
@@ -176,7 +176,7 @@ def test_updates_that_come_to_nothing_leave_no_trace(fault: str) -> None:
 
 
 @pytest.mark.parametrize("spec", OPTIMIZERS)
-def test_a_saved_and_loaded_engine_goes_on_to_measure_the_same(spec: Optimizer, tmp_path: Path) -> None:
+def test_a_saved_and_loaded_engine_goes_on_to_measure_the_same(spec: SGD | AdamW, tmp_path: Path) -> None:
     whole, first, second = (engine(spec) for _ in range(3))
     for one, starts in [(whole, (0, 23)), (first, (0, 23))]:
         for start in starts:
