@@ -120,7 +120,7 @@ def deadly(fault: str, mark: Path, who: int = 1, after: int = 12) -> tuple[str, 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first, so that two test processes (make test) end at about the same time."""
-    longest = ["ray", "dist", "browser", "integrations", "engine", "gpu", "core"]
+    longest = ["ray", "dist", "browser", "integrations", "engine", "gpu", "users", "core"]
     items.sort(key=lambda item: longest.index(item.path.parent.name))
 
 
