@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from distgrow.checkpoint.export import load_weights
     from distgrow.core.average import ema, tail
     from distgrow.core.budget import Budget, budget
     from distgrow.core.errors import ConfigError
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
 
 #: Every public name: its module, and its name there if that is another.
 _HOMES = {
+    "checkpoint.export": "load_weights",
     "core.average": "ema tail",
     "core.budget": "Budget budget",
     "core.errors": "ConfigError",

@@ -149,6 +149,23 @@ def probe_batch(
 
 
 @app.command()
+def export(
+    run: Annotated[str, typer.Argument(help="The run's folder.")],
+    target: Annotated[str, typer.Argument(help="NAME.safetensors, NAME.pt, or a folder for model.safetensors.")],
+    best: Annotated[bool, typer.Option("--best", help="The checkpoint that run.keep has kept.")] = False,
+    average: Annotated[bool, typer.Option("--average", help="The average of the parameters.")] = False,
+    step: Annotated[int | None, typer.Option(help="The checkpoint of this step; default: the newest.")] = None,
+) -> None:
+    """Write a run's weights to a file that other programs read. The run is not touched."""
+    from distgrow.checkpoint.export import export as write
+
+    file, weights = write(run, target, best=best, average=average, step=step)
+    for damage in weights.damaged:
+        _tell(f"damaged and not used: {damage}")
+    typer.echo(f"{file}: {len(weights.state)} tensors of {weights.checkpoint}")
+
+
+@app.command()
 def report(
     runs: Annotated[list[str], typer.Argument(help="Run folders.")],
     out: Annotated[str | None, typer.Option(help="Folder for the plots; default: the first run's.")] = None,

@@ -1,0 +1,189 @@
+"""Export: a run's weights out of its checkpoints, into a file for other programs or into a model."""
+
+import contextlib
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distgrow.checkpoint import writer
+from distgrow.checkpoint.storage import Folder, at
+from distgrow.core.errors import ConfigError, RunError
+from distgrow.engine.state import read, serialised
+from distgrow.run.folder import RunFolder
+
+FILE = "model.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Hold the state of a model, and the checkpoint that it is from."""
+
+    state: dict[str, Any]
+    checkpoint: Path
+    damaged: tuple[str, ...] = ()  #: what is wrong with newer checkpoints
+
+
+def export(
+    run: str | Path, target: str | Path, *, best: bool = False, average: bool = False, step: int | None = None
+) -> tuple[Path, Weights]:
+    """Write a run's weights to a file, which appears as a whole or not at all; return the file and what is in it.
+
+    Args:
+        run: The run's folder.
+        target: NAME.safetensors, NAME.pt, or a folder for model.safetensors.
+        best: Take the checkpoint that the run kept as its best.
+        average: Take the average of the parameters.
+        step: Take the checkpoint of this step; default: the newest intact one.
+
+    Raises:
+        ConfigError: There is no such checkpoint or average, or it cannot be written so.
+    """
+    file = _file(Path(target))
+    weights = weights_of(run, best=best, average=average, step=step)
+    data = serialised(weights.state) if file.suffix == ".pt" else _safetensors(weights.state)
+    partial = file.with_name(f".partial-{secrets.token_hex(8)}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(data)
+        partial.replace(file)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise RunError(f"cannot write {file}: {error.strerror}; give another path, or free its own") from None
+    return file, weights
+
+
+def load_weights(
+    model: nn.Module,
+    run: str | Path,
+    *,
+    best: bool = False,
+    average: bool = False,
+    step: int | None = None,
+    strict: bool = True,
+) -> None:
+    """Load a run's weights into a model; executes no code from the run's files.
+
+    Args:
+        model: Takes the weights, on the device that it is on.
+        run: The run's folder.
+        best: Take the checkpoint that the run kept as its best.
+        average: Take the average of the parameters.
+        step: Take the checkpoint of this step; default: the newest intact one.
+        strict: Refuse names that only one side has.
+
+    Raises:
+        ConfigError: There is no such checkpoint or average, or it is of another model.
+    """
+    if not isinstance(model, nn.Module):
+        raise ConfigError(
+            f"load_weights(model={type(model).__name__}): give the torch.nn.Module that takes the weights"
+        )
+    weights = weights_of(run, best=best, average=average, step=step)
+    own, state = model.state_dict(), weights.state
+    wrong = [
+        f"{name} has shape {tuple(state[name].shape)} there, {tuple(own[name].shape)} in the model"
+        for name in own
+        if isinstance(own[name], Tensor) and name in state and own[name].shape != state[name].shape
+    ]
+    if strict:
+        wrong += _listed("the run lacks", [name for name in own if name not in state])
+        wrong += _listed("the model lacks", [name for name in state if name not in own])
+    if wrong:
+        way_out = "give the run's own model" + (", or strict=False for the names that both have" if strict else "")
+        raise ConfigError(f"{weights.checkpoint} is of another model: {'; '.join(wrong[:8])}; {way_out}")
+    model.load_state_dict(state, strict=strict)
+
+
+def weights_of(run: str | Path, *, best: bool = False, average: bool = False, step: int | None = None) -> Weights:
+    """Return the weights of a run's checkpoint, on the CPU; see `export`."""
+    checkpoint, damaged = _checkpoint(Path(run), best=best, step=step)
+    if not (checkpoint / "engine.pt").is_file():
+        raise ConfigError(
+            f"{checkpoint} holds the shards of a DeepSpeed run, which are not exported yet; resume the run with "
+            "fit() or 'distgrow train' and save the model there"
+        )
+    state = read(checkpoint / "engine.pt", torch.device("cpu"))
+    model = dict(state["model"])
+    if average:
+        if not state.get("average"):
+            raise ConfigError(
+                f"{checkpoint} holds no average of the parameters; leave out --average, or train with "
+                "average: {kind: ema}"
+            )
+        model = _averaged(model, state["average"])
+    return Weights(model, checkpoint, tuple(damaged))
+
+
+def _checkpoint(run: Path, *, best: bool, step: int | None) -> tuple[Path, Sequence[str]]:
+    """Return the checkpoint that is asked for, and the damage of newer ones if it is the newest intact one."""
+    if best and step is not None:
+        raise ConfigError(f"best and step={step} were both given; each names a checkpoint: leave one out")
+    if step is not None and (isinstance(step, bool) or not isinstance(step, int) or step < 0):
+        raise ConfigError(f"step={step!r} must be a whole number of updates of at least 0")
+    if not (run / "config.yaml").is_file():
+        raise ConfigError(f"{run} is not a run's folder; give run.dir of a run that has begun")
+    store = Folder(RunFolder(run).checkpoints)
+    intact, _, damaged = writer.newest(store)
+    if best:
+        step = writer.kept(store.fetch(intact)).get("best")
+        if step is None:
+            raise ConfigError(f"{run} has kept no best checkpoint; leave out --best, or train with run.keep")
+    if step is None:
+        return store.fetch(intact), damaged
+    name = writer.of_step(store.names(), step)
+    if name is None:
+        there = ", ".join(dict.fromkeys(str(at(name)[0]) for name in store.names()))
+        raise ConfigError(f"step={step}: {run} has no checkpoint of that step; there are those of {there}")
+    if damage := writer.check(store.fetch(name)):
+        raise RunError(f"{store.fetch(name)} is damaged: {damage}; the newest intact one is step={at(intact)[0]}")
+    return store.fetch(name), ()
+
+
+def _averaged(model: Mapping[str, Any], average: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return the model's state with averages in place of what was averaged.
+
+    A tensor that several names share was averaged by one of them.
+    """
+    means = {name.removeprefix("model."): mean for name, mean in average.items() if name.startswith("model.")}
+    shared = {_place(model[name]): mean for name, mean in means.items() if name in model}
+    return {name: shared.get(_place(value), value) for name, value in model.items()}
+
+
+def _place(value: Any) -> Any:
+    """Return what two names of one tensor have in common."""
+    if not isinstance(value, Tensor) or value.numel() == 0:
+        return id(value)
+    return (value.data_ptr(), value.dtype, value.shape, value.stride())
+
+
+def _file(target: Path) -> Path:
+    """Return the file to write."""
+    if target.is_dir() or not target.suffix:
+        return target / FILE
+    if target.suffix not in (".safetensors", ".pt"):
+        raise ConfigError(f"{target}: weights are written to NAME.safetensors, NAME.pt or a folder; give one of these")
+    return target
+
+
+def _safetensors(state: Mapping[str, Any]) -> bytes:
+    """Return tensors as safetensors, which knows no shared ones: each name gets its own copy."""
+    from safetensors.torch import save
+
+    others = [name for name, value in state.items() if not isinstance(value, Tensor)]
+    if others:
+        raise ConfigError(
+            f"safetensors hold tensors alone, and {others[0]} of the model's state is none; write NAME.pt"
+        )
+    return save({name: value.clone().contiguous() for name, value in state.items()}, metadata={"format": "pt"})
+
+
+def _listed(what: str, names: Sequence[str]) -> list[str]:
+    """Return a sentence of a few names, if there are any."""
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return [f"{what} {', '.join(names[:5])}{more}"] if names else []
