@@ -44,9 +44,14 @@ if TYPE_CHECKING:
     from distgrow.growth.tau_nice import tau_nice as tau_nice_batch
     from distgrow.growth.temperature import plateau, temperature
     from distgrow.growth.temperature import temperature as at_temperature
+    from distgrow.optim.adadelta import Adadelta
+    from distgrow.optim.adafactor import Adafactor
+    from distgrow.optim.adagrad import Adagrad
     from distgrow.optim.adamw import AdamW
     from distgrow.optim.groups import ParameterGroup
+    from distgrow.optim.nadam import NAdam
     from distgrow.optim.own import own
+    from distgrow.optim.rmsprop import RMSprop
     from distgrow.optim.sgd import SGD
     from distgrow.tasks.task import Task
     from distgrow.training.evaluation_hooks import EarlyStopping, KeepBest, LogSamples
@@ -89,7 +94,12 @@ _HOMES = {
     "growth.steps": "steps",
     "growth.tau_nice": "tau_nice",
     "growth.temperature": "plateau temperature",
+    "optim.adadelta": "Adadelta",
+    "optim.adafactor": "Adafactor",
+    "optim.adagrad": "Adagrad",
     "optim.adamw": "AdamW",
+    "optim.nadam": "NAdam",
+    "optim.rmsprop": "RMSprop",
     "optim.groups": "ParameterGroup",
     "optim.own": "own",
     "optim.sgd": "SGD",

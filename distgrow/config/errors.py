@@ -34,7 +34,8 @@ def _complaint(item: Any, location: list[str], owner: type[BaseModel] | None, wr
             return f": is missing; add it: {known[location[-1]].description}"
         case "union_tag_invalid":
             given, allowed = item["ctx"]["tag"], item["ctx"]["expected_tags"]
-            close = difflib.get_close_matches(given, re.findall(r"\w+", allowed), n=1)
+            close = difflib.get_close_matches(given, re.findall(r"\w+", allowed))
+            close.sort(key=lambda kind: not kind.startswith(given))
             hint = f"did you mean {close[0]!r}? " if close else ""
             return f".kind={given!r}: unknown; {hint}allowed: {allowed}"
         case "union_tag_not_found":

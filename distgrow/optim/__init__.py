@@ -5,11 +5,20 @@ from typing import Annotated
 from pydantic import Field
 
 from distgrow.core.spec import default_kind
+from distgrow.optim.adadelta import Adadelta
+from distgrow.optim.adafactor import Adafactor
+from distgrow.optim.adagrad import Adagrad
 from distgrow.optim.adamw import AdamW
 from distgrow.optim.base import OptimizerSpec
+from distgrow.optim.nadam import NAdam
 from distgrow.optim.own import Target
+from distgrow.optim.rmsprop import RMSprop
 from distgrow.optim.sgd import SGD
 
-Optimizer = Annotated[SGD | AdamW | Target, Field(discriminator="kind"), default_kind("sgd")]
+Optimizer = Annotated[
+    SGD | AdamW | Adadelta | Adagrad | RMSprop | NAdam | Adafactor | Target,
+    Field(discriminator="kind"),
+    default_kind("sgd"),
+]
 
 __all__ = ["Optimizer", "OptimizerSpec"]

@@ -33,7 +33,7 @@ def loss(model: nn.Module, batch: Any) -> torch.Tensor:
 def trained(engine: EngineSpec, optimizer: OptimizerSpec, folder: Path, world: World) -> torch.Tensor:
     """All parameters after a run over three stages, flat; of a new optimizer, resumed in its middle."""
     found = once(engine, optimizer, folder, world, resume=False)
-    if optimizer.name != "rmsprop":
+    if optimizer.name in ("sgd", "adamw"):
         return found
     world.on_rank0(lambda: shutil.rmtree(folder / "checkpoints" / "step-00000009"))
     return once(engine, optimizer, folder, world, resume=True)
