@@ -109,7 +109,7 @@ def weights_of(run: str | Path, *, best: bool = False, average: bool = False, st
             "fit() or 'distgrow train' and save the model there"
         )
     state = read(checkpoint / "engine.pt", torch.device("cpu"))
-    model = dict(state["model"])
+    model = {**state["model"], **state.get("evaluated", {})}  # the latter of optimizers with an evaluation mode
     if average:
         if not state.get("average"):
             raise ConfigError(

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distgrow import RunSpec, Torch, budget, constant_lr, every, exponential, fit, own
+from distgrow import RunSpec, Torch, budget, constant_lr, every, exponential, fit, load_weights, own
 from distgrow.checkpoint.spec import Checkpointing
 from distgrow.config.load import parse
 from distgrow.core.errors import ConfigError
@@ -152,6 +152,9 @@ def test_evaluation_and_checkpoints_have_the_parameters_of_evaluation_mode(tmp_p
     kept = torch.load(last / "engine.pt", weights_only=True)
     assert all(torch.equal(kept["evaluated"][name], p) for name, p in net.named_parameters())
     assert not torch.equal(kept["model"]["head.weight"], net.head.weight)
+    loaded = Net()
+    load_weights(loaded, tmp_path / "run")
+    assert torch.equal(loaded.head.weight, net.head.weight)
 
 
 def bad(kind: str) -> tuple[Any, dict[str, Any]]:
