@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-#: torch's optimizers that treat each number of a parameter alone, whatever its shape.
+#: torch's optimizers that treat each number of a parameter alone, and whose state ZeRO resumes: not Adagrad.
 _ELEMENTWISE = frozenset(
     {"SGD", "Adam", "AdamW", "Adagrad", "Adadelta", "RMSprop", "NAdam", "RAdam", "Adamax", "ASGD", "Rprop"}
 )
