@@ -17,9 +17,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 #: torch's optimizers that treat each number of a parameter alone, and whose state ZeRO resumes: not Adagrad.
-_ELEMENTWISE = frozenset(
-    {"SGD", "Adam", "AdamW", "Adagrad", "Adadelta", "RMSprop", "NAdam", "RAdam", "Adamax", "ASGD", "Rprop"}
-)
+_ELEMENTWISE = frozenset({"SGD", "Adam", "AdamW", "Adadelta", "RMSprop", "NAdam", "RAdam", "Adamax", "ASGD", "Rprop"})
 #: Those among them that add λθ to the gradient, unless they have decoupled_weight_decay.
 _L2 = frozenset({"SGD", "Adam", "Adagrad", "Adadelta", "RMSprop", "NAdam", "RAdam", "Adamax", "ASGD"})
 
