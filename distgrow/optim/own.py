@@ -134,9 +134,10 @@ class Target(_Own):
         """See OptimizerSpec."""
         found = self._found()
         try:
-            return _joined(found(groups, **self.args), f"optimizer.target={self.target!r}")
+            made = found(groups, **self.args)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"optimizer.args={self.args!r} do not fit {self.target!r}: {error}") from None
+        return _joined(made, f"optimizer.target={self.target!r}")
 
     def made(self, named: "Mapping[str, nn.Parameter]", model: "nn.Module") -> "torch.optim.Optimizer":
         """See OptimizerSpec."""

@@ -15,6 +15,7 @@ from test_failures import FAULTY, task
 from test_resume import kill_group, until_step
 from torch import nn
 
+from distgrow.checkpoint.export import weights_of
 from distgrow.core.errors import ConfigError
 from distgrow.distributed.world import World
 from distgrow.engine.compatible import check_compatible
@@ -57,6 +58,8 @@ def test_every_optimizer_agrees_between_torch_and_every_stage_of_zero(workers: i
     assert {spec().name for spec in union() if not spec().sharded_fault()} <= OPTIMIZERS.keys()
     for optimizer in OPTIMIZERS:
         reference = found[f"torch, {optimizer}"]
+        with pytest.raises(ConfigError, match="shards of a DeepSpeed run"):
+            weights_of(tmp_path / f"zero 1-{optimizer}")
         for zero in (f"zero {stage}" for stage in (1, 2, 3)):
             assert apart(reference, found[f"{zero}, {optimizer}"]) <= 1e-6, f"{zero}, {optimizer}"
             assert ledger(tmp_path / f"{zero}-{optimizer}") == ledger(tmp_path / f"torch-{optimizer}")

@@ -10,12 +10,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from distgrow import RunSpec, budget, constant, constant_lr, ema, fit, load_weights
+from distgrow import KeepBest, RunSpec, budget, constant, constant_lr, ema, fit, load_weights
 from distgrow.checkpoint.export import export
 from distgrow.checkpoint.spec import Checkpointing
 from distgrow.cli import app
 from distgrow.core.errors import ConfigError
 from distgrow.engine.torch import TorchEngine
+from distgrow.training.spec import Evaluation
 
 
 class Tied(nn.Module):
@@ -148,3 +149,25 @@ def test_a_damaged_checkpoint_is_passed_over_or_refused_with_the_intact_one(tmp_
     with pytest.raises(ConfigError, match=r"cannot write .*a.pt/b/model.safetensors: Not a directory"):
         export(tmp_path / "run", tmp_path / "a.pt/b")
     assert not (tmp_path / "b.pt").exists()
+
+
+def test_the_best_is_the_checkpoint_of_the_best_evaluation_and_not_the_newest(tmp_path: Path) -> None:
+    numbers, evaluations, live = torch.Generator().manual_seed(1), list[float](), list[dict[str, Tensor]]()
+    rows = [(torch.randn(4, generator=numbers), k % 4) for k in range(32)]
+
+    def metrics(model: nn.Module, _: Any) -> dict[str, float]:
+        evaluations.append(abs(len(evaluations) - 1.0))  # the second is the best
+        live.append({name: value.clone() for name, value in model.state_dict().items()})
+        return {"score": evaluations[-1]}
+
+    fit(
+        Tied(), loss, rows, test=rows[:8], metrics=metrics, growth=constant(8), lr=constant_lr(0.3),
+        budget=budget(samples=96), hooks=[KeepBest("score")],
+        run=RunSpec(dir=str(tmp_path / "run"), eval=Evaluation(every_steps=3), checkpoint=Checkpointing(keep=1)),
+    )  # fmt: skip
+    best = evaluations.index(0.0)
+    assert best < len(live) - 1
+    loaded = Tied()
+    load_weights(loaded, tmp_path / "run", best=True)
+    assert same(dict(loaded.state_dict()), live[best])
+    assert not same(live[best], live[-1])
