@@ -25,15 +25,18 @@ ENGINES: dict[str, EngineSpec] = {
     "zero 3": DeepSpeed(zero=3, max_micro=6),
 }
 
+#: The stage of ZeRO under which a kind of optimizer is resumed here; those of sgd and adamw have tests of their own.
+RESUMED = {"rmsprop": 1, "adadelta": 2, "nadam": 3}
+
 
 def loss(model: nn.Module, batch: Any) -> torch.Tensor:
     return nn.functional.cross_entropy(model(batch[0]), batch[1])
 
 
 def trained(engine: EngineSpec, optimizer: OptimizerSpec, folder: Path, world: World) -> torch.Tensor:
-    """All parameters after a run over three stages, flat; of a new optimizer, resumed in its middle."""
+    """All parameters after a run over three stages, flat; resumed midway where RESUMED says so."""
     found = once(engine, optimizer, folder, world, resume=False)
-    if optimizer.name in ("sgd", "adamw"):
+    if not isinstance(engine, DeepSpeed) or engine.zero != RESUMED.get(optimizer.name):
         return found
     world.on_rank0(lambda: shutil.rmtree(folder / "checkpoints" / "step-00000009"))
     return once(engine, optimizer, folder, world, resume=True)
