@@ -26,3 +26,6 @@ OPTIMIZERS: dict[str, OptimizerSpec] = {
     ),
     "adamw, groups": AdamW(no_decay=True, groups=[ParameterGroup(match="3", ndim=2, lr_scale=0.3)]),
 }
+
+#: The engine under which an optimizer is resumed; sgd and adamw have tests of their own.
+RESUMED = {"rmsprop": "zero 1", "adadelta": "zero 2", "nadam": "zero 3"}

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from optimizers import OPTIMIZERS
+from optimizers import OPTIMIZERS, RESUMED
 from torch import nn
 
 from distgrow import RunSpec, budget, ema, every, exponential, fit, sqrt_lr
@@ -25,19 +25,14 @@ ENGINES: dict[str, EngineSpec] = {
     "zero 3": DeepSpeed(zero=3, max_micro=6),
 }
 
-#: The stage of ZeRO under which a kind of optimizer is resumed here; those of sgd and adamw have tests of their own.
-RESUMED = {"rmsprop": 1, "adadelta": 2, "nadam": 3}
-
 
 def loss(model: nn.Module, batch: Any) -> torch.Tensor:
     return nn.functional.cross_entropy(model(batch[0]), batch[1])
 
 
-def trained(engine: EngineSpec, optimizer: OptimizerSpec, folder: Path, world: World) -> torch.Tensor:
-    """All parameters after a run over three stages, flat; resumed midway where RESUMED says so."""
-    found = once(engine, optimizer, folder, world, resume=False)
-    if not isinstance(engine, DeepSpeed) or engine.zero != RESUMED.get(optimizer.name):
-        return found
+def resumed(engine: EngineSpec, optimizer: OptimizerSpec, folder: Path, world: World) -> torch.Tensor:
+    """All parameters after a run that was resumed midway."""
+    once(engine, optimizer, folder, world, resume=False)
     world.on_rank0(lambda: shutil.rmtree(folder / "checkpoints" / "step-00000009"))
     return once(engine, optimizer, folder, world, resume=True)
 
@@ -61,9 +56,13 @@ def main(folder: Path) -> None:
     """All engines and optimizers, one after the other, in one process group."""
     with joined("cpu", alone=True) as world:
         found = {
-            f"{engine}, {name}": trained(spec, optimizer, folder / f"{engine}-{name}", world)
+            f"{engine}, {name}": once(spec, optimizer, folder / f"{engine}-{name}", world, resume=False)
             for name, optimizer in OPTIMIZERS.items()
             for engine, spec in ENGINES.items()
+        }
+        found |= {
+            f"{engine}, {name}, resumed": resumed(ENGINES[engine], OPTIMIZERS[name], folder / f"{name}-resumed", world)
+            for name, engine in RESUMED.items()
         }
         if world.rank == 0:
             torch.save(found, folder / "parameters.pt")

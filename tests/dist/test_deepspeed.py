@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from optimizers import OPTIMIZERS, union
+from optimizers import OPTIMIZERS, RESUMED, union
 from test_failures import FAULTY, task
 from test_resume import kill_group, until_step
 from torch import nn
@@ -56,6 +56,8 @@ def test_every_optimizer_agrees_between_torch_and_every_stage_of_zero(workers: i
     in_ranks("parity.py", str(tmp_path), workers=workers)
     found = torch.load(tmp_path / "parameters.pt", weights_only=True)
     assert {spec().name for spec in union() if not spec().sharded_fault()} <= OPTIMIZERS.keys()
+    for optimizer, where in RESUMED.items():
+        assert torch.equal(found[f"{where}, {optimizer}, resumed"], found[f"{where}, {optimizer}"])
     for optimizer in OPTIMIZERS:
         reference = found[f"torch, {optimizer}"]
         with pytest.raises(ConfigError, match="shards of a DeepSpeed run"):
