@@ -48,7 +48,11 @@ if TYPE_CHECKING:
     from distgrow.optim.adafactor import Adafactor
     from distgrow.optim.adagrad import Adagrad
     from distgrow.optim.adamw import AdamW
-    from distgrow.optim.groups import ParameterGroup
+    from distgrow.optim.clars import CLARS
+    from distgrow.optim.groups import ParameterGroup, Parameters
+    from distgrow.optim.lamb import LAMB
+    from distgrow.optim.lars import LARS
+    from distgrow.optim.muon import Muon
     from distgrow.optim.nadam import NAdam
     from distgrow.optim.own import own
     from distgrow.optim.rmsprop import RMSprop
@@ -98,9 +102,13 @@ _HOMES = {
     "optim.adafactor": "Adafactor",
     "optim.adagrad": "Adagrad",
     "optim.adamw": "AdamW",
+    "optim.clars": "CLARS",
+    "optim.lamb": "LAMB",
+    "optim.lars": "LARS",
+    "optim.muon": "Muon",
     "optim.nadam": "NAdam",
     "optim.rmsprop": "RMSprop",
-    "optim.groups": "ParameterGroup",
+    "optim.groups": "ParameterGroup Parameters",
     "optim.own": "own",
     "optim.sgd": "SGD",
     "tasks.task": "Task",

@@ -109,9 +109,9 @@ def plan(
     run = _load(config, overrides)
     pace = run.launch.pace if like is None else measured(like, run.launch.pace)
     possible = show(run, world, rows, pace)
-    if run.optimizer.groups or run.optimizer.no_decay:
-        task = run.task.build(run.model)
-        typer.echo("\n".join(run.optimizer.shown(dict(task.model.named_parameters()))))
+    if run.optimizer.groups or run.optimizer.no_decay or run.optimizer.always_shown:
+        model = run.task.build(run.model).model
+        typer.echo("\n".join(run.optimizer.shown(dict(model.named_parameters()), model)))
     if not possible:
         raise typer.Exit(2)
 

@@ -138,6 +138,8 @@ def _reasons(run: Run, task: Task, plan: Plan) -> list[str]:
     """Return why splits of the batch may differ."""
     modules = list(task.model.modules())
     found = [reason for kind, reason in _REASONS.items() if any(isinstance(module, kind) for module in modules)]
+    if run.optimizer.goes_by_parts:
+        found.append(f"optimizer.kind={run.optimizer.name} goes by the gradients of micro-batches: verify with another")
     if draws(run, task, plan):
         found.append("model or loss draws random numbers anew for every rank and micro-batch: verify without that")
     return found

@@ -127,6 +127,10 @@ def _shown(value: Any) -> str:
     if isinstance(value, BaseModel):
         own = {"kind": value.model_dump()["kind"]} if kinds(type(value)) else {}
         value = {**own, **value.model_dump(mode="json", exclude_unset=True)}
+    if isinstance(value, list):
+        value = [
+            each.model_dump(mode="json", exclude_unset=True) if isinstance(each, BaseModel) else each for each in value
+        ]
     if value is None:
         return "null"
     text = yaml.safe_dump(value, default_flow_style=True, width=10**6, sort_keys=False)

@@ -6,6 +6,7 @@ take it. In between an engine may accumulate, average over ranks, clip and shard
 
 import math
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,19 +30,22 @@ class MicroBatchNorms:
     h_i = w_i·g_i with w_i = n_i·world/B (Plan.weight), so micro-batch i adds |h_i|²/(w_i·world) to the sum.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], world: int) -> None:
-        self._parameters = [parameter for parameter in parameters if parameter.requires_grad]
-        self._world = world
+    def __init__(self, parameters: Iterable[nn.Parameter], world: int, *, each: bool = False) -> None:
+        """Take the parameters; `each`: the sum is wanted for each of them too."""
+        self.parameters = [parameter for parameter in parameters if parameter.requires_grad]
+        self._world, self._each = world, each
         self._hooks: list[RemovableHandle] = []  # none while updates are not measured
-        self._norms: list[Tensor] = []  # of the micro-batch under way, one a parameter
+        self._norms: dict[int, Tensor] = {}  # of the micro-batch under way, by a parameter's number
         self._squares: list[Tensor] = []  # |h_i|²/(w_i·world)
+        self._each_squares: list[Tensor] = []  # the same, one a parameter
 
     def begin(self, plan: Plan) -> None:
         """Forget the last update, and set hooks if this one is measured, else remove them."""
         self._norms.clear()
         self._squares.clear()
+        self._each_squares.clear()
         if plan.window and not self._hooks:
-            self._hooks = [parameter.register_hook(self._see) for parameter in self._parameters]
+            self._hooks = [p.register_hook(partial(self._see, k)) for k, p in enumerate(self.parameters)]
         elif not plan.window and self._hooks:
             self.close()
 
@@ -51,24 +55,36 @@ class MicroBatchNorms:
             hook.remove()
         self._hooks.clear()
 
-    def _see(self, gradient: Tensor) -> None:
-        self._norms.append(torch.linalg.vector_norm(gradient, dtype=_WIDER.get(gradient.dtype)))
+    def _see(self, number: int, gradient: Tensor) -> None:
+        self._norms[number] = _norm(gradient)
 
     @property
     def complete(self) -> bool:
         """Return whether the gradients of all parameters have been seen of the micro-batch under way."""
-        return len(self._norms) == len(self._parameters)
+        return len(self._norms) == len(self.parameters)
 
     def end(self, weight: float, scale: float = 1.0) -> None:
         """End a micro-batch; `weight` and the loss scale `scale` are what its mean loss was multiplied by."""
         if self._norms and weight:  # one without items adds nothing
-            norm = torch.linalg.vector_norm(torch.stack(self._norms))
-            self._squares.append(norm.square().div_(weight * scale**2 * self._world))
+            norm, share = (
+                torch.linalg.vector_norm(torch.stack([*self._norms.values()])),
+                weight * scale**2 * self._world,
+            )
+            self._squares.append(norm.square().div_(share))
+            if self._each:
+                norms = [self._norms.get(k, torch.zeros_like(norm)) for k in range(len(self.parameters))]
+                self._each_squares.append(torch.stack(norms).square_().div_(share))
         self._norms.clear()
 
     def total(self) -> Tensor | None:
         """Return this rank's term of the sum over ranks, without dimensions; None if nothing was seen."""
         return torch.stack(self._squares).sum() if self._squares else None
+
+    def totals(self) -> Tensor:
+        """Return `total` of each parameter apart, where `each` is wanted; zeros if nothing was seen."""
+        if not self._each_squares:
+            return torch.zeros_like(_norm(self.parameters[0].detach())).expand(len(self.parameters)).contiguous()
+        return torch.stack(self._each_squares).sum(0)
 
 
 class StepProducts:
@@ -164,6 +180,11 @@ class StepProducts:
         sums = self.fetch()
         product = sums["gu"] / clipped + sums["pu"] if self._terms["gu"] else math.nan
         return 2 * sums["gp"] / clipped + sums["pp"], product
+
+
+def _norm(gradient: Tensor) -> Tensor:
+    """Return the norm in single precision at least."""
+    return torch.linalg.vector_norm(gradient, dtype=_WIDER.get(gradient.dtype))
 
 
 def _stepping(group: dict[str, Any]) -> list[Any]:

@@ -13,10 +13,12 @@ from distgrow.core.errors import ConfigError
 from distgrow.core.plan import Plan
 from distgrow.distributed.world import World
 from distgrow.engine.batches import Loss, Metrics, check_memory, checked_loss, memory_for, place, ran_out_of_memory
+from distgrow.engine.clipping import clip_factor, clip_over_items, norm_of
 from distgrow.engine.ddp import DataParallel
 from distgrow.engine.functional import FunctionalObjective
 from distgrow.engine.items import Items
 from distgrow.engine.objective import compile_in_place, empty_copy, to_precision
+from distgrow.engine.part_norms import tell_parts
 from distgrow.engine.spec import Torch
 from distgrow.engine.state import load_module, read, written
 from distgrow.engine.stats import MakeStats, UpdateStats
@@ -51,7 +53,7 @@ class TorchEngine(AccumulatingEngine):
             compile_in_place(model)
         super().__init__(model, loss, metrics=metrics, optimizer=optimizer, world=world, items=items)
         self.optimizer, self._clip = optimizer.made(self._objective.named(), model), optimizer.clip
-        self._modes = has_modes(self.optimizer)
+        self._by_parts, self._modes = optimizer.goes_by_parts, has_modes(self.optimizer)
         self._set_mode("train")
         self._state_copies, self._used = optimizer.state_copies, False
         settings = {"bucket_mb": self.spec.bucket_mb, "find_unused": self.spec.find_unused}
@@ -118,13 +120,16 @@ class TorchEngine(AccumulatingEngine):
         if reduced.failed:
             return self._dropped(reduced, grad_norm, failed=True)
         if self._items is not None:
-            grad_norm = self._over_items(reduced.weight, grad_norm)
+            grad_norm = clip_over_items(self._parameters, self._clip, reduced.weight, grad_norm)
         if not math.isfinite(grad_norm):
             # ranks whose last backward failed halfway have sent NaN, but may have sent their stats before
             return self._dropped(reduced, grad_norm, failed=self.world.sum([stats.failed])[0] > 0)
         try:
             self._products.before_step(self.optimizer)
             self._products.fetch()  # waits for a GPU, which has no step to make yet
+            if self._by_parts:
+                factor, items = clip_factor(self._clip, grad_norm), self._items is not None
+                tell_parts(self.optimizer, self._norms, plan, reduced, self.world, clipped=factor, items=items)
             self.step(plan.lr)
             self._products.after_step(self.optimizer)
         except (RuntimeError, MemoryError) as error:
@@ -174,23 +179,12 @@ class TorchEngine(AccumulatingEngine):
     def _clipped_norm(self) -> Tensor:
         """Return the norm of the mean gradient, which is then clipped; a non-finite one is the same on every rank.
 
-        With items it is not divided yet by what they are, and not clipped: see _over_items.
+        With items it is not divided yet by what they are, and not clipped: see clip_over_items.
         """
-        grads = [p.grad for p in self._parameters if p.grad is not None]
-        # as nn.utils.get_total_norm, which sorts by device first and takes twice as long
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))  # pyright: ignore[reportPrivateImportUsage]
+        norm = norm_of(self._parameters)
         if self._clip is not None and self._items is None:
             nn.utils.clip_grads_with_norm_(self._parameters, self._clip, norm)
         return norm
-
-    def _over_items(self, weight: float, grad_norm: float) -> float:
-        """Divide the gradient by `weight`, clip it, and return the norm between; NaN if there were no items."""
-        grad_norm = grad_norm / weight if weight else math.nan
-        clipped = 1.0 if self._clip is None else min(1.0, self._clip / (grad_norm + 1e-6))
-        if math.isfinite(grad_norm) and clipped != weight:
-            grads = [p.grad for p in self._parameters if p.grad is not None]
-            torch._foreach_mul_(grads, clipped / weight)  # pyright: ignore[reportPrivateImportUsage]
-        return grad_norm
 
     def _forget(self) -> None:
         """Drop the gradients; Optimizer.zero_grad does the same, many times slower."""

@@ -62,11 +62,12 @@ class AccumulatingEngine(ABC):
         self._items, self._metrics = items, metrics or mean_loss(loss, items)
         self.tokens: Tokens | None = items
         self._loss = loss
-        self.groups = optimizer.shown(self._objective.named())
+        self.groups = optimizer.shown(self._objective.named(), model)
         self._penalties = _by_full_name(self._objective, optimizer)
         self._parameters = self._objective.trained()
         self._buffers = Buffers(self._objective)
-        self._norms, self._products = MicroBatchNorms(self._parameters, world.size), StepProducts(optimizer)
+        self._norms = MicroBatchNorms(self._parameters, world.size, each=optimizer.goes_by_parts)
+        self._products = StepProducts(optimizer)
         self._checked = False
         self._average: WeightAverage | None = None  # until an update asks for one
 

@@ -29,6 +29,7 @@ class Controller:
     stages: Stages = field(default_factory=Stages)
     lr: LR = field(default_factory=LR)
     average: AverageSpec | None = None  #: of the parameters
+    needs: frozenset[Measure] = frozenset()  #: what the optimizer needs to be measured, beside what growth needs
     budget: Budget
     epoch: int  #: samples of one pass over the training set
     world: int = 1  #: ranks of the group at hand
@@ -67,7 +68,7 @@ class Controller:
 
     @cached_property
     def _needs(self) -> frozenset[Measure]:
-        return self.growth.needs
+        return self.growth.needs | self.needs
 
     @cached_property
     def _whole_axis(self) -> Span:

@@ -9,7 +9,7 @@ from distgrow.core.lr import LR
 from distgrow.core.noise_stats import Measuring
 from distgrow.core.scaling import Group
 from distgrow.core.stages import Stages
-from distgrow.growth.base import GrowthPolicy
+from distgrow.growth.base import GrowthPolicy, Measure
 from distgrow.growth.controller import Controller
 
 
@@ -22,6 +22,7 @@ class Schedule:
     stages: Stages = field(default_factory=Stages)
     lr: LR = field(default_factory=LR)
     average: AverageSpec | None = None
+    needs: frozenset[Measure] = frozenset()  #: what the optimizer needs to be measured, beside what growth needs
 
     def controller(
         self,
@@ -51,6 +52,7 @@ class Schedule:
             stages=self.stages if epoch < ENDLESS else self._stages_in_samples(),
             lr=self.lr,
             average=self.average,
+            needs=self.needs,
             budget=self.budget,
             epoch=epoch,
             world=world,

@@ -25,6 +25,11 @@ class OptimizerSpec(Spec, ABC):
     """How the learning rate follows the batch where other settings leave it open."""
     per_tensor: ClassVar[bool] = False
     """Whether a step uses a norm, or the shape, of a whole parameter; ZeRO's flat shards have neither."""
+    goes_by_parts: ClassVar[bool] = False
+    """Whether steps use the norms of the gradients of single micro-batches, which are then measured. The torch
+    optimizer has a method `see` for them."""
+    always_shown: ClassVar[bool] = False
+    """Whether it trains some parameters otherwise than others, without being asked to."""
     adam_moments: ClassVar[bool] = False
     """Whether the state is `exp_avg` and `exp_avg_sq`, the only one that DeepSpeed's universal format knows."""
     l2: ClassVar[bool] = False
@@ -107,9 +112,10 @@ class OptimizerSpec(Spec, ABC):
         """Return the parameters in their groups."""
         return grouped(named, self.groups, no_decay=self.no_decay)
 
-    def shown(self, named: "Mapping[str, nn.Parameter]") -> list[str]:
-        """Return a line for each group of the parameters; none if all train alike."""
-        return [group.shown() for group in self.grouped(named)] if self.groups or self.no_decay else []
+    def shown(self, named: "Mapping[str, nn.Parameter]", model: "nn.Module") -> list[str]:
+        """Return a line for each group of the parameters; none if all train alike. Arguments as for `made`."""
+        told = self.always_shown or self.groups or self.no_decay
+        return [group.shown() for group in self.grouped(named)] if told else []
 
     def penalties(self, named: "Mapping[str, nn.Parameter]") -> dict[str, float]:
         """Return λ of each parameter's L2 penalty, by name; those without one are left out."""

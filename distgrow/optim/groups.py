@@ -2,9 +2,9 @@
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -20,17 +20,13 @@ Group = dict[str, Any]
 OWN = ("lr_scale", "weight_decay")
 
 
-class ParameterGroup(Spec):
-    """Parameters that train differently. A parameter belongs to the first group that it matches."""
+class Parameters(Spec):
+    """Some of a model's parameters, by name or number of dimensions. If both are given, both must match."""
 
     match: str | None = None
     """Regular expression that is searched for in the parameter's name: "bias|norm", "^head"."""
     ndim: Annotated[int, Field(ge=0)] | None = None
     """Number of dimensions: 1 for biases and the weights of norms."""
-    lr_scale: Annotated[float, Field(ge=0)] = 1.0
-    """Factor of the learning rate."""
-    weight_decay: Annotated[float, Field(ge=0)] | None = None
-    """Weight decay. Default: the optimizer's."""
 
     @field_validator("match")
     @classmethod
@@ -42,7 +38,7 @@ class ParameterGroup(Spec):
         return value
 
     @model_validator(mode="after")
-    def _matches_something(self) -> "ParameterGroup":
+    def _matches_something(self) -> Self:
         if self.match is None and self.ndim is None:
             raise ConfigError("a group needs match or ndim, which say what parameters it has")
         return self
@@ -57,6 +53,15 @@ class ParameterGroup(Spec):
         asked = {"match": self.match, "ndim": self.ndim}
         return ", ".join(f"{key}={value!r}" for key, value in asked.items() if value is not None)
 
+
+class ParameterGroup(Parameters):
+    """Parameters that train differently. A parameter belongs to the first group that it matches."""
+
+    lr_scale: Annotated[float, Field(ge=0)] = 1.0
+    """Factor of the learning rate."""
+    weight_decay: Annotated[float, Field(ge=0)] | None = None
+    """Weight decay. Default: the optimizer's."""
+
     def own(self) -> dict[str, float]:
         """Return the settings that differ from the optimizer's."""
         scale = {} if self.lr_scale == 1 else {"lr_scale": self.lr_scale}
@@ -70,17 +75,27 @@ class Grouped:
     label: str  #: what put them there, for messages
     names: list[str]
     parameters: "list[nn.Parameter]"
-    own: Mapping[str, float]  #: settings of the group's own, some of OWN
+    own: Mapping[str, float]  #: settings of the group's own: some of OWN, and what its optimizer alone knows
 
     def shown(self) -> str:
         """Return a line that says what the group has."""
         numbers = sum(math.prod(parameter.shape) for parameter in self.parameters)
-        own = "".join(f", {name} {value:g}" for name, value in self.own.items())
+        own = "".join(f", {name} {value:g}" for name, value in self.own.items() if name in OWN)
         return f"parameters of {self.label}: {len(self.names)}, {numbers:,} numbers{own}"
 
     def for_torch(self) -> Group:
         """Return the group as torch's optimizers take it."""
         return {"params": self.parameters, **self.own}
+
+    def parted(self, told: Callable[[str, "nn.Parameter"], bool]) -> "tuple[Grouped | None, Grouped | None]":
+        """Return the group's parameters that are told apart, by name and value, and the others. None: no such."""
+        sides: list[dict[str, nn.Parameter]] = [{}, {}]
+        for name, parameter in zip(self.names, self.parameters, strict=True):
+            sides[not told(name, parameter)][name] = parameter
+        apart, others = (
+            replace(self, names=list(side), parameters=list(side.values())) if side else None for side in sides
+        )
+        return apart, others
 
 
 def grouped(named: "Mapping[str, nn.Parameter]", groups: Sequence[ParameterGroup], *, no_decay: bool) -> list[Grouped]:

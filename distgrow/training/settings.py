@@ -11,7 +11,7 @@ from distgrow.core.spec import Spec
 from distgrow.core.stages import Stages
 from distgrow.engine.compatible import check_compatible
 from distgrow.engine.spec import EngineSpec, Torch, most_rows
-from distgrow.growth.base import GrowthPolicy
+from distgrow.growth.base import GrowthPolicy, Measure
 from distgrow.growth.controller import Controller
 from distgrow.growth.schedule import Schedule
 from distgrow.optim import OptimizerSpec
@@ -64,7 +64,14 @@ class Settings(Spec):
 
     def schedule(self) -> Schedule:
         """Return what decides batch size, learning rate and end."""
-        return Schedule(growth=self.growth, stages=self.stages, lr=self.lr, average=self.average, budget=self.budget)
+        return Schedule(
+            growth=self.growth,
+            stages=self.stages,
+            lr=self.lr,
+            average=self.average,
+            budget=self.budget,
+            needs=frozenset({Measure.NOISE} if self.optimizer.goes_by_parts else ()),
+        )
 
     def controller_of(self, epoch: int, world: int, group: Group | None = None) -> Controller:
         """Return the schedule on `world` ranks for a training set of `epoch` samples.

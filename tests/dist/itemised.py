@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from optimizers import union
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -28,7 +29,12 @@ ENGINES: dict[str, EngineSpec] = {
     "zero 1, bfloat16": DeepSpeed(zero=1, max_micro=2, precision="bfloat16"),
     "zero 2, bfloat16": DeepSpeed(zero=2, max_micro=2, precision="bfloat16"),
 }
-OPTIMIZERS: dict[str, OptimizerSpec] = {"adamw": AdamW(weight_decay=0.1), "clipped": SGD(momentum=0.9, clip=0.3)}
+#: Those that need whole parameters train under torch alone.
+OPTIMIZERS: dict[str, OptimizerSpec] = {
+    "adamw": AdamW(weight_decay=0.1),
+    "clipped": SGD(momentum=0.9, clip=0.3),
+    **{spec().name: spec(clip=0.3) for spec in union() if spec.per_tensor},
+}
 BATCH, UPDATES = 8, 6
 
 
@@ -47,6 +53,11 @@ class Texts(torch.utils.data.Dataset[Any]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         return self.tokens[index], self.labels[index]
+
+
+def engines(optimizer: OptimizerSpec) -> dict[str, EngineSpec]:
+    """Return the engines that can train with an optimizer."""
+    return {"float64": ENGINES["float64"]} if optimizer.per_tensor else ENGINES
 
 
 def loss(model: nn.Module, batch: Any) -> Tensor:
@@ -76,7 +87,7 @@ def main(folder: Path) -> None:
         found = {
             f"{engine}, {name}": trained(spec, optimizer, folder / f"{engine}-{name}", world, whole=False)
             for name, optimizer in OPTIMIZERS.items()
-            for engine, spec in ENGINES.items()
+            for engine, spec in engines(optimizer).items()
         }
         if world.rank == 0:
             torch.save(found, folder / "parameters.pt")

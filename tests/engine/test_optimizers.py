@@ -118,6 +118,11 @@ def test_a_resumed_run_is_the_one_that_never_stopped(kind: type[OptimizerSpec], 
         ("{kind: nadam, beta1: -0.1}", "optimizer.*beta1"),
         ("{kind: adafactor, d: 0.5}", "optimizer.*d"),
         ("{kind: adafactor, beta2_decay: 0}", "optimizer.*beta2_decay"),
+        ("{kind: lars, trust: 0}", "optimizer.*trust"),
+        ("{kind: clars, max_ratio: 0}", "optimizer.*max_ratio"),
+        ("{kind: lamb, exclude: [{}]}", "optimizer.*exclude.*match or ndim"),
+        ("{kind: muon, momentum: 1}", "optimizer.*momentum"),
+        ("{kind: muon, exclude: [{match: '('}]}", "optimizer.*exclude.*no regular expression"),
     ],
 )
 def test_what_is_no_setting_is_refused_by_its_key(optimizer: str, said: str) -> None:

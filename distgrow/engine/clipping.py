@@ -1,0 +1,31 @@
+"""Norm and clipping of a mean gradient that a rank has whole; knows no engine."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+def gradients(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+    """Return the gradients of those parameters that have one."""
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]
+
+
+def norm_of(parameters: Sequence[nn.Parameter]) -> Tensor:
+    """Return the norm of the gradient; as nn.utils.get_total_norm, which sorts by device and takes twice as long."""
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients(parameters))))  # pyright: ignore[reportPrivateImportUsage]
+
+
+def clip_factor(clip: float | None, norm: float) -> float:
+    """Return what a gradient of this norm is multiplied by: torch's, 1 without a clip."""
+    return 1.0 if clip is None else min(1.0, clip / (norm + 1e-6))
+
+
+def clip_over_items(parameters: Sequence[nn.Parameter], clip: float | None, weight: float, norm: float) -> float:
+    """Divide a gradient of this norm by `weight`, clip it, and return the norm between; NaN if there were no items."""
+    norm = norm / weight if weight else math.nan
+    factor = clip_factor(clip, norm)
+    if math.isfinite(norm) and factor != weight:
+        torch._foreach_mul_(gradients(parameters), factor / weight)  # pyright: ignore[reportPrivateImportUsage]
+    return norm
