@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from distgrow.checkpoint import writer
 from distgrow.checkpoint.storage import Folder, at
 from distgrow.core.errors import ConfigError, RunError
-from distgrow.engine.state import read, serialised
+from distgrow.engine import shard_weights
+from distgrow.engine.shard_files import listed, restricted
+from distgrow.engine.state import serialised
 from distgrow.run.folder import RunFolder
 
 FILE = "model.safetensors"
@@ -103,21 +104,24 @@ def load_weights(
 def weights_of(run: str | Path, *, best: bool = False, average: bool = False, step: int | None = None) -> Weights:
     """Return the weights of a run's checkpoint, on the CPU; see `export`."""
     checkpoint, damaged = _checkpoint(Path(run), best=best, step=step)
-    if not (checkpoint / "engine.pt").is_file():
+    model = _state(checkpoint, average=average)
+    if average and not model:
         raise ConfigError(
-            f"{checkpoint} holds the shards of a DeepSpeed run, which are not exported yet; resume the run with "
-            "fit() or 'distgrow train' and save the model there"
+            f"{checkpoint} holds no average of the parameters; leave out --average, or train with "
+            "average: {kind: ema}"
         )
-    state = read(checkpoint / "engine.pt", torch.device("cpu"))
-    model = {**state["model"], **state.get("evaluated", {})}  # the latter of optimizers with an evaluation mode
-    if average:
-        if not state.get("average"):
-            raise ConfigError(
-                f"{checkpoint} holds no average of the parameters; leave out --average, or train with "
-                "average: {kind: ema}"
-            )
-        model = _averaged(model, state["average"])
     return Weights(model, checkpoint, tuple(damaged))
+
+
+def _state(checkpoint: Path, *, average: bool) -> dict[str, Any]:
+    """Return the model's state in a checkpoint, or that with averages in it. It is empty if there are none."""
+    if "engine.pt" not in (listed(checkpoint) or ()):
+        return shard_weights.weights(checkpoint, average=average)
+    state = restricted(checkpoint / "engine.pt", ())
+    model = {**state["model"], **state.get("evaluated", {})}  # the latter of optimizers with an evaluation mode
+    if not average:
+        return model
+    return _averaged(model, state["average"]) if state.get("average") else {}
 
 
 def _checkpoint(run: Path, *, best: bool, step: int | None) -> tuple[Path, Sequence[str]]:

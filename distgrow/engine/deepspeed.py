@@ -41,6 +41,8 @@ _ZERO_3 = (
     "applied_pre_backward_ref_cnt",
     "all_parameters",
 )
+#: What DeepSpeed's optimizers call a rank's float32 shards: ZeRO 3, ZeRO 1 and 2, ZeRO 1 in bfloat16.
+_MASTERS = ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups", "fp32_groups_flat_partition")
 
 
 class DeepSpeedEngine(AccumulatingEngine):
@@ -172,7 +174,7 @@ class DeepSpeedEngine(AccumulatingEngine):
     def averaged(self) -> dict[str, torch.Tensor]:
         """See AccumulatingEngine: float32 shards, whatever precision the forward pass uses."""
         zero = self._engine.optimizer
-        shards = zero.fp32_partitioned_groups_flat if self.spec.zero == 3 else zero.single_partition_of_fp32_groups
+        shards = next(getattr(zero, name) for name in _MASTERS if hasattr(zero, name))
         return {**{f"shard {k}": shard for k, shard in enumerate(shards)}, **dict(self._objective.named_buffers())}
 
     @contextmanager

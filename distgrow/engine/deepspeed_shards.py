@@ -2,8 +2,6 @@
 
 import contextlib
 import io
-import json
-import re
 import secrets
 import shutil
 import tempfile
@@ -11,7 +9,6 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-import torch
 from deepspeed.checkpoint import ds_to_universal
 from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
 from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
@@ -21,14 +18,11 @@ from filelock import FileLock
 
 from distgrow.core.errors import RunError
 from distgrow.distributed.world import World
+from distgrow.engine.shard_files import TAG, check, restricted
 from distgrow.engine.state import serialised
 from distgrow.run.folder import storing
 
-_TAG = "deepspeed"
-_MANIFEST = "manifest.json"
-#: Names of shards in a checkpoint's folder.
-_SHARD = re.compile(rf"{_TAG}/((bf16_)?zero_pp_rank_\d+_)?mp_rank_\d+_(model|optim)_states\.pt")
-#: What DeepSpeed's files hold beside tensors and plain values: records without behaviour.
+#: The classes that RECORDS names.
 _RECORDS = [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]
 
 
@@ -43,7 +37,7 @@ class Shards:
     def snapshot(self) -> dict[str, bytes]:
         """Return the native shards of this rank, by their names. Collective: every rank must call."""
         with tempfile.TemporaryDirectory() as folder:  # for a script of its own that DeepSpeed leaves there
-            self._engine.save_checkpoint(folder, tag=_TAG, save_latest=False)
+            self._engine.save_checkpoint(folder, tag=TAG, save_latest=False)
             return self._files.taken(Path(folder))
 
     def load(self, folder: Path) -> None:
@@ -54,7 +48,7 @@ class Shards:
         """
         ranks = self._world.on_rank0(lambda: check(folder))
         if ranks == self._world.size:
-            self._engine.load_checkpoint(str(folder), tag=_TAG)
+            self._engine.load_checkpoint(str(folder), tag=TAG)
             return
         if not self._resizes:
             raise RunError(
@@ -64,9 +58,9 @@ class Shards:
         # nobody can have put anything into a folder of a name that is drawn here
         name = self._world.on_rank0(lambda: f".partial-universal-{folder.name}-{secrets.token_hex(16)}")
         universal = folder.with_name(name)
-        self._world.on_all_ranks(lambda: convert_once(folder / _TAG, universal / _TAG))
+        self._world.on_all_ranks(lambda: convert_once(folder / TAG, universal / TAG))
         self._engine._config.load_universal_checkpoint = True  # DeepSpeed asks its config, which knew no checkpoint
-        self._engine.load_checkpoint(str(universal), tag=_TAG)
+        self._engine.load_checkpoint(str(universal), tag=TAG)
         self._engine._config.load_universal_checkpoint = False
         self._world.sum([0.0])  # every rank has read it
         shutil.rmtree(universal, ignore_errors=True)  # each host has its own, or all have one
@@ -86,7 +80,7 @@ class _Files(TorchCheckpointEngine):
 
     def load(self, path: str, map_location: Any = None) -> Any:
         """Read one file; executes no code from it."""
-        return _restricted(Path(path), map_location=map_location)
+        return restricted(Path(path), _RECORDS, map_location=map_location)
 
     def taken(self, folder: Path) -> dict[str, bytes]:
         """Return what was kept, by names relative to `folder`, and forget it."""
@@ -103,41 +97,6 @@ def _without_enums(state: Any) -> Any:
     if type(state) in (list, tuple):
         return type(state)(_without_enums(value) for value in state)
     return state
-
-
-def check(folder: Path) -> int:
-    """Check the shards of a checkpoint, and return the number of ranks that wrote them.
-
-    DeepSpeed's conversion unpickles every file that it finds, and a pickle can execute what it says. So the folder may
-    hold nothing but shards that the checkpoint's manifest lists, and each is first read by torch's restricted
-    unpickler (its tensors stay on the disk), which builds nothing but tensors, plain values and _RECORDS.
-
-    Raises:
-        RunError: There is something else, or a shard holds more than data.
-    """
-    shards = folder / _TAG
-    listed = (
-        set(json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))) if (folder / _MANIFEST).exists() else None
-    )
-    for file in sorted(shards.rglob("*")):
-        name = file.relative_to(folder).as_posix()
-        known = _SHARD.fullmatch(name) and file.is_file() and not file.is_symlink()
-        if not known or (listed is not None and name not in listed):
-            raise RunError(
-                f"{file} is no part of the checkpoint, and reading it could execute code; remove it, and find out who "
-                "has put it there"
-            )
-        try:
-            _restricted(file, map_location="cpu", mmap=True)
-        except Exception as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise RunError(f"{file} is not a checkpoint that can be loaded without executing code: {reason}") from None
-    return len(list(shards.glob("*optim_states.pt")))
-
-
-def _restricted(file: Path, **options: Any) -> Any:
-    with torch.serialization.safe_globals(_RECORDS):
-        return torch.load(file, weights_only=True, **options)
 
 
 def convert_once(native: Path, universal: Path) -> None:

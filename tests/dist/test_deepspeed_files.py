@@ -9,10 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-pytest.importorskip("deepspeed", reason="needs the extra 'deepspeed'")
-
 from distgrow.core.errors import RunError
-from distgrow.engine.deepspeed_shards import check
+from distgrow.engine.shard_files import check
 
 MODEL, OPTIM = "mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_optim_states.pt"
 
