@@ -23,6 +23,7 @@ from distgrow.distributed.world import World
 from distgrow.engine.spec import DeepSpeed, EngineSpec, most_rows
 from distgrow.growth import Growth
 from distgrow.growth.controller import Controller
+from distgrow.optim.own import own
 from distgrow.optim.sgd import SGD
 from distgrow.run.folder import RunFolder
 from distgrow.run.stop import StopRequests
@@ -73,6 +74,11 @@ def cross_entropy(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     return F.cross_entropy(model(inputs), labels)
 
 
+def torchs(optimizer: str, task: Task) -> torch.optim.Optimizer:
+    """An optimizer of torch.optim by name, with its default settings."""
+    return getattr(torch.optim, optimizer)(task.model.parameters(), lr=LR_BASE)
+
+
 # ── the contestants ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -97,11 +103,11 @@ class Rows:
 class Bare:
     """The loop that one writes by hand: DDP and no_sync."""
 
-    def __init__(self, task: Task, world: World, *, logging: bool = False) -> None:
+    def __init__(self, task: Task, world: World, *, optimizer: str = "SGD", logging: bool = False) -> None:
         self.logging, self.rows = logging, Rows(task, world)
         self.model = task.model
         self.ddp = DistributedDataParallel(task.model, gradient_as_bucket_view=True) if world.size > 1 else None
-        self.optimizer = torch.optim.SGD(task.model.parameters(), lr=LR_BASE)
+        self.optimizer = torchs(optimizer, task)
         self.losses: list[float] = []
         self.norms: list[float] = []
 
@@ -192,8 +198,12 @@ def build_job(
     folder: Path,
     stages: Stages | None = None,
     measuring: Measuring | None = None,
+    optimizer: str | None = None,
 ) -> Endless:
-    """All that fit() puts together, with metrics.jsonl in `folder` as the only tracker."""
+    """All that fit() puts together, with metrics.jsonl in `folder` as the only tracker.
+
+    `optimizer` names one of torch.optim, which is given as a user's own; None: distgrow's SGD.
+    """
     folder.mkdir(exist_ok=True)
     run = RunSpec(dir=str(folder), checkpoint=Checkpointing(every_s=1e9))
     controller = Controller(
@@ -206,14 +216,17 @@ def build_job(
         max_micro=most_rows(engine.max_micro, len(task.train)),
         measuring=measuring or Measuring(),
     )
-    machine = engine.build(task.model, task.loss, metrics=None, optimizer=SGD(), world=world)
+    spec = SGD() if optimizer is None else own(torchs(optimizer, task))
+    machine = engine.build(task.model, task.loss, metrics=None, optimizer=spec, world=world)
     tracker = JSONL(folder / "metrics.jsonl") if world.rank == 0 else NullTracker()
     place = RunFolder(folder)
     return Endless(task, controller, machine, tracker, place, run, world, StopRequests(place))
 
 
-def bare_loop(task: Task, world: World, engine: EngineSpec, accum: int, *, logging: bool = False) -> Loop:
-    """The hand-written loop that an engine is held against."""
+def bare_loop(
+    task: Task, world: World, engine: EngineSpec, accum: int, *, optimizer: str | None = None, logging: bool = False
+) -> Loop:
+    """The hand-written loop that an engine is held against; `optimizer` as for `build_job`."""
     if isinstance(engine, DeepSpeed):
         return BareDeepSpeed(task, world, engine.zero, accum, logging=logging)
-    return Bare(task, world, logging=logging)
+    return Bare(task, world, optimizer=optimizer or "SGD", logging=logging)

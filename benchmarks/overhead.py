@@ -2,6 +2,7 @@
 
 `python benchmarks/overhead.py` measures plain torch in one process here and in two under torchrun;
 `--engine deepspeed` measures ZeRO 1 and 2 against loops around DeepSpeed's engine. Every rank uses one thread.
+`--optimizer Adadelta` measures one process with that optimizer of torch, given as a user's own, on both sides.
 `--against REVISION` compares the updates of this checkout with those of another one, without a bare loop.
 """
 
@@ -116,15 +117,16 @@ def distgrow_block(job: Trainer, updates: int, world: World) -> Block:
     return run
 
 
-def measure_overhead(case: Case, world: World, rounds: int, folder: Path) -> Overhead:
+def measure_overhead(case: Case, world: World, rounds: int, folder: Path, optimizer: str | None = None) -> Overhead:
     """Blocks of distgrow, the bare loop and the bare loop with logging, taking turns."""
     micro = case.engine.max_micro
     assert isinstance(micro, int)
-    job = build_job(
-        build(case.model), world, Constant(start=micro * case.accum * world.size), engine=case.engine, folder=folder
+    growth = Constant(start=micro * case.accum * world.size)
+    job = build_job(build(case.model), world, growth, engine=case.engine, folder=folder, optimizer=optimizer)
+    bare, logging = (
+        bare_loop(build(case.model), world, case.engine, case.accum, optimizer=optimizer, logging=logging)
+        for logging in (False, True)
     )
-    bare = bare_loop(build(case.model), world, case.engine, case.accum)
-    logging = bare_loop(build(case.model), world, case.engine, case.accum, logging=True)
     blocks = {
         "distgrow": distgrow_block(job, case.updates, world),
         "bare": block(lambda: bare.updates(case.updates, micro, case.accum), world),
@@ -184,6 +186,14 @@ def extra_of_first(moments: list[float], updates: int) -> list[float]:
 
 
 # ── running and showing ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def measure_own(optimizer: str, *, quick: bool) -> Iterator[Overhead]:
+    """Every row of plain torch in one process, with a user's own optimizer."""
+    torch.set_num_threads(1)
+    with joined("cpu") as world, tempfile.TemporaryDirectory() as folder:
+        for case in CASES["torch"]:
+            yield measure_overhead(case, world, 4 if quick else 100, Path(folder), optimizer)
 
 
 def measure(engine: str, *, quick: bool) -> Iterator[Overhead | Transition]:
@@ -254,7 +264,14 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--engine", choices=list(CASES), default="torch", help="what computes")
     parser.add_argument("--against", metavar="REVISION", help="only compare with this revision or checkout")
+    parser.add_argument("--optimizer", metavar="NAME", help="only measure this optimizer of torch.optim")
     options = parser.parse_args()
+    if options.optimizer:
+        own = list(measure_own(options.optimizer, quick=options.quick))
+        if options.jsonl:
+            keep(options.jsonl, own)
+        show(reports([*own]), markdown=options.markdown)
+        return
     if options.against:
         names = [f"{case.model.upper()} × {case.accum}" for case in CASES["torch"]]
         show([against(options.against, names, 4 if options.quick else 100)], markdown=options.markdown)

@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
@@ -25,7 +26,7 @@ DOC = str | None
 
 def page() -> str:
     """Return the whole page."""
-    return "\n".join([HEAD, *_fit(), *_result(), *_names()])
+    return "\n".join([HEAD, *_fit(), *_examples(), *_result(), *_names()])
 
 
 def parts(docstring: DOC) -> dict[str, str]:
@@ -75,6 +76,27 @@ def _fit() -> Iterator[str]:
     for title in ("Returns", "Raises"):
         if title in told:
             yield from (f"**{title}**", "", *_list(told[title]), "")
+
+
+def examples() -> dict[str, str]:
+    """Return docs/fit_examples.py in parts: by argument, and under "" what all of them share."""
+    text = (Path(__file__).parent / "fit_examples.py").read_text(encoding="utf-8")
+    shared, *others = re.split(r"^# %% ", text, flags=re.M)
+    shared = shared.partition('"""\n\n')[2]  # without the module's docstring
+    return {"": shared.strip()} | {name: code.strip() for name, _, code in (each.partition("\n") for each in others)}
+
+
+def _examples() -> Iterator[str]:
+    """Yield the script of examples, part by part."""
+    yield from (
+        "## An example of each argument",
+        "",
+        "They are one script, `docs/fit_examples.py`, which the tests run.",
+        "",
+    )
+    for name, code in examples().items():
+        yield from ([f"### `{name}`", ""] if name else [])
+        yield from ("```python", code, "```", "")
 
 
 def _signature() -> Iterator[str]:
