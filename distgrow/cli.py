@@ -71,6 +71,9 @@ def train(
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that run.dir holds.")] = False,
     auto_resume: Annotated[bool, typer.Option("--auto-resume", help="The same, or begin if there is none.")] = False,
+    rebudget: Annotated[
+        bool, typer.Option("--rebudget", help="Resume with another budget even if that changes growth or lr.")
+    ] = False,
     asked: Annotated[int | None, typer.Option(hidden=True, help="For ranks that others may follow.")] = None,
 ) -> None:
     """Train, in this process, in the group that torchrun made, or through Ray (launch.kind=ray)."""
@@ -80,13 +83,15 @@ def train(
         raise ConfigError("--resume and --auto-resume were both given; --auto-resume alone also begins a run")
     run = _load(config, overrides)
     mode = ResumeMode.EITHER if auto_resume else ResumeMode.CONTINUE if resume else ResumeMode.START
+    mode.check_rebudget(rebudget)
     if launched():
-        _in_group(run.fit, resume=mode, asked=asked)
+        _in_group(run.fit, resume=mode, rebudget=rebudget, asked=asked)
     check(run, stands_at=lambda: run.stands_at(resume=mode))
     folder = run.folder(resume=mode)
     run = run.kept_in(str(folder.path))
     command = ["train", config, *(overrides or ()), _quoted(folder), "--auto-resume"]
-    raise typer.Exit(_saved_on_ctrl_c(run.launch.train)(run, resume=mode, command=command))
+    command += ["--rebudget"] * rebudget
+    raise typer.Exit(_saved_on_ctrl_c(run.launch.train)(run, resume=mode, rebudget=rebudget, command=command))
 
 
 def _quoted(folder: RunFolder) -> str:

@@ -1,9 +1,9 @@
 """CheckpointManager: when a run's checkpoints are taken, written in the background, and loaded again."""
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,7 +22,7 @@ from distgrow.run.folder import RunFolder
 from distgrow.run.resume_mode import ResumeMode
 from distgrow.tracking.base_event import Event
 from distgrow.tracking.event_log import EventLog
-from distgrow.tracking.events import Checkpoint, End, Evaluation, Resume, Start
+from distgrow.tracking.events import Checkpoint, End, Evaluation, Rebudget, Resume, Start
 from distgrow.tracking.read import history, last_total, read_events
 
 
@@ -35,6 +35,7 @@ def opened(
     specs: Mapping[str, Spec],
     *,
     resume: ResumeMode,
+    rebudget: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> Iterator[bool]:
     """Lock the run's folder inside the context, and yield whether it holds a run to resume.
 
@@ -47,13 +48,17 @@ def opened(
         settings: What config.yaml records of the run.
         specs: The specs among them, by their keys.
         resume: Whether the run is begun or resumed.
+        rebudget: Lets the run go on with another budget; see `RunFolder.reopen`.
     """
     patience_s = 20 if resume is ResumeMode.EITHER else 0  # a killed group may still be ending
     world.on_rank0(lambda: folder.lock(wait_s=patience_s))
     try:
         world.on_rank0(lambda: store.pull(folder, resume=resume))
         begun = resume.resumes(lambda: world.on_rank0(folder.begun))
-        world.on_rank0(lambda: folder.reopen(settings, specs) if begun else folder.create(settings))
+        if not begun:
+            world.on_rank0(lambda: folder.create(settings))
+        elif world.on_rank0(lambda: folder.reopen(settings, specs, rebudget)):
+            world.on_rank0(lambda: store.push(folder))
         yield begun
         world.on_rank0(lambda: store.push(folder))
     finally:
@@ -261,6 +266,8 @@ class CheckpointManager:
             return None
         name, progress, damaged = writer.newest(self._store)
         writer.compare(Path(self._store.fetch(name)), self._facts)
+        if any(isinstance(event, Rebudget) and event.voids(progress) for event in events):
+            progress = replace(progress, ended=None)
         lost = max(0, last_total(events) - progress.ledger.total)
         return Loaded(
             name=name,

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import yaml
 from filelock import FileLock
 
 from distgrow.checkpoint.storage import MANIFEST, NAME, Folder, Store, at, persistently
@@ -106,7 +107,7 @@ class Remote:
                 "continue it with --resume, or choose another run.dir, whose name is the run's there"
             )
         settings = self._read(config)
-        if folder.begun() and folder.config.read_bytes() != settings:
+        if folder.begun() and not _one_run(folder.config.read_bytes(), settings):
             raise RunError(
                 f"launch.storage_path: {self.where} holds another run than {folder.path}; "
                 "choose another storage_path, or a run.dir of another name"
@@ -115,7 +116,7 @@ class Remote:
         there = self._storing(lambda: self._files.get_file_info(metrics)).size or 0
         if there > here:
             _put(folder.metrics, self._read(metrics))
-        if not folder.begun():
+        if not folder.begun() or folder.config.read_bytes() != settings:
             _put(folder.config, settings)
 
     def _upload(self, file: str, data: bytes) -> None:
@@ -155,6 +156,17 @@ class Remote:
                 f"launch.storage_path: {self.where} cannot be used: {error}; look at its address, its access "
                 "rights and the network. Checkpoints written before stay good for --resume"
             ) from error
+
+
+def _one_run(config: bytes, other: bytes) -> bool:
+    """Return whether two config.yaml are of one run: its budget may have been changed on another host."""
+    if config == other:
+        return True
+    try:
+        first, second = (yaml.safe_load(text) for text in (config, other))
+        return {**first, "budget": None} == {**second, "budget": None}
+    except (yaml.YAMLError, TypeError):  # one of them is damaged
+        return False
 
 
 def _put(file: Path, content: bytes) -> None:

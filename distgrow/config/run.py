@@ -142,11 +142,19 @@ class Run(Settings):
         resumes = ResumeMode.of(resume) is not ResumeMode.START and folder.begun()
         return stands_at(build_store(folder, self.launch.storage_path)) if resumes else Progress()
 
-    def fit(self, *, resume: Resume = False, asked: int | None = None, trackers: "Sequence[Tracker]" = ()) -> "Result":
+    def fit(
+        self,
+        *,
+        resume: Resume = False,
+        rebudget: bool = False,
+        asked: int | None = None,
+        trackers: "Sequence[Tracker]" = (),
+    ) -> "Result":
         """Build the task and train it. Collective: every rank must call.
 
         Args:
             resume: True: resume. False: begin. None: resume if `run.dir` holds a run, else begin.
+            rebudget: Whether a run that goes on with another budget may change what it has planned.
             asked: Ranks that this group was started with, if groups of other sizes may follow it.
             trackers: Trackers of rank 0's events, beside those of the config.
         """
@@ -166,6 +174,7 @@ class Run(Settings):
                 task,
                 self,
                 resume=ResumeMode.of(resume),
+                rebudget=rebudget,
                 group=None if asked is None else self.group(asked),
                 storage=self.launch.storage_path,
                 world=world,

@@ -44,7 +44,7 @@ class Controller:
         object.__setattr__(self, "growth", self.growth.for_run(self._axis))
         check_needs(self.growth)
         check_settings(self.growth, self.stages, self.lr, self._axis)
-        assert self._trigger is not None and self._earliest is not None  # built here, which checks the settings
+        assert self.stage_ends is not None and self._earliest is not None  # built here, which checks the settings
 
     @cached_property
     def _axis(self) -> Span:
@@ -52,14 +52,14 @@ class Controller:
         return Span(samples=self.budget.total(self.epoch) or 0, epoch=self.epoch)
 
     @cached_property
-    def _trigger(self) -> Trigger:
+    def stage_ends(self) -> Trigger:
         """The latest that stages end; of adaptive growth mostly never."""
         return self.growth.trigger(self.stages, self.lr, self._axis)
 
     @cached_property
     def _earliest(self) -> Trigger:
         """The soonest that stages end, whatever is measured."""
-        return self._trigger if self._adaptive is None else self._adaptive.earliest(self.lr, self._axis)
+        return self.stage_ends if self._adaptive is None else self._adaptive.earliest(self.lr, self._axis)
 
     @cached_property
     def _adaptive(self) -> Adaptive | None:
@@ -71,14 +71,14 @@ class Controller:
         return self.growth.needs | self.needs
 
     @cached_property
-    def _whole_axis(self) -> Span:
+    def whole_axis(self) -> Span:
         """The samples axis, its end forecast if the budget is in steps."""
         return self._axis if self._axis.samples else Span(samples=self.samples(), epoch=self.epoch)
 
     @cached_property
     def span(self) -> Span:
         """The samples axis that the learning rate decays along."""
-        return self._axis if isinstance(self.lr.decay, NoDecay) else self._whole_axis
+        return self._axis if isinstance(self.lr.decay, NoDecay) else self.whole_axis
 
     def done(self, progress: Progress) -> bool:
         """Return whether the budget is spent, or a hook has ended the run."""
@@ -90,8 +90,10 @@ class Controller:
         Another call changes nothing more, so that a run may stop between this and the update.
         """
         if self._adaptive is None:
-            here = progress.step if self._trigger.axis == "steps" else progress.ledger.applied
-            return progress.grow(stage_at(self._trigger, progress.stage, here, self.growth.last_stage) - progress.stage)
+            here = progress.step if self.stage_ends.axis == "steps" else progress.ledger.applied
+            return progress.grow(
+                stage_at(self.stage_ends, progress.stage, here, self.growth.last_stage) - progress.stage
+            )
         batch = self.batch(progress)
         rate = self.rate(progress, batch)
         left = self.budget.left(progress, self.epoch)
@@ -143,7 +145,7 @@ class Controller:
             seed=mix_int(self.seed, progress.samples),
             window=window,
             product=Measure.PROGRESS in self._needs,
-            average=self.average.weight(progress.ledger.applied, batch, self._whole_axis) if self.average else 0.0,
+            average=self.average.weight(progress.ledger.applied, batch, self.whole_axis) if self.average else 0.0,
         )
 
     def split(self, progress: Progress, batch: int, window: int) -> tuple[int, int]:
@@ -285,7 +287,7 @@ class Controller:
 
         Adaptive growth is taken to be at every stage as late as it may (mostly never) or, `soonest`, as early.
         """
-        trigger = self._earliest if soonest else self._trigger
+        trigger = self._earliest if soonest else self.stage_ends
         return outline(self.growth, trigger, self.budget, self.epoch, progress)
 
 

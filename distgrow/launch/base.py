@@ -41,7 +41,14 @@ class Job(Protocol):
         """Return what decides how many ranks each stage wants."""
         ...
 
-    def fit(self, *, resume: ResumeMode, asked: int | None = None, trackers: "Sequence[Tracker]" = ()) -> object:
+    def fit(
+        self,
+        *,
+        resume: ResumeMode,
+        rebudget: bool = False,
+        asked: int | None = None,
+        trackers: "Sequence[Tracker]" = (),
+    ) -> object:
         """Train as one rank of the group that this process is in. Collective: every rank must call."""
         ...
 
@@ -85,12 +92,13 @@ class LauncherSpec(Spec, ABC):
         return not isinstance(self.workers, int)
 
     @abstractmethod
-    def train(self, job: Job, *, resume: ResumeMode, command: Sequence[str]) -> int:
+    def train(self, job: Job, *, resume: ResumeMode, rebudget: bool, command: Sequence[str]) -> int:
         """Start the ranks of a run whose folder is checked, and wait for their end.
 
         Args:
             job: The run.
             resume: Whether it is begun or resumed.
+            rebudget: Whether a run that goes on with another budget may change what it has planned.
             command: Arguments of `python -m distgrow` by which a process becomes a rank of the run. Such a rank
                 resumes the run if its folder holds one.
 

@@ -24,7 +24,7 @@ class Local(LauncherSpec):
 
     kind: Literal["local"] = "local"
 
-    def train(self, job: Job, *, resume: ResumeMode, command: Sequence[str]) -> int:
+    def train(self, job: Job, *, resume: ResumeMode, rebudget: bool, command: Sequence[str]) -> int:
         """See LauncherSpec. If the number of ranks changes with the stage, one group follows the other.
 
         The exit code is 0 after a signal of run.stop_signals but Ctrl-C if everything was saved.
@@ -33,7 +33,7 @@ class Local(LauncherSpec):
         folder.stop_requested()  # drop a request that was left over: it is not meant for this run
         folder.check(resume=resume.resumes(folder.begun))
         if self.workers == 1:
-            job.fit(resume=resume)
+            job.fit(resume=resume, rebudget=rebudget)
             return 0
         return _train_in_groups(job, folder, command)
 

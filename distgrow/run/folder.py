@@ -3,7 +3,7 @@
 import errno
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from distgrow.core.errors import ConfigError, RunError
 from distgrow.core.spec import Spec, as_today
 from distgrow.core.yaml_text import plain, read_file
-from distgrow.run.resume_check import differences
+from distgrow.run.resume_check import PLANNED, differences, under
 from distgrow.run.resume_mode import ResumeMode
 
 
@@ -80,20 +80,36 @@ class RunFolder:
         self.check(resume=False)
         with storing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            partial = self.path / ".config.yaml"  # hidden, so that `check` allows a second attempt if this one fails
-            partial.write_text(
-                yaml.dump(dict(settings), Dumper=_Dumper, sort_keys=False, allow_unicode=True), encoding="utf-8"
-            )
-            partial.replace(self.config)
+            self._record(settings)
             self.checkpoints.mkdir(exist_ok=True)
 
-    def reopen(self, settings: Mapping[str, Any], specs: Mapping[str, Spec] | None = None) -> None:
-        """Check that the folder holds a run with these settings.
+    def _record(self, settings: Mapping[str, Any]) -> None:
+        """Write config.yaml, as a whole or not at all."""
+        partial = self.path / ".config.yaml"  # hidden, so that `check` allows a second attempt if this one fails
+        partial.write_text(
+            yaml.dump(dict(settings), Dumper=_Dumper, sort_keys=False, allow_unicode=True), encoding="utf-8"
+        )
+        with partial.open("rb") as written:
+            os.fsync(written.fileno())  # as it may replace the only record of the run
+        partial.replace(self.config)
+
+    def reopen(
+        self,
+        settings: Mapping[str, Any],
+        specs: Mapping[str, Spec] | None = None,
+        rebudget: Callable[[Mapping[str, Any]], None] | None = None,
+    ) -> bool:
+        """Check that the folder holds a run with these settings, or with another budget that `rebudget` lets change.
 
         Args:
             settings: The config of the present run.
             specs: The typed sections of `settings`. The recorded sections are read through them, since an older version
                 may have written kinds and keys under other names.
+            rebudget: Called with the recorded budget if the present one is another, before config.yaml is rewritten.
+                None: the budget may not change.
+
+        Returns:
+            Whether config.yaml was rewritten.
 
         Raises:
             RunError: The folder holds no run, or a run with other settings. The message names every key that differs.
@@ -105,13 +121,20 @@ class RunFolder:
             raise RunError(f"{self.config} is damaged: {error}; restore it from a copy") from None
         if not isinstance(before, dict):
             raise RunError(f"{self.config} is damaged: it holds {before!r}, no mapping of keys; restore it from a copy")
-        before |= {name: as_today(before[name], spec) for name, spec in (specs or {}).items() if name in before}
-        differing = [f"{key}: {old!r} in the folder, {new!r} now" for key, old, new in differences(before, settings)]
-        if differing:
+        today = before | {name: as_today(before[name], spec) for name, spec in (specs or {}).items() if name in before}
+        found = differences(today, settings)
+        refused = found if rebudget is None else [entry for entry in found if not under(entry[0], PLANNED)]
+        if refused:
+            differing = [f"{key}: {old!r} in the folder, {new!r} now" for key, old, new in refused]
             raise RunError(
                 f"run.dir={self.path} was started with another config; set these back or choose another run.dir:\n  "
                 + "\n  ".join(differing)
             )
+        if found and rebudget is not None:
+            rebudget(today["budget"])
+            with storing(self.path):
+                self._record({**before, "budget": settings["budget"]})
+        return bool(found)
 
     def lock(self, wait_s: float = 0) -> None:
         """Exclude other writers from this folder until `unlock`.

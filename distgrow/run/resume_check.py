@@ -17,15 +17,18 @@ FREE = (
 
 BOUND = ("run.seed", "run.noise")
 
+#: Keys that may change on resume if they change nothing but where the run ends, or if that is accepted (--rebudget).
+PLANNED = ("budget",)
+
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     """Keys (dotted) with other values, among those that decide what is computed."""
     old, new = flatten(before), flatten(after)
-    keys = [key for key in {**old, **new} if _under(key, BOUND) or not _under(key, FREE)]
+    keys = [key for key in {**old, **new} if under(key, BOUND) or not under(key, FREE)]
     return [(key, old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)]
 
 
-def _under(key: str, prefixes: tuple[str, ...]) -> bool:
+def under(key: str, prefixes: tuple[str, ...]) -> bool:
     return any(key == prefix or key.startswith(prefix + ".") for prefix in prefixes)
 
 

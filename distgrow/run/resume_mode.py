@@ -29,6 +29,11 @@ class ResumeMode(StrEnum):
             allowed = "True (resume), False (begin) or None (resume if the folder holds a run, else begin)"
             raise ConfigError(f"resume={resume!r}: allowed is {allowed}") from None
 
+    def check_rebudget(self, rebudget: bool) -> None:
+        """Raise ConfigError if a run that is begun is to have a budget in place of its own."""
+        if rebudget and self is ResumeMode.START:
+            raise ConfigError("--rebudget is for a run that goes on; give --resume too, or leave it out")
+
     def resumes(self, begun: Callable[[], bool]) -> bool:
         """Return whether the run is resumed. `begun` says whether the folder holds one; only EITHER asks."""
         return begun() if self is ResumeMode.EITHER else self is ResumeMode.CONTINUE

@@ -49,6 +49,22 @@ class Resume(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Rebudget(Event):
+    """Hold that a run goes on with another budget, from the checkpoint at this place."""
+
+    kind: ClassVar[str] = "rebudget"
+
+    old: OldText = None  #: the budget before, as epochs=40
+    new: OldText = None
+    changes: OldTexts = None  #: what the new plan decides otherwise
+    voided: OldText = None  #: why a hook had ended the run here, which no longer counts
+
+    def voids(self, progress: Progress) -> bool:
+        """Return whether a hook's end of the run at `progress` no longer counts."""
+        return self.voided is not None and progress.samples <= self.samples
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Resize(Event):
     """Hold that a group of another number of workers goes on."""
 
@@ -207,8 +223,8 @@ class End(Event):
 
 
 Known = (
-    Start | Resume | Resize | Stage | Step | Skip | OutOfMemory | Evaluation | GradientProbe | MemoryProbe | Checkpoint
-    | ServiceId | End
+    Start | Resume | Rebudget | Resize | Stage | Step | Skip | OutOfMemory | Evaluation | GradientProbe | MemoryProbe
+    | Checkpoint | ServiceId | End
 )  # fmt: skip
 #: The kinds of lines and their classes; a probe that says whether memory `fits` is a MemoryProbe.
 KINDS: Mapping[str, type[Event]] = {kind.kind: kind for kind in reversed(get_args(Known))}

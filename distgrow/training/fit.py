@@ -49,6 +49,7 @@ def fit(
     engine: EngineSpec | None = None,
     run: RunSpec | None = None,
     resume: Resume = False,
+    rebudget: bool = False,
     group: Group | None = None,
     storage: str | None = None,
     world: World | None = None,
@@ -82,6 +83,8 @@ def fit(
         engine: What computes. None: `Torch()`.
         run: Where the run is kept, and its habits.
         resume: True: resume. False: begin. None: resume if `run.dir` holds a run, else begin.
+        rebudget: Let a run that is resumed with another budget change its plan, too: growth and learning rates that are
+            cut to the budget. Without it, only where the run ends may change.
         group: If given, the run ends, its state saved, before the first stage that wants another number of ranks.
             Whoever starts ranks must then start those.
         storage: URI (pyarrow's) of the checkpoints, if the hosts share no folder. None: `run.dir`.
@@ -104,18 +107,21 @@ def fit(
     settings = Settings(**{name: spec for name, spec in specs.items() if spec is not None})
     settings.check()
     with _in_python():
-        mode = ResumeMode.of(resume)
-        beside: dict[str, Any] = {"about": about or {}, "trackers": trackers, "hooks": hooks}
-        return train_task(task, settings, resume=mode, group=group, storage=storage, world=world, **beside)
+        resuming: dict[str, Any] = {"resume": ResumeMode.of(resume), "rebudget": rebudget}
+        beside: dict[str, Any] = {"about": about or {}, "trackers": trackers, "hooks": hooks, **resuming}
+        return train_task(task, settings, group=group, storage=storage, world=world, **beside)
 
 
 @contextmanager
 def _in_python() -> Iterator[None]:
-    """Make errors name the argument `resume=True`, as there is no command line that has --resume."""
+    """Make errors name the arguments `resume=True` and `rebudget=True`, as there is no command line with options."""
     try:
         yield
     except (ConfigError, TrainingFailed, KeyboardInterrupt) as error:
         error.args = tuple(
-            part.replace("--resume", "resume=True") if isinstance(part, str) else part for part in error.args
+            part.replace("--resume", "resume=True").replace("--rebudget", "rebudget=True")
+            if isinstance(part, str)
+            else part
+            for part in error.args
         )
         raise

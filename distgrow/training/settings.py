@@ -1,5 +1,6 @@
 """Settings: all specs of a run's training. fit() makes them of its arguments; a config adds a task and a launch."""
 
+from collections.abc import Callable
 from typing import Any, Self
 
 from distgrow.core.average import Average
@@ -91,6 +92,10 @@ class Settings(Spec):
             measuring=self.run.noise,
             seed=self.run.seed,
         )
+
+    def planned(self, epoch: int, world: int, group: Group | None = None) -> Callable[[Budget], Controller]:
+        """Return what makes the schedule under a budget, all else being as in the settings; see `controller_of`."""
+        return lambda budget: self.model_copy(update={"budget": budget}).controller_of(epoch, world, group)
 
     def specs(self) -> dict[str, Spec]:
         """Return the specs of the training that are given, by their keys of a config."""

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from distgrow.checkpoint.manager import opened, stands_at
+from distgrow.checkpoint.rebudget import Budgeting
 from distgrow.checkpoint.remote import build_store
 from distgrow.checkpoint.storage import Store
 from distgrow.core.errors import ConfigError
@@ -35,6 +36,7 @@ def train_task(
     settings: Settings,
     *,
     resume: ResumeMode,
+    rebudget: bool = False,
     group: Group | None = None,
     storage: str | None = None,
     world: World | None = None,
@@ -48,6 +50,7 @@ def train_task(
         task: Model, loss and data.
         settings: All specs of the training.
         resume: Whether the run is begun or resumed.
+        rebudget: Whether a run that goes on with another budget may change what it has planned.
         group: If given, the run ends after a checkpoint before the first stage that wants another number of ranks.
         storage: URI of the checkpoints. None: the run's folder.
         world: The ranks, if they have been joined already.
@@ -60,31 +63,38 @@ def train_task(
         TrainingFailed: too many updates in a row were not finite.
         KeyboardInterrupt: Ctrl-C, after a checkpoint.
     """
+    resume.check_rebudget(rebudget)
     settings = settings.in_samples(task.tokens)
     settings.optimizer.check_own(WeightedLoss(task.model, task.loss).named(), task.model, settings.lr.base)
     _check_data(task, settings)
     hooks = [*build_hooks(settings.run), *hooks]
-    engine = settings.engine
-    ranks = joined(engine.device, alone=engine.needs_group) if world is None else nullcontext(world)
+    ranks = joined(settings.engine.device, alone=settings.engine.needs_group) if world is None else nullcontext(world)
     with ExitStack() as contexts:
         world = contexts.enter_context(ranks)
-        name = str((about.get("task") or {}).get("kind", "run"))
-        folder = RunFolder(world.on_rank0(lambda: numbered(settings.run.dir, resume=resume, name=name)))
+        folder = _folder(settings.run.dir, resume, about, world)
         settings = settings.kept_in(str(folder.path))
         stop = StopRequests(folder, settings.run.stop_signals, silent=world.rank > 0)
         contexts.enter_context(stop.watched())
-        controller = settings.controller_of(size_of(task.train), world.size, group)
+        plan = settings.planned(size_of(task.train), world.size, group)
+        controller = plan(settings.budget)
         if not resume.resumes(lambda: world.on_rank0(folder.begun)):
             controller.check()
         check_packages(settings.run.trackers, world)
         check_loss(task, controller, folder, world, workers=settings.run.loader.workers)
         recorded, store = {**about, **settings.recorded()}, build_store(folder, storage)
-        with opened(folder, store, world, recorded, settings.specs(), resume=resume) as begun:
+        change = Budgeting(folder, store, settings.budget, plan, accepted=rebudget).change
+        with opened(folder, store, world, recorded, settings.specs(), resume=resume, rebudget=change) as begun:
             parts = (task, controller, settings, world, folder, store, stop)
             result = _train_in(*parts, recorded, trackers, hooks, resume=begun)
     if stop.interrupted:
         raise KeyboardInterrupt(_farewell(folder, result))  # not of a subclass: Python would exit with 1
     return result
+
+
+def _folder(pattern: str, resume: ResumeMode, about: Mapping[str, Any], world: World) -> RunFolder:
+    """Return the run's folder, which rank 0 finds. Collective: every rank must call."""
+    name = str((about.get("task") or {}).get("kind", "run"))
+    return RunFolder(world.on_rank0(lambda: numbered(pattern, resume=resume, name=name)))
 
 
 def _train_in(

@@ -18,6 +18,7 @@ from distgrow.tracking.events import (
     Known,
     MemoryProbe,
     OutOfMemory,
+    Rebudget,
     Resize,
     Resume,
     ServiceId,
@@ -43,6 +44,7 @@ def update(*, applied: bool) -> Event:
 EVENTS = [
     Start(**PLACE, dir="runs/x", world=2, budget_samples=960),
     Resume(**PLACE, checkpoint="step-00000003", damaged=["a file"], restore_s=0.1, sfo_replayed=0),
+    Rebudget(**PLACE, old="epochs=2", new="epochs=4", changes=["growth.cap is 8, was 4"], voided="no improvement"),
     Resize(**PLACE, old=1, new=2, wanted=2, seconds=3.0),
     Stage(**PLACE, epoch=2.0, stage=1, **SHAPE, lr=0.1),
     update(applied=True),
@@ -59,6 +61,7 @@ EVENTS = [
 KEYS = {
     "start": "step samples sfo time_s dir world budget_samples",
     "resume": "step samples sfo time_s checkpoint damaged restore_s sfo_replayed",
+    "rebudget": "step samples sfo time_s old new changes voided",
     "resize": "step samples sfo time_s old new wanted seconds",
     "stage": "step samples sfo time_s epoch stage batch micro accum world lr",
     "step": "step samples epoch stage batch micro accum world lr loss grad_norm grad_sq noise_trace noise_scale sfo "

@@ -59,7 +59,7 @@ class Inline(LauncherSpec):
     kind: Literal["inline"] = "inline"
     shout: bool = False
 
-    def train(self, job: Job, *, resume: ResumeMode, command: Sequence[str]) -> int:
+    def train(self, job: Job, *, resume: ResumeMode, rebudget: bool, command: Sequence[str]) -> int:
         self.started.append(command)
         job.fit(resume=resume)
         return 7 if self.shout else 0

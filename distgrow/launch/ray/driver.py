@@ -39,6 +39,7 @@ class TrainLoopConfig:
     """Hold what every process of a run must know, as plain values that travel between hosts."""
 
     run: dict[str, Any]
+    rebudget: bool  #: whether a run that goes on with another budget may change what it has planned
     path: list[str]  #: sys.path of the driver, where the user's own modules are found
     gpus: bool
     asked: int | None = (
@@ -46,7 +47,7 @@ class TrainLoopConfig:
     )
 
 
-def train(job: Job, *, resume: ResumeMode) -> None:
+def train(job: Job, *, resume: ResumeMode, rebudget: bool) -> None:
     """Train on `launch.workers` Ray workers.
 
     The cluster is the one of launch.address or RAY_ADDRESS, else a new local one. On an existing cluster the training
@@ -61,7 +62,7 @@ def train(job: Job, *, resume: ResumeMode) -> None:
     placed = job.kept_in(str(folder.path))
     read = type(job).model_validate
     with _cluster(job) as (address, gpus):
-        config = TrainLoopConfig(run=placed.model_dump(mode="json"), path=sys.path, gpus=gpus)
+        config = TrainLoopConfig(run=placed.model_dump(mode="json"), rebudget=rebudget, path=sys.path, gpus=gpus)
         failure = (
             _train_here(read, config, folder) if address is None else _train_detached(read, config, folder, address)
         )
@@ -201,7 +202,12 @@ def _worker(read: Reader, config: dict[str, Any]) -> None:
     start_watchers(folder)
     with joined(job.engine.device, job.launch.timeout_s) as world:
         world.on_rank0(lambda: wait_for_last_group(folder))
-    job.fit(resume=ResumeMode.EITHER, asked=config["asked"], trackers=[Gauges(job.run.dir)])
+    job.fit(
+        resume=ResumeMode.EITHER,
+        rebudget=config["rebudget"],
+        asked=config["asked"],
+        trackers=[Gauges(job.run.dir)],
+    )
 
 
 @contextmanager

@@ -33,12 +33,12 @@ class Ray(LauncherSpec):
             )
         return self
 
-    def train(self, job: Job, *, resume: ResumeMode, command: Sequence[str]) -> int:
+    def train(self, job: Job, *, resume: ResumeMode, rebudget: bool, command: Sequence[str]) -> int:
         """See LauncherSpec. Workers of other hosts get the config, and not the command."""
         try:
             from distgrow.launch.ray import driver
         except ImportError as error:
             raise ConfigError(f"launch.kind=ray needs the extra 'ray': pip install 'distgrow[ray]' ({error})") from None
 
-        driver.train(job, resume=resume)
+        driver.train(job, resume=resume, rebudget=rebudget)
         return 0
