@@ -165,6 +165,10 @@ fit(model, loss, train, growth=constant(32), budget=budget(epochs=2), run=RunSpe
 mine = RunSpec(dir="runs/mine", seed=1)
 fit(model, loss, train, growth=constant(32), budget=budget(epochs=2), run=mine, resume=None)
 
+# %% rebudget
+# Goes on, with a longer budget; True lets growth and learning rates change that are cut to the budget.
+fit(model, loss, train, growth=constant(32), budget=budget(epochs=3), run=mine, resume=True, rebudget=True)
+
 # %% group
 # Ends, its state saved, before the stage that wants two ranks. Who starts ranks then starts two, with resume=True.
 group = Group(scaling_policy=Staged(workers=((0, 1), (2, 2))), asked=1)
