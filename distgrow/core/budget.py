@@ -10,6 +10,9 @@ from distgrow.core.progress import Progress
 from distgrow.core.spec import PosFloat, PosInt, Spec, at_least, by_position, one_of
 from distgrow.core.stages import LONGEST, interval
 
+#: Updates after which a budget in tokens has counted some.
+UNCOUNTED = 20
+
 
 class Budget(Spec):
     """When a run is over: exactly one of these, or tokens with about as many samples."""
@@ -49,6 +52,18 @@ class Budget(Spec):
                 "how many samples these tokens are, which stages and decays then go by"
             )
         return self
+
+    def check_counted(self, progress: Progress) -> None:
+        """Check that tokens are counted if the budget is in them, which otherwise never ends.
+
+        Raises:
+            ConfigError: The first updates counted none.
+        """
+        if self.tokens is not None and progress.step == UNCOUNTED and not progress.tokens:
+            raise ConfigError(
+                f"budget.tokens={self.tokens} would never be spent: the first {UNCOUNTED} updates counted no tokens; "
+                "let tokens(batch), or items(batch), return how many there are, or give the budget in samples"
+            )
 
     def total(self, epoch: int) -> int | None:
         """Return the samples that the budget allows, or None if it is in steps."""

@@ -42,6 +42,7 @@ class Outcome:
     loss: float = math.nan  #: mean loss over the B samples of the global batch
     grad_norm: float = math.nan  #: Euclidean norm of the mean gradient, before clipping
     measured: Measured = field(default_factory=Measured)  #: of the gradient's noise
+    empty: bool = False  #: the batch counted no items, so there was no gradient
     tokens: int = 0  #: of the global batch; 0 if nobody counts them
     votes: tuple[bool, ...] = ()  #: which of the ranks' votes anyone has cast
 

@@ -140,10 +140,12 @@ class AccumulatingEngine(ABC):
             self.average().update(plan.average)
         if result.out_of_memory:
             return Outcome(applied=False, out_of_memory=True)
+        empty = self._items is not None and not result.stats.weight
         if self._items is not None:
             result = result._replace(stats=result.stats.over_items())
         return Outcome(
             applied=result.applied,
+            empty=empty,
             loss=float(result.stats.loss),
             grad_norm=result.grad_norm,
             measured=self._measured(plan, result) if result.applied else Measured(),

@@ -105,7 +105,9 @@ class Controller:
         state = self.growth.after(progress, plan, outcome)
         if state is not progress.policy:
             checked_state(self.growth, state)
-        return _with_policy(progress.after(plan, outcome), state)
+        after = _with_policy(progress.after(plan, outcome), state)
+        self.budget.check_counted(after)
+        return after
 
     def probe_due(self, progress: Progress) -> bool:
         """Return whether growth needs ‖∇f‖ measured exactly before it decides the stage."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, TypedDict, get_args
 
 from distgrow.core.plan import Plan
@@ -17,6 +18,7 @@ from distgrow.tracking.fields import (
     OldFigure,
     OldText,
     OldTexts,
+    OldTruth,
     Positive,
     Text,
     Truth,
@@ -132,9 +134,11 @@ class Step(Update):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Skip(Update):
-    """Hold an update that was not applied, as its gradient was not finite."""
+    """Hold an update that was not applied: its gradient was not finite, or its batch counted no items."""
 
     kind: ClassVar[str] = "skip"
+
+    empty: OldTruth = None  #: True: it counted no items
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -262,8 +266,8 @@ def update_event(
     progress: Progress, plan: Plan, outcome: Outcome, *, epoch: int, time_s: float, samples_per_s: float
 ) -> Step | Skip:
     """Return the event of an update; `progress` is what it left, `epoch` the samples of one pass."""
-    ledger = progress.ledger
-    return (Step if outcome.applied else Skip)(
+    ledger, made = progress.ledger, Step if outcome.applied else partial(Skip, empty=outcome.empty or None)
+    return made(
         step=progress.step,
         samples=progress.samples,
         epoch=progress.samples / epoch,

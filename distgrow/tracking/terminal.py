@@ -50,7 +50,7 @@ class Terminal:
                 self._console.print(f"damaged and not used: {damage}")
             if kind == End.kind:
                 self._stop()
-            self._console.print(_SHOWN[kind].format_map(event))
+            self._console.print(_SHOWN[kind].format_map({**event, "place": _place(event, 2), "why": _why(event)}))
             for group in event.get("groups") or ():
                 self._console.print(group)
 
@@ -113,9 +113,9 @@ _SHOWN = {
     Start.kind: "run {dir}: world {world}, {budget_samples:,} samples to go",
     Resume.kind: "resumed from {checkpoint} at step {step}",
     Resize.kind: "resized from {old} to {new} workers ({wanted} wanted) in {seconds:.1f} s",
-    Stage.kind: "stage {stage}: batch {batch} = {world} × {micro} × {accum}, lr {lr:.4g}, from epoch {epoch:.2f}",
+    Stage.kind: "stage {stage}: batch {batch} = {world} × {micro} × {accum}, lr {lr:.4g}, from {place}",
     OutOfMemory.kind: "step {step}: out of memory with micro-batches of {micro} rows; the same batch in smaller ones",
-    Skip.kind: "step {step}: the gradient was not finite; {batch} samples skipped",
+    Skip.kind: "step {step}: {why}; {batch} samples skipped",
     End.kind: "{reason}: {step:,} updates, {sfo:,} gradient evaluations, {time_s:.1f} s",
 }
 
@@ -137,4 +137,15 @@ def doing_of(event: Line) -> str:
 def _evaluation(event: Line) -> str:
     own = {key: value for key, value in event.items() if key not in RESERVED}
     metrics = ", ".join(f"{key} {'not finite' if value is None else f'{value:.4f}'}" for key, value in own.items())
-    return f"epoch {event['epoch']:.1f}: {metrics}"
+    return f"{_place(event, 1)}: {metrics}"
+
+
+def _place(event: Line, digits: int) -> str:
+    """Return where an event is: its epoch or, in a stream that has none, its samples."""
+    epoch, samples = event.get("epoch", 0.0), event.get("samples", 0)
+    return f"{samples:,} samples" if samples and epoch < 1e-9 else f"epoch {epoch:.{digits}f}"
+
+
+def _why(event: Line) -> str:
+    """Return why an update was skipped."""
+    return "the batch counted no items" if event.get("empty") else "the gradient was not finite"

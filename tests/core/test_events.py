@@ -106,7 +106,11 @@ SIGNED = {"loss", "grad_norm", "grad_sq", "noise_trace", "noise_scale", "norm"}
 def other_kinds(event: Event, name: str) -> list[Any]:
     """Values that the field must not hold."""
     value = getattr(event, name)
-    bad = [*NO_VALUES, *([] if isinstance(value, str) else TEXTS), *([] if isinstance(value, bool) else [True])]
+    bad = [
+        *NO_VALUES,
+        *([] if isinstance(value, str) else TEXTS),
+        *([] if isinstance(value, bool) or name == "empty" else [True]),
+    ]
     return bad if name in SIGNED else [*bad, *OF_EITHER_SIGN]
 
 

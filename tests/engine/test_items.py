@@ -195,13 +195,16 @@ def test_a_run_by_items_is_the_same_for_every_micro_batch_and_evaluates_over_ite
     assert apart(found[0], found[2]) < 1e-12
 
 
-def test_batches_without_items_are_skipped_and_counted_until_there_are_too_many(tmp_path: Path) -> None:
+def test_batches_without_items_are_skipped_and_counted_until_there_are_too_many(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     data = Texts(labels_of(ROWS, none=tuple(range(ROWS))))
     settings: dict[str, Any] = {"growth": steps([4]), "budget": budget(epochs=2), "items": items}
     with pytest.raises(Diverged, match="items"):
         fit(model_of(), loss, data, run=RunSpec(dir=str(tmp_path), max_skips=3), **settings)
     events = [line for line in (tmp_path / "metrics.jsonl").read_text().splitlines() if '"skip"' in line]
     assert len(events) == 3
+    assert capsys.readouterr().err.count("the batch counted no items; 4 samples skipped") == 3
     assert '"sfo_skipped": 12' in events[-1] or '"sfo_skipped":12' in events[-1]
 
 
@@ -217,6 +220,14 @@ def test_an_exact_probe_is_the_gradient_of_the_mean_over_all_items(tmp_path: Pat
     curved = RunSpec(dir=str(tmp_path), probe=Probing(every_epochs=1, curvature=True))
     with pytest.raises(ConfigError, match=r"run\.probe\.curvature"):
         fit(model, loss, data, items=items, growth=steps([4]), budget=budget(epochs=1), run=curved)
+
+
+def test_a_budget_of_tokens_that_nobody_counts_is_refused_instead_of_never_ending(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"budget\.tokens=100 would never be spent.*tokens\(batch\)"):
+        fit(
+            model_of(), loss, Texts(labels_of(ROWS)), items=items, tokens=lambda batch: 0, growth=steps([4]),
+            budget=budget(tokens=100, samples=80), run=RunSpec(dir=str(tmp_path)),
+        )  # fmt: skip
 
 
 def texts(folder: Path, name: str, **settings: Any) -> tuple[Any, list[dict[str, Any]]]:

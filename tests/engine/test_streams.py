@@ -233,8 +233,13 @@ def test_epochs_of_a_stream_without_a_length_are_refused_by_their_key(case: str,
     assert not (tmp_path / "run").exists()
 
 
-def test_a_constant_batch_over_a_stream_needs_no_stages(tmp_path: Path) -> None:
+def test_a_constant_batch_over_a_stream_needs_no_stages_and_tells_samples_for_epochs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     trained(tmp_path / "run", Examples(), growth=constant(16), stages=None)
+    told = capsys.readouterr().err
+    assert "260 samples: loss" in told
+    assert "epoch 0.0:" not in told
 
 
 def test_a_stream_with_a_length_has_epochs(tmp_path: Path) -> None:
