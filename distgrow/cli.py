@@ -155,8 +155,8 @@ def probe_batch(
 
 @app.command()
 def export(
-    run: Annotated[str, typer.Argument(help="The run's folder.")],
-    target: Annotated[str, typer.Argument(help="NAME.safetensors, NAME.pt, or a folder for model.safetensors.")],
+    run: Annotated[str, typer.Argument(help="The run's folder, or its URI in object storage.")],
+    target: Annotated[str, typer.Argument(help="NAME.safetensors, NAME.pt, or a folder.")],
     best: Annotated[bool, typer.Option("--best", help="The checkpoint that run.keep has kept.")] = False,
     average: Annotated[bool, typer.Option("--average", help="The average of the parameters.")] = False,
     step: Annotated[int | None, typer.Option(help="The checkpoint of this step; default: the newest.")] = None,
@@ -167,7 +167,7 @@ def export(
     file, weights = write(run, target, best=best, average=average, step=step)
     for damage in weights.damaged:
         _tell(f"damaged and not used: {damage}")
-    typer.echo(f"{file}: {len(weights.state)} tensors of {weights.checkpoint}")
+    typer.echo(f"{file}: {len(weights.state)} tensors of {weights.place}")
 
 
 @app.command()

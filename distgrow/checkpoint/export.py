@@ -2,20 +2,20 @@
 
 import contextlib
 import secrets
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from distgrow.checkpoint import writer
-from distgrow.checkpoint.storage import Folder, at
+from distgrow.checkpoint import pretrained
+from distgrow.checkpoint.exported_run import Source, checkpoint, opened
 from distgrow.core.errors import ConfigError, RunError
 from distgrow.engine import shard_weights
 from distgrow.engine.shard_files import listed, restricted
 from distgrow.engine.state import serialised
-from distgrow.run.folder import RunFolder
 
 FILE = "model.safetensors"
 
@@ -25,8 +25,9 @@ class Weights:
     """Hold the state of a model, and the checkpoint that it is from."""
 
     state: dict[str, Any]
-    checkpoint: Path
+    checkpoint: Path  #: only its name counts if the run is in object storage
     damaged: tuple[str, ...] = ()  #: what is wrong with newer checkpoints
+    place: str = ""  #: the checkpoint's path or URI, for messages
 
 
 def export(
@@ -35,8 +36,9 @@ def export(
     """Write a run's weights to a file, which appears as a whole or not at all; return the file and what is in it.
 
     Args:
-        run: The run's folder.
-        target: NAME.safetensors, NAME.pt, or a folder for model.safetensors.
+        run: The run's folder, or its URI in object storage.
+        target: NAME.safetensors, NAME.pt, or a folder for model.safetensors. A Hugging Face model saves itself to a
+            folder with its config, and with the tokenizer that the run had.
         best: Take the checkpoint that the run kept as its best.
         average: Take the average of the parameters.
         step: Take the checkpoint of this step; default: the newest intact one.
@@ -44,19 +46,40 @@ def export(
     Raises:
         ConfigError: There is no such checkpoint or average, or it cannot be written so.
     """
-    file = _file(Path(target))
-    weights = weights_of(run, best=best, average=average, step=step)
-    data = serialised(weights.state) if file.suffix == ".pt" else _safetensors(weights.state)
-    partial = file.with_name(f".partial-{secrets.token_hex(8)}")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(data)
-        partial.replace(file)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise RunError(f"cannot write {file}: {error.strerror}; give another path, or free its own") from None
+    file = _file(target)
+    with opened(run) as source:
+        weights = _weights(source, best=best, average=average, step=step)
+        try:
+            if file is None and pretrained.kept(source.folder):
+                file = Path(target)
+                with appearing(file) as partial:
+                    pretrained.write(weights.state, source.folder.pretrained, partial)
+                return file, weights
+            file = file or Path(target) / FILE
+            with appearing(file.parent) as partial:
+                data = serialised(weights.state) if file.suffix == ".pt" else _safetensors(weights.state)
+                (partial / file.name).write_bytes(data)
+        except OSError as error:
+            raise RunError(f"cannot write {file}: {error.strerror}; give another path, or free its own") from None
     return file, weights
+
+
+@contextlib.contextmanager
+def appearing(folder: Path) -> Iterator[Path]:
+    """Yield a hidden folder, whose files are moved to `folder` once all are written."""
+    new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f".partial-{secrets.token_hex(8)}"
+    partial.mkdir()
+    try:
+        yield partial
+        for file in sorted(partial.iterdir()):
+            file.replace(folder / file.name)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        if new:
+            with contextlib.suppress(OSError):  # it is not empty
+                folder.rmdir()
 
 
 def load_weights(
@@ -72,7 +95,7 @@ def load_weights(
 
     Args:
         model: Takes the weights, on the device that it is on.
-        run: The run's folder.
+        run: The run's folder, or its URI in object storage.
         best: Take the checkpoint that the run kept as its best.
         average: Take the average of the parameters.
         step: Take the checkpoint of this step; default: the newest intact one.
@@ -97,20 +120,25 @@ def load_weights(
         wrong += _listed("the model lacks", [name for name in state if name not in own])
     if wrong:
         way_out = "give the run's own model" + (", or strict=False for the names that both have" if strict else "")
-        raise ConfigError(f"{weights.checkpoint} is of another model: {'; '.join(wrong[:8])}; {way_out}")
+        raise ConfigError(f"{weights.place} is of another model: {'; '.join(wrong[:8])}; {way_out}")
     model.load_state_dict(state, strict=strict)
 
 
 def weights_of(run: str | Path, *, best: bool = False, average: bool = False, step: int | None = None) -> Weights:
     """Return the weights of a run's checkpoint, on the CPU; see `export`."""
-    checkpoint, damaged = _checkpoint(Path(run), best=best, step=step)
-    model = _state(checkpoint, average=average)
+    with opened(run) as source:
+        return _weights(source, best=best, average=average, step=step)
+
+
+def _weights(source: Source, *, best: bool, average: bool, step: int | None) -> Weights:
+    name, damaged = checkpoint(source, best=best, step=step)
+    place = f"{source.store.where.partition('?')[0].rstrip('/')}/{name}"
+    model = _state(source.store.fetch(name), average=average)
     if average and not model:
         raise ConfigError(
-            f"{checkpoint} holds no average of the parameters; leave out --average, or train with "
-            "average: {kind: ema}"
+            f"{place} holds no average of the parameters; leave out --average, or train with average: {{kind: ema}}"
         )
-    return Weights(model, checkpoint, tuple(damaged))
+    return Weights(model, Path(source.store.where) / name, tuple(damaged), place)
 
 
 def _state(checkpoint: Path, *, average: bool) -> dict[str, Any]:
@@ -122,31 +150,6 @@ def _state(checkpoint: Path, *, average: bool) -> dict[str, Any]:
     if not average:
         return model
     return _averaged(model, state["average"]) if state.get("average") else {}
-
-
-def _checkpoint(run: Path, *, best: bool, step: int | None) -> tuple[Path, Sequence[str]]:
-    """Return the checkpoint that is asked for, and the damage of newer ones if it is the newest intact one."""
-    if best and step is not None:
-        raise ConfigError(f"best and step={step} were both given; each names a checkpoint: leave one out")
-    if step is not None and (isinstance(step, bool) or not isinstance(step, int) or step < 0):
-        raise ConfigError(f"step={step!r} must be a whole number of updates of at least 0")
-    if not (run / "config.yaml").is_file():
-        raise ConfigError(f"{run} is not a run's folder; give run.dir of a run that has begun")
-    store = Folder(RunFolder(run).checkpoints)
-    intact, _, damaged = writer.newest(store)
-    if best:
-        step = writer.kept(store.fetch(intact)).get("best")
-        if step is None:
-            raise ConfigError(f"{run} has kept no best checkpoint; leave out --best, or train with run.keep")
-    if step is None:
-        return store.fetch(intact), damaged
-    name = writer.of_step(store.names(), step)
-    if name is None:
-        there = ", ".join(dict.fromkeys(str(at(name)[0]) for name in store.names()))
-        raise ConfigError(f"step={step}: {run} has no checkpoint of that step; there are those of {there}")
-    if damage := writer.check(store.fetch(name)):
-        raise RunError(f"{store.fetch(name)} is damaged: {damage}; the newest intact one is step={at(intact)[0]}")
-    return store.fetch(name), ()
 
 
 def _averaged(model: Mapping[str, Any], average: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -166,13 +169,16 @@ def _place(value: Any) -> Any:
     return (value.data_ptr(), value.dtype, value.shape, value.stride())
 
 
-def _file(target: Path) -> Path:
-    """Return the file to write."""
-    if target.is_dir() or not target.suffix:
-        return target / FILE
-    if target.suffix not in (".safetensors", ".pt"):
+def _file(target: str | Path) -> Path | None:
+    """Return the file to write. None: `target` is a folder."""
+    path = Path(target)
+    if "://" in str(target):
+        raise ConfigError(f"{target}: weights are written to this machine's files; give a path, and copy it from there")
+    if path.is_dir() or not path.suffix or str(target).endswith("/"):
+        return None
+    if path.suffix not in (".safetensors", ".pt"):
         raise ConfigError(f"{target}: weights are written to NAME.safetensors, NAME.pt or a folder; give one of these")
-    return target
+    return path
 
 
 def _safetensors(state: Mapping[str, Any]) -> bytes:

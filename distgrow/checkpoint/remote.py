@@ -19,15 +19,16 @@ T = TypeVar("T")
 class Remote:
     """Keep checkpoints in any file system of pyarrow. Only one run at a time may write to a place."""
 
-    def __init__(self, uri: str, cache: Path) -> None:
+    def __init__(self, uri: str, cache: Path, key: str = "launch.storage_path") -> None:
         """Connect to the storage.
 
         Args:
             uri: The run's own place in the storage.
             cache: A folder on this host for fetched files.
+            key: What the user has given the URI as.
         """
-        self.where, self._cache = uri, cache
-        self._files, self._root = _connect(uri)
+        self.where, self._cache, self._key = uri, cache, key
+        self._files, self._root = _connect(uri, key)
 
     def begin(self, name: str) -> str:
         """See Store."""
@@ -95,6 +96,10 @@ class Remote:
             if file.is_file():
                 data = file.read_bytes()
                 self._storing(lambda file=file, data=data: self._upload(file.name, data))
+        there = {path.removeprefix(f"{self._root}/") for path in self._list(folder.pretrained.name)}
+        for file in sorted(folder.pretrained.glob("*")):  # they never change
+            if (name := f"{folder.pretrained.name}/{file.name}") not in there:
+                self._storing(lambda name=name, file=file: self._upload(name, file.read_bytes()))
 
     def pull(self, folder: RunFolder, *, resume: ResumeMode) -> None:
         """See Store."""
@@ -119,8 +124,14 @@ class Remote:
         if not folder.begun() or folder.config.read_bytes() != settings:
             _put(folder.config, settings)
 
+    def pull_settings(self, folder: RunFolder) -> None:
+        """Copy the config, and what describes a Hugging Face model, to a folder that lacks them, if they are there."""
+        if self._exists(f"{self._root}/{folder.config.name}"):
+            _put(folder.config, self._read(f"{self._root}/{folder.config.name}"))
+            self._download(folder.pretrained.name, folder.pretrained)
+
     def _upload(self, file: str, data: bytes) -> None:
-        self._files.create_dir(self._root, recursive=True)
+        self._files.create_dir(f"{self._root}/{file}".rpartition("/")[0], recursive=True)
         with self._files.open_output_stream(f"{self._root}/{file}") as stream:
             stream.write(data)
 
@@ -153,7 +164,7 @@ class Remote:
             return persistently(action)
         except OSError as error:
             raise RunError(
-                f"launch.storage_path: {self.where} cannot be used: {error}; look at its address, its access "
+                f"{self._key}: {self.where} cannot be used: {error}; look at its address, its access "
                 "rights and the network. Checkpoints written before stay good for --resume"
             ) from error
 
@@ -190,18 +201,18 @@ def below(uri: str, name: str) -> str:
     return f"{address.rstrip('/')}/{name}{mark}{options}"
 
 
-def _connect(uri: str) -> tuple[Any, str]:
+def _connect(uri: str, key: str) -> tuple[Any, str]:
     try:
         from pyarrow.fs import FileSystem
     except ImportError as error:
-        raise ConfigError(f"launch.storage_path={uri} needs pyarrow: pip install 'distgrow[ray]' ({error})") from None
+        raise ConfigError(f"{key}={uri} needs pyarrow: pip install 'distgrow[ray]' ({error})") from None
     try:
         files, root = FileSystem.from_uri(uri)
         if not root.strip("/").partition("/")[2]:
             raise ValueError("it names no bucket")
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"launch.storage_path={uri}: {error}; it must be a URI that pyarrow.fs knows: "
+            f"{key}={uri}: {error}; it must be a URI that pyarrow.fs knows: "
             "s3://bucket/folder, gs://bucket/folder, hdfs://host/folder, file:///folder"
         ) from None
     return files, root.rstrip("/")

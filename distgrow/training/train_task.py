@@ -5,6 +5,7 @@ from contextlib import ExitStack, nullcontext
 from functools import partial
 from typing import Any
 
+from distgrow.checkpoint import pretrained
 from distgrow.checkpoint.manager import opened, stands_at
 from distgrow.checkpoint.rebudget import Budgeting
 from distgrow.checkpoint.remote import build_store
@@ -84,6 +85,7 @@ def train_task(
         recorded, store = {**about, **settings.recorded()}, build_store(folder, storage)
         change = Budgeting(folder, store, settings.budget, plan, accepted=rebudget).change
         with opened(folder, store, world, recorded, settings.specs(), resume=resume, rebudget=change) as begun:
+            world.on_rank0(lambda: pretrained.keep(folder, task.model, task.collate, task.train))
             parts = (task, controller, settings, world, folder, store, stop)
             result = _train_in(*parts, recorded, trackers, hooks, resume=begun)
     if stop.interrupted:

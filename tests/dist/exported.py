@@ -1,4 +1,7 @@
-"""A rank of test_exported_shards.py: one run for each stage of ZeRO; rank 0 keeps what the live modules hold."""
+"""A rank of test_exported_shards.py: a run of each engine; rank 0 keeps what the live modules hold.
+
+Words: a folder, and engines as ZERO-PRECISION.
+"""
 
 import sys
 from pathlib import Path
@@ -15,12 +18,6 @@ from distgrow.engine.spec import DeepSpeed
 from distgrow.launch.local import leave
 from distgrow.optim.adamw import AdamW
 from distgrow.optim.groups import ParameterGroup
-
-ENGINES = {
-    f"{zero}-{precision}": DeepSpeed(zero=zero, precision=precision, max_micro=4)
-    for zero in (1, 2, 3)
-    for precision in ("float32", "bfloat16")
-}
 
 
 class Tied(nn.Module):
@@ -79,14 +76,19 @@ def once(engine: DeepSpeed, folder: Path, world: World) -> dict[str, dict[str, T
     return {"live": states(model), "before": seen[-2], "average": seen[-1]}
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, *names: str) -> None:
     """All engines, one after the other, in one process group."""
+    words = {name: name.partition("-") for name in names}
+    engines = {
+        name: DeepSpeed.model_validate({"zero": int(zero), "precision": precision, "max_micro": 4})
+        for name, (zero, _, precision) in words.items()
+    }
     with joined("cpu", alone=True) as world:
-        found = {name: once(engine, folder / name, world) for name, engine in ENGINES.items()}
+        found = {name: once(engine, folder / name, world) for name, engine in engines.items()}
         if world.rank == 0:
             torch.save(found, folder / "found.pt")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *sys.argv[2:])
     leave()
