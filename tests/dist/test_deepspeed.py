@@ -51,7 +51,8 @@ def apart(one: torch.Tensor, other: torch.Tensor) -> float:
     return float((one.double() - other.double()).norm() / one.double().norm())
 
 
-@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
 def test_every_optimizer_agrees_between_torch_and_every_stage_of_zero(workers: int, tmp_path: Path) -> None:
     in_ranks("parity.py", str(tmp_path), workers=workers)
     found = torch.load(tmp_path / "parameters.pt", weights_only=True)
@@ -103,7 +104,7 @@ def test_a_run_goes_on_with_another_number_of_ranks_by_the_universal_format(dist
     assert not list((distgrow.folder / "moved/checkpoints").glob(".*"))
 
 
-@pytest.mark.parametrize("zero", [1, 3])
+@pytest.mark.parametrize("zero", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_a_nan_on_one_rank_is_skipped_on_all_and_counted(distgrow: Commands, zero: int) -> None:
     (distgrow.folder / "faulty.py").write_text(FAULTY)
     assert distgrow.train("run", *task(poison=[7], rank=(1,)), engine(zero), workers=2).code == 0
@@ -139,7 +140,7 @@ def make(branches):
 """
 
 
-@pytest.mark.parametrize("zero", [1, 2])
+@pytest.mark.parametrize("zero", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("branches", [True, False])
 def test_layers_that_only_some_rows_use_are_refused_and_one_that_none_uses_is_not(
     distgrow: Commands, zero: int, branches: bool

@@ -26,7 +26,7 @@ def killed(folder: Path, case: str, *, points: int, seed: int) -> None:
 
 
 @pytest.mark.fault
-@pytest.mark.parametrize("case", ["norm", "adamw"])
+@pytest.mark.parametrize("case", ["norm", pytest.param("adamw", marks=pytest.mark.slow)])
 def test_killed_at_the_points_that_matter_it_ends_bit_identical(case: str, tmp_path: Path) -> None:
     killed(tmp_path, case, points=9, seed=0)
 

@@ -121,6 +121,7 @@ def test_killed_and_resumed_both_services_hold_each_update_once(distgrow: Comman
     assert dict(sent) == losses
 
 
+@pytest.mark.slow
 def test_what_weights_and_biases_lost_when_a_run_was_killed_is_sent_again_and_nothing_twice(tmp_path: Path) -> None:
     pytest.importorskip("wandb", reason="needs the extra 'wandb'")
     for updates in (5, 60, 60, 130, 150):  # 5: before anything is written; 150: all, and a proper end

@@ -77,7 +77,7 @@ def test_a_run_goes_on_with_another_world_size(distgrow: Commands) -> None:
     assert ledger(distgrow.folder / "moved")["applied"] == 1500
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_sigterm_is_a_checkpoint_and_exit_code_0(distgrow: Commands, workers: int) -> None:
     assert distgrow.train("whole").code == 0
     words = ["train", str(ROOT / "configs/digits.yaml"), *TINY, "run.dir=stopped", f"launch.workers={workers}"]

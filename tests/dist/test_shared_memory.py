@@ -51,7 +51,7 @@ def assert_told(finished: Finished, *words: str) -> None:
         assert word in told
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_batch_that_outgrows_shared_memory_is_told_with_keys_and_size(distgrow: Commands, ranks: int) -> None:
     rows_in_flight = 2 * 3 * 8 + 16  # of all loader processes while the batch is 8, and some that are in use
     size = rows_in_flight * ROW_KIB
@@ -72,6 +72,7 @@ def test_shared_memory_that_holds_no_row_is_told_before_the_run_has_a_folder(dis
     assert with_shared_memory(distgrow, ROW_KIB, "run.loader.workers=0", "budget.samples=100").code == 0
 
 
+@pytest.mark.slow
 def test_the_check_of_the_loss_takes_no_more_of_it_than_a_run(distgrow: Commands, tmp_path: Path) -> None:
     size = 4 * 8 * ROW_KIB  # the check looks at several times as many rows
     finished = with_shared_memory(

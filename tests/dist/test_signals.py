@@ -70,8 +70,15 @@ def assert_saved(run: Path) -> None:
     assert ledger(run) == {"applied": 8 * ended["step"], "skipped": 0, "replayed": 0, "discarded": 0, "probe": 0}
 
 
-@pytest.mark.parametrize("sent", [signal.SIGUSR1, signal.SIGUSR2])
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(
+    ("sent", "workers"),
+    [
+        (signal.SIGUSR1, 2),
+        (signal.SIGUSR2, 1),
+        pytest.param(signal.SIGUSR1, 1, marks=pytest.mark.slow),
+        pytest.param(signal.SIGUSR2, 2, marks=pytest.mark.slow),
+    ],
+)
 def test_notices_of_slurm_reach_ranks_and_spare_their_loader_workers(
     distgrow: Commands, workers: int, sent: signal.Signals
 ) -> None:
@@ -88,7 +95,7 @@ def test_a_signal_that_is_not_named_is_not_taken_for_a_request(distgrow: Command
     assert not events(distgrow.folder / "run", "end")
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_ctrl_c_with_loader_workers_saves_and_says_once_how_to_go_on(distgrow: Commands, workers: int) -> None:
     more = [f"launch.workers={workers}", "run.loader.workers=2"]
     code, out = signalled(distgrow, train(*more), signal.SIGINT, to="group")
@@ -101,7 +108,7 @@ def test_ctrl_c_with_loader_workers_saves_and_says_once_how_to_go_on(distgrow: C
     assert_saved(distgrow.folder / "run")
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_fit_returns_after_a_signal_alone_and_under_a_torchrun_that_passes_it_on(
     distgrow: Commands, ranks: int
 ) -> None:

@@ -37,6 +37,7 @@ def shipped(folder: Path) -> Path:
     return checkout
 
 
+@pytest.mark.slow
 def test_a_job_on_two_hosts_gives_the_parameters_and_ledger_of_torchrun_and_of_one_process(
     distgrow: Commands, cluster: Hosts
 ) -> None:
@@ -59,6 +60,7 @@ def test_a_job_on_two_hosts_gives_the_parameters_and_ledger_of_torchrun_and_of_o
     assert {step["world"] for step in events(run, "step")} == {2}
 
 
+@pytest.mark.slow
 def test_the_launch_script_on_the_head_finds_the_cluster_that_runs_there(distgrow: Commands, cluster: Hosts) -> None:
     run = distgrow.folder / "run"
     script, config = str(ROOT / "launch/ray_train.py"), str(ROOT / "configs/digits.yaml")
@@ -86,6 +88,7 @@ def test_the_launch_script_without_a_cluster_says_how_to_start_one(distgrow: Com
     assert "launch.address=auto: no Ray cluster answers there; start one (ray start --head)" in refused.stderr
 
 
+@pytest.mark.slow
 def test_a_client_without_the_token_is_turned_away(distgrow: Commands, cluster: Hosts) -> None:
     stranger = replace(cluster, environment={**cluster.environment, "RAY_AUTH_TOKEN": "0" * 64})
     refused = stranger.run(1, RAY_COMMAND, "job", "submit", "--address", cluster.dashboard, "--", "true")

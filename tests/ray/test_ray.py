@@ -76,6 +76,7 @@ def accepted(command: list[str], environment: dict[str, str]) -> "subprocess.Com
         time.sleep(2)
 
 
+@pytest.mark.slow
 def test_a_job_submitted_with_its_working_directory_gives_the_parameters_of_torchrun(
     distgrow: Commands, cluster: dict[str, str]
 ) -> None:
@@ -99,6 +100,7 @@ def test_a_job_submitted_with_its_working_directory_gives_the_parameters_of_torc
     assert (parameters(distgrow.folder / "torchrun") == parameters(run)).all()
 
 
+@pytest.mark.slow
 def test_a_worker_that_raises_ends_the_run_with_its_error_first(distgrow: Commands, cluster: dict[str, str]) -> None:
     (distgrow.folder / "rotten.py").write_text(
         """
@@ -126,6 +128,7 @@ def make():
     assert not events(distgrow.folder / "run", "end")
 
 
+@pytest.mark.slow
 @pytest.mark.fault
 def test_a_killed_worker_is_replaced_and_nothing_is_lost(distgrow: Commands, cluster: dict[str, str]) -> None:
     distgrow.environment.update(cluster)
