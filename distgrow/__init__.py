@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from distgrow.core.budget import Budget, budget
     from distgrow.core.errors import ConfigError
     from distgrow.core.lr import LR, WSD, Cosine, StepDecay, constant_lr, factor_lr, linear_lr, power_lr, sqrt_lr
+    from distgrow.core.optimizer_plan import AtGrowth
     from distgrow.core.order import Order
     from distgrow.core.plan import Plan, split
     from distgrow.core.progress import Ledger, Outcome, Progress
@@ -71,6 +72,7 @@ _HOMES = {
     "core.budget": "Budget budget",
     "core.errors": "ConfigError",
     "core.lr": "Cosine LR StepDecay WSD constant_lr factor_lr linear_lr power_lr sqrt_lr",
+    "core.optimizer_plan": "AtGrowth",
     "core.order": "Order",
     "core.plan": "Plan split",
     "core.progress": "Ledger Outcome Progress",

@@ -82,7 +82,7 @@ def updated(run: Run, task: Task, plan: Plan) -> torch.Tensor:
         for parameter in parameters:
             if parameter.grad is not None:
                 parameter.grad /= plan.world if task.items is None else weight  # as engines do over their ranks
-        engine.step(plan.lr)
+        engine.step(plan)
     return torch.cat([real(parameter.detach()).double().flatten().cpu() for parameter in parameters])
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from distgrow.core.errors import ConfigError
+from distgrow.core.optimizer_plan import OptimizerPlan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +23,7 @@ class Plan:
     window: int = 0  #: measured updates that the noise's means remember; 0: this one is not measured
     product: bool = False  #: the progress test's product with the update before is wanted
     average: float = 0.0  #: weight of the parameters after this update in their average; 0: they are not taken in
+    optimizer: OptimizerPlan | None = None  #: what its settings follow from; None: they do not follow the batch
 
     @property
     def parts(self) -> int:

@@ -60,6 +60,8 @@ class Progress:
     stage: int = 0  #: of the batch schedule
     stage_samples: int = 0  #: samples applied since the stage began
     stage_step: int = 0  #: updates applied since the stage began
+    grown_step: int = 0  #: updates applied before the batch last changed, if the optimizer then forgets
+    grown_samples: int = 0  #: their samples
     skips: int = 0  #: updates skipped in a row, up to now
     micro_limit: int | None = None  #: rows of a micro-batch that memory holds, where that has been found out
     policy: PolicyState = field(default_factory=dict, hash=False)  #: what the policy keeps; empty: its initial state
@@ -89,6 +91,8 @@ class Progress:
             stage=self.stage,
             stage_samples=self.stage_samples + batch,
             stage_step=self.stage_step + 1,
+            grown_step=self.grown_step,
+            grown_samples=self.grown_samples,
             micro_limit=self.micro_limit,
             policy=self.policy,
             noise=self.noise.after(
@@ -105,6 +109,10 @@ class Progress:
             return self
         noise = self.noise.on_new_stage()
         return replace(self, stage=self.stage + stages, stage_samples=0, stage_step=0, noise=noise)
+
+    def at_another_batch(self) -> "Progress":
+        """Return the progress if its stage has another batch than the updates before."""
+        return replace(self, grown_step=self.step, grown_samples=self.ledger.applied)
 
     def repeat(self, batch: int, updates: int) -> "Progress":
         """Return the progress after `updates` applied updates of `batch` samples each."""

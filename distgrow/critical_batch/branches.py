@@ -43,6 +43,16 @@ class Branch(Constant):
     gain: PosFloat
     """f(k), the factor of the learning rate."""
 
+    @property
+    def first_batch(self) -> int:
+        """Return the run's b₀."""
+        return self.trunk.growth.first_batch
+
+    def rate_growth(self, lr: LR, progress: Progress, batch: int) -> float:
+        """Return by how much the learning rate has followed the batch in the run, times f(k)."""
+        at = self.trunk.growth.stage_batch(progress.stage)
+        return self.gain * self.trunk.growth.rate_growth(lr, progress, at)
+
     def multiplier(self, lr: LR, progress: Progress, batch: int, span: Span) -> float:
         """Return η/η₀: the run's own at this number of samples and at the stage of its checkpoint, times f(k)."""
         return self.gain * self.trunk.rate(progress, self.trunk.growth.stage_batch(progress.stage)) / lr.base

@@ -10,7 +10,6 @@ from typing import Any
 import deepspeed
 import torch
 from deepspeed.accelerator import get_accelerator
-from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam
 from torch import nn
 
 from distgrow.core.errors import ConfigError, RunError, TrainingFailed
@@ -18,17 +17,19 @@ from distgrow.core.plan import Plan
 from distgrow.distributed.world import World
 from distgrow.engine.batches import MORE_MEMORY, Buffers, Loss, Metrics, place, ran_out_of_memory
 from distgrow.engine.deepspeed_config import settings
+from distgrow.engine.deepspeed_optimizer import build_optimizer
 from distgrow.engine.deepspeed_shards import Shards
 from distgrow.engine.deepspeed_step import divided
 from distgrow.engine.functional import FunctionalObjective
 from distgrow.engine.items import Items
-from distgrow.engine.objective import WeightedLoss, empty_copy
+from distgrow.engine.objective import empty_copy
 from distgrow.engine.spec import DeepSpeed
 from distgrow.engine.state import read, written
 from distgrow.engine.stats import MakeStats, UpdateStats, check_agreed
 from distgrow.engine.update import AccumulatingEngine, Applied
 from distgrow.engine.used_parameters import UsedParameters
 from distgrow.optim import OptimizerSpec
+from distgrow.optim.at_growth import assign, reset_moments
 from distgrow.optim.groups import assign_lr
 
 _DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -73,15 +74,18 @@ class DeepSpeedEngine(AccumulatingEngine):
         self._engine: Any
         self._engine, *_ = deepspeed.initialize(
             model=self._objective,
-            optimizer=_optimizer(self._objective, optimizer, spec, world),
+            optimizer=build_optimizer(self._objective, optimizer, spec, world),
             config=settings(spec, optimizer, world),
         )
         self._buffers = Buffers(self._objective)  # on the device, in the engine's precision
         self._shards = Shards(self._engine, world, resizes=spec.resizes(optimizer))
-        self._products.watch(self._engine.basic_optimizer)
+        self._products.watch(self._engine.basic_optimizer)  # before the settings of the last step are replaced
+        if optimizer.at_growth.changes:
+            self._engine.basic_optimizer.register_step_pre_hook(self._assign)
         self._clear_padding()
         named = {name.removeprefix("model."): p for name, p in self._objective.named_parameters() if p.requires_grad}
         self._used = UsedParameters(named, world)
+        self._plan: Plan | None = None  # of the update under way
         self._last: Any = None  # with items, the last micro-batch
         self._counted: Any = None  # the last of those that count something
         if items is not None and isinstance(loss, nn.Module) and list(loss.parameters()):
@@ -134,6 +138,7 @@ class DeepSpeedEngine(AccumulatingEngine):
     def apply(self, plan: Plan, stats: UpdateStats) -> Applied:
         """See AccumulatingEngine."""
         reduced = self.world.sum_async([value / self.world.size for value in stats.numbers()])
+        self._plan = plan
         assign_lr(self._engine.optimizer.param_groups, plan.lr)
         weight = UpdateStats.unpack(reduced(), len(stats.votes)).weight if self._items is not None else 1.0
         if not weight:
@@ -146,6 +151,13 @@ class DeepSpeedEngine(AccumulatingEngine):
             self._used.agree()
         grad_norm, overflow = float(self._engine.get_global_grad_norm()), self._engine.optimizer.overflow
         return Applied(stats=known, grad_norm=grad_norm, applied=not overflow, out_of_memory=known.failed > 0)
+
+    def _assign(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
+        """Give the groups of a step what the plan gives them; ZeRO has a step for each group or shard."""
+        assert self._plan is not None
+        assign(optimizer.param_groups, self._plan)
+        if self._plan.optimizer is not None and self._plan.optimizer.reset:
+            reset_moments(optimizer)
 
     def loss_scale(self) -> float:
         """See AccumulatingEngine."""
@@ -284,15 +296,3 @@ def give_back(module: nn.Module, whole: Mapping[nn.Parameter, torch.Tensor]) -> 
         for name in [name for name in vars(part) if name.startswith("ds_") or name in _ZERO_3]:
             delattr(part, name)
         part._parameters = parameters
-
-
-def _optimizer(
-    objective: WeightedLoss, optimizer: OptimizerSpec, spec: DeepSpeed, world: World
-) -> torch.optim.Optimizer:
-    kernel: dict[str, Any] | None = optimizer.fused_adamw() if spec.fused else None
-    if kernel is None:
-        return optimizer.made(objective.named(), objective.model)
-    groups = [group.for_torch() for group in optimizer.grouped(objective.named())]
-    if spec.offload_optimizer or world.device.type == "cpu":
-        return DeepSpeedCPUAdam(groups, lr=0.0, adamw_mode=True, **kernel)
-    return FusedAdam(groups, lr=0.0, **kernel)

@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from distgrow.core.plan import Plan
 from distgrow.optim import OptimizerSpec
+from distgrow.optim.at_growth import CORRECTION
 from distgrow.optim.direction import real
 
 #: What norms of half-precision gradients are computed in.
@@ -141,7 +142,7 @@ class StepProducts:
     def _hold_against_last(self, given: list[Any], states: list[Any], group: dict[str, Any]) -> None:
         known = [k for k, state in enumerate(states) if self._direction.known(state)]
         directions = self._direction.last([states[k] for k in known], group)
-        penalty, scale = self._penalty(group), group.get("lr_scale", 1.0)
+        penalty, scale = self._penalty(group), group.get("lr_scale", 1.0) * group.get(CORRECTION, 1.0)
         for k, last in zip(known, directions, strict=True):
             self._terms["gu"].append(scale * inner(given[k].grad, last))
             if penalty:

@@ -40,6 +40,10 @@ class Engine(Protocol):
         """
         ...
 
+    def settings(self, plan: Plan) -> dict[str, float]:
+        """Return the optimizer's settings that follow the batch, as they are at an update, by the keys of AtGrowth."""
+        ...
+
     def evaluate(self, batches: Iterable[tuple[Any, int]]) -> dict[str, float]:
         """Means over all ranks' (batch, rows of it that count), in eval mode. Collective: every rank must call.
 

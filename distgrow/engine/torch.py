@@ -24,8 +24,8 @@ from distgrow.engine.state import load_module, read, written
 from distgrow.engine.stats import MakeStats, UpdateStats
 from distgrow.engine.update import AccumulatingEngine, Applied
 from distgrow.optim import OptimizerSpec
+from distgrow.optim.at_growth import assign, reset_moments
 from distgrow.optim.composite import has_modes
-from distgrow.optim.groups import assign_lr
 from distgrow.optim.sgd import SGD
 
 
@@ -52,7 +52,7 @@ class TorchEngine(AccumulatingEngine):
         if self.spec.compile:
             compile_in_place(model)
         super().__init__(model, loss, metrics=metrics, optimizer=optimizer, world=world, items=items)
-        self.optimizer, self._clip = optimizer.made(self._objective.named(), model), optimizer.clip
+        self.optimizer, self._clip = optimizer.ready(self._objective.named(), model), optimizer.clip
         self._by_parts, self._modes = optimizer.goes_by_parts, has_modes(self.optimizer)
         self._set_mode("train")
         self._state_copies, self._used = optimizer.state_copies, False
@@ -130,7 +130,7 @@ class TorchEngine(AccumulatingEngine):
             if self._by_parts:
                 factor, items = clip_factor(self._clip, grad_norm), self._items is not None
                 tell_parts(self.optimizer, self._norms, plan, reduced, self.world, clipped=factor, items=items)
-            self.step(plan.lr)
+            self.step(plan)
             self._products.after_step(self.optimizer)
         except (RuntimeError, MemoryError) as error:
             check_memory(error, "the optimizer's state")
@@ -142,9 +142,11 @@ class TorchEngine(AccumulatingEngine):
             torch.cuda.empty_cache()
         return Applied(stats=stats, grad_norm=grad_norm, applied=False, out_of_memory=failed)
 
-    def step(self, lr: float) -> None:
-        """Make one optimizer step at learning rate `lr`, times a parameter group's own lr_scale."""
-        assign_lr(self.optimizer.param_groups, lr)
+    def step(self, plan: Plan) -> None:
+        """Make one optimizer step, with the settings that the plan gives each parameter group."""
+        assign(self.optimizer.param_groups, plan)
+        if plan.optimizer is not None and plan.optimizer.reset:
+            reset_moments(self.optimizer)
         self.optimizer.step()
 
     def reserve(self, plan: Plan) -> list[Tensor]:

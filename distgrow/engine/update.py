@@ -61,7 +61,7 @@ class AccumulatingEngine(ABC):
         check_dense(self._objective)
         self._items, self._metrics = items, metrics or mean_loss(loss, items)
         self.tokens: Tokens | None = items
-        self._loss = loss
+        self._loss, self._optimizer_spec = loss, optimizer
         self.groups = optimizer.shown(self._objective.named(), model)
         self._penalties = _by_full_name(self._objective, optimizer)
         self._parameters = self._objective.trained()
@@ -229,6 +229,10 @@ class AccumulatingEngine(ABC):
         batch_sq = square + penalty if plan.window else math.nan
         parts = 0 if self._items is None else round(stats.parts * size)
         return Measured(parts_sq=micro_sq + penalty, batch_sq=batch_sq, product=product, parts=parts)
+
+    def settings(self, plan: Plan) -> dict[str, float]:
+        """See Engine."""
+        return self._optimizer_spec.at(plan.optimizer)
 
     def average(self) -> WeightAverage:
         """Return the average of the parameters, begun here if there is none."""

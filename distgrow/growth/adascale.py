@@ -83,6 +83,9 @@ class AdaScale(GrowthPolicy):
         ratio, counted = self.grown(progress.stage, batch).ratio, Counted(**progress.policy)
         return gain(ratio, self.start, progress.noise, self.power) * lr.decay.fall(int(counted.samples), span)
 
+    def rate_growth(self, lr: LR, progress: Progress, batch: int) -> float:
+        return gain(self.grown(progress.stage, batch).ratio, self.start, progress.noise, self.power)
+
     def highest_rate(self, lr: LR, stage: int, rate: float) -> float:
         return rate * (self.stage_batch(stage) / self.start) ** self.power
 

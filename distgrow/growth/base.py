@@ -85,6 +85,11 @@ class GrowthPolicy(Spec):
         """Return the target batch of a stage, samples."""
         return self.start
 
+    @property
+    def first_batch(self) -> int:
+        """Return the batch that the optimizer's settings are those of, samples."""
+        return self.start
+
     def growth_steps(self, stage: int) -> float:
         """Return the growth steps made by `stage`. They are fractional if the cap cut the last one short."""
         return float(stage)
@@ -114,6 +119,10 @@ class GrowthPolicy(Spec):
         grown = self.grown(progress.stage, batch)
         samples = progress.ledger.applied
         return self.rule(lr)(grown) * lr.decay.warm(samples, batch, span) * lr.decay.fall(samples, span)
+
+    def rate_growth(self, lr: LR, progress: Progress, batch: int) -> float:
+        """Return ρ, the part of η/η₀ by which η follows the batch; the rest is warm-up and decay."""
+        return self.rule(lr)(self.grown(progress.stage, batch))
 
     def highest_rate(self, lr: LR, stage: int, rate: float) -> float:
         """Return the upper bound of the learning rate at `stage`, whose planned value is `rate`."""

@@ -10,6 +10,7 @@ from distgrow.core.budget import Budget
 from distgrow.core.errors import ConfigError
 from distgrow.core.lr import LR, NoDecay, Span
 from distgrow.core.noise_stats import Measuring
+from distgrow.core.optimizer_plan import AtGrowth
 from distgrow.core.order import mix_int
 from distgrow.core.plan import Plan, split
 from distgrow.core.progress import Outcome, PolicyState, Progress
@@ -17,6 +18,7 @@ from distgrow.core.scaling import Group
 from distgrow.core.stages import Stages, Trigger, stage_at
 from distgrow.growth.adaptive import Adaptive, NormProbing
 from distgrow.growth.answers import check_needs, checked_batch, checked_multiplier, checked_state
+from distgrow.growth.at_growth import marked, optimizer_plan
 from distgrow.growth.base import GrowthPolicy, Measure, Moment, check_settings
 from distgrow.growth.outline import Stride, outline, problems, shorten
 
@@ -30,6 +32,7 @@ class Controller:
     lr: LR = field(default_factory=LR)
     average: AverageSpec | None = None  #: of the parameters
     needs: frozenset[Measure] = frozenset()  #: what the optimizer needs to be measured, beside what growth needs
+    at_growth: AtGrowth = field(default_factory=AtGrowth)  #: of the optimizer's settings
     budget: Budget
     epoch: int  #: samples of one pass over the training set
     world: int = 1  #: ranks of the group at hand
@@ -89,14 +92,15 @@ class Controller:
 
         Another call changes nothing more, so that a run may stop between this and the update.
         """
+        return marked(self.at_growth, self.growth, progress, self._advance(progress))
+
+    def _advance(self, progress: Progress) -> Progress:
         if self._adaptive is None:
             here = progress.step if self.stage_ends.axis == "steps" else progress.ledger.applied
-            return progress.grow(
-                stage_at(self.stage_ends, progress.stage, here, self.growth.last_stage) - progress.stage
-            )
-        batch = self.batch(progress)
+            stage = stage_at(self.stage_ends, progress.stage, here, self.growth.last_stage)
+            return progress.grow(stage - progress.stage)
+        batch, left = self.batch(progress), self.budget.left(progress, self.epoch)
         rate = self.rate(progress, batch)
-        left = self.budget.left(progress, self.epoch)
         now = Moment(lr=rate, batch=batch, epoch=self.epoch, left=left, settings=self.lr, span=self.span)
         return self._adaptive.advance(progress, now)
 
@@ -148,6 +152,7 @@ class Controller:
             window=window,
             product=Measure.PROGRESS in self._needs,
             average=self.average.weight(progress.ledger.applied, batch, self.whole_axis) if self.average else 0.0,
+            optimizer=optimizer_plan(self.at_growth, self.growth, self.lr, progress, batch),
         )
 
     def split(self, progress: Progress, batch: int, window: int) -> tuple[int, int]:
@@ -278,10 +283,8 @@ class Controller:
 
     def problems(self, stage: int, batch: int) -> list[str]:
         """Return what keeps a batch of a stage from being drawn, split or measured."""
-        world = self.ranks(stage)
-        found: list[str] = []
-        if self._adaptive is not None:
-            found = self._adaptive.problems(stage, world, self.max_micro, self.measuring.every)
+        world, adaptive = self.ranks(stage), self._adaptive
+        found = adaptive.problems(stage, world, self.max_micro, self.measuring.every) if adaptive is not None else []
         return found + problems(self.growth, stage, batch, epoch=self.epoch, world=world, max_micro=self.max_micro)
 
     def outline(self, progress: Progress, *, soonest: bool = False) -> Iterator[tuple[int, int, int]]:

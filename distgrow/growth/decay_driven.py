@@ -32,3 +32,6 @@ class Replacing(Geometrical):
         grown = self.grown(progress.stage, batch)
         warm = lr.decay.warm(progress.ledger.applied, batch, span)
         return warm * self.factor**-progress.stage * grown.ratio**self.power
+
+    def rate_growth(self, lr: LR, progress: Progress, batch: int) -> float:
+        return self.grown(progress.stage, batch).ratio ** self.power

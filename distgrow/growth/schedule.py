@@ -7,6 +7,7 @@ from distgrow.core.budget import Budget
 from distgrow.core.endless import ENDLESS, ONE_STAGE, refuse_epochs
 from distgrow.core.lr import LR
 from distgrow.core.noise_stats import Measuring
+from distgrow.core.optimizer_plan import AtGrowth
 from distgrow.core.scaling import Group
 from distgrow.core.stages import Stages
 from distgrow.growth.base import GrowthPolicy, Measure
@@ -23,6 +24,7 @@ class Schedule:
     lr: LR = field(default_factory=LR)
     average: AverageSpec | None = None
     needs: frozenset[Measure] = frozenset()  #: what the optimizer needs to be measured, beside what growth needs
+    at_growth: AtGrowth = field(default_factory=AtGrowth)
 
     def controller(
         self,
@@ -53,6 +55,7 @@ class Schedule:
             lr=self.lr,
             average=self.average,
             needs=self.needs,
+            at_growth=self.at_growth,
             budget=self.budget,
             epoch=epoch,
             world=world,

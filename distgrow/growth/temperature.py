@@ -148,6 +148,9 @@ class Temperature(Adaptive):
         scaled = self.scaled(self.grown(progress.stage, batch).ratio, progress.noise)
         return warm * min(self.limit(lr) / lr.base, scaled * self.fallen(lr, progress, span))
 
+    def rate_growth(self, lr: LR, progress: Progress, batch: int) -> float:
+        return self.scaled(self.grown(progress.stage, batch).ratio, progress.noise)
+
     def highest_rate(self, lr: LR, stage: int, rate: float) -> float:
         ratio = self.stage_batch(stage) / self.start
         return min(self.limit(lr), rate * ratio**self.power) if self.gain else rate

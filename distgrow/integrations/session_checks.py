@@ -39,6 +39,11 @@ def on_world(controller: Controller, world: World) -> Controller:
             f"growth.kind={growth.name} goes by what distgrow's engines measure of each update, which other trainers "
             "do not show; choose a growth that follows a schedule, or train with distgrow.fit"
         )
+    if controller.at_growth.changes:
+        raise ConfigError(
+            "the controller's at_growth changes settings of the optimizer, which belongs to the trainer; leave it out, "
+            "or train with distgrow.fit"
+        )
     if controller.group is not None:
         raise ConfigError("the controller's group changes the number of ranks, which other trainers cannot; leave it")
     if controller.world not in (1, world.size):

@@ -4,8 +4,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from pydantic import model_validator
+
 from distgrow.core.errors import ConfigError
+from distgrow.core.optimizer_plan import AtGrowth, OptimizerPlan
 from distgrow.core.spec import PosFloat, Spec
+from distgrow.optim.at_growth import KEYS, L2_FAULT, NO_DAMPENING_FAULT, refuse, remember
 from distgrow.optim.groups import Group, Grouped, ParameterGroup, grouped
 
 if TYPE_CHECKING:
@@ -35,6 +39,9 @@ class OptimizerSpec(Spec, ABC):
     l2: ClassVar[bool] = False
     """Whether `weight_decay` is an L2 penalty: steps add λθ to the gradient, as part of the objective."""
 
+    undamped: ClassVar[bool] = False
+    """Whether momentum adds gradients up, and knows no dampening: with less momentum its steps would be shorter."""
+
     clip: PosFloat | None = None
     """Largest norm of the mean gradient; none: no clipping."""
     groups: list[ParameterGroup] = []
@@ -42,6 +49,30 @@ class OptimizerSpec(Spec, ABC):
     that a parameter matches has it. All others train by the settings above."""
     no_decay: bool = False
     """No weight decay for parameters of less than two dimensions (biases, norms) that no group has."""
+
+    at_growth: AtGrowth = AtGrowth()
+    """What becomes of its memory when the batch changes."""
+
+    @model_validator(mode="after")
+    def _has_what_is_asked_at_growth(self) -> "OptimizerSpec":
+        refuse(self.at_growth, self.decays(), self.name, fault=self.growth_fault)
+        return self
+
+    def decays(self) -> Mapping[str, float] | None:
+        """Return the settings that can follow the batch, by their keys of `at_growth`. None: its groups will tell."""
+        own = {key: [getattr(self, name) for name in names if hasattr(self, name)] for key, names in KEYS.items()}
+        return {key: max(values) for key, values in own.items() if values}
+
+    def growth_fault(self, key: str) -> str | None:
+        """Return why the setting of a key of `at_growth` cannot follow the batch; None if it can."""
+        if key == "momentum" and self.undamped:
+            return NO_DAMPENING_FAULT
+        return L2_FAULT if key == "weight_decay" and self.l2 else None
+
+    def at(self, plan: OptimizerPlan | None) -> dict[str, float]:
+        """Return the settings that follow the batch, as they are at an update, by their keys of `at_growth`."""
+        decays = self.decays() if plan is not None else None
+        return {} if plan is None or not decays else {key: getattr(plan, key)(decays[key]) for key in plan.spec.asked()}
 
     @property
     def name(self) -> str:
@@ -94,6 +125,16 @@ class OptimizerSpec(Spec, ABC):
             raise ConfigError(
                 f"optimizer.kind={self.name} has no weight_decay, which optimizer.groups or no_decay sets; leave it out"
             )
+        return made
+
+    def ready(self, named: "Mapping[str, nn.Parameter]", model: "nn.Module") -> "torch.optim.Optimizer":
+        """Build the torch optimizer as `made` does, its groups ready to follow the batch.
+
+        Raises:
+            ConfigError: See `made`; or it has not what is to follow the batch.
+        """
+        made = self.made(named, model)
+        remember(made, self.at_growth, self.name)
         return made
 
     def check_own(self, named: "Mapping[str, nn.Parameter]", model: "nn.Module", base: float) -> None:

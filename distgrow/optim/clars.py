@@ -21,6 +21,7 @@ class CLARS(Layerwise):
 
     scaling: ClassVar[Literal["linear", "sqrt"]] = "linear"
     l2: ClassVar[bool] = True
+    undamped: ClassVar[bool] = True
     goes_by_parts: ClassVar[bool] = True
 
     kind: Literal["clars"] = "clars"

@@ -70,6 +70,10 @@ class _States:
     def __getitem__(self, parameter: torch.Tensor) -> dict[str, Any]:
         return self._owner[id(parameter)].state[parameter]
 
+    def get(self, parameter: torch.Tensor, default: Any = None) -> Any:
+        """Return the state of a parameter, `default` if it has none."""
+        return self._owner[id(parameter)].state.get(parameter, default)
+
     def __bool__(self) -> bool:
         return any(optimizer.state for optimizer in self._optimizers)
 

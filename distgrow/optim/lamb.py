@@ -32,6 +32,11 @@ class LAMB(Layerwise):
         """See OptimizerSpec."""
         return 2
 
+    def growth_fault(self, key: str) -> str | None:
+        """See OptimizerSpec."""
+        scaled = "its weight decay is scaled with the step, whose length is the learning rate's alone"
+        return scaled if key == "weight_decay" else super().growth_fault(key)
+
     def build(self, groups: list[Group]) -> "torch.optim.Optimizer":
         """See OptimizerSpec."""
         from distgrow.optim import trust_ratio

@@ -19,6 +19,7 @@ class LARS(Layerwise):
     """
 
     l2: ClassVar[bool] = True
+    undamped: ClassVar[bool] = True
 
     kind: Literal["lars"] = "lars"
     trust: PosFloat = 0.001

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import PrivateAttr
 
 from distgrow.core.errors import ConfigError
+from distgrow.core.optimizer_plan import AtGrowth
+from distgrow.optim.at_growth import L2, remember
 from distgrow.optim.base import OptimizerSpec
 from distgrow.optim.groups import Group
 
@@ -18,8 +20,6 @@ if TYPE_CHECKING:
 
 #: torch's optimizers that treat each number of a parameter alone, and whose state ZeRO resumes: not Adagrad.
 _ELEMENTWISE = frozenset({"SGD", "Adam", "AdamW", "Adadelta", "RMSprop", "NAdam", "RAdam", "Adamax", "ASGD", "Rprop"})
-#: Those among them that add λθ to the gradient, unless they have decoupled_weight_decay.
-_L2 = frozenset({"SGD", "Adam", "Adagrad", "Adadelta", "RMSprop", "NAdam", "RAdam", "Adamax", "ASGD"})
 
 
 class _Own(OptimizerSpec):
@@ -28,6 +28,9 @@ class _Own(OptimizerSpec):
     elementwise: bool = False
     """Whether a step treats each number alone, whatever the parameter's shape: what ZeRO's flat shards need. Known of
     torch's own."""
+
+    def decays(self) -> None:
+        """See OptimizerSpec."""
 
     @property
     def state_copies(self) -> int:
@@ -78,7 +81,7 @@ class Given(_Own):
     def l2(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         """See OptimizerSpec."""
         decoupled = any(group.get("decoupled_weight_decay") for group in self._optimizer.param_groups)
-        return _is_torchs(self._optimizer, _L2) and not decoupled
+        return _is_torchs(self._optimizer, L2) and not decoupled
 
     @property
     def penalty(self) -> float:
@@ -93,16 +96,19 @@ class Given(_Own):
         return {name: found[id(p)] for name, p in named.items() if found.get(id(p))}
 
 
-def own(optimizer: Any, *, clip: float | None = None, elementwise: bool = False) -> Given:
+def own(
+    optimizer: Any, *, clip: float | None = None, elementwise: bool = False, at_growth: AtGrowth | None = None
+) -> Given:
     """Return an optimizer that is built already as `fit(optimizer=…)` takes it, with what torch's has no setting for.
 
     Args:
         optimizer: A torch.optim.Optimizer over the model's parameters, or several, which step together.
         clip: Largest norm of the mean gradient. None: no clipping.
         elementwise: Whether a step treats each number alone: what DeepSpeed needs. Known of torch's own.
+        at_growth: What becomes of its memory when the batch changes. None: nothing.
 
     Raises:
-        ConfigError: It is none, needs a closure, or has made steps already.
+        ConfigError: It is none, needs a closure, has made steps already, or has not what `at_growth` asks.
     """
     joined = _joined(optimizer, "optimizer")
     plain = {key: value for key, value in joined.defaults.items() if isinstance(value, bool | int | float | str | None)}
@@ -110,8 +116,10 @@ def own(optimizer: Any, *, clip: float | None = None, elementwise: bool = False)
     made = Given(
         of=" + ".join(type(one).__name__ for one in several),
         settings=plain, clip=clip, elementwise=elementwise or _is_torchs(joined, _ELEMENTWISE),
+        at_growth=at_growth or AtGrowth(),
     )  # fmt: skip
     made._optimizer = joined
+    remember(joined, made.at_growth, made.of)
     return made
 
 
@@ -147,7 +155,7 @@ class Target(_Own):
 
     def check_own(self, named: "Mapping[str, nn.Parameter]", model: "nn.Module", base: float) -> None:
         """See OptimizerSpec."""
-        made = self.made(named, model)
+        made = self.ready(named, model)
         if not isinstance(self._found(), type):
             check_base(made, base, f"optimizer.target={self.target!r}")
 

@@ -16,6 +16,7 @@ class RMSprop(OptimizerSpec):
     """torch.optim.RMSprop."""
 
     l2: ClassVar[bool] = True
+    undamped: ClassVar[bool] = True
 
     kind: Literal["rmsprop"] = "rmsprop"
     alpha: Annotated[float, Field(ge=0, lt=1)] = 0.99

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from distgrow.core.errors import ConfigError
+from distgrow.optim.at_growth import NESTEROV_FAULT
 from distgrow.optim.base import OptimizerSpec, fused
 from distgrow.optim.groups import Group
 
@@ -48,6 +49,10 @@ class SGD(OptimizerSpec):
     def state_copies(self) -> int:
         """See OptimizerSpec."""
         return int(self.momentum > 0)
+
+    def growth_fault(self, key: str) -> str | None:
+        """See OptimizerSpec."""
+        return NESTEROV_FAULT if key == "momentum" and self.nesterov else super().growth_fault(key)
 
     def build(self, groups: list[Group]) -> "torch.optim.Optimizer":
         """See OptimizerSpec."""

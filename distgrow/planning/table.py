@@ -15,7 +15,9 @@ from distgrow.core.pace import Pace
 from distgrow.core.plan import split
 from distgrow.core.progress import Progress
 from distgrow.engine.spec import DeepSpeed, EngineSpec
+from distgrow.growth.at_growth import optimizer_plan
 from distgrow.growth.controller import Controller
+from distgrow.optim import OptimizerSpec
 from distgrow.planning.check import problems
 from distgrow.planning.cost import savings
 from distgrow.planning.forecast import BOUNDS, Stage, sfo_to_target, stages, turns
@@ -26,6 +28,8 @@ WIDTH = 400
 
 #: Headings of the table. They and a common run fit 80 columns.
 HEADINGS = ("stage", "until\nepoch", "samples", "steps", "batch", "world ×\nmicro × accum", "lr", "SFO\nafter")
+
+RESET = "the optimizer's first moments begin anew wherever the batch changes"
 
 NOT_SGD = "theory: its bound is one of SGD without momentum; nothing is predicted for this optimizer"
 
@@ -54,7 +58,7 @@ def show(run: Run, world: int | None, rows: int, pace: Pace | None = None) -> bo
     for title, soonest in BOUNDS if controller.growth.adaptive else (("", False),):
         if title:
             text.print(f"{controller.growth.name} growth {title}")
-        table, sums = _bound(controller, soonest, rows)
+        table, sums = _bound(controller, run.optimizer, soonest, rows)
         tables.print(table)
         reductions = [] if violated else communication(run.engine, controller, soonest=soonest)
         predicted = predictions(run.applicable_theory(), controller, soonest=soonest)
@@ -74,13 +78,14 @@ def _remarks(run: Run, controller: Controller) -> list[str]:
     """Return what a reader of the plan must know beside its numbers."""
     return [
         *controller.growth.remarks(),
+        *([RESET] if controller.at_growth.moments == "reset" else []),
         *([AUTO] if run.engine.max_micro == "auto" else []),
         *([NOT_SGD] if run.applicable_theory() is not run.theory else []),
         *([PROBED] if run.run.probe.every_epochs is not None and run.budget.sfo is not None else []),
     ]
 
 
-def _bound(controller: Controller, soonest: bool, rows: int) -> tuple[Table, list[str]]:
+def _bound(controller: Controller, optimizer: OptimizerSpec, soonest: bool, rows: int) -> tuple[Table, list[str]]:
     """Return the table of the stages, and its sums."""
     head: list[Stage] = []
     tail: deque[Stage] = deque(maxlen=max(1, rows // 4))
@@ -93,20 +98,26 @@ def _bound(controller: Controller, soonest: bool, rows: int) -> tuple[Table, lis
             tail.append(stage)
     last = [*head, *tail][-1]
     sums = [_total(controller, last, count), *_probes(controller, last)]
-    return _table(controller, head, list(tail), count), sums
+    return _table(controller, optimizer, head, list(tail), count), sums
 
 
-def _table(controller: Controller, head: list[Stage], tail: list[Stage], count: int) -> Table:
+def _table(controller: Controller, optimizer: OptimizerSpec, head: list[Stage], tail: list[Stage], count: int) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for heading in HEADINGS:
+    for heading in (*HEADINGS, *_settings(controller, optimizer, head[0])):
         table.add_column(heading, justify="right", vertical="bottom", no_wrap=True)
     for stage in head:
-        table.add_row(*_row(controller, stage))
+        table.add_row(*_row(controller, stage), *_settings(controller, optimizer, stage).values())
     if hidden := count - len(head) - len(tail):
         table.add_row(f"… {hidden:,} more")
     for stage in tail:
-        table.add_row(*_row(controller, stage))
+        table.add_row(*_row(controller, stage), *_settings(controller, optimizer, stage).values())
     return table
+
+
+def _settings(controller: Controller, optimizer: OptimizerSpec, stage: Stage) -> dict[str, str]:
+    """Return the optimizer's settings that follow the batch, as they are at the stage's first update."""
+    plan = optimizer_plan(controller.at_growth, controller.growth, controller.lr, stage.progress(0), stage.batch)
+    return {name.replace("_", "\n"): f"{value:.5g}" for name, value in optimizer.at(plan).items()}
 
 
 def _row(controller: Controller, stage: Stage) -> list[str]:

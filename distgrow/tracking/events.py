@@ -91,6 +91,9 @@ class Stage(Event):
     accum: Positive
     world: Positive
     lr: Amount
+    momentum: OldAmount = None  #: of the optimizer, if it follows the batch
+    beta2: OldAmount = None  #: the same
+    weight_decay: OldAmount = None  #: the same
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

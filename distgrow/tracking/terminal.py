@@ -50,7 +50,8 @@ class Terminal:
                 self._console.print(f"damaged and not used: {damage}")
             if kind == End.kind:
                 self._stop()
-            self._console.print(_SHOWN[kind].format_map({**event, "place": _place(event, 2), "why": _why(event)}))
+            line = _SHOWN[kind].format_map({**event, "place": _place(event, 2), "why": _why(event)})
+            self._console.print(line + _followed(event))
             for group in event.get("groups") or ():
                 self._console.print(group)
 
@@ -118,6 +119,11 @@ _SHOWN = {
     Skip.kind: "step {step}: {why}; {batch} samples skipped",
     End.kind: "{reason}: {step:,} updates, {sfo:,} gradient evaluations, {time_s:.1f} s",
 }
+
+
+def _followed(event: Line) -> str:
+    """Return the optimizer's settings that follow the batch, for the line of a stage."""
+    return "".join(f", {name} {event[name]:.4g}" for name in ("momentum", "beta2", "weight_decay") if name in event)
 
 
 def standing_of(event: Line, budget: float, updates: int | None, per_s: float | None, unit: str = " samples/s") -> str:

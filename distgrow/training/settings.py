@@ -70,6 +70,7 @@ class Settings(Spec):
             stages=self.stages,
             lr=self.lr,
             average=self.average,
+            at_growth=self.optimizer.at_growth,
             budget=self.budget,
             needs=frozenset({Measure.NOISE} if self.optimizer.goes_by_parts else ()),
         )

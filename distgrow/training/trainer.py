@@ -243,9 +243,8 @@ class Trainer:
         if again or plan.stage != self.shown_stage:
             self.shown_stage = plan.stage
             epoch = progress.samples / self.controller.epoch
-            self.events.log(
-                Stage(**self.events.place(progress), epoch=epoch, stage=plan.stage, **shape_of(plan), lr=plan.lr)
-            )
+            shape: dict[str, Any] = {**shape_of(plan), **self.engine.settings(plan)}
+            self.events.log(Stage(**self.events.place(progress), epoch=epoch, stage=plan.stage, lr=plan.lr, **shape))
 
     def log(self, before: Progress, progress: Progress, plan: Plan, outcome: Outcome, seconds: float) -> None:
         """Log the step line of this update, unless run.log_every leaves it out. Only rank 0 has where to log it."""

@@ -92,7 +92,7 @@ def test_the_keys_of_a_line_are_those_that_other_programs_know(event: Event) -> 
 
 
 def test_keys_and_kinds_of_a_newer_version_are_kept() -> None:
-    line = {**EVENTS[3].to_json(), "momentum": [0.9], "sfo_probe": 3}
+    line = {**EVENTS[3].to_json(), "rotation": [0.9], "sfo_probe": 3}
     assert from_json(line).to_json() == line
     unknown = {"event": "certificate", "step": 1, "samples": 8, "time_s": 0.5, "held": {"yes": True}}
     assert from_json(unknown).to_json() == unknown

@@ -46,7 +46,7 @@ def once(engine: EngineSpec, optimizer: OptimizerSpec, folder: Path, world: Worl
         model, loss, train, test=test, growth=exponential(9, 2, 36), stages=every(steps=3), lr=sqrt_lr(rate),
         budget=budget(steps=9), optimizer=optimizer, engine=engine, world=world, resume=resume,
         average=ema(samples=60),
-        run=RunSpec(dir=str(folder), noise=Measuring(every=1), checkpoint=Checkpointing(every_steps=5, keep=9)),
+        run=RunSpec(dir=str(folder), noise=Measuring(every=1), checkpoint=Checkpointing(every_steps=6, keep=9)),
     )  # fmt: skip
     assert result.progress.stage == 2
     return torch.cat([parameter.detach().flatten().clone() for parameter in model.parameters()])

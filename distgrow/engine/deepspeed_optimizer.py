@@ -1,0 +1,27 @@
+"""The optimizer that ZeRO shards: torch's, or DeepSpeed's own kernel; knows no engine."""
+
+from typing import Any
+
+import torch
+from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam
+
+from distgrow.distributed.world import World
+from distgrow.engine.objective import WeightedLoss
+from distgrow.engine.spec import DeepSpeed
+from distgrow.optim import OptimizerSpec
+from distgrow.optim.at_growth import remember
+
+
+def build_optimizer(
+    objective: WeightedLoss, optimizer: OptimizerSpec, spec: DeepSpeed, world: World
+) -> torch.optim.Optimizer:
+    """Build the optimizer of all parameters, by DeepSpeed's kernel if `spec` asks for it."""
+    kernel: dict[str, Any] | None = optimizer.fused_adamw() if spec.fused else None
+    if kernel is None:
+        return optimizer.ready(objective.named(), objective.model)
+    groups = [group.for_torch() for group in optimizer.grouped(objective.named())]
+    on_host = spec.offload_optimizer or world.device.type == "cpu"
+    kind, more = (DeepSpeedCPUAdam, {"adamw_mode": True}) if on_host else (FusedAdam, {})
+    made = kind(groups, lr=0.0, **more, **kernel)
+    remember(made, optimizer.at_growth, optimizer.name)
+    return made
