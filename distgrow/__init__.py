@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from distgrow.training.evaluation_hooks import EarlyStopping, KeepBest, LogSamples
     from distgrow.training.fit import fit
     from distgrow.training.hooks import EndRun, Hook, KeepCheckpoint
+    from distgrow.training.init import init_from
     from distgrow.training.spec import RunSpec
     from distgrow.training.trainer import Result
 
@@ -117,6 +118,7 @@ _HOMES = {
     "training.evaluation_hooks": "EarlyStopping KeepBest LogSamples",
     "training.fit": "fit",
     "training.hooks": "EndRun Hook KeepCheckpoint",
+    "training.init": "init_from",
     "training.spec": "RunSpec",
     "training.trainer": "Result",
 }

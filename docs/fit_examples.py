@@ -152,6 +152,10 @@ fit(model, loss, train, **COMMON, optimizer=torch.optim.NAdam(model.parameters()
 # A forgetting mean of the parameters over the last 500 samples, evaluated beside them as average/loss.
 fit(model, loss, train, **COMMON, test=held_out, average=ema(samples=500))
 
+# %% init
+# Begins with the weights of another run; a file, or init_from("runs/1", step=26), does as well.
+fit(nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10)), loss, train, **COMMON, init="runs/1")
+
 # %% engine
 # At most 16 rows at once: larger batches are accumulated. DeepSpeed(zero=2) shards the optimizer.
 fit(model, loss, train, **COMMON, engine=Torch(max_micro=16))

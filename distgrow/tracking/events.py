@@ -36,6 +36,7 @@ class Start(Event):
     world: OldCount = None  #: ranks
     budget_samples: OldAmount = None  #: samples to go
     groups: OldTexts = None  #: a line for each group of parameters, if they train differently
+    init: OldTexts = None  #: what weights the run begins with, and what was left out, if they are given
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

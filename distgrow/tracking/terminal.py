@@ -52,8 +52,8 @@ class Terminal:
                 self._stop()
             line = _SHOWN[kind].format_map({**event, "place": _place(event, 2), "why": _why(event)})
             self._console.print(line + _followed(event))
-            for group in event.get("groups") or ():
-                self._console.print(group)
+            for further in (*(event.get("groups") or ()), *(event.get("init") or ())):
+                self._console.print(further)
 
     def close(self) -> None:
         """Remove the bar; leave the last update of a run that did not end as a line."""

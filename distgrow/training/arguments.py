@@ -1,6 +1,7 @@
 """The check of fit()'s arguments: what each must be, and what to write in place of a common mistake."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import FunctionType
 from typing import Any
 
@@ -16,6 +17,7 @@ from distgrow.engine.spec import DeepSpeed, Torch
 from distgrow.growth.base import GrowthPolicy
 from distgrow.optim import OptimizerSpec
 from distgrow.training.hooks import check_hooks
+from distgrow.training.init import Init
 from distgrow.training.spec import RunSpec
 
 #: Of each argument: its types, whether None is allowed, and how it is written.
@@ -31,6 +33,7 @@ _SPECS: Mapping[str, tuple[tuple[type, ...], bool, str]] = {
         "function of the model that returns one",
     ),
     "average": ((EMA, Tail), True, "an average, such as ema(epochs=1) or tail(0.25)"),
+    "init": ((Init, str, Path), True, "a run's folder, a file of weights, or init_from('runs/first')"),
     "engine": ((Torch, DeepSpeed), True, "an engine, such as Torch(max_micro=64)"),
     "run": ((RunSpec,), True, "a RunSpec, such as RunSpec(dir='runs/first')"),
 }

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from distgrow.run.resume_mode import Resume, ResumeMode
 from distgrow.tasks.task import Task
 from distgrow.tracking.base import Tracker
 from distgrow.training.arguments import check_arguments, check_beside
+from distgrow.training.init import Init
 from distgrow.training.own_optimizer import as_spec
 from distgrow.training.settings import Settings
 from distgrow.training.spec import RunSpec
@@ -46,6 +48,7 @@ def fit(
     lr: LR | None = None,
     optimizer: OptimizerSpec | torch.optim.Optimizer | Sequence[Any] | Callable[[Any], Any] | None = None,
     average: EMA | Tail | None = None,
+    init: Init | str | Path | None = None,
     engine: EngineSpec | None = None,
     run: RunSpec | None = None,
     resume: Resume = False,
@@ -80,6 +83,8 @@ def fit(
         optimizer: A spec such as AdamW(), an optimizer over the model's parameters, several, a class of optimizers, or
             a function of the model that returns one or several. None: SGD.
         average: An average of the parameters, evaluated beside them. None: there is none.
+        init: The weights that a new run begins with: another run's folder, a file of weights, or `init_from(…)`. A
+            resume does not read them again. None: those of `model`.
         engine: What computes. None: `Torch()`.
         run: Where the run is kept, and its habits.
         resume: True: resume. False: begin. None: resume if `run.dir` holds a run, else begin.
@@ -99,17 +104,16 @@ def fit(
         KeyboardInterrupt: Ctrl-C, after a checkpoint.
     """
     specs: dict[str, Any] = {"growth": growth, "budget": budget, "stages": stages, "lr": lr}
-    specs |= {"average": average, "engine": engine, "run": run, **as_spec(optimizer, model, lr)}
+    specs |= {"average": average, "init": init, "engine": engine, "run": run, **as_spec(optimizer, model, lr)}
     check_arguments(specs, model, loss, metrics, collate, items, tokens)
     check_beside(trackers, hooks)
     data: dict[str, Any] = {"train": train, "test": test, "probe": probe, "collate": collate, "items": items}
     task = Task(model=model, loss=loss, metrics=metrics, tokens=tokens, **data)
     settings = Settings(**{name: spec for name, spec in specs.items() if spec is not None})
-    settings.check()
     with _in_python():
-        resuming: dict[str, Any] = {"resume": ResumeMode.of(resume), "rebudget": rebudget}
-        beside: dict[str, Any] = {"about": about or {}, "trackers": trackers, "hooks": hooks, **resuming}
-        return train_task(task, settings, group=group, storage=storage, world=world, **beside)
+        beside: dict[str, Any] = {"about": about or {}, "trackers": trackers, "hooks": hooks, "rebudget": rebudget}
+        mode = ResumeMode.of(resume)
+        return train_task(task, settings, resume=mode, group=group, storage=storage, world=world, **beside)
 
 
 @contextmanager

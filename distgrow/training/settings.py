@@ -17,6 +17,7 @@ from distgrow.growth.controller import Controller
 from distgrow.growth.schedule import Schedule
 from distgrow.optim import OptimizerSpec
 from distgrow.optim.sgd import SGD
+from distgrow.training.init import Init
 from distgrow.training.spec import RunSpec
 
 
@@ -33,6 +34,8 @@ class Settings(Spec):
     """The optimizer."""
     average: Average | None = None
     """An average of the parameters, evaluated beside them and kept in checkpoints. Default: none."""
+    init: Init | None = None
+    """The weights that a new run begins with: a run's folder, a file, or these keys. Default: the model's own."""
     engine: EngineSpec = Torch()
     """What computes the updates: plain torch or DeepSpeed."""
     budget: Budget

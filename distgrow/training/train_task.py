@@ -27,6 +27,7 @@ from distgrow.tracking.base import Tracker
 from distgrow.tracking.open import check as check_packages
 from distgrow.tracking.open import reporting, tracking
 from distgrow.training.build_hooks import build_hooks
+from distgrow.training.initial_weights import begin_with
 from distgrow.training.loss_check import check_loss
 from distgrow.training.settings import Settings
 from distgrow.training.trainer import Result, Trainer
@@ -66,8 +67,7 @@ def train_task(
     """
     resume.check_rebudget(rebudget)
     settings = settings.in_samples(task.tokens)
-    settings.optimizer.check_own(WeightedLoss(task.model, task.loss).named(), task.model, settings.lr.base)
-    _check_data(task, settings)
+    _check_parts(task, settings)
     hooks = [*build_hooks(settings.run), *hooks]
     ranks = joined(settings.engine.device, alone=settings.engine.needs_group) if world is None else nullcontext(world)
     with ExitStack() as contexts:
@@ -80,14 +80,15 @@ def train_task(
         controller = plan(settings.budget)
         if not resume.resumes(lambda: world.on_rank0(folder.begun)):
             controller.check()
+        recorded, store = {**about, **settings.recorded()}, build_store(folder, storage)
+        origin = begin_with(settings.init, task.model, folder.path, store, world)
         check_packages(settings.run.trackers, world)
         check_loss(task, controller, folder, world, workers=settings.run.loader.workers)
-        recorded, store = {**about, **settings.recorded()}, build_store(folder, storage)
         change = Budgeting(folder, store, settings.budget, plan, accepted=rebudget).change
         with opened(folder, store, world, recorded, settings.specs(), resume=resume, rebudget=change) as begun:
             world.on_rank0(lambda: pretrained.keep(folder, task.model, task.collate, task.train))
             parts = (task, controller, settings, world, folder, store, stop)
-            result = _train_in(*parts, recorded, trackers, hooks, resume=begun)
+            result = _train_in(*parts, recorded, trackers, hooks, origin, resume=begun)
     if stop.interrupted:
         raise KeyboardInterrupt(_farewell(folder, result))  # not of a subclass: Python would exit with 1
     return result
@@ -110,6 +111,7 @@ def _train_in(
     recorded: Mapping[str, Any],
     trackers: Sequence[Tracker],
     hooks: Sequence[Any],
+    origin: list[str],
     *,
     resume: bool,
 ) -> Result:
@@ -127,12 +129,11 @@ def _train_in(
         items=task.items,
         tokens=_tokens(task, settings),
     )
-
     with (
         tracking(folder, world.rank, controller, trackers) as lines,
         reporting(run.trackers, folder, recorded, world, lines) as tracker,
     ):
-        trainer = Trainer(task, controller, engine, tracker, folder, run, world, stop, store, hooks)
+        trainer = Trainer(task, controller, engine, tracker, folder, run, world, stop, store, hooks, origin)
         measure = settings.engine.max_micro == "auto"
         try:
             result = trainer.resume(measure=measure) if resume else trainer.begin(measure=measure)
@@ -142,8 +143,10 @@ def _train_in(
         return result
 
 
-def _check_data(task: Task, settings: Settings) -> None:
-    """Check what kinds of data sets there are. ConfigError if one does not do."""
+def _check_parts(task: Task, settings: Settings) -> None:
+    """Check that the parts go together, and what kinds of data sets there are. ConfigError if one does not do."""
+    settings.check()
+    settings.optimizer.check_own(WeightedLoss(task.model, task.loss).named(), task.model, settings.lr.base)
     for name, dataset in (("train", task.train), ("probe", task.probe)):
         if dataset is not None or name == "train":
             (check_training_set if name == "train" else check_rows_by_number)(dataset, name)

@@ -74,6 +74,7 @@ class Trainer:
         stop: StopRequests,
         store: Store | None = None,
         hooks: Sequence[Any] = (),
+        origin: list[str] | None = None,
     ) -> None:
         self.task, self.controller, self.engine, self.events = task, controller, engine, EventLog(track)
         self.folder, self.run, self.world, self.requests = folder, run, world, stop
@@ -85,14 +86,16 @@ class Trainer:
         kept = (StreamState(stream, self.loader, world), self.hooks)
         self.checkpoints = CheckpointManager(store, engine, folder, run.checkpoint, world, self.events, facts, *kept)
         self.evaluator = Evaluator(task, controller, engine, run, world)
-        self.shown_stage = -1
+        self.shown_stage, self.origin = -1, origin or None
 
     def begin(self, *, measure: bool) -> Result:
         """Train a new run from its first sample. With `measure`, first find the micro-batch that memory holds."""
         progress, samples = self.checkpoints.first(), self.controller.samples()
         place, folder = self.events.place(progress), str(self.folder.path)
-        groups = self.engine.groups or None
-        self.events.log(Start(**place, dir=folder, world=self.world.size, budget_samples=samples, groups=groups))
+        groups, world = self.engine.groups or None, self.world.size
+        self.events.log(
+            Start(**place, dir=folder, world=world, budget_samples=samples, groups=groups, init=self.origin)
+        )
         self.begin_hooks(progress, resumed=False)
         return self.train(self.checkpoints.save(self.measured(progress) if measure else progress))
 

@@ -6,6 +6,8 @@ import pytest
 import yaml
 from conftest import Commands, events, ledger, parameters
 
+from distgrow.checkpoint.export import weights_of
+
 LONGER = "budget={samples: 2100}"
 COSINE = "lr.decay={kind: cosine}"
 
@@ -92,3 +94,26 @@ def test_a_run_that_a_hook_has_ended_goes_on_with_a_larger_budget_alone(distgrow
     further = ledger(run)["applied"]
     assert distgrow.train("run", *hooks, LONGER, resume=True).code == 0  # the second end counts
     assert ledger(run)["applied"] == further
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [
+        "engine.kind=torch",
+        pytest.param("engine={kind: deepspeed, zero: 1}", marks=pytest.mark.slow),
+        pytest.param("engine={kind: deepspeed, zero: 3}", marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_on_two_ranks_begins_with_the_weights_of_another(distgrow: Commands, engine: str) -> None:
+    task = (engine, "optimizer={kind: adamw}")
+    assert distgrow.train("first", *task, workers=2).code == 0
+    still = ("lr.base=1e-30", "budget={samples: 8}")  # an update that moves nothing
+    begun = distgrow.train("second", *task, *still, "init=first", workers=2)
+    assert begun.code == 0
+    assert "begins with 6 of 6 tensors from first/checkpoints/step-" in begun.err
+    first, second = (weights_of(distgrow.folder / name).state for name in ("first", "second"))
+    assert all((first[name] == second[name]).all() for name in first)
+    assert events(distgrow.folder / "second", "start")[0]["init"]
+    narrower = ("model.hidden=[128, 32]", "init={from: first, strict: false}")
+    other = distgrow.train("third", *task, *still, *narrower, workers=2)
+    assert "left out: 3 of another shape: " in other.err
