@@ -19,7 +19,10 @@ else:  # a key that is a word of Python's own cannot be written out in a class
         **{
             "from": (
                 Annotated[str, Field(min_length=1), AfterValidator(expanded)],
-                Field(description="A run's folder, NAME.safetensors or NAME.pt. ~ and $NAMES are replaced."),
+                Field(
+                    description="A run's folder or its URI in object storage, NAME.safetensors or NAME.pt. ~ and "
+                    "$NAMES are replaced."
+                ),
             )
         },
     )
@@ -43,8 +46,14 @@ class Init(_From):
         return {"from": os.fspath(given)} if isinstance(given, str | os.PathLike) else given
 
     @property
+    def uri(self) -> str | None:
+        """Return where the run is, if it is in object storage."""
+        given: str = getattr(self, "from")
+        return given if "://" in given else None
+
+    @property
     def path(self) -> Path:
-        """Return where the weights are."""
+        """Return where the weights are, if they are not in object storage."""
         return Path(getattr(self, "from"))
 
     def check(self, own: Path) -> None:
@@ -53,7 +62,7 @@ class Init(_From):
         Raises:
             ConfigError: They are.
         """
-        if self.path.resolve().is_relative_to(own.resolve()):
+        if self.uri is None and self.path.resolve().is_relative_to(own.resolve()):
             raise ConfigError(f"init.from={self.path} is in the run's own folder; go on with the run by --resume")
 
 
@@ -68,7 +77,7 @@ def init_from(
     """Return the weights that a new run begins with.
 
     Args:
-        path: A run's folder, NAME.safetensors or NAME.pt.
+        path: A run's folder or its URI in object storage, NAME.safetensors or NAME.pt.
         strict: Refuse weights of other names or shapes. False: take those that fit, and say which do not.
         best: Of a run: the checkpoint that it has kept as its best.
         average: Of a run: the average of its parameters.

@@ -83,8 +83,11 @@ def _faults(own: Mapping[str, Any], state: Mapping[str, Any], fitting: Mapping[s
     ]
 
 
-def _state(init: Init) -> tuple[Mapping[str, Any], Path]:
+def _state(init: Init) -> tuple[Mapping[str, Any], Path | str]:
     """Return the state of a model, on the CPU, and the checkpoint or file that it is of."""
+    if init.uri is not None:
+        weights = weights_of(init.uri, best=init.best, average=init.average, step=init.step)
+        return weights.state, weights.place
     path = init.path
     if not path.exists():
         raise ConfigError(f"init.from={path} does not exist; give a run's folder, NAME.safetensors or NAME.pt")

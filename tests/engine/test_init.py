@@ -77,6 +77,15 @@ def test_a_run_that_begins_with_weights_is_the_run_of_a_model_that_has_them(
     assert equal(trained(begun, init=source / name), wanted)
 
 
+def test_a_run_in_object_storage_is_begun_with_by_its_uri(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow", reason="needs the extra 'ray'")
+    model, wanted = Tied(), trained(tmp_path / "run", storage=f"file://{tmp_path}/store")
+    load(init_from(f"file://{tmp_path}/store/run"), model)
+    assert equal(model, wanted)
+    with pytest.raises(ConfigError, match="store/none is not a run's folder"):
+        load(init_from(f"file://{tmp_path}/store/none"), model)
+
+
 def test_the_average_and_a_step_of_a_run_are_taken_as_export_takes_them(source: Path) -> None:
     choices: list[dict[str, Any]] = [{"average": True}, {"step": 6}]
     for choice in choices:
