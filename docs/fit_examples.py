@@ -97,7 +97,7 @@ fit(model, loss, Noisy(), growth=constant(32), budget=budget(epochs=2), probe=tr
 
 
 # %% metrics
-# Means over rows, or pairs of a sum and a count, for what is no mean over rows.
+# Means over rows, or pairs of a sum and a count, for what is no mean over rows. They come in place of the loss.
 def metrics(model: nn.Module, batch: Any) -> dict[str, Any]:
     """Accuracy, and the share of threes that are found."""
     right = model(batch[0]).argmax(1) == batch[1]
