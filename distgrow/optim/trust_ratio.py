@@ -6,10 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from distgrow.optim.base import parameters_of
 from distgrow.optim.direction import real
 from distgrow.optim.layerwise import TRUSTED
 
 Group = dict[str, Any]
+#: What CLARS keeps of the norms it was told: numbers that are wider than parameters in half precision.
+_MEANS = ("square_sum", "square_weight")
 
 
 class _TrustRatio(torch.optim.Optimizer):
@@ -81,8 +84,18 @@ class CLARS(_TrustRatio):
         squares = whole + variance * (1 - 1 / batch)  # |G|² + tr Σ with |G|² = |g|² − tr Σ/batch
         for parameter, square in zip(parts_sq, squares.unbind(), strict=True):
             state = self.state[parameter]
-            for key, new in (("square_sum", batch * square), ("square_weight", torch.full_like(square, batch))):
+            for key, new in zip(_MEANS, (batch * square, torch.full_like(square, batch)), strict=True):
                 state[key] = state[key].mul_(keep).add_(new) if key in state else new
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Load a state. torch rounds it to the precision of the parameters, but the means have a wider one."""
+        super().load_state_dict(state_dict)
+        indices = [index for group in state_dict["param_groups"] for index in group["params"]]
+        for parameter, index in zip(parameters_of(self.param_groups), indices, strict=True):
+            loaded = state_dict["state"].get(index, {})
+            means = {key: loaded[key].to(parameter.device) for key in _MEANS if key in loaded}
+            if means:
+                self.state[parameter].update(means)
 
     def _step(self, given: list[Tensor], group: Group) -> None:
         gradients = _gradients(given)

@@ -178,6 +178,22 @@ def test_clars_goes_by_the_root_mean_square_of_single_samples_gradients(clip: fl
         torch.testing.assert_close(now.detach(), start - 0.7 * ratio * factor * mean, rtol=1e-9, atol=1e-12)
 
 
+def test_what_clars_knows_of_a_model_in_half_precision_is_not_rounded_by_a_resume() -> None:
+    def made() -> tuple[nn.Module, torch.optim.Optimizer]:
+        model = nn.Linear(3, 3).bfloat16()
+        return model, CLARS().made(dict(model.named_parameters()), model)
+
+    (model, before), (_, after) = made(), made()
+    model(torch.randn(5, 3, dtype=torch.bfloat16)).square().sum().backward()
+    norms = {p: torch.tensor(0.123456789 + p.dim()) for p in model.parameters()}
+    before.see(norms, batch=7, parts=2, keep=0.9, clipped=1.0)  # pyright: ignore[reportAttributeAccessIssue]
+    before.step()
+    after.load_state_dict(before.state_dict())
+    assert str(after.state_dict()) == str(before.state_dict())
+    kept, loaded = ([s["square_sum"] for s in o.state.values()] for o in (before, after))
+    assert all(map(torch.equal, kept, loaded)) and loaded[0].dtype == torch.float32
+
+
 def test_larger_parts_show_clars_the_same_on_average() -> None:
     """Gradients N(G, s²) in 40 dimensions: the mean square of single ones is |G|² + 40 s², whatever the parts."""
     from distgrow.optim import trust_ratio
