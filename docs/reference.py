@@ -18,8 +18,8 @@ HEAD = """\
 After this page you know every key of a config: its type, its default and what it does.
 
 - `a.b=c` on the command line overrides any key. A key that is not given has its default.
-- Another `kind` on the command line begins its part anew. `optimizer.kind=muon` drops the file's `clip` and `no_decay`, and
-  `growth.kind=exponential` its `start`. Give them again, after the kind. `launch` alone keeps its keys.
+- Another `kind` on the command line begins its part anew. `optimizer.kind=muon` drops the file's `clip` and `no_decay`,
+  and `growth.kind=exponential` its `start`. Give them again, after the kind. `launch` alone keeps its keys.
 - `budget` is the only key that has to be given.
 - Unknown keys, wrong types and values out of range are refused. The message names the key, its value and what is
   allowed.

@@ -124,7 +124,18 @@ def grouped(named: "Mapping[str, nn.Parameter]", groups: Sequence[ParameterGroup
     return found
 
 
-def _nothing(what: str, group: ParameterGroup, named: "Mapping[str, nn.Parameter]") -> str:
+def check_named(key: str, parts: Sequence[Parameters], named: "Mapping[str, nn.Parameter]") -> None:
+    """Check that there are parameters of every name that a list asks for; a dimension may be of none.
+
+    Raises:
+        ConfigError: There is none of some name.
+    """
+    for number, part in enumerate(parts):
+        if part.match is not None and not any(part.has(name, parameter) for name, parameter in named.items()):
+            raise ConfigError(_nothing(f"{key}[{number}]: {part.label()}", part, named))
+
+
+def _nothing(what: str, group: Parameters, named: "Mapping[str, nn.Parameter]") -> str:
     """Return why a group is empty: nothing matches, or an earlier group has all that does."""
     if any(group.has(name, parameter) for name, parameter in named.items()):
         return f"{what} meets only parameters that earlier groups have; move it before them, or remove it"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from distgrow.core.spec import PosFloat
 from distgrow.optim.base import OptimizerSpec
-from distgrow.optim.groups import Grouped, Parameters
+from distgrow.optim.groups import Grouped, Parameters, check_named
 
 if TYPE_CHECKING:
     from torch import nn
@@ -31,7 +31,11 @@ class Layerwise(OptimizerSpec, ABC):
         """Return the parameters in their groups, those excluded apart.
 
         A weight decay that `groups` gives to excluded parameters stays.
+
+        Raises:
+            ConfigError: A group, or a name that is excluded, has no parameter.
         """
+        check_named("optimizer.exclude", self.exclude, named)
         found: list[Grouped] = []
         for group in super().grouped(named):
             excluded, others = group.parted(lambda name, p: any(each.has(name, p) for each in self.exclude))

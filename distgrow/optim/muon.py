@@ -9,7 +9,7 @@ from pydantic import Field
 from distgrow.core.errors import ConfigError
 from distgrow.core.spec import PosFloat, PosInt
 from distgrow.optim.base import OptimizerSpec, fused
-from distgrow.optim.groups import Group, Grouped, Parameters
+from distgrow.optim.groups import Group, Grouped, Parameters, check_named
 
 if TYPE_CHECKING:
     import torch
@@ -63,7 +63,7 @@ class Muon(OptimizerSpec):
         """See OptimizerSpec.
 
         Raises:
-            ConfigError: No matrix is left for Muon, or a group has no parameter.
+            ConfigError: No matrix is left for Muon, or a group, or a name that is excluded, has no parameter.
         """
         import torch
 
@@ -87,6 +87,7 @@ class Muon(OptimizerSpec):
 
     def _parted(self, named: "Mapping[str, nn.Parameter]", model: "nn.Module") -> tuple[list[Grouped], list[Grouped]]:
         """Return Muon's groups, and AdamW's."""
+        check_named("optimizer.exclude", self.exclude, named)
         lookup = {id(parameter) for parameter in _embeddings(model)}
         matrices, others = [], []
         for group in self.grouped(named):

@@ -309,6 +309,15 @@ def test_muon_without_a_matrix_is_refused() -> None:
         TorchEngine(Vector((1.0, 2.0)), linear, optimizer=Muon())
 
 
+@pytest.mark.parametrize("kind", [Muon, LARS, LAMB, CLARS])
+def test_a_misspelt_name_in_exclude_is_refused_and_a_dimension_that_no_parameter_has_is_not(kind: Any) -> None:
+    model = nn.Linear(3, 3)
+    named = dict(model.named_parameters())
+    kind(exclude=[Parameters(match="bias"), Parameters(ndim=4)]).made(named, model)
+    with pytest.raises(ConfigError, match=r"optimizer\.exclude\[1\]: match='haed' meets no parameter.*weight, bias"):
+        kind(exclude=[Parameters(ndim=4), Parameters(match="haed")]).made(named, model)
+
+
 def test_excluded_parameters_are_told_with_their_decay() -> None:
     model = network()
     told = LARS(weight_decay=0.1, groups=[ParameterGroup(match="^0", weight_decay=0.2)]).shown(
