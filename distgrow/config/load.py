@@ -27,7 +27,8 @@ def load(path: str | Path, overrides: Sequence[str] = (), *, tell: Callable[[str
     values = read_file(path)
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: a config is a mapping of keys, this is {type(plain(values)).__name__}")
-    for override in overrides:
+    for k, override in enumerate(overrides):
+        check_order(values, overrides[:k], override)
         values = apply(values, override)
     run = parse(values)
     if tell is not None:
@@ -47,6 +48,22 @@ def parse(values: Mapping[str, Any]) -> Run:
 def told_names(values: Mapping[str, Any]) -> list[str]:
     """Return a line for each name of an earlier version in `values`, as messages use today's."""
     return [f"{name.key}: {name.old} is read as {name.today}, its name today" for name in renamed(values, Run)]
+
+
+def check_order(values: Mapping[str, Any], before: Sequence[str], override: str) -> None:
+    """Check that an override of a kind drops no key that an earlier override gave.
+
+    Raises:
+        ConfigError: It does.
+    """
+    parent, dot, last = override.partition("=")[0].strip().rpartition(".")
+    if last != "kind" or not dot:
+        return
+    given = [each for each in before if each.partition("=")[0].strip().startswith(f"{parent}.")]
+    changed = apply(dict(values), override)
+    lost = [each for each in given if apply(changed, each) != changed and not each.startswith(f"{parent}.kind")]
+    if lost:
+        raise ConfigError(f"{override} drops {lost[0]}, which stands before it; give the kind first")
 
 
 def apply(values: dict[str, Any], override: str) -> dict[str, Any]:

@@ -44,6 +44,15 @@ def on_world(controller: Controller, world: World) -> Controller:
             "the controller's at_growth changes settings of the optimizer, which belongs to the trainer; leave it out, "
             "or train with distgrow.fit"
         )
+    if controller.average is not None:
+        raise ConfigError(
+            "the controller's average is kept by distgrow's engines alone; leave it out, or train with distgrow.fit"
+        )
+    if controller.budget.tokens is not None:
+        raise ConfigError(
+            f"budget.tokens={controller.budget.tokens}: another trainer does not count tokens; give the budget in "
+            "samples, epochs or steps, or train with distgrow.fit"
+        )
     if controller.group is not None:
         raise ConfigError("the controller's group changes the number of ranks, which other trainers cannot; leave it")
     if controller.world not in (1, world.size):

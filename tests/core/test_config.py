@@ -139,6 +139,16 @@ def test_a_new_kind_drops_the_keys_of_the_old_one_and_the_same_kind_keeps_them()
     assert apply(BASE, "growth.kind=exponential") == BASE
 
 
+def test_a_kind_that_would_drop_a_key_given_before_it_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("budget: {epochs: 1}")
+    kind, key = "optimizer.kind=adamw", "optimizer.beta1=0.8"
+    assert load(tmp_path / "a.yaml", [kind, key]).optimizer.model_dump()["beta1"] == 0.8
+    assert load(tmp_path / "a.yaml", [kind, key, kind]).optimizer.model_dump()["beta1"] == 0.8
+    for sgd in ("optimizer.clip=0.5", "optimizer.momentum=0.9"):
+        with pytest.raises(ConfigError, match=f"{kind} drops {sgd}, which stands before it; give the kind first"):
+            load(tmp_path / "a.yaml", ["optimizer.kind=sgd", sgd, kind])
+
+
 # ── typing errors ───────────────────────────────────────────────────────────────────────────────────────────────
 
 

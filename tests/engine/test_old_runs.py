@@ -24,11 +24,21 @@ def old_run(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return Path(shutil.copytree(OLD / request.param, tmp_path / request.param))
 
 
+def like(found: Any, expected: Any) -> bool:
+    """Return whether two records are equal, floats to the rounding of another machine."""
+    if isinstance(expected, Mapping):
+        return found.keys() == expected.keys() and all(like(found[key], expected[key]) for key in expected)
+    if isinstance(expected, float):
+        return found == pytest.approx(expected, rel=1e-4, abs=1e-6, nan_ok=True)
+    return found == expected
+
+
 def test_a_run_of_an_earlier_version_ends_as_if_never_stopped(old_run: Path) -> None:
     expected = EXPECTED[old_run.name]
     result = load(old_run / "config.yaml", [f"run.dir={old_run}"]).fit(resume=True)
     assert result.finished
-    assert result.progress == Progress.from_dict(expected["progress"])
+    # floats are equal to the bit on the machine that made them; another one's kernels round otherwise
+    assert like(result.progress.to_dict(), Progress.from_dict(expected["progress"]).to_dict())
     assert result.progress.ledger.total == sum(expected["progress"]["ledger"].values())
     events = [json.loads(line) for line in (old_run / "metrics.jsonl").read_text().splitlines()]
     stages = [[event["step"], event["batch"]] for event in events if event["event"] == "stage"]
@@ -37,7 +47,7 @@ def test_a_run_of_an_earlier_version_ends_as_if_never_stopped(old_run: Path) -> 
     state = torch.load(last / "engine.pt", weights_only=True)["model"]
     found = torch.cat([part.flatten() for part in state.values()]).numpy()
     wanted = np.frombuffer(base64.b64decode(expected["parameters"]), np.float32)
-    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)  # equal to the bit on the machine that made them
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_a_key_that_was_changed_is_still_named_on_resume(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from conftest import events, in_ranks
 from problem import MOMENTUM, ROWS, Network, Poisoned, Rows, close, controller, fitted, flat
 from torch import Tensor
 
-from distgrow import LR, Controller, Order, adascale, auto, budget, constant, constant_lr, exponential
+from distgrow import LR, AtGrowth, Controller, Order, adascale, auto, budget, constant, constant_lr, ema, exponential
 from distgrow.core.errors import ConfigError, Diverged
 from distgrow.core.stages import Stages
 
@@ -264,6 +264,12 @@ def test_data_and_schedules_that_cannot_be_followed_are_refused(tmp_path: Path) 
         trainer(tmp_path, rows=Stream())
     with pytest.raises(ConfigError, match="203 samples, but the controller was made for epoch=100"):
         trainer(tmp_path, schedule=controller(epoch=100))
+    with pytest.raises(ConfigError, match="budget.tokens=900: another trainer does not count tokens"):
+        trainer(tmp_path, schedule=controller(budget=budget(tokens=900, samples=90)))
+    with pytest.raises(ConfigError, match="average is kept by distgrow's engines alone"):
+        trainer(tmp_path, schedule=controller(average=ema(samples=50)))
+    with pytest.raises(ConfigError, match="the controller's at_growth changes settings of the optimizer"):
+        trainer(tmp_path, schedule=controller(at_growth=AtGrowth(moments="reset")))
     with pytest.raises(ConfigError, match="for world=3, but the trainer has 1 ranks"):
         trainer(tmp_path, schedule=controller(world=3))
     args = transformers.TrainingArguments(output_dir=str(tmp_path), **QUIET)
