@@ -253,11 +253,12 @@ def test_a_run_whose_checkpoints_are_gone_is_not_begun_again(odd: Commands, tmp_
 def test_auto_resume_begins_a_run_and_goes_on_with_one(odd: Commands) -> None:
     for applied in (600, 1500):
         finished = odd.train("run", *target("sized"), "--auto-resume", f"budget={{samples: {applied}}}")
-        if applied == 600:
-            assert finished.code == 0
-            assert ledger(odd.folder / "run")["applied"] == 600
-    assert finished.code == 2  # it went on with the run there, whose budget is another
-    assert "budget.samples: 600 in the folder, 1500 now" in finished.err
+        assert finished.code == 0
+        assert ledger(odd.folder / "run")["applied"] == applied
+        assert ("resumed from" in finished.err) == (applied == 1500)
+    finished = odd.train("run", *target("sized"), "--auto-resume", "budget={samples: 1500}", "run.seed=1")
+    assert finished.code == 2
+    assert "run.seed: 0 in the folder, 1 now" in finished.err
 
 
 @pytest.mark.parametrize(
