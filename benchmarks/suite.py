@@ -56,6 +56,12 @@ IMAGES = "data/cifar10"
 SUITE = (
     Benchmark(name="overhead", script="benchmarks/overhead.py"),
     Benchmark(
+        name="overhead-own",
+        script="benchmarks/overhead.py",
+        options=("--optimizer", "Adadelta"),
+        quick=("--optimizer", "Adadelta", "--quick"),
+    ),
+    Benchmark(
         name="overhead-deepspeed",
         script="benchmarks/overhead.py",
         options=("--engine", "deepspeed"),
@@ -65,6 +71,7 @@ SUITE = (
         name="loader", script="benchmarks/loader.py", options=("--path", IMAGES), quick=("--path", IMAGES, "--quick"),
         needs=IMAGES,
     ),
+    Benchmark(name="files", script="benchmarks/files.py"),
     Benchmark(name="recovery", script="benchmarks/recovery.py"),
     Benchmark(name="measuring", script="benchmarks/measuring.py"),
     Benchmark(name="tracked", script="benchmarks/tracked.py"),

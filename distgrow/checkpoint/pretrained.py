@@ -41,7 +41,7 @@ def keep(folder: RunFolder, model: object, *holders: object) -> None:
             _save(model, next(_tokenizers(holders), None), partial)
             shutil.rmtree(folder.pretrained, ignore_errors=True)
             partial.rename(folder.pretrained)
-        except Exception as error:
+        except Exception as error:  # a tokenizer is the user's code; a full disk is told as elsewhere
             if isinstance(error, OSError) and error.errno is not None:
                 raise
             warnings.warn(f"export FOLDER will lack config and tokenizer, which cannot be saved: {error}", stacklevel=2)
@@ -114,7 +114,7 @@ def _told(source: Path) -> Iterator[None]:
     """
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # a model's own code runs here
         reason = (str(error).strip().splitlines() or [""])[0]
         raise RunError(
             f"{source}: the model cannot be built from its config and the weights ({type(error).__name__}: {reason}); "

@@ -6,10 +6,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from distgrow.config.errors import explain
 from distgrow.config.old_names import renamed
 from distgrow.config.run import Run
 from distgrow.core.errors import ConfigError
+from distgrow.core.spec_errors import explain
 from distgrow.core.yaml_text import plain, read_file, read_text
 
 

@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
-from distgrow.config.errors import models_of, tags_of
 from distgrow.core.spec import Spec
+from distgrow.core.spec_errors import models_of, tags_of
 
 
 class Renamed(NamedTuple):

@@ -6,14 +6,28 @@ import re
 from collections.abc import Callable, Mapping
 from functools import cache
 from inspect import Parameter, Signature
-from typing import Annotated, Any, ClassVar, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from distgrow.core.errors import ConfigError
+from distgrow.core.spec_errors import explain
 
 
-class Spec(BaseModel):
+class _ToldPlainly(type(BaseModel)):
+    """Make a spec that is called with wrong values raise ConfigError, in the words of a config's errors."""
+
+    if not TYPE_CHECKING:  # a checker would take it for the signature of every spec
+
+        def __call__(cls, *values: Any, **settings: Any) -> Any:
+            try:
+                return super().__call__(*values, **settings)
+            except ValidationError as error:
+                told = "\n".join(explain(error, cls, settings))
+            raise ConfigError(f"{cls.__name__}: {told}")
+
+
+class Spec(BaseModel, metaclass=_ToldPlainly):
     """Hold frozen values. Unknown keys, wrong types and non-finite numbers are refused."""
 
     model_config = ConfigDict(
@@ -39,7 +53,7 @@ class Spec(BaseModel):
         """Take 1e6 for 1000000 where a key wants an integer."""
         if not isinstance(values, dict) or float not in map(type, values.values()):
             return values
-        whole = _integers(cls)
+        whole = _integers(cls)  # pyright: ignore[reportArgumentType]  # classes can be hashed
         return {
             key: int(value) if key in whole and type(value) is float and value.is_integer() else value
             for key, value in values.items()

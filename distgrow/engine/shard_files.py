@@ -78,6 +78,6 @@ def restricted(file: Path, records: Sequence[Any] = _EMPTY, **options: Any) -> A
     try:
         with torch.serialization.safe_globals(list(records)):
             return torch.load(file, weights_only=True, **{"map_location": "cpu", **options})
-    except Exception as error:
+    except Exception as error:  # whatever the unpickler meets in a file that is none
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         raise RunError(f"{file} is not a checkpoint that can be loaded without executing code: {reason}") from None

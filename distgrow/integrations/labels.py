@@ -71,7 +71,8 @@ class Labels:
         if len(counts) > 1:
             raise ConfigError(
                 f"rows have {min(counts)} to {max(counts)} labels other than -100, so the loss is no mean over rows; "
-                "give items=lambda batch: int((batch['labels'] != -100).sum()), or what the loss is a mean over"
+                "give items=lambda batch: int((batch['labels'] != -100).sum()), for a model that shifts its labels (as "
+                "causal ones do) of batch['labels'][:, 1:], or what else the loss is a mean over"
             )
         self._of_a_row = next(iter(counts), None)
 

@@ -1,5 +1,6 @@
 """LARS, LAMB and CLARS as torch optimizers. Each scales a parameter's step by ϑ‖w‖ over a norm of its gradient."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +16,7 @@ Group = dict[str, Any]
 _MEANS = ("square_sum", "square_weight")
 
 
-class _TrustRatio(torch.optim.Optimizer):
+class _TrustRatio(torch.optim.Optimizer, ABC):
     """Step group by group; a subclass gives `_step`."""
 
     def __init__(self, groups: list[Group], **settings: Any) -> None:
@@ -29,9 +30,9 @@ class _TrustRatio(torch.optim.Optimizer):
             if given:
                 self._step(given, group)
 
+    @abstractmethod
     def _step(self, given: list[Tensor], group: Group) -> None:
         """Step the parameters of one group, which all have a gradient."""
-        raise NotImplementedError
 
     def _momentum(self, given: list[Tensor], steps: list[Tensor], group: Group) -> list[Tensor]:
         """Return v ← m·v + step, which begins as the first step; the step itself if m is 0."""

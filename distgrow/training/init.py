@@ -84,4 +84,4 @@ def init_from(
         step: Of a run: the checkpoint of this step. None: the newest intact one.
     """
     given = {"from": os.fspath(path), "strict": strict, "best": best, "average": average, "step": step}
-    return Init.model_validate(given)
+    return Init(**given)

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from measurements import shown, steady, walk
-from pydantic import ValidationError
 
 from distgrow import budget, every
+from distgrow.core.errors import ConfigError
 from distgrow.core.lr import LR, DecayEvery, StepDecay
 from distgrow.core.plan import Plan
 from distgrow.core.progress import Outcome, Progress
@@ -78,7 +78,7 @@ def test_a_budget_smaller_than_the_base_batch_has_no_gain() -> None:
               {"batches": Steps(batches=[32, 8])}, {"scale": 0}]
 )  # fmt: skip
 def test_a_batch_below_the_base_or_no_batch_is_refused(given: dict[str, object]) -> None:
-    with pytest.raises(ValidationError):
+    with pytest.raises(ConfigError):
         AdaScale(start=16, **given)  # pyright: ignore[reportArgumentType]
 
 

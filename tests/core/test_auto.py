@@ -113,6 +113,7 @@ def colder(run: list[tuple[Progress, Plan]], factor: float, cap: int) -> None:
         assert plan.lr == pytest.approx(0.5) or plan.batch == cap
 
 
+@pytest.mark.slow
 @given(st.integers(1, 12), st.sampled_from([2.0, 3.0, 4.0]), st.integers(8, 200))
 def test_once_settled_every_stage_is_as_long_as_the_next(depth: int, factor: float, cap: int) -> None:
     growth = Auto(start=8, cap=cap, factor=factor, depth=depth, early=0.5, hold=0.5)
@@ -139,6 +140,7 @@ def test_a_loss_that_settles_late_leaves_equal_parts_of_the_rest_to_all_stages(s
     assert all(length == pytest.approx(each, abs=32) for length in lengths)
 
 
+@pytest.mark.slow
 @given(st.sampled_from([1.5, 2.0, 4.0]), st.integers(8, 200), st.floats(0.1, 0.9), st.integers(0, 20))
 def test_a_loss_that_has_not_settled_is_annealed_along_a_line_to_the_end_of_the_budget(
     factor: float, cap: int, hold: float, probe: int

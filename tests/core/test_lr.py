@@ -8,7 +8,6 @@ from itertools import pairwise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
 
 from distgrow import (
     budget,
@@ -24,6 +23,7 @@ from distgrow import (
     seesaw,
     sqrt_lr,
 )
+from distgrow.core.errors import ConfigError
 from distgrow.core.lr import LR, WSD, Cosine, Decay, DecayEvery, NoDecay, Span, StepDecay
 from distgrow.core.progress import Ledger, Progress
 from distgrow.core.stages import Stages
@@ -207,6 +207,6 @@ def test_beyond_the_cap_the_learning_rate_decays_instead(growth: Growth) -> None
     ],
 )
 def test_learning_rates_that_cannot_be_are_refused_with_their_key(build: Callable[[], object], told: str) -> None:
-    with pytest.raises(ValidationError) as refused:
+    with pytest.raises(ConfigError) as refused:
         build()
     assert told in str(refused.value)

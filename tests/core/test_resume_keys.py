@@ -6,8 +6,8 @@ import pytest
 from conftest import ROOT
 from pydantic import BaseModel
 
-from distgrow.config.errors import models_of
 from distgrow.config.run import Run
+from distgrow.core.spec_errors import models_of
 from distgrow.run.resume_check import BOUND, FREE, PLANNED, differences, under
 
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from pydantic import ValidationError
 
+from distgrow.core.errors import ConfigError
 from distgrow.run.folder import RunFolder
 from distgrow.run.stop import StopRequests
 from distgrow.training.spec import RunSpec
@@ -68,5 +68,5 @@ def test_a_signal_that_is_ignored_stays_ignored(folder: RunFolder) -> None:
 
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGSTOP", "sigterm", "TERM", "USR1", "SIGNONE"])
 def test_other_names_of_signals_are_refused(name: str) -> None:
-    with pytest.raises(ValidationError, match="SIGUSR1"):
+    with pytest.raises(ConfigError, match="SIGUSR1"):
         RunSpec(stop_signals=[name])  # pyright: ignore[reportArgumentType]

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from tiny import data, loss, network
+from torch import Tensor
 
 from distgrow import (
     LAMB,
@@ -56,20 +57,6 @@ SPECS: list[OptimizerSpec] = [
     LAMB(at_growth=MEMORY),
     LARS(trust=0.1, at_growth=AtGrowth(moments="reset")),
 ]
-
-
-def network() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
-
-
-def loss(model: nn.Module, batch: Any) -> Tensor:
-    return nn.functional.cross_entropy(model(batch[0]), batch[1])
-
-
-def data(rows: int = 64) -> list[tuple[Tensor, int]]:
-    numbers = torch.Generator().manual_seed(1)
-    return [(torch.randn(3, generator=numbers, dtype=torch.float64), k % 2) for k in range(rows)]
 
 
 def plans(spec: OptimizerSpec, growth: GrowthPolicy | None = None) -> list[Plan]:

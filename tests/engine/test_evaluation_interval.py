@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from pydantic import ValidationError
 from torch import nn
 
 import distgrow
 from distgrow import RunSpec
+from distgrow.core.errors import ConfigError
 from distgrow.tracking.events import Evaluation as Evaluated
 from distgrow.tracking.read import read_events
 from distgrow.training.spec import Evaluation
@@ -49,5 +49,5 @@ def test_evaluations_come_at_the_first_update_at_or_beyond_each_multiple(
 
 
 def test_two_intervals_at_once_are_refused_by_name() -> None:
-    with pytest.raises(ValidationError, match="every_samples and every_steps"):
+    with pytest.raises(ConfigError, match="every_samples and every_steps"):
         Evaluation(every_samples=5, every_steps=5)

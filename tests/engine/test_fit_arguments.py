@@ -18,6 +18,24 @@ def loss(model: nn.Module, batch: Any) -> torch.Tensor:
     return model(batch).pow(2).mean()
 
 
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: distgrow.LR(rule="sqrt"), "LR: rule='sqrt': must be a mapping; write rule: {kind: sqrt}"),
+        (lambda: distgrow.budget(epochs=1, steps=2), "Budget: give exactly one of"),
+        (lambda: distgrow.SGD(momentun=0.9), "SGD: momentun: unknown key; did you mean 'momentum'?"),
+        (lambda: distgrow.exponential(8, 2, 4), "Exponential: start=8 is above cap=4"),
+        (lambda: distgrow.init_from("run", step=-1), "Init: step=-1: must be greater than or equal to 0"),
+        (lambda: distgrow.AdamW(beta1=2, groups=[{"match": "("}]), "beta1=2: must be less than 1"),
+    ],
+)
+def test_wrong_settings_from_python_are_told_as_those_of_a_config(make: Any, told: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        make()
+    assert told in str(refused.value)
+    assert "pydantic" not in str(refused.value)
+
+
 def fit(tmp_path: Path, **changed: Any) -> Any:
     arguments: dict[str, Any] = {"model": nn.Linear(3, 1), "loss": loss, "train": torch.randn(20, 3)}
     arguments |= {"growth": distgrow.constant(4), "budget": distgrow.budget(steps=2)}

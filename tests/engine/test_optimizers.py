@@ -7,7 +7,8 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from torch import Tensor, nn
+from tiny import data, loss, network
+from torch import Tensor
 
 from distgrow import (
     Adadelta,
@@ -31,20 +32,6 @@ from distgrow.optim import Optimizer, OptimizerSpec
 
 RATES = (0.1, 0.02, 0.02, 0.3, 0.05, 0.01)
 KINDS = [spec for spec in get_args(get_args(Optimizer)[0]) if not spec.model_fields.get("target")]
-
-
-def network() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
-
-
-def loss(model: nn.Module, batch: Any) -> Tensor:
-    return nn.functional.cross_entropy(model(batch[0]), batch[1])
-
-
-def data(rows: int = 64) -> list[tuple[Tensor, int]]:
-    numbers = torch.Generator().manual_seed(1)
-    return [(torch.randn(3, generator=numbers, dtype=torch.float64), k % 2) for k in range(rows)]
 
 
 def batches() -> list[tuple[Tensor, Tensor]]:

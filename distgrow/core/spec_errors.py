@@ -1,4 +1,4 @@
-"""Errors of a config: what pydantic reports, in the words of the config's user."""
+"""Errors of specs and configs: what pydantic reports, in the words of the user."""
 
 import difflib
 import re
