@@ -18,6 +18,10 @@ import pytest
 import warm
 from hypothesis import settings
 
+# Two test processes share two cores (make test): with two threads each, tests of small models take up to six times
+# as long. torch reads this when it is first imported, which happens in the tests.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 settings.register_profile("here", deadline=None)  # a busy machine falsifies nothing
 settings.load_profile("ci" if "CI" in os.environ else "here")
 

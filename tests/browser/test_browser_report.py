@@ -226,7 +226,13 @@ def test_the_live_view_follows_a_running_job_to_its_end_without_a_reload(browser
         page = shown.page
         page.get_by_text("waiting for the first update of run").wait_for(timeout=60_000)
         page.evaluate("window.neverReloaded = true")
-        job = distgrow.start("train", str(ROOT / "configs/digits.yaml"), "run.dir=run", "budget={epochs: 100000}")
+        job = distgrow.start(
+            "train",
+            str(ROOT / "configs/digits.yaml"),
+            "run.dir=run",
+            "budget={epochs: 100000}",
+            "run.eval.every_steps=5",
+        )
         try:
             first = rises(shown, 0)
             page.locator("summary").first.click()

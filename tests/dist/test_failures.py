@@ -145,7 +145,7 @@ class Lasting:
 
 lasting = Lasting()
 atexit.register(print, "exit handler")
-threading.Timer(5, print, ["thread"]).start()
+threading.Timer(2, print, ["thread"]).start()
 
 def make():
     return nn.Linear(3, 1), lambda model, batch: model(batch).square().mean(), torch.ones(50, 3)
