@@ -186,7 +186,7 @@ class Endless(Trainer):
 
     def finish(self, progress: Progress) -> Result:
         """Nothing is written."""
-        return Result(progress=progress, metrics={}, finished=True)
+        return Result(progress=progress, metrics={}, finished=True, dir=self.folder.path)
 
 
 def build_job(

@@ -17,6 +17,7 @@ from distgrow.core.progress import Progress
 from distgrow.engine.spec import DeepSpeed, EngineSpec
 from distgrow.growth.at_growth import optimizer_plan
 from distgrow.growth.controller import Controller
+from distgrow.growth.no_growth import no_growth
 from distgrow.optim import OptimizerSpec
 from distgrow.planning.check import problems
 from distgrow.planning.cost import savings
@@ -77,6 +78,7 @@ def _print(console: Console, lines: Iterable[str]) -> None:
 def _remarks(run: Run, controller: Controller) -> list[str]:
     """Return what a reader of the plan must know beside its numbers."""
     return [
+        *([word] if (word := no_growth(controller)) is not None else []),
         *controller.growth.remarks(),
         *([RESET] if controller.at_growth.moments == "reset" else []),
         *([AUTO] if run.engine.max_micro == "auto" else []),

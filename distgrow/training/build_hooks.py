@@ -2,10 +2,9 @@
 
 from typing import Any
 
-from distgrow.core.errors import ConfigError
 from distgrow.tasks.named import called
 from distgrow.training.evaluation_hooks import EarlyStopping, KeepBest
-from distgrow.training.hooks import METHODS, is_hook
+from distgrow.training.hooks import check_hook
 from distgrow.training.spec import RunSpec
 
 
@@ -23,7 +22,6 @@ def build_hooks(run: RunSpec) -> list[Any]:
     for k, spec in enumerate(run.hooks):
         key = f"run.hooks.{k}.target"
         hook = called(key, spec.target, spec.args)
-        if not is_hook(hook):
-            raise ConfigError(f"{key}={spec.target!r} returned {hook!r}, which has none of {', '.join(METHODS)}")
+        check_hook(key, hook)
         made.append(hook)
     return made

@@ -104,13 +104,33 @@ class Hook:
 METHODS = tuple(name for name in vars(Hook) if not name.startswith("_"))
 
 
-def is_hook(value: Any) -> bool:
-    """Return whether an object, which is no class, has a method of hooks."""
-    return not isinstance(value, type) and any(callable(getattr(value, name, None)) for name in METHODS)
+def check_hook(key: str, value: Any) -> None:
+    """Check that an object has a method of hooks, and none that looks like one and would never be called.
+
+    Args:
+        key: Where the object comes from, for the error.
+        value: The object.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    if isinstance(value, type):
+        raise ConfigError(f"{key}={value.__name__} is a class: call it, {value.__name__}(…)")
+    if not any(callable(getattr(value, name, None)) for name in METHODS):
+        raise ConfigError(
+            f"{key}={value!r}: allowed is an object with at least one of {', '.join(METHODS)}, such as a subclass of "
+            "distgrow.Hook"
+        )
+    named = (name for each in type(value).__mro__ for name in vars(each) if name.startswith(("after_", "before_")))
+    if missed := sorted(set(named) - set(METHODS)):
+        raise ConfigError(
+            f"{key}: {type(value).__name__}.{missed[0]} would never be called; allowed are {', '.join(METHODS)}; a "
+            "method that is no hook needs another name"
+        )
 
 
 def check_hooks(hooks: Any) -> None:
-    """Check that each is an object with a method of hooks.
+    """Check that each is an object with methods of hooks.
 
     Raises:
         ConfigError: One is not.
@@ -118,10 +138,4 @@ def check_hooks(hooks: Any) -> None:
     if not isinstance(hooks, Sequence) or isinstance(hooks, str):
         raise ConfigError(f"hooks={hooks!r}: allowed is a list of hooks, [EarlyStopping(patience=3)]")
     for k, hook in enumerate(hooks):
-        if isinstance(hook, type):
-            raise ConfigError(f"hooks[{k}]={hook.__name__} is a class: call it, {hook.__name__}(…)")
-        if not is_hook(hook):
-            raise ConfigError(
-                f"hooks[{k}]={hook!r}: allowed is an object with at least one of {', '.join(METHODS)}, such as a "
-                "subclass of distgrow.Hook"
-            )
+        check_hook(f"hooks[{k}]", hook)

@@ -5,6 +5,8 @@ from contextlib import ExitStack, nullcontext
 from functools import partial
 from typing import Any
 
+from rich.console import Console
+
 from distgrow.checkpoint import pretrained
 from distgrow.checkpoint.manager import opened, stands_at
 from distgrow.checkpoint.rebudget import Budgeting
@@ -19,6 +21,7 @@ from distgrow.engine.items import Tokens
 from distgrow.engine.objective import WeightedLoss
 from distgrow.growth.base import Measure
 from distgrow.growth.controller import Controller
+from distgrow.growth.no_growth import no_growth
 from distgrow.run.folder import RunFolder, numbered
 from distgrow.run.resume_mode import ResumeMode
 from distgrow.run.stop import StopRequests
@@ -80,6 +83,7 @@ def train_task(
         controller = plan(settings.budget)
         if not resume.resumes(lambda: world.on_rank0(folder.begun)):
             controller.check()
+            _warn(no_growth(controller), world)
         recorded, store = {**about, **settings.recorded()}, build_store(folder, storage)
         origin = begin_with(settings.init, task.model, folder.path, store, world)
         check_packages(settings.run.trackers, world)
@@ -172,6 +176,12 @@ def _tokens(task: Task, settings: Settings) -> Tokens | None:
             "tokens(batch), to fit() or Task"
         )
     return partial(items)  # not the items themselves: as tokens they must be whole numbers
+
+
+def _warn(sentence: str | None, world: World) -> None:
+    """Print a warning once, if there is something to say."""
+    if sentence is not None and world.rank == 0:
+        Console(stderr=True, highlight=False, soft_wrap=True, markup=False).print(f"warning: {sentence}")
 
 
 def _farewell(folder: RunFolder, result: Result) -> str:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from distgrow.checkpoint.manager import CheckpointManager
@@ -38,6 +39,7 @@ class Result:
     progress: Progress
     metrics: dict[str, float]  #: of the test set; empty without one or if the run was stopped early
     finished: bool  #: False: a request stopped it, or a group of another size goes on with it; after a checkpoint
+    dir: Path  #: the run's folder
     reason: str = "done"  #: why it ended: the budget is spent ("done"), or what a hook or a request gave
 
     def __repr__(self) -> str:
@@ -208,7 +210,7 @@ class Trainer:
         metrics, reason = self.evaluator.evaluate(progress, self.events), progress.ended or "done"
         self.hooks.end(progress, reason=reason, finished=True, metrics=metrics)
         self.events.log(End(**self.events.place(progress), reason=reason))
-        return Result(progress=progress, metrics=metrics, finished=True, reason=reason)
+        return Result(progress=progress, metrics=metrics, finished=True, dir=self.folder.path, reason=reason)
 
     def stop_early(self, progress: Progress) -> Result:
         """Write a checkpoint and end, on request (a signal, RUN/.stop) or because updates are not finite.
@@ -228,7 +230,7 @@ class Trainer:
                 f"checkpoint of step {progress.step} holds the last good parameters"
             )
         self.hooks.end(progress, reason=reason, finished=False, metrics={})
-        return Result(progress=progress, metrics={}, finished=False, reason=reason)
+        return Result(progress=progress, metrics={}, finished=False, dir=self.folder.path, reason=reason)
 
     def hand_over(self, progress: Progress) -> Result:
         """Write a checkpoint and end. A group of the size that the coming stage wants goes on."""
@@ -239,7 +241,7 @@ class Trainer:
         self.world.on_rank0(lambda: resize_request.ask(self.folder, request))
         reason = "handed over to another number of ranks"
         self.hooks.end(progress, reason=reason, finished=False, metrics={})
-        return Result(progress=progress, metrics={}, finished=False, reason=reason)
+        return Result(progress=progress, metrics={}, finished=False, dir=self.folder.path, reason=reason)
 
     def announce(self, progress: Progress, plan: Plan, *, again: bool = False) -> None:
         """Log a stage when it begins, or when it goes on `again` in other micro-batches."""

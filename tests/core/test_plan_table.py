@@ -76,6 +76,24 @@ def test_the_table_is_what_stepping_through_the_run_gives(
     assert f"{len(stages)} stages, {progress.step:,} updates, {progress.ledger.total:,} gradient evaluations" in total
 
 
+@pytest.mark.parametrize("length", [16, 200, 287, 288, 289, 303, 304, 305, 319, 320, 321, 5000])
+@pytest.mark.parametrize("kind", ["exponential", "constant"])
+def test_growth_that_the_budget_ends_before_it_begins_is_told(
+    kind: str, length: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_of(
+        f"growth={{kind: {kind}, start: 16}}", f"stages={{every: {{samples: {length}}}}}", "budget={samples: 320}"
+    )
+    control = run.controller(1)
+    progress = Progress()
+    while not control.done(progress):
+        progress = control.advance(progress)
+        progress = progress.after(control.plan(progress), Outcome())
+    assert table.show(run, 1, rows=100)
+    told = "never grows: the first stage of growth.kind=exponential is longer" in capsys.readouterr().out
+    assert told == (kind == "exponential" and progress.stage == 0)
+
+
 def test_the_manuals_plan_is_what_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert table.show(load(DIGITS), 2, rows=40)
     shown = "".join(f"{line.rstrip()}\n" for line in capsys.readouterr().out.splitlines())

@@ -193,6 +193,15 @@ def test_what_is_no_hook_is_refused_before_the_run(hooks: Any, tmp_path: Path) -
     assert not (tmp_path / "run").exists()
 
 
+def test_a_method_that_would_never_be_called_is_refused_with_those_that_are(tmp_path: Path) -> None:
+    class Misspelt(Hook):
+        def after_evaluation(self, evaluation: Any) -> None: ...
+
+    with pytest.raises(ConfigError, match=r"hooks\[0\]: Misspelt.after_evaluation would never .*after_eval,"):
+        trained(tmp_path / "run", Misspelt())
+    assert not (tmp_path / "run").exists()
+
+
 # ── the best checkpoint ─────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from distgrow import RunSpec, budget, constant, constant_lr, fit
+from distgrow import Result, RunSpec, budget, constant, constant_lr, fit
 from distgrow.config import load
 from distgrow.core.errors import RunError
 from distgrow.run.folder import numbered
@@ -21,10 +21,20 @@ def loss(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Te
     return nn.functional.cross_entropy(model(batch[0]), batch[1])
 
 
-def train(spec: RunSpec, epochs: float = 1.0, *, resume: bool | None = False) -> int:
+def result(spec: RunSpec, epochs: float = 1.0, *, resume: bool | None = False) -> Result:
     torch.manual_seed(0)
     settings = {"growth": constant(8), "lr": constant_lr(0.1), "budget": budget(epochs=epochs)}
-    return fit(nn.Linear(3, 2), loss, ROWS, **settings, run=spec, resume=resume).progress.step
+    return fit(nn.Linear(3, 2), loss, ROWS, **settings, run=spec, resume=resume)
+
+
+def train(spec: RunSpec, epochs: float = 1.0, *, resume: bool | None = False) -> int:
+    return result(spec, epochs, resume=resume).progress.step
+
+
+def test_the_result_says_which_folder_was_counted_up_to(tmp_path: Path) -> None:
+    spec = RunSpec(dir=f"{tmp_path}/{{name}}-{{n}}")
+    assert [result(spec).dir, result(spec).dir] == [tmp_path / "run-1", tmp_path / "run-2"]
+    assert result(spec, resume=True).dir == tmp_path / "run-2"
 
 
 def test_runs_count_up_and_a_resume_takes_the_newest(tmp_path: Path) -> None:
