@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import random
+import signal
 import socket
 import subprocess
 import sys
@@ -21,6 +22,10 @@ from hypothesis import settings
 # Two test processes share two cores (make test): with two threads each, tests of small models take up to six times
 # as long. torch reads this when it is first imported, which happens in the tests.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A shell that starts tests in the background (make test-slow) lets them, and all that they start, ignore Ctrl-C.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("here", deadline=None)  # a busy machine falsifies nothing
 settings.load_profile("ci" if "CI" in os.environ else "here")
