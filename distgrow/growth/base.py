@@ -137,6 +137,12 @@ class GrowthPolicy(Spec):
         return ()
 
 
+def with_rule(growth: GrowthPolicy, lr: LR, rule: Rule | None) -> LR:
+    """Return the learning rate with an optimizer's own `rule`, if neither `lr` nor the policy says how it grows."""
+    said = lr.rule is not None or growth.brings_rule or growth.default_rule != GrowthPolicy.default_rule
+    return lr if said or rule is None else lr.model_copy(update={"rule": rule})
+
+
 def check_settings(growth: GrowthPolicy, stages: Stages, lr: LR, span: Span) -> None:
     """Check what every policy asks of the other settings.
 

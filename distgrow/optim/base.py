@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import model_validator
 
 from distgrow.core.errors import ConfigError
+from distgrow.core.lr import Rule
 from distgrow.core.optimizer_plan import AtGrowth, OptimizerPlan
 from distgrow.core.spec import PosFloat, Spec
 from distgrow.optim.at_growth import KEYS, L2_FAULT, NO_DAMPENING_FAULT, refuse, remember
@@ -26,7 +27,9 @@ class OptimizerSpec(Spec, ABC):
     """
 
     scaling: ClassVar[Literal["linear", "sqrt"]] = "sqrt"
-    """How the learning rate follows the batch where other settings leave it open."""
+    """How probe-batch's branches raise the learning rate with the batch, if not told otherwise."""
+    growth_rule: ClassVar[Rule | None] = None
+    """How the learning rate follows a growing batch, if neither `lr.rule` nor the policy says. None: as √b."""
     per_tensor: ClassVar[bool] = False
     """Whether a step uses a norm, or the shape, of a whole parameter; ZeRO's flat shards have neither."""
     goes_by_parts: ClassVar[bool] = False

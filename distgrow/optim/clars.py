@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from distgrow.core.lr import Linear, Rule
 from distgrow.core.spec import PosFloat
 from distgrow.optim.groups import Group
 from distgrow.optim.layerwise import Layerwise
@@ -20,6 +21,7 @@ class CLARS(Layerwise):
     """
 
     scaling: ClassVar[Literal["linear", "sqrt"]] = "linear"
+    growth_rule: ClassVar[Rule | None] = Linear()
     l2: ClassVar[bool] = True
     undamped: ClassVar[bool] = True
     goes_by_parts: ClassVar[bool] = True

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
+from distgrow.core.lr import Rule, Sqrt
 from distgrow.core.spec import PosFloat
 from distgrow.optim.base import OptimizerSpec
 from distgrow.optim.groups import Grouped, Parameters, check_named
@@ -21,6 +22,7 @@ class Layerwise(OptimizerSpec, ABC):
 
     per_tensor: ClassVar[bool] = True
     always_shown: ClassVar[bool] = True
+    growth_rule: ClassVar[Rule | None] = Sqrt()  # a ratio over the norm of a mean gradient grows as √b itself
 
     exclude: list[Parameters] = [Parameters(ndim=0), Parameters(ndim=1)]
     """Parameters without trust ratio and without weight decay. Default: biases and the weights of norms."""

@@ -16,6 +16,7 @@ from distgrow.core.spec import Spec
 from distgrow.core.stages import Stages
 from distgrow.core.yaml_text import plain, read_text
 from distgrow.growth import Growth
+from distgrow.growth.base import with_rule
 from distgrow.growth.controller import Controller
 from distgrow.growth.schedule import Schedule
 from distgrow.optim import Optimizer
@@ -141,7 +142,8 @@ def foresee(record: Record) -> Planned | None:
     """Return the plan of a run, as if no update were skipped, or None if this version cannot read its config.yaml."""
     try:
         recorded = Recorded.model_validate(plain(read_text(record.config, "config.yaml")))
-        schedule = Schedule(growth=recorded.growth, stages=recorded.stages, lr=recorded.lr, budget=recorded.budget)
+        lr = with_rule(recorded.growth, recorded.lr, recorded.optimizer.growth_rule)
+        schedule = Schedule(growth=recorded.growth, stages=recorded.stages, lr=lr, budget=recorded.budget)
         controller = schedule.controller(round(record.epoch))
         return _planned(controller, recorded.theory if recorded.optimizer.plain_sgd else None)
     except (ValidationError, ValueError, OverflowError, RecursionError):

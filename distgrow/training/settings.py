@@ -12,7 +12,7 @@ from distgrow.core.spec import Spec
 from distgrow.core.stages import Stages
 from distgrow.engine.compatible import check_compatible
 from distgrow.engine.spec import EngineSpec, Torch, most_rows
-from distgrow.growth.base import GrowthPolicy, Measure
+from distgrow.growth.base import GrowthPolicy, Measure, with_rule
 from distgrow.growth.controller import Controller
 from distgrow.growth.schedule import Schedule
 from distgrow.optim import OptimizerSpec
@@ -71,7 +71,7 @@ class Settings(Spec):
         return Schedule(
             growth=self.growth,
             stages=self.stages,
-            lr=self.lr,
+            lr=with_rule(self.growth, self.lr, self.optimizer.growth_rule),
             average=self.average,
             at_growth=self.optimizer.at_growth,
             budget=self.budget,
