@@ -1,8 +1,8 @@
 """Make the parts of the manual that follow from the code: `python docs/generate.py`; with `--check` only compare them.
 
 These are the configuration reference, the pages of fit() and of the formulas, the output of `distgrow plan` on the
-policies' pages, what policies need and refuse, and on the page of the architecture the loop, the folders, the layers
-of imports and the size of their graph.
+policies' pages, what policies need and refuse, and on the page of the architecture the loop, the folders and the layers
+of imports.
 """
 
 import ast
@@ -17,7 +17,6 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 import fit_reference
-import import_graph
 import policy_table
 import reference
 import theory_reference
@@ -45,7 +44,7 @@ def pages() -> dict[Path, str]:
     for page in sorted((DOCS / "policies").glob("*.md")):
         made[page] = PLAN.sub(_planned, page.read_text(encoding="utf-8"))
     for page, sections in {
-        DOCS / "architecture.md": {"loop": _loop(), "tree": _tree(), "layers": _layers(), "graph": _graph()},
+        DOCS / "architecture.md": {"loop": _loop(), "tree": _tree(), "layers": _layers()},
         DOCS / "can-and-cannot.md": {"policies": policy_table.table()},
     }.items():
         made[page] = _with_sections(page, sections)
@@ -87,20 +86,6 @@ def _opening(file: Path) -> str:
     """Return the first line of a module's docstring, fit for a table."""
     docstring = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
     return docstring.split("\n")[0].rstrip(".").replace("|", "\\|")
-
-
-def _graph() -> str:
-    """Return a table of the size of the import graph, below that of the first commit that counted it."""
-    rows = {
-        "before the folders (commit 487b3ef), folders and flat files as rooms": import_graph.Counts(
-            rooms=64, floors=18, arrows=326
-        ),
-        "now, folders and flat files as rooms": import_graph.counts(import_graph.folders(PACKAGE)),
-        "before, files": import_graph.Counts(rooms=89, floors=14, arrows=391),
-        "now, files": import_graph.counts(import_graph.files(PACKAGE)),
-    }
-    lines = [f"| {name} | {size.rooms:,} | {size.floors} | {size.arrows:,} |" for name, size in rows.items()]
-    return "\n".join(["| | rooms | floors | arrows |", "| --- | --- | --- | --- |", *lines])
 
 
 def _layers() -> str:

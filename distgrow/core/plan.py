@@ -21,6 +21,7 @@ class Plan:
     seed: int = 0  #: of the update's own random numbers (dropout); rank is mixed in by the engine
     probe: bool = False  #: the gradient is computed as for an update, but nothing is applied
     window: int = 0  #: measured updates that the noise's means remember; 0: this one is not measured
+    preconditioned: bool = False  #: gradients are measured in the metric of the optimizer's steps
     product: bool = False  #: the progress test's product with the update before is wanted
     average: float = 0.0  #: weight of the parameters after this update in their average; 0: they are not taken in
     optimizer: OptimizerPlan | None = None  #: what its settings follow from; None: they do not follow the batch

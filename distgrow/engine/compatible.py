@@ -19,6 +19,12 @@ def check_compatible(growth: GrowthPolicy, optimizer: OptimizerSpec, engine: Eng
             f"growth.kind={growth.name} holds for SGD without momentum, optimizer.kind={optimizer.summary} is none: "
             "set optimizer.momentum=0, or use growth.kind noise_scale, or critical_batch with kappa"
         )
+    if Measure.PRECONDITIONED in growth.needs and not (optimizer.preconditions and engine.preconditions):
+        raise ConfigError(
+            "growth.norm=preconditioned goes by the second moments of AdamW as plain torch keeps them, and there are "
+            f"none with optimizer.kind={optimizer.summary} and engine.kind={engine.kind}: use optimizer.kind=adamw "
+            "with engine.kind=torch, or growth.norm=plain"
+        )
     if Measure.PROGRESS in growth.needs and not engine.tests_progress:
         raise ConfigError(
             f"growth.kind={growth.name} holds each gradient against the update before, which engine.kind="

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from distgrow.core.plan import Plan
+from distgrow.engine.metric import Roots, in_metric
 from distgrow.optim import OptimizerSpec
 from distgrow.optim.at_growth import CORRECTION
 from distgrow.optim.direction import real
@@ -35,19 +36,27 @@ class MicroBatchNorms:
         """Take the parameters; `each`: the sum is wanted for each of them too."""
         self.parameters = [parameter for parameter in parameters if parameter.requires_grad]
         self._world, self._each = world, each
+        self._roots: Roots | None = None
         self._hooks: list[RemovableHandle] = []  # none while updates are not measured
         self._norms: dict[int, Tensor] = {}  # of the micro-batch under way, by a parameter's number
         self._squares: list[Tensor] = []  # |h_i|²/(w_i·world)
         self._each_squares: list[Tensor] = []  # the same, one a parameter
 
-    def begin(self, plan: Plan) -> None:
-        """Forget the last update, and set hooks if this one is measured, else remove them."""
+    def begin(self, plan: Plan, roots: Roots | None = None) -> None:
+        """Forget the last update, and set hooks if this one is measured, else remove them.
+
+        Args:
+            plan: The update's.
+            roots: √P of each parameter, if the plan asks for norms in that metric. Until it is known, nothing is
+                measured.
+        """
+        self._roots, measured = roots, plan.window > 0 and (roots is not None or not plan.preconditioned)
         self._norms.clear()
         self._squares.clear()
         self._each_squares.clear()
-        if plan.window and not self._hooks:
+        if measured and not self._hooks:
             self._hooks = [p.register_hook(partial(self._see, k)) for k, p in enumerate(self.parameters)]
-        elif not plan.window and self._hooks:
+        elif not measured and self._hooks:
             self.close()
 
     def close(self) -> None:
@@ -57,12 +66,16 @@ class MicroBatchNorms:
         self._hooks.clear()
 
     def _see(self, number: int, gradient: Tensor) -> None:
-        self._norms[number] = _norm(gradient)
+        if self._roots is None:
+            self._norms[number] = _norm(gradient)
+        elif (root := self._roots[number]) is not None:
+            self._norms[number] = _norm(in_metric(gradient, root))
 
     @property
     def complete(self) -> bool:
         """Return whether the gradients of all parameters have been seen of the micro-batch under way."""
-        return len(self._norms) == len(self.parameters)
+        known = len(self.parameters) if self._roots is None else sum(root is not None for root in self._roots)
+        return len(self._norms) == known
 
     def end(self, weight: float, scale: float = 1.0) -> None:
         """End a micro-batch; `weight` and the loss scale `scale` are what its mean loss was multiplied by."""

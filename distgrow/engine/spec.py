@@ -91,6 +91,7 @@ class Torch(Spec):
 
     needs_group: ClassVar[bool] = False  #: whether one process alone must be a process group too
     tests_progress: ClassVar[bool] = True  #: whether it can hold gradients against the update before
+    preconditions: ClassVar[bool] = True  #: whether it can measure gradients in the metric of the optimizer's steps
     resizes_average: ClassVar[bool] = True  #: whether an average goes on with another number of ranks
     kind: Literal["torch"] = "torch"
     max_micro: Micro = 64
@@ -138,6 +139,7 @@ class DeepSpeed(Spec):
 
     needs_group: ClassVar[bool] = True
     tests_progress: ClassVar[bool] = True
+    preconditions: ClassVar[bool] = False
     resizes_average: ClassVar[bool] = False
     kind: Literal["deepspeed"] = "deepspeed"
     zero: Literal[1, 2, 3] = 1

@@ -17,6 +17,7 @@ from distgrow.engine.clipping import clip_factor, clip_over_items, norm_of
 from distgrow.engine.ddp import DataParallel
 from distgrow.engine.functional import FunctionalObjective
 from distgrow.engine.items import Items
+from distgrow.engine.metric import Roots, StepMetric
 from distgrow.engine.objective import compile_in_place, empty_copy, to_precision
 from distgrow.engine.part_norms import tell_parts
 from distgrow.engine.spec import Torch
@@ -56,6 +57,7 @@ class TorchEngine(AccumulatingEngine):
         self._by_parts, self._modes = optimizer.goes_by_parts, has_modes(self.optimizer)
         self._set_mode("train")
         self._state_copies, self._used = optimizer.state_copies, False
+        self._metric = StepMetric(optimizer, self.optimizer, self._parameters)
         settings = {"bucket_mb": self.spec.bucket_mb, "find_unused": self.spec.find_unused}
         self._parallel = DataParallel(model, loss, world, **settings) if world.size > 1 else None
 
@@ -126,6 +128,7 @@ class TorchEngine(AccumulatingEngine):
             return self._dropped(reduced, grad_norm, failed=self.world.sum([stats.failed])[0] > 0)
         try:
             self._products.before_step(self.optimizer)
+            metric_sq = self._metric.square(clipped=clip_factor(self._clip, grad_norm))
             self._products.fetch()  # waits for a GPU, which has no step to make yet
             if self._by_parts:
                 factor, items = clip_factor(self._clip, grad_norm), self._items is not None
@@ -135,7 +138,7 @@ class TorchEngine(AccumulatingEngine):
         except (RuntimeError, MemoryError) as error:
             check_memory(error, "the optimizer's state")
             raise
-        return Applied(stats=reduced, grad_norm=grad_norm, applied=True)
+        return Applied(stats=reduced, grad_norm=grad_norm, applied=True, metric_sq=metric_sq)
 
     def _dropped(self, stats: UpdateStats, grad_norm: float, *, failed: bool) -> Applied:
         if failed and self.world.device.type == "cuda":
@@ -149,12 +152,16 @@ class TorchEngine(AccumulatingEngine):
             reset_moments(self.optimizer)
         self.optimizer.step()
 
+    def roots(self, plan: Plan) -> Roots | None:
+        """See AccumulatingEngine."""
+        return self._metric.begin(plan)
+
     def reserve(self, plan: Plan) -> list[Tensor]:
         """See AccumulatingEngine; nothing once the optimizer's state is there."""
         if self.optimizer.state:
             return []
         with memory_for("the optimizer's state"):
-            copies = self._state_copies + self._products.copies(plan) + (plan.average > 0)
+            copies = self._state_copies + self._products.copies(plan) + (plan.average > 0) + plan.preconditioned
             return [torch.empty_like(p) for p in self._parameters for _ in range(copies)]
 
     def _check_use(self, stats: UpdateStats) -> None:

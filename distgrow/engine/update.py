@@ -20,6 +20,7 @@ from distgrow.distributed.world import World
 from distgrow.engine.averages import WeightAverage
 from distgrow.engine.batches import Buffers, Loss, Metrics, drawn_rows, memory_for
 from distgrow.engine.items import Items, Tokens, Weights, mean_loss
+from distgrow.engine.metric import Roots
 from distgrow.engine.metrics import means
 from distgrow.engine.noise_hooks import MicroBatchNorms, StepProducts
 from distgrow.engine.objective import WeightedLoss, check_dense, check_leaves, check_single_row
@@ -33,6 +34,7 @@ class Applied(NamedTuple):
     stats: UpdateStats  #: means over ranks
     grad_norm: float
     applied: bool
+    metric_sq: float | None = None  #: |g|² in the metric of the optimizer's steps, before clipping, if it was asked for
     out_of_memory: bool = False  #: a rank had no memory for its part
 
 
@@ -110,6 +112,10 @@ class AccumulatingEngine(ABC):
         """Return what takes the memory that a step would, for a trial that makes none; by default nothing."""
         return None
 
+    def roots(self, plan: Plan) -> Roots | None:
+        """Return √P of the coming step −η·P·g, if the plan's noise is measured in that metric; by default None."""
+        return None
+
     def loss_scale(self) -> float:
         """Return what the loss is multiplied by against underflow."""
         return 1.0
@@ -128,7 +134,7 @@ class AccumulatingEngine(ABC):
         """
         seed_generators(mix_int(plan.seed, self.world.rank), self.world.device)
         self._buffers.keep()
-        self._norms.begin(plan)
+        self._norms.begin(plan, self.roots(plan))
         self._products.begin(plan)
         reserved = self.reserve(plan) if plan.probe else None
         stats = self.accumulate(plan, micro_batches, votes)
@@ -220,6 +226,8 @@ class AccumulatingEngine(ABC):
             return Measured()
         penalty, product = self._products.results(result.grad_norm)
         square, size = result.grad_norm * result.grad_norm, self.world.size
+        if plan.preconditioned:
+            square = math.nan if result.metric_sq is None else result.metric_sq
         if not self.sharded:
             penalty, product, square = self.world.mean_async([penalty, product, square])()
         elif self._products.wanted:

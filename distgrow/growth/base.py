@@ -22,6 +22,7 @@ class Measure(StrEnum):
     """Name what a policy can need to be measured. The engine does so only for a policy that needs it."""
 
     NOISE = "noise"  #: |∇f|² and tr Σ, from gradients of micro-batches, at no gradient evaluations
+    PRECONDITIONED = "preconditioned"  #: NOISE in the metric of an adaptive optimizer's steps: Σ P_j·g_j² for Σ g_j²
     LOSS = "loss"  #: the training loss of every update
     PROGRESS = "progress"  #: ⟨g, u⟩ of every gradient g with the direction u of the update before
     NORM = "norm"  #: ‖∇f‖ over the whole training set, whenever the policy asks, at n evaluations each

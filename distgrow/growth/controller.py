@@ -150,6 +150,7 @@ class Controller:
             stage=progress.stage,
             seed=mix_int(self.seed, progress.samples),
             window=window,
+            preconditioned=Measure.PRECONDITIONED in self._needs,
             product=Measure.PROGRESS in self._needs,
             average=self.average.weight(progress.ledger.applied, batch, self.whole_axis) if self.average else 0.0,
             optimizer=optimizer_plan(self.at_growth, self.growth, self.lr, progress, batch),
@@ -292,8 +293,7 @@ class Controller:
 
         Adaptive growth is taken to be at every stage as late as it may (mostly never) or, `soonest`, as early.
         """
-        trigger = self._earliest if soonest else self.stage_ends
-        return outline(self.growth, trigger, self.budget, self.epoch, progress)
+        return outline(self.growth, self._earliest if soonest else self.stage_ends, self.budget, self.epoch, progress)
 
 
 def _with_policy(progress: Progress, state: PolicyState) -> Progress:

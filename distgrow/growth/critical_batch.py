@@ -11,11 +11,11 @@ from distgrow.core.spec import PosFloat, by_position, one_of
 from distgrow.core.stages import Stages, Trigger
 from distgrow.growth.adaptive import Endless
 from distgrow.growth.base import Moment
-from distgrow.growth.target_batch import TargetBatch
+from distgrow.growth.target_batch import NoiseRatio
 from distgrow.theory.noise import critical_batch_now, noise_scale
 
 
-class CriticalBatch(TargetBatch, Endless):
+class CriticalBatch(NoiseRatio, Endless):
     """b follows the critical batch κ·tr Σ/|∇f|²; at the cap η falls with the root of the growth it leaves out [D]."""
 
     kind: Literal["critical_batch"] = "critical_batch"

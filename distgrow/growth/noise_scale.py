@@ -5,11 +5,11 @@ from typing import ClassVar, Literal
 from distgrow.core.progress import Progress
 from distgrow.core.spec import PosFloat, by_position
 from distgrow.growth.base import Moment
-from distgrow.growth.target_batch import TargetBatch
+from distgrow.growth.target_batch import NoiseRatio
 from distgrow.theory.noise import noise_scale as simple_noise_scale
 
 
-class NoiseScale(TargetBatch):
+class NoiseScale(NoiseRatio):
     """b follows the noise scale B_simple = tr Σ/|∇f|² (McCandlish et al. 2018), times `share`."""
 
     kind: Literal["noise_scale"] = "noise_scale"

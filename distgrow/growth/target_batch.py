@@ -3,7 +3,7 @@
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -70,3 +70,14 @@ class TargetBatch(Adaptive):
     def ends(self, noise: Noise) -> tuple[float, float]:
         """Return the lower end of tr Σ and the upper end of |∇f|²: those of the smallest batch."""
         return noise.variance.end(-self.confidence), noise.grad_sq.end(self.confidence)
+
+
+class NoiseRatio(TargetBatch):
+    """Growth that follows the noise scale tr Σ/|∇f|², or that of an adaptive optimizer's steps, tr(PΣ)/(∇fᵀP∇f)."""
+
+    norm: Literal["plain", "preconditioned"] = "plain"
+    """The metric of gradients. preconditioned: that of AdamW's steps, P = 1/(√v̂ + ε), one number a parameter."""
+
+    @property
+    def needs(self) -> frozenset[Measure]:
+        return super().needs | frozenset({Measure.PRECONDITIONED} if self.norm == "preconditioned" else ())

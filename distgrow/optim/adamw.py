@@ -21,6 +21,7 @@ class AdamW(OptimizerSpec):
     """torch.optim.AdamW."""
 
     adam_moments: ClassVar[bool] = True
+    preconditions: ClassVar[bool] = True
 
     kind: Literal["adamw"] = "adamw"
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
@@ -53,6 +54,13 @@ class AdamW(OptimizerSpec):
 
         return FromState("exp_avg", _last)
 
+    def preconditioner(self, states: Sequence[dict[str, Any]], group: Group) -> "Iterator[Tensor]":
+        """Yield 1/(√v̂ + ε), and 0 for what has had no gradient yet: its next one would outweigh all others."""
+        from distgrow.optim.direction import real
+
+        for state, root in zip(states, _roots(states, group), strict=True):
+            yield root.reciprocal_().mul_(real(state["exp_avg_sq"]) > 0)
+
     def _settings(self) -> dict[str, Any]:
         return {"betas": (self.beta1, self.beta2), "eps": self.eps, "weight_decay": self.weight_decay}
 
@@ -62,11 +70,18 @@ def _last(states: Sequence[dict[str, Any]], group: dict[str, Any]) -> "Iterator[
 
     from distgrow.optim.direction import real
 
-    beta1, beta2 = group["betas"]
+    beta1, _ = group["betas"]
+    for state, steps, root in zip(states, _steps(states, group), _roots(states, group), strict=True):
+        yield torch.div(real(state["exp_avg"]), root, out=root).div_(1 - beta1**steps)
+
+
+def _roots(states: Sequence[dict[str, Any]], group: dict[str, Any]) -> "Iterator[Tensor]":
+    """Yield √v̂ + ε, in new tensors."""
+    from distgrow.optim.direction import real
+
+    _, beta2 = group["betas"]
     for state, steps in zip(states, _steps(states, group), strict=True):
-        mean, square = real(state["exp_avg"]), real(state["exp_avg_sq"])
-        root = square.sqrt().div_(math.sqrt(1 - beta2**steps)).add_(group["eps"])
-        yield torch.div(mean, root, out=root).div_(1 - beta1**steps)
+        yield real(state["exp_avg_sq"]).sqrt().div_(math.sqrt(1 - beta2**steps)).add_(group["eps"])
 
 
 def _steps(states: Sequence[dict[str, Any]], group: dict[str, Any]) -> list[float]:

@@ -127,6 +127,24 @@ def directed_critical_batch(
     return 2 * lr * noise_curvature * variance / room if room > 0 and grad_sq > 0 else math.inf
 
 
+def preconditioned_critical_batch(grad_sq_p: float, noise_php: float, lr: float, grad_php: float) -> float:
+    """Return b̂* = 2η·tr(PHPΣ) / (2GᵀPG − η·GᵀPHPG), the batch of most expected progress per sample of steps −ηPg.
+
+    With PH ≈ λI it is κ·tr(PΣ)/(GᵀPG), κ = 2ηλ/(2 − ηλ). Return inf if even the full gradient makes no progress.
+
+    Args:
+        grad_sq_p: GᵀPG.
+        noise_php: tr(PHPΣ).
+        lr: η.
+        grad_php: GᵀPHPG.
+
+    Source: derived for this project; the critical batch of Adam after Iiduka 2022, arXiv 2208.09814.
+    """
+    check_positive(lr=lr)
+    room = 2 * grad_sq_p - lr * grad_php
+    return 2 * lr * noise_php / room if room > 0 else math.inf
+
+
 def expected_decrease(
     grad_sq: float, variance: float, lr: float, batch: float, curvature: float, noise_curvature: float
 ) -> float:

@@ -275,6 +275,16 @@ def test_cabs_refuses_an_optimizer_that_its_rule_does_not_hold_for(optimizer: st
     overridden("growth={kind: cabs, cap: 64}", "stages={}", "optimizer.momentum=0")
 
 
+@pytest.mark.parametrize("kind", ["{kind: noise_scale, cap: 64, ", "{kind: critical_batch, cap: 64, kappa: 1.0, "])
+@pytest.mark.parametrize("beside", ["optimizer={kind: sgd}", "optimizer={kind: lamb}", "engine={kind: deepspeed}"])
+def test_the_metric_of_adamw_is_refused_where_there_is_none(kind: str, beside: str) -> None:
+    growth, adam = f"growth={kind}norm: preconditioned}}", "optimizer={kind: adamw}"
+    told = refusal("stages={}", growth, adam, beside)
+    assert "growth.norm=preconditioned goes by the second moments of AdamW" in told
+    assert "or growth.norm=plain" in told
+    overridden("stages={}", growth, adam)
+
+
 def test_a_batch_below_the_world_names_both() -> None:
     told = refusal("growth={kind: constant, start: 3}", world=4)
     assert "batch=3" in told

@@ -18,6 +18,7 @@ from distgrow.theory.noise import (
     expected_decrease,
     grad_sq_estimate,
     noise_scale,
+    preconditioned_critical_batch,
     progress_critical_batch,
     progress_product,
     sfo_overhead,
@@ -142,6 +143,27 @@ def test_the_directed_critical_batch_makes_most_progress_per_sample(lr: float) -
     grid = np.geomspace(1e-3, 1e4, 60_001)
     rates = [decrease(lr, batch) / batch for batch in grid]
     assert directed_critical_batch(lr=lr, **QUADRATIC) == pytest.approx(grid[int(np.argmax(rates))], rel=1e-3)
+
+
+@pytest.mark.parametrize("lr", [0.01, 0.05])
+def test_the_preconditioned_critical_batch_makes_most_progress_per_sample(lr: float) -> None:
+    """And is that of plain steps in y = P^−½·x, where gradients are P^½·g and the Hessian is P^½·H·P^½."""
+    scale, mix = np.array([4.0, 0.5, 9.0]), np.array([[2.0, 0.3, 0.1], [0.3, 1.0, -0.2], [0.1, -0.2, 0.5]])
+    p, g, noise = np.diag(scale), mix @ POINT, np.diag(NOISE)
+    php = p @ mix @ p
+    ours = preconditioned_critical_batch(g @ p @ g, np.trace(php @ noise), lr, g @ php @ g)
+    grid = np.geomspace(1e-3, 1e4, 60_001)
+    rates = (lr * g @ p @ g - lr**2 / 2 * (g @ php @ g + np.trace(php @ noise) / grid)) / grid
+    assert ours == pytest.approx(grid[int(np.argmax(rates))], rel=1e-3)
+    root = np.sqrt(p)
+    g_y, hessian_y, noise_y = root @ g, root @ mix @ root, root @ noise @ root
+    plain = {
+        "grad_sq": g_y @ g_y,
+        "variance": np.trace(noise_y),
+        "curvature": g_y @ hessian_y @ g_y / (g_y @ g_y),
+        "noise_curvature": np.trace(hessian_y @ noise_y) / np.trace(noise_y),
+    }
+    assert ours == pytest.approx(directed_critical_batch(lr=lr, **plain), rel=1e-12)
 
 
 @settings(deadline=None)

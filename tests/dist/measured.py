@@ -53,17 +53,20 @@ def rows(plan: Plan, rank: int) -> list[tuple[Tensor, Tensor]]:
     ]
 
 
-def measured(spec: EngineSpec, optimizer: Optimizer, world: World) -> list[tuple[float, ...]]:
+def measured(
+    spec: EngineSpec, optimizer: Optimizer, world: World, *, preconditioned: bool = False
+) -> list[tuple[float, ...]]:
     """What the updates have shown: the parts' and the batch's squares and the product."""
     engine = spec.build(network(), loss, metrics=None, optimizer=optimizer, world=world)
-    return [astuple(engine.update(plan, rows(plan, world.rank)).measured) for plan in plans(world.size)]
+    updates = [replace(plan, preconditioned=preconditioned) for plan in plans(world.size)]
+    return [astuple(engine.update(plan, rows(plan, world.rank)).measured) for plan in updates]
 
 
-def alone(optimizer: Optimizer, world: int) -> list[tuple[float, ...]]:
+def alone(optimizer: Optimizer, world: int, *, preconditioned: bool = False) -> list[tuple[float, ...]]:
     """The same parts, all in one process."""
     engine = ENGINES["torch"].build(network(), loss, metrics=None, optimizer=optimizer, world=World())
     found = []
-    for plan in plans(world):
+    for plan in [replace(plan, preconditioned=preconditioned) for plan in plans(world)]:
         parts = [part for rank in range(world) for part in rows(plan, rank)]
         found.append(astuple(engine.update(replace(plan, world=1, accum=len(parts)), parts).measured))
     return found
@@ -83,6 +86,9 @@ def main(file: Path, engines: list[str]) -> None:
         for name in engines:
             found[name] = torch.tensor([measured(ENGINES[name], optimizer, world) for optimizer in OPTIMIZERS])
             assert all(torch.equal(found[name].nan_to_num(), other.nan_to_num()) for other in world.gather(found[name]))
+        adam, given = OPTIMIZERS[-1], {"preconditioned": True}
+        found["alone, preconditioned"] = torch.tensor(alone(adam, world.size, **given))
+        found["preconditioned"] = torch.tensor(measured(ENGINES["torch"], adam, world, **given))
         if world.rank == 0:
             torch.save(found, file)
 

@@ -36,6 +36,9 @@ def test_two_ranks_measure_what_one_process_does_of_the_same_parts(tmp_path: Pat
     found = measured(tmp_path, 2, *names)
     for name in names:
         compare(found, name, 1e-5)
+    by_one, by_two = found["alone, preconditioned"], found["preconditioned"]
+    assert by_one[0].isnan().sum() == 3 and not by_one[1:].isnan().any()  # before the first step there is no metric
+    torch.testing.assert_close(by_two, by_one, rtol=1e-4, atol=0, equal_nan=True)
 
 
 @pytest.mark.slow

@@ -25,6 +25,7 @@ from distgrow.growth.noise_scale import NoiseScale
 from distgrow.growth.norm_threshold import NormThreshold
 from distgrow.growth.progress_test import ProgressTest
 from distgrow.growth.temperature import Plateau, Temperature
+from distgrow.optim.adamw import AdamW
 from distgrow.training.fit import fit
 from distgrow.training.spec import RunSpec
 from distgrow.training.trainer import Result
@@ -33,6 +34,7 @@ DWELL = MinStage(samples=100, updates=4)
 GROWTHS: dict[str, Growth] = {
     "tracking": CriticalBatch(start=8, cap=32, kappa=3.0, min_stage=DWELL),
     "gns": NoiseScale(start=8, cap=64, min_stage=DWELL),
+    "gns, preconditioned": NoiseScale(start=8, cap=64, share=3.0, min_stage=DWELL, norm="preconditioned"),
     "progress": ProgressTest(start=8, cap=64, min_stage=MinStage(samples=300)),
     "adaptive": NormThreshold(start=8, cap=64, every=9, epsilon=1.5, norm="estimated"),
     "adaptive, exact": NormThreshold(start=8, cap=64, every=9, epsilon=1.5),
@@ -68,7 +70,9 @@ def trained(growth: Growth, folder: Path, *, resume: bool = False, bomb: int | N
         dir=str(folder), checkpoint=Checkpointing(every_steps=13), noise=Measuring(every=1, window=30),
         loader=Loading(workers=workers),
     )  # fmt: skip
+    by_adam = getattr(growth, "norm", "") == "preconditioned"
     stages = {"growth": growth, "lr": LR(base=0.2), "budget": Budget(samples=1500), "engine": Torch(max_micro=16)}
+    stages |= {"optimizer": AdamW(), "lr": LR(base=0.01)} if by_adam else {}
     result = fit(
         model, loss, digits()[0], run=spec, resume=resume, trackers=[] if bomb is None else [Bomb(bomb)], **stages
     )

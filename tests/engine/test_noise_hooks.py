@@ -19,6 +19,7 @@ from distgrow.engine.spec import Torch
 from distgrow.engine.torch import TorchEngine
 from distgrow.optim import Optimizer
 from distgrow.optim.adamw import AdamW
+from distgrow.optim.groups import ParameterGroup
 from distgrow.optim.sgd import SGD
 
 DOUBLE = Torch(precision="float64")
@@ -235,3 +236,67 @@ def test_complex_parameters_count_as_pairs_of_real_ones() -> None:
     pairs = zip(torch.view_as_real(one).flatten().tolist(), torch.view_as_real(other).flatten().tolist(), strict=True)
     assert inner(one, other).item() == pytest.approx(sum(a * b for a, b in pairs))
     assert inner(one.conj(), other.conj()).item() == pytest.approx(inner(one, other).item())
+
+
+# ── in the metric of AdamW's steps ──────────────────────────────────────────────────────────────────────────────
+
+
+def preconditioner(spec: AdamW, stepped: list[Tensor]) -> Tensor:
+    """1/(√v̂ + ε) after a series of steps along clipped gradients, by the formula."""
+    second = torch.zeros_like(stepped[0])
+    for taken in stepped:
+        second = spec.beta2 * second + (1 - spec.beta2) * taken**2
+    return 1 / ((second / (1 - spec.beta2 ** len(stepped))).sqrt() + spec.eps)
+
+
+@pytest.mark.parametrize("clip", [None, 0.05])
+@pytest.mark.parametrize("max_micro", [7, 12])
+def test_squares_in_the_metric_of_adamw_are_those_by_hand(max_micro: int, clip: float | None) -> None:
+    """P is that before the step, and clipping moves the steps but not what is measured of a gradient."""
+    spec, stepped = AdamW(beta2=0.95, clip=clip), list[Tensor]()
+    ours = engine(spec)
+    for start in (0, 23, 40):
+        update = replace(measured_plan(max_micro=max_micro), preconditioned=True)
+        parts = micro_batches(update, start)
+        gradients = [gradient(ours.model, part) for part in parts]
+        whole = gradient(ours.model, tuple(torch.cat(columns) for columns in zip(*parts, strict=True)))
+        found = ours.update(update, micro_batches(update, start))
+        if stepped:
+            metric = preconditioner(spec, stepped)
+            sizes = [len(y) for _, y in parts]
+            expected = sum(n * (metric * g**2).sum().item() for n, g in zip(sizes, gradients, strict=True)) / 23
+            assert found.measured.parts_sq == pytest.approx(expected, rel=1e-9)
+            assert found.measured.batch_sq == pytest.approx((metric * whole**2).sum().item(), rel=1e-9)
+        else:
+            assert math.isnan(found.measured.batch_sq) and math.isnan(found.measured.parts_sq)  # no step, no metric
+        assert found.grad_norm == pytest.approx(whole.norm().item(), rel=1e-10)
+        stepped.append(whole * min(1.0, (clip or math.inf) / (found.grad_norm + 1e-6)))
+
+
+def test_the_scale_of_the_loss_does_not_matter_in_the_metric_of_adamw() -> None:
+    """P goes with 1/c where the gradient goes with c, so tr(PΣ)/(GᵀPG) stays."""
+    ratios = []
+    for scale in (1.0, 100.0):
+        update = replace(measured_plan(), preconditioned=True)
+
+        def scaled(of: nn.Module, batch: Any, scale: float = scale) -> Tensor:
+            return scale * loss(of, batch)
+
+        ours = TorchEngine(model(), scaled, spec=DOUBLE, optimizer=AdamW(eps=1e-30))
+        ours.update(update, micro_batches(update, 0))
+        found = ours.update(update, micro_batches(update, 23)).measured
+        ratios.append(found.parts_sq / found.batch_sq)
+    assert ratios[0] == pytest.approx(ratios[1], rel=1e-9)
+
+
+def test_a_group_that_learns_slower_counts_less_in_the_metric_of_adamw() -> None:
+    """P is of the step that is made: where it is a quarter as long, so is gᵀPg; a frozen group counts nothing."""
+    squares = []
+    for scale in (1.0, 0.25, 0.0):
+        spec = AdamW(groups=[ParameterGroup(match=".*", lr_scale=scale)])
+        ours, update = engine(spec), replace(measured_plan(), preconditioned=True, lr=1e-12)
+        for start in (0, 23):
+            found = ours.update(update, micro_batches(update, start)).measured
+        squares.append(found.batch_sq)
+    assert squares[1] == pytest.approx(squares[0] / 4, rel=1e-6)
+    assert squares[2] == 0
