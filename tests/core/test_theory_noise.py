@@ -151,7 +151,7 @@ def test_the_preconditioned_critical_batch_makes_most_progress_per_sample(lr: fl
     scale, mix = np.array([4.0, 0.5, 9.0]), np.array([[2.0, 0.3, 0.1], [0.3, 1.0, -0.2], [0.1, -0.2, 0.5]])
     p, g, noise = np.diag(scale), mix @ POINT, np.diag(NOISE)
     php = p @ mix @ p
-    ours = preconditioned_critical_batch(g @ p @ g, np.trace(php @ noise), lr, g @ php @ g)
+    ours = preconditioned_critical_batch(float(g @ p @ g), float(np.trace(php @ noise)), lr, float(g @ php @ g))
     grid = np.geomspace(1e-3, 1e4, 60_001)
     rates = (lr * g @ p @ g - lr**2 / 2 * (g @ php @ g + np.trace(php @ noise) / grid)) / grid
     assert ours == pytest.approx(grid[int(np.argmax(rates))], rel=1e-3)
