@@ -115,10 +115,20 @@ def plan(
     pace = run.launch.pace if like is None else measured(like, run.launch.pace)
     possible = show(run, world, rows, pace)
     if run.optimizer.groups or run.optimizer.no_decay or run.optimizer.always_shown:
-        model = run.task.build(run.model).model
-        typer.echo("\n".join(run.optimizer.shown(dict(model.named_parameters()), model)))
+        _show_groups(run)
     if not possible:
         raise typer.Exit(2)
+
+
+def _show_groups(run: Run) -> None:
+    """Print the groups of parameters, if the optimizer has any. ConfigError if it cannot train the model."""
+    from distgrow.engine.objective import WeightedLoss
+
+    task = run.task.build(run.model)
+    named = WeightedLoss(task.model, task.loss).named()
+    run.optimizer.check_own(named, task.model, run.lr.base)
+    for line in run.optimizer.shown(named, task.model):
+        typer.echo(line)
 
 
 @app.command()

@@ -30,6 +30,11 @@ def load(path: str | Path, overrides: Sequence[str] = (), *, tell: Callable[[str
     for k, override in enumerate(overrides):
         check_order(values, overrides[:k], override)
         values = apply(values, override)
+    if "task" not in values and Path(path).with_name("metrics.jsonl").is_file():
+        raise ConfigError(
+            f"{path} is the record of a run whose model and data are in a script, not in a config: go on there, with "
+            "fit(…, resume=True), or add a task"
+        )
     run = parse(values)
     if tell is not None:
         for line in told_names(values):

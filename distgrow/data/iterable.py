@@ -107,7 +107,15 @@ class IterableStream:
         self._begin_at(state)
 
     def _own_state(self) -> Any:
-        return copy.deepcopy(self.dataset.state_dict()) if self.by_state else None
+        if not self.by_state:
+            return None
+        try:
+            return copy.deepcopy(self.dataset.state_dict())
+        except Exception as error:  # whatever a user's code raises
+            raise ConfigError(
+                f"the training stream gives no state: state_dict raised {type(error).__name__}: {error}; mend it, or "
+                "remove it: a resume then reads the stream again"
+            ) from error
 
     def _begin_at(self, state: State) -> None:
         """Forget all rows, and stand where a state was taken."""

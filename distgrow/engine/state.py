@@ -1,6 +1,7 @@
 """State of modules and optimizers as bytes that can be read back without executing code; knows no engine."""
 
 import io
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,15 @@ def written(state: Any, owner: str = "model, loss or optimizer") -> bytes:
     Raises:
         ConfigError: It holds more than tensors and plain values.
     """
-    data = serialised(state)
+    advice = "let get_extra_state and state_dict return tensors and plain Python values"
+    try:
+        data = serialised(state)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise ConfigError(f"the state of {owner} cannot be written: {error}; {advice}") from error
     if unsafe := torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(data)):
         raise ConfigError(
             f"the state of {owner} holds {', '.join(sorted(unsafe)[:3])}, which cannot be read back "
-            "without executing code: let get_extra_state and state_dict return tensors and plain Python values"
+            f"without executing code: {advice}"
         )
     return data
 

@@ -3,8 +3,8 @@
 import importlib
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import PrivateAttr
 
@@ -13,6 +13,7 @@ from distgrow.core.optimizer_plan import AtGrowth
 from distgrow.optim.at_growth import L2, remember
 from distgrow.optim.base import OptimizerSpec
 from distgrow.optim.groups import Group
+from distgrow.optim.own_groups import check_parameters, recorded, shown
 
 if TYPE_CHECKING:
     import torch
@@ -51,7 +52,7 @@ class Given(_Own):
     of: str
     """Its class."""
     settings: dict[str, Any] = {}
-    """Its defaults that are plain values, for config.yaml."""
+    """Its settings that are plain values, and those of its groups, for config.yaml."""
     _optimizer: Any = PrivateAttr(default=None)
 
     @property
@@ -76,6 +77,16 @@ class Given(_Own):
     def check_own(self, named: "Mapping[str, nn.Parameter]", model: "nn.Module", base: float) -> None:
         """See OptimizerSpec; its rate is checked where it becomes a spec."""
         check_parameters(self._optimizer, named)
+
+    def shown(self, named: "Mapping[str, nn.Parameter]", model: "nn.Module") -> list[str]:
+        """See OptimizerSpec."""
+        return shown(self._optimizer, named)
+
+    @property
+    def plain_sgd(self) -> bool:
+        """See OptimizerSpec."""
+        still = not any(group.get("momentum") for group in self._optimizer.param_groups)
+        return still and _is_torchs(self._optimizer, frozenset({"SGD"}))
 
     @property
     def l2(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -111,11 +122,10 @@ def own(
         ConfigError: It is none, needs a closure, has made steps already, or has not what `at_growth` asks.
     """
     joined = _joined(optimizer, "optimizer")
-    plain = {key: value for key, value in joined.defaults.items() if isinstance(value, bool | int | float | str | None)}
     several = getattr(joined, "optimizers", [joined])
     made = Given(
         of=" + ".join(type(one).__name__ for one in several),
-        settings=plain, clip=clip, elementwise=elementwise or _is_torchs(joined, _ELEMENTWISE),
+        settings=recorded(scaled(joined)), clip=clip, elementwise=elementwise or _is_torchs(joined, _ELEMENTWISE),
         at_growth=at_growth or AtGrowth(),
     )  # fmt: skip
     made._optimizer = joined
@@ -125,6 +135,8 @@ def own(
 
 class Target(_Own):
     """An optimizer by name: a class that takes parameter groups, or a function of the model."""
+
+    always_shown: ClassVar[bool] = True
 
     kind: Literal["target"] = "target"
     target: str
@@ -158,6 +170,12 @@ class Target(_Own):
         made = self.ready(named, model)
         if not isinstance(self._found(), type):
             check_base(made, base, f"optimizer.target={self.target!r}")
+
+    def shown(self, named: "Mapping[str, nn.Parameter]", model: "nn.Module") -> list[str]:
+        """See OptimizerSpec."""
+        if isinstance(self._found(), type):
+            return super().shown(named, model) if self.groups or self.no_decay else []
+        return shown(self._called(model), named)
 
     def _called(self, model: "nn.Module") -> "torch.optim.Optimizer":
         """Return what the function makes."""
@@ -242,31 +260,6 @@ def check_base(optimizer: "torch.optim.Optimizer", base: float, what: str) -> No
         raise ConfigError(
             f"{what} has lr={rate_of(optimizer):g}, but lr.base is {base:g}, which would replace it; give both the same"
         )
-
-
-def check_parameters(optimizer: "torch.optim.Optimizer", named: "Mapping[str, nn.Parameter]") -> None:
-    """Check that an optimizer has every parameter that trains, and no other.
-
-    Raises:
-        ConfigError: It has not; the message names the parameters.
-    """
-    known, has = {id(parameter) for parameter in named.values()}, {id(p) for p in _all(optimizer.param_groups)}
-    foreign = [tuple(p.shape) for p in _all(optimizer.param_groups) if id(p) not in known]
-    if foreign:
-        raise ConfigError(
-            f"the optimizer has {len(foreign)} parameters, of shape {', '.join(map(str, foreign[:3]))}, that are "
-            "neither the model's nor the loss's: build it over the parameters of the model that is trained"
-        )
-    missing = [name for name, p in named.items() if p.requires_grad and id(p) not in has]
-    if missing:
-        raise ConfigError(
-            f"the optimizer has no group for {', '.join(missing[:5])}{' …' if len(missing) > 5 else ''}: they would "
-            "not be trained; add them, or set requires_grad=False there"
-        )
-
-
-def _all(groups: Sequence[Group]) -> "list[nn.Parameter]":
-    return [parameter for group in groups for parameter in group["params"]]
 
 
 def _is_torchs(optimizer: "torch.optim.Optimizer", names: frozenset[str]) -> bool:

@@ -20,11 +20,15 @@ BOUND = ("run.seed", "run.noise")
 #: Keys that may change on resume if they change nothing but where the run ends, or if that is accepted (--rebudget).
 PLANNED = ("budget",)
 
+#: Keys that are compared if the folder has them: earlier versions recorded fewer.
+IF_RECORDED = ("optimizer.settings",)
+
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     """Keys (dotted) with other values, among those that decide what is computed."""
     old, new = flatten(before), flatten(after)
     keys = [key for key in {**old, **new} if under(key, BOUND) or not under(key, FREE)]
+    keys = [key for key in keys if key in old or not under(key, IF_RECORDED)]
     return [(key, old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)]
 
 

@@ -12,6 +12,7 @@ from distgrow.core.average import EMA, Tail
 from distgrow.core.budget import Budget
 from distgrow.core.errors import ConfigError
 from distgrow.core.lr import LR
+from distgrow.core.scaling import Group
 from distgrow.core.stages import Stages
 from distgrow.engine.spec import DeepSpeed, Torch
 from distgrow.growth.base import GrowthPolicy
@@ -83,14 +84,20 @@ def check_arguments(
             raise ConfigError(f"{name}={_shown(value)}: {_instead_of(value, types)}allowed is {example}")
 
 
-def check_beside(trackers: Any, hooks: Any) -> None:
-    """Check trackers and hooks.
+def check_beside(trackers: Any, hooks: Any, about: Any = None, group: Any = None) -> None:
+    """Check trackers, hooks, about and group.
 
     Raises:
         ConfigError: One of them is none.
     """
     check_trackers(trackers)
     check_hooks(hooks)
+    if not (about is None or isinstance(about, Mapping)):
+        raise ConfigError(f"about={_shown(about)}: allowed is a dict, such as {{'note': 'first try'}}")
+    if not (group is None or isinstance(group, Group)):
+        raise ConfigError(
+            f"group={_shown(group)}: allowed is a Group, from distgrow.core.scaling; it says which ranks follow"
+        )
 
 
 def check_trackers(trackers: Any) -> None:

@@ -106,7 +106,7 @@ def fit(
     specs: dict[str, Any] = {"growth": growth, "budget": budget, "stages": stages, "lr": lr}
     specs |= {"average": average, "init": init, "engine": engine, "run": run, **as_spec(optimizer, model, lr)}
     check_arguments(specs, model, loss, metrics, collate, items, tokens)
-    check_beside(trackers, hooks)
+    check_beside(trackers, hooks, about, group)
     data: dict[str, Any] = {"train": train, "test": test, "probe": probe, "collate": collate, "items": items}
     task = Task(model=model, loss=loss, metrics=metrics, tokens=tokens, **data)
     settings = Settings(**{name: spec for name, spec in specs.items() if spec is not None})

@@ -1,6 +1,8 @@
 """What fit(optimizer=…) may be beside a spec: an optimizer of torch's kind, several, a class, or a function."""
 
 import inspect
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,12 +19,14 @@ def as_spec(optimizer: Any, model: nn.Module, lr: Any) -> dict[str, Any]:
 
     Args:
         optimizer: A spec, None, an optimizer over the model's parameters, several of them, a class of optimizers, or a
-            function of the model that returns one or several. Anything else is returned as it is.
+            function of the model that returns one or several; of the last two a partial as well. Anything else is
+            returned as it is.
         model: The model.
         lr: The learning rate, or None.
 
     Raises:
-        ConfigError: The optimizer's learning rate is another one than `lr` has; or see `own`.
+        ConfigError: The optimizer's learning rate is another one than `lr` has; a function returned no optimizer; or
+            see `own`.
     """
     made = _made(optimizer, model)
     if isinstance(made, Given):
@@ -37,20 +41,33 @@ def as_spec(optimizer: Any, model: nn.Module, lr: Any) -> dict[str, Any]:
 def _made(optimizer: Any, model: nn.Module) -> Any:
     if optimizer is None or isinstance(optimizer, OptimizerSpec) or not isinstance(model, nn.Module):
         return optimizer
-    if isinstance(optimizer, type):
-        return _of_class(optimizer, model) if issubclass(optimizer, torch.optim.Optimizer) else optimizer
-    if inspect.isfunction(optimizer) or inspect.ismethod(optimizer) or inspect.isbuiltin(optimizer):
-        if optimizer.__module__ is not None and optimizer.__module__.startswith("distgrow."):
+    called = optimizer.func if isinstance(optimizer, partial) else optimizer
+    if isinstance(called, type):
+        return _of_class(optimizer, called, model) if issubclass(called, torch.optim.Optimizer) else optimizer
+    if inspect.isfunction(called) or inspect.ismethod(called) or inspect.isbuiltin(called):
+        if called.__module__ is not None and called.__module__.startswith("distgrow."):
             return optimizer  # not called, as check_arguments says
-        optimizer = optimizer(model)
+        return _returned(optimizer(model), called.__name__)
     return own(optimizer) if _of_torch(optimizer) else optimizer
 
 
-def _of_class(kind: type[Any], model: nn.Module) -> Given:
+def _of_class(make: Callable[..., Any], kind: type[Any], model: nn.Module) -> Given:
     try:
-        return own(kind(model.parameters()))
+        return own(make(model.parameters()))
     except TypeError as error:
         raise ConfigError(f"optimizer={kind.__name__} (a class): {error}; build it and give the object") from None
+
+
+def _returned(made: Any, name: str) -> OptimizerSpec:
+    """Return what a function of the model returned, as a spec."""
+    if isinstance(made, OptimizerSpec):
+        return made
+    if not _of_torch(made):
+        raise ConfigError(
+            f"optimizer: {name}(model) returned {'None' if made is None else f'a {type(made).__name__}'}; it must "
+            "return a torch.optim.Optimizer, or a list of several"
+        )
+    return own(made)
 
 
 def _of_torch(value: Any) -> bool:

@@ -82,8 +82,7 @@ def train_task(
         plan = settings.planned(size_of(task.train), world.size, group)
         controller = plan(settings.budget)
         if not resume.resumes(lambda: world.on_rank0(folder.begun)):
-            controller.check()
-            _warn(no_growth(controller), world)
+            _check_new(controller, world)
         recorded, store = {**about, **settings.recorded()}, build_store(folder, storage)
         origin = begin_with(settings.init, task.model, folder.path, store, world)
         check_packages(settings.run.trackers, world)
@@ -178,8 +177,10 @@ def _tokens(task: Task, settings: Settings) -> Tokens | None:
     return partial(items)  # not the items themselves: as tokens they must be whole numbers
 
 
-def _warn(sentence: str | None, world: World) -> None:
-    """Print a warning once, if there is something to say."""
+def _check_new(controller: Controller, world: World) -> None:
+    """Check the schedule of a new run, and warn if its batch cannot grow."""
+    controller.check()
+    sentence = no_growth(controller)
     if sentence is not None and world.rank == 0:
         Console(stderr=True, highlight=False, soft_wrap=True, markup=False).print(f"warning: {sentence}")
 

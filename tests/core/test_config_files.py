@@ -79,6 +79,16 @@ def test_a_path_that_no_file_can_have_is_exit_code_2_and_no_traceback(
     assert "Traceback" not in capsys.readouterr().err
 
 
+def test_the_record_of_a_run_from_a_script_is_not_taken_for_a_config_of_the_default_task(tmp_path: Path) -> None:
+    recorded = tmp_path / "config.yaml"
+    recorded.write_text("growth: {kind: constant, start: 8}\nbudget: {samples: 64}\n")
+    assert load(recorded).task.kind == "digits"
+    (tmp_path / "metrics.jsonl").touch()
+    with pytest.raises(ConfigError, match=r"config.yaml is the record of a run .*fit\(…, resume=True\)"):
+        load(recorded)
+    assert load(recorded, ["task.kind=digits"]).task.kind == "digits"
+
+
 @pytest.mark.parametrize("model", ["{kind: mlp, hidden: [4611686018427387904]}", f"{{kind: mlp, hidden: [{10**30}]}}"])
 def test_a_model_that_no_memory_holds_is_refused_with_its_size(model: str) -> None:
     run = parse(apply({"growth": {"kind": "constant", "start": 8}, "budget": {"steps": 1}}, f"model={model}"))

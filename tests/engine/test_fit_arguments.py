@@ -59,6 +59,8 @@ def fit(tmp_path: Path, **changed: Any) -> Any:
         ("loss", None, "loss(model, batch)"),
         ("loss", nn.CrossEntropyLoss(), "criterion(model(batch[0]), batch[1])"),
         ("collate", 3, "collate(samples)"),
+        ("about", 5, "a dict"),
+        ("group", 2, "a Group"),
         ("model", "resnet8", "torch.nn.Module"),
     ],
 )

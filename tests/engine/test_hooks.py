@@ -2,6 +2,7 @@
 
 import json
 import math
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -332,10 +333,18 @@ def test_the_state_of_a_hook_goes_on_from_the_checkpoint(tmp_path: Path) -> None
     assert torch.equal(second.mean, whole.mean)
 
 
-def test_a_state_that_would_execute_code_is_refused_when_it_is_written(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (Path(), "holds .*pathlib"),
+        (lambda: 1, "cannot be written.*lambda"),
+        (threading.Lock(), "cannot be written.*lock"),
+    ],
+)
+def test_a_state_that_would_execute_code_is_refused_when_it_is_written(value: Any, said: str, tmp_path: Path) -> None:
     hook = Average()
-    hook.state_dict = lambda: {"path": tmp_path}
-    with pytest.raises(ConfigError, match="the state of a hook holds .*pathlib"):
+    hook.state_dict = lambda: {"mine": value}
+    with pytest.raises(ConfigError, match=f"the state of a hook {said}"):
         trained(tmp_path / "run", hook)
 
 

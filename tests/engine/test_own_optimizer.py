@@ -2,19 +2,26 @@
 
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
+from conftest import events
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
 from distgrow import RunSpec, Torch, budget, constant_lr, every, exponential, fit, load_weights, own
 from distgrow.checkpoint.spec import Checkpointing
+from distgrow.cli import app
 from distgrow.config.load import parse
-from distgrow.core.errors import ConfigError
+from distgrow.core.errors import ConfigError, RunError
 from distgrow.core.order import Order
+from distgrow.engine.compatible import check_compatible
 from distgrow.engine.spec import DeepSpeed
+from distgrow.growth.cabs import CABS
 
 ROWS, SIZES = 48, [8, 8, 8, 16, 16, 16]
 
@@ -160,6 +167,8 @@ def test_evaluation_and_checkpoints_have_the_parameters_of_evaluation_mode(tmp_p
 def bad(kind: str) -> tuple[Any, dict[str, Any]]:
     net, other = Net(), Net()
     both = {"SGD twice": [torch.optim.SGD(net.parameters(), lr=0.1), torch.optim.SGD(net.parameters(), lr=0.1)]}
+    shared = torch.optim.SGD(net.parameters(), lr=0.1)
+    shared.param_groups.append({**shared.param_groups[0], "params": [net.head.bias]})  # add_param_group() would see it
     stepped = torch.optim.AdamW(net.parameters(), lr=0.1)
     loss(net, [part[:4] for part in data()[:]]).backward()
     stepped.step()
@@ -170,7 +179,10 @@ def bad(kind: str) -> tuple[Any, dict[str, Any]]:
         "another rate": {"optimizer": torch.optim.SGD(net.parameters(), lr=0.1), "lr": constant_lr(0.2)},
         "closure": {"optimizer": torch.optim.LBFGS(net.parameters())},
         "stepped": {"optimizer": stepped},
+        "one group twice": {"optimizer": shared},
         "function": {"optimizer": lambda model: model},
+        "no return": {"optimizer": lambda model: None},
+        "with a scheduler": {"optimizer": lambda model: {"optimizer": torch.optim.SGD(model.parameters(), lr=0.1)}},
         "text": {"optimizer": "adamw"},
     }[kind]
 
@@ -184,7 +196,10 @@ def bad(kind: str) -> tuple[Any, dict[str, Any]]:
         ("another rate", "lr=0.1, but lr.base is 0.2"),
         ("closure", "LBFGS needs a closure"),
         ("stepped", "AdamW has made steps already"),
-        ("function", "optimizer=.*allowed is"),
+        ("one group twice", "head.bias more than once"),
+        ("function", r"<lambda>\(model\) returned a Net; it must return"),
+        ("no return", r"<lambda>\(model\) returned None; it must return"),
+        ("with a scheduler", r"<lambda>\(model\) returned a dict; it must return"),
         ("text", "optimizer='adamw'.*allowed is"),
     ],
 )
@@ -192,6 +207,73 @@ def test_what_cannot_train_the_model_is_refused(kind: str, said: str, tmp_path: 
     net, arguments = bad(kind)
     with pytest.raises(ConfigError, match=said):
         trained(tmp_path / "run", arguments.pop("optimizer"), net, **arguments)
+
+
+def test_a_partial_is_the_class_or_function_with_its_arguments(tmp_path: Path) -> None:
+    def made(net: Net, rate: float) -> torch.optim.Optimizer:
+        return torch.optim.RAdam(net.parameters(), lr=rate)
+
+    ends = [by_hand(MAKERS["RAdam"])]
+    for name, optimizer in {"class": partial(torch.optim.RAdam, lr=0.01), "function": partial(made, rate=0.01)}.items():
+        ends.append(Net())
+        trained(tmp_path / name, optimizer, ends[-1])
+    for first, *others in zip(*(net.parameters() for net in ends), strict=True):
+        for other in others:
+            torch.testing.assert_close(first, other, rtol=1e-11, atol=1e-13)
+
+
+def changeable(
+    net: Net, *, betas: Any = (0.9, 0.99), decay: float = 0.1, rate: float = 0.02, momentum: float = 0.5
+) -> Any:
+    """Two optimizers, the first with two groups."""
+    weights, biases = {"params": [net.body.weight], "weight_decay": decay}, {"params": [net.body.bias], "lr": rate}
+    adam = torch.optim.AdamW([weights, biases], lr=0.01, betas=betas)
+    return [adam, torch.optim.SGD(net.head.parameters(), lr=0.1, momentum=momentum)]
+
+
+@pytest.mark.parametrize(
+    ("changed", "key"),
+    [
+        ({"betas": (0.8, 0.99)}, "settings.betas"),
+        ({"decay": 0.2}, "groups.0.weight_decay"),
+        ({"rate": 0.03}, "groups.1.lr_scale"),
+        ({"momentum": 0.9}, "groups.2.momentum"),
+    ],
+)
+def test_a_setting_that_has_changed_is_told_on_resume_and_not_passed_over(
+    changed: dict[str, Any], key: str, tmp_path: Path
+) -> None:
+    net = Net()
+    trained(tmp_path / "run", changeable(net), net)
+    with pytest.raises(RunError, match=f"{key}: .* in the folder, .* now"):
+        trained(tmp_path / "run", changeable(net := Net(), **changed), net, resume=True)
+    config = tmp_path / "run/config.yaml"
+    settings = yaml.safe_load(config.read_text())
+    del settings["optimizer"]["settings"]["groups"], settings["optimizer"]["settings"]["betas"]
+    config.write_text(yaml.safe_dump(settings))
+    trained(tmp_path / "run", changeable(net := Net()), net, resume=True)  # a folder of a version that recorded fewer
+
+
+@pytest.mark.parametrize("built", [True, False], ids=["object", "function"])
+def test_the_start_shows_the_groups_of_an_own_optimizer(built: bool, tmp_path: Path) -> None:
+    for name, make in {"three": changeable, "one": MAKERS["RAdam"]}.items():
+        net = Net()
+        trained(tmp_path / name, make(net) if built else make, net)
+    assert "groups" not in events(tmp_path / "one", "start")[0]
+    assert events(tmp_path / "three", "start")[0]["groups"] == [
+        "parameters of AdamW, group 0: 1, 12 numbers, weight_decay 0.1",
+        "parameters of AdamW, group 1: 1, 4 numbers, lr_scale 2, weight_decay 0.01",
+        "parameters of SGD, group 0: 2, 10 numbers, lr_scale 10, weight_decay 0",
+    ]
+
+
+def test_a_rule_for_sgd_without_momentum_takes_an_object_that_is_that_alone() -> None:
+    net = Net()
+    parts = [{"params": net.body.parameters()}, {"params": net.head.parameters(), "momentum": 0.9}]
+    check_compatible(CABS(start=8, cap=16), own(torch.optim.SGD(net.parameters(), lr=0.1)), Torch())
+    for other in (torch.optim.SGD(parts, lr=0.1), torch.optim.Adam(net.parameters()), halves(net)):
+        with pytest.raises(ConfigError, match="SGD without momentum"):
+            check_compatible(CABS(start=8, cap=16), own(other), Torch())
 
 
 def test_deepspeed_takes_torchs_elementwise_optimizers_and_those_that_say_so() -> None:
@@ -218,6 +300,12 @@ def test_a_config_names_a_class_or_a_function(tmp_path: Path, monkeypatch: pytes
         optimizer = {"kind": "target", "target": target, "args": args}
         run = {"dir": str(tmp_path / target.partition(":")[2])}
         assert parse({**base, "optimizer": optimizer, "run": run}).fit().progress.ledger.applied == 64
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        yaml.safe_dump({**base, "optimizer": {"kind": "target", "target": "rates:slow", "args": {"lr": 1.0}}})
+    )
+    planned = CliRunner().invoke(app, ["plan", str(config)])
+    assert "parameters of Adadelta, group 0: 2, 296 numbers" in planned.output
     for target, args, said in (
         ("torch.optim:Adadelta", {"rh": 0.95}, "args=.*do not fit"),
         ("torch.optim", {}, "package.module:name"),
@@ -228,3 +316,6 @@ def test_a_config_names_a_class_or_a_function(tmp_path: Path, monkeypatch: pytes
         optimizer = {"kind": "target", "target": target, "args": args}
         with pytest.raises(ConfigError, match=said):
             parse({**base, "optimizer": optimizer, "run": {"dir": str(tmp_path / "refused")}}).fit()
+        config.write_text(yaml.safe_dump({**base, "optimizer": optimizer}))
+        with pytest.raises(ConfigError, match=said):
+            CliRunner().invoke(app, ["plan", str(config)], catch_exceptions=False)

@@ -268,6 +268,11 @@ class Once(Examples):
         return self.rows
 
 
+class Stateless(FromState):
+    def state_dict(self) -> dict[str, int]:
+        raise KeyError("shard")
+
+
 class Spoilt(FromState):
     def load_state_dict(self, state: dict[str, int]) -> None:
         if state["at"] > 5:
@@ -291,6 +296,8 @@ def test_streams_at_fault_are_named(workers: int, tmp_path: Path) -> None:
         trained(tmp_path / "b", of_length(50), workers=workers)
     with pytest.raises(ConfigError, match="no rows in pass 1: its __iter__ must begin anew"):
         trained(tmp_path / "c", Once(), workers=workers)
+    with pytest.raises(ConfigError, match="gives no state: state_dict raised KeyError: 'shard'"):
+        trained(tmp_path / "e", Stateless(), workers=workers)
     trained(tmp_path / "d", FromState(), workers=workers, budget=budget(samples=40))
     shutil.rmtree(sorted((tmp_path / "d/checkpoints").glob("step-*"))[-1])
     with pytest.raises(ConfigError, match="does not take its own state back: load_state_dict raised KeyError: 'shard'"):
