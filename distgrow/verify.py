@@ -102,7 +102,8 @@ def draws(run: Run, task: Task, plan: Plan) -> bool:
 
 def plain(run: Run) -> Torch:
     """Return the engine that splits are verified on: the run's own, or plain torch in place of DeepSpeed's."""
-    return run.engine if isinstance(run.engine, Torch) else Torch(device=run.engine.device)
+    given = run.engine
+    return given.model_copy(update={"delay": 0}) if isinstance(given, Torch) else Torch(device=given.device)
 
 
 def verify(run: Run) -> bool:

@@ -186,6 +186,10 @@ class CheckpointManager:
             self._wait()
         return progress
 
+    def outdate(self) -> None:
+        """Have `save` write a checkpoint even of a progress that one holds: the engine has moved since."""
+        self._newest = None
+
     def keep(self, progress: Progress, names: Sequence[str]) -> None:
         """Have a checkpoint of `progress` written soon that is kept by `names`, in place of those that had them."""
         if names:

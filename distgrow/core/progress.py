@@ -16,7 +16,7 @@ PolicyState = Mapping[str, Any]
 class Ledger:
     """Count the per-sample gradient evaluations (SFO calls) of the whole cluster, by purpose."""
 
-    applied: int = 0  #: in updates that moved the parameters
+    applied: int = 0  #: in updates that moved the parameters or, with a delay, will move them
     skipped: int = 0  #: in updates that were not finite and therefore not applied
     replayed: int = 0  #: spent before a crash and spent again after it
     discarded: int = 0  #: thrown away by a retry of the same batch
@@ -45,6 +45,7 @@ class Outcome:
     empty: bool = False  #: the batch counted no items, so there was no gradient
     tokens: int = 0  #: of the global batch; 0 if nobody counts them
     votes: tuple[bool, ...] = ()  #: which of the ranks' votes anyone has cast
+    delay: int = 0  #: updates after which its gradient is applied
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +54,13 @@ class Progress:
 
     `samples` is the cursor in the endless sample stream. Schedules and budgets read `ledger.applied`, which lags behind
     the cursor by the samples of skipped updates.
+
+    With `engine.delay` τ an update counts once its gradient is accepted: finite, and in memory on every rank. That is
+    when it is charged, as applied, and when all counts move. It is applied τ accepted updates later, and it cannot be
+    lost in between: it is in every checkpoint, and the engine applies what is left at the end of the run. So budgets,
+    stages and learning rates are those of the same run without a delay. Evaluations, probes and exports see the
+    parameters as they are, which the last τ accepted gradients have not moved yet. What belongs to an update goes with
+    its gradient: learning rate, what the optimizer's settings follow, and the weight in the average of the parameters.
     """
 
     step: int = 0  #: applied updates

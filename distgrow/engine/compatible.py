@@ -30,3 +30,19 @@ def check_compatible(growth: GrowthPolicy, optimizer: OptimizerSpec, engine: Eng
             f"growth.kind={growth.name} holds each gradient against the update before, which engine.kind="
             f"{engine.kind} cannot: use engine.kind=torch, or growth.kind critical_batch"
         )
+    if engine.delay:
+        _check_delayed(growth, optimizer, engine.delay)
+
+
+def _check_delayed(growth: GrowthPolicy, optimizer: OptimizerSpec, delay: int) -> None:
+    """Check that growth and optimizer go with gradients that are applied `delay` updates late."""
+    if Measure.PROGRESS in growth.needs:
+        raise ConfigError(
+            f"engine.delay={delay} applies gradients late, and growth.kind={growth.name} holds each against the update "
+            "before, which is then another one's: set engine.delay=0, or growth.kind noise_scale or critical_batch"
+        )
+    if optimizer.goes_by_parts:
+        raise ConfigError(
+            f"engine.delay={delay} applies gradients late, and optimizer.kind={optimizer.name} goes by the "
+            "micro-batches of the present one: set engine.delay=0, or optimizer.kind lars or lamb"
+        )

@@ -40,6 +40,10 @@ class Engine(Protocol):
         """
         ...
 
+    def drain(self) -> bool:
+        """Apply every gradient in flight, in order, as the run is over. Return whether there was any. Collective."""
+        ...
+
     def settings(self, plan: Plan) -> dict[str, float]:
         """Return the optimizer's settings that follow the batch, as they are at an update, by the keys of AtGrowth."""
         ...
@@ -86,6 +90,9 @@ def most_rows(max_micro: int | str, epoch: int) -> int:
     return epoch if isinstance(max_micro, str) else max_micro
 
 
+NotNegative = Annotated[int, Field(ge=0)]
+
+
 class Torch(Spec):
     """Plain torch in one process, DistributedDataParallel in several."""
 
@@ -107,6 +114,9 @@ class Torch(Spec):
     for those that do not. One process needs no search."""
     bucket_mb: PosFloat = 25.0
     """Size of DDP's gradient buckets, MiB."""
+    delay: NotNegative = 0
+    """τ, updates after which a gradient is applied: the parameters after update t have taken in gradients up to t − τ.
+    0: at once."""
 
     def check_optimizer(self, optimizer: OptimizerSpec) -> None:
         """Check that it can make the optimizer's steps: it can make all."""
@@ -138,6 +148,7 @@ class DeepSpeed(Spec):
     """DeepSpeed's engine: ZeRO shards optimizer state (1), also gradients (2), also parameters (3)."""
 
     needs_group: ClassVar[bool] = True
+    delay: ClassVar[int] = 0
     tests_progress: ClassVar[bool] = True
     preconditions: ClassVar[bool] = False
     resizes_average: ClassVar[bool] = False
@@ -162,6 +173,16 @@ class DeepSpeed(Spec):
     """float16: updates without overflow after which the loss scale doubles."""
     bucket_mb: PosFloat = 25.0
     """Size of a bucket of gradients that is reduced together, MiB."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _applies_at_once(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("delay"):
+            raise ConfigError(
+                f"delay={values['delay']} is unknown to engine.kind=deepspeed, which keeps its gradients to itself: "
+                "use engine.kind=torch, or leave delay out"
+            )
+        return values
 
     @model_validator(mode="after")
     def _memory_can_be_tried(self) -> "DeepSpeed":

@@ -15,6 +15,7 @@ from distgrow.distributed.world import World
 from distgrow.engine.batches import Loss, Metrics, check_memory, checked_loss, memory_for, place, ran_out_of_memory
 from distgrow.engine.clipping import clip_factor, clip_over_items, norm_of
 from distgrow.engine.ddp import DataParallel
+from distgrow.engine.delayed import Delayed
 from distgrow.engine.functional import FunctionalObjective
 from distgrow.engine.items import Items
 from distgrow.engine.metric import Roots, StepMetric
@@ -24,6 +25,7 @@ from distgrow.engine.spec import Torch
 from distgrow.engine.state import load_module, read, written
 from distgrow.engine.stats import MakeStats, UpdateStats
 from distgrow.engine.update import AccumulatingEngine, Applied
+from distgrow.engine.used_parameters import check_gradients
 from distgrow.optim import OptimizerSpec
 from distgrow.optim.at_growth import assign, reset_moments
 from distgrow.optim.composite import has_modes
@@ -56,8 +58,9 @@ class TorchEngine(AccumulatingEngine):
         self.optimizer, self._clip = optimizer.ready(self._objective.named(), model), optimizer.clip
         self._by_parts, self._modes = optimizer.goes_by_parts, has_modes(self.optimizer)
         self._set_mode("train")
-        self._state_copies, self._used = optimizer.state_copies, False
         self._metric = StepMetric(optimizer, self.optimizer, self._parameters)
+        self._state_copies, self._used, self.delay = optimizer.state_copies, False, self.spec.delay
+        self._delayed = Delayed(self._parameters, self.delay, copies=world.size > 1)  # DDP's buckets are used again
         settings = {"bucket_mb": self.spec.bucket_mb, "find_unused": self.spec.find_unused}
         self._parallel = DataParallel(model, loss, world, **settings) if world.size > 1 else None
 
@@ -133,17 +136,23 @@ class TorchEngine(AccumulatingEngine):
             if self._by_parts:
                 factor, items = clip_factor(self._clip, grad_norm), self._items is not None
                 tell_parts(self.optimizer, self._norms, plan, reduced, self.world, clipped=factor, items=items)
-            self.step(plan)
+            average = self._delayed.step(plan, self.step)
             self._products.after_step(self.optimizer)
         except (RuntimeError, MemoryError) as error:
             check_memory(error, "the optimizer's state")
             raise
-        return Applied(stats=reduced, grad_norm=grad_norm, applied=True, metric_sq=metric_sq)
+        return Applied(stats=reduced, grad_norm=grad_norm, applied=True, average=average, metric_sq=metric_sq)
 
     def _dropped(self, stats: UpdateStats, grad_norm: float, *, failed: bool) -> Applied:
         if failed and self.world.device.type == "cuda":
             torch.cuda.empty_cache()
         return Applied(stats=stats, grad_norm=grad_norm, applied=False, out_of_memory=failed)
+
+    def drain(self) -> bool:
+        """See Engine."""
+        drained = self._delayed.drain(self.step, self.average)
+        self._forget()
+        return drained
 
     def step(self, plan: Plan) -> None:
         """Make one optimizer step, with the settings that the plan gives each parameter group."""
@@ -157,11 +166,10 @@ class TorchEngine(AccumulatingEngine):
         return self._metric.begin(plan)
 
     def reserve(self, plan: Plan) -> list[Tensor]:
-        """See AccumulatingEngine; nothing once the optimizer's state is there."""
-        if self.optimizer.state:
-            return []
+        """See AccumulatingEngine; nothing once the optimizer's state and the gradients in flight are there."""
+        state = self._state_copies + self._products.copies(plan) + (plan.average > 0) + plan.preconditioned
+        copies = self._delayed.missing + (0 if self.optimizer.state else state)
         with memory_for("the optimizer's state"):
-            copies = self._state_copies + self._products.copies(plan) + (plan.average > 0) + plan.preconditioned
             return [torch.empty_like(p) for p in self._parameters for _ in range(copies)]
 
     def _check_use(self, stats: UpdateStats) -> None:
@@ -172,17 +180,7 @@ class TorchEngine(AccumulatingEngine):
         """
         if self._used or stats.failed or not stats.parts:
             return
-        named = [(name, p) for name, p in self._objective.named_parameters() if p.requires_grad]
-        sparse = [name for name, parameter in named if parameter.grad is not None and parameter.grad.is_sparse]
-        if sparse:
-            raise ConfigError(f"the gradient of {_some(sparse)} is sparse, and has no norm: set sparse=False there")
-        unused = [name for name, parameter in named if parameter.grad is None]
-        if unused and self._parallel is not None and not self.spec.find_unused:
-            raise ConfigError(
-                f"the loss does not depend on {_some(unused)}, and several ranks need every gradient: set "
-                "requires_grad=False there, or engine.find_unused=true if it does in other updates, or train in one "
-                "process"
-            )
+        check_gradients(self._objective, every=self._parallel is not None and not self.spec.find_unused)
         self._used = True
 
     def _clipped_norm(self) -> Tensor:
@@ -264,6 +262,8 @@ class TorchEngine(AccumulatingEngine):
             state["loss"] = self._loss.state_dict()
         if self._average is not None:
             state["average"] = self._average.state()
+        if in_flight := self._delayed.state():
+            state["delayed"] = in_flight
         return {"engine.pt": written(state)}
 
     def load(self, folder: Path) -> None:
@@ -275,6 +275,7 @@ class TorchEngine(AccumulatingEngine):
             self.optimizer.load_state_dict(state["optimizer"])
             if state.get("average"):
                 self.average().load(state["average"])
+            self._delayed.load(state.get("delayed", ()))
         except (RuntimeError, ValueError) as error:
             raise ConfigError(f"{folder} was written with another model: {error}; give the run back its own") from None
 
@@ -291,9 +292,3 @@ class TorchEngine(AccumulatingEngine):
         if self.spec.precision != "bfloat16":
             return nullcontext()
         return torch.autocast(self.world.device.type, dtype=torch.bfloat16)
-
-
-def _some(names: list[str]) -> str:
-    """Return the first few names, without what the engine has put before them."""
-    shown = [name.removeprefix("model.") for name in names[:5]]
-    return ", ".join(shown) + (" …" if len(names) > 5 else "")

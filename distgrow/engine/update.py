@@ -35,6 +35,7 @@ class Applied(NamedTuple):
     grad_norm: float
     applied: bool
     metric_sq: float | None = None  #: |g|² in the metric of the optimizer's steps, before clipping, if it was asked for
+    average: float | None = None  #: weight of the parameters in their average; None: what the plan says
     out_of_memory: bool = False  #: a rank had no memory for its part
 
 
@@ -42,6 +43,7 @@ class AccumulatingEngine(ABC):
     """Compute exact mean gradients over a global batch, whatever world and micro-batch the plan has."""
 
     sharded: ClassVar[bool] = False  #: whether a rank's optimizer sees only its shards of the gradient
+    delay: int = 0  #: updates after which a gradient is applied
 
     def __init__(
         self,
@@ -103,6 +105,10 @@ class AccumulatingEngine(ABC):
     def evaluating(self) -> AbstractContextManager[Any]:
         """Return the context that metrics are computed in."""
 
+    def drain(self) -> bool:
+        """See Engine; by default nothing is in flight."""
+        return False
+
     def averaged(self) -> dict[str, Tensor]:
         """Return what an average is made of: the trained parameters, or this rank's shards of them, and buffers."""
         trained = {name: p for name, p in self._objective.named_parameters() if p.requires_grad}
@@ -142,8 +148,8 @@ class AccumulatingEngine(ABC):
         result = self.apply(plan, stats)
         if not result.applied:
             self._buffers.restore()
-        elif plan.average:
-            self.average().update(plan.average)
+        elif average := plan.average if result.average is None else result.average:
+            self.average().update(average)
         if result.out_of_memory:
             return Outcome(applied=False, out_of_memory=True)
         empty = self._items is not None and not result.stats.weight
@@ -157,6 +163,7 @@ class AccumulatingEngine(ABC):
             measured=self._measured(plan, result) if result.applied else Measured(),
             tokens=result.stats.all_tokens(self.world.size),
             votes=tuple(cast > 0 for cast in result.stats.votes),
+            delay=self.delay,
         )
 
     def accumulate(

@@ -1,4 +1,4 @@
-"""UsedParameters: which parameters take part in a loss; it must be the same ones in every micro-batch of every rank."""
+"""Which parameters take part in a loss: where it must be all of them, or the same ones in every micro-batch."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -70,3 +70,27 @@ class UsedParameters:
             f"the loss depends on {shown} in some micro-batches alone, which engine.kind=deepspeed cannot reduce: use "
             "engine={kind: torch, find_unused: true}, or let every parameter take part, as loss + 0 * parameter.sum()"
         )
+
+
+def check_gradients(objective: nn.Module, *, every: bool) -> None:
+    """Check that the gradients of an update are dense and, with `every`, that all trained parameters have one.
+
+    Raises:
+        ConfigError: They are not, or parameters had none, for which DDP would wait.
+    """
+    named = [(name, p) for name, p in objective.named_parameters() if p.requires_grad]
+    sparse = [name for name, parameter in named if parameter.grad is not None and parameter.grad.is_sparse]
+    if sparse:
+        raise ConfigError(f"the gradient of {_some(sparse)} is sparse, and has no norm: set sparse=False there")
+    unused = [name for name, parameter in named if parameter.grad is None]
+    if unused and every:
+        raise ConfigError(
+            f"the loss does not depend on {_some(unused)}, and several ranks need every gradient: set "
+            "requires_grad=False there, or engine.find_unused=true if it does in other updates, or train in one process"
+        )
+
+
+def _some(names: list[str]) -> str:
+    """Return the first few names, without what the engine has put before them."""
+    shown = [name.removeprefix("model.") for name in names[:5]]
+    return ", ".join(shown) + (" …" if len(names) > 5 else "")

@@ -32,7 +32,7 @@ def check(run: Run, world: int | None = None, stands_at: Callable[[], Progress] 
     controller.check_resumed(stands_at)
     if (theory := run.applicable_theory()) is not None:
         for stage in stages(controller, soonest=True):
-            for problem in unstable(theory, controller, stage):
+            for problem in unstable(theory, controller, stage, run.engine.delay):
                 Console(stderr=True, highlight=False, soft_wrap=True).print(f"warning: {problem}", markup=False)
                 return
 
@@ -52,7 +52,11 @@ def problems(run: Run, controller: Controller) -> list[str]:
     """Return the first constraints that the run would violate, each once."""
     theory = run.applicable_theory()
     violated = (problem for at in controller.reach() for problem in controller.problems(*at))
-    rates = (problem for stage in stages(controller, soonest=True) for problem in unstable(theory, controller, stage))
+    rates = (
+        problem
+        for stage in stages(controller, soonest=True)
+        for problem in unstable(theory, controller, stage, run.engine.delay)
+    )
     first = list(dict.fromkeys(islice(chain(violated, rates), MOST_PROBLEMS)))
     try:
         check_probes(run, controller)

@@ -4,6 +4,7 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from pydantic import ConfigDict, ValidationError
@@ -23,7 +24,7 @@ from distgrow.optim import Optimizer
 from distgrow.optim.sgd import SGD
 from distgrow.report.planned import Forecast, Planned, Target
 from distgrow.report.runs import Record
-from distgrow.theory import sgd
+from distgrow.theory import sgd, staleness
 
 #: Relative difference up to which predictions take η as constant.
 EVEN = 0.02
@@ -79,15 +80,24 @@ def turns(controller: Controller, stage: Stage) -> list[int]:
     return sorted({0, end, last})
 
 
-def unstable(theory: Theory | None, controller: Controller, stage: Stage) -> list[str]:
-    """Return the problem that a stage's learning rate reaches 2/L, if it does and L is known."""
+def unstable(theory: Theory | None, controller: Controller, stage: Stage, delay: int = 0) -> list[str]:
+    """Return the problem that a stage's learning rate reaches the stability limit, if it does and L is known.
+
+    The limit is 2/L, and less if gradients are applied `delay` updates late.
+    """
     if theory is None:
         return []
     highest = max(controller.rate(stage.progress(step), stage.batch) for step in turns(controller, stage))
-    lr, limit = controller.growth.highest_rate(controller.lr, stage.stage, highest), theory.constants().stable_lr()
+    lr = controller.growth.highest_rate(controller.lr, stage.stage, highest)
+    limit = staleness.stability_limit(delay) / theory.smoothness
     if lr < limit:
         return []
     can = "" if lr == highest else ", by what may be measured,"
+    if delay:
+        return [
+            f"lr={lr:.4g} of stage {stage.stage}{can} reaches 2 sin(π/(4τ + 2))/L={limit:.4g}, the limit at "
+            f"engine.delay={delay}; lower lr.base, growth.cap or engine.delay"
+        ]
     return [f"lr={lr:.4g} of stage {stage.stage}{can} reaches 2/L={limit:.4g}; lower lr.base or growth.cap"]
 
 
@@ -135,6 +145,7 @@ class Recorded(Spec):
     lr: LR
     budget: Budget
     optimizer: Optimizer = SGD()
+    engine: dict[str, Any] = {}
     theory: Theory | None = None
 
 
@@ -145,7 +156,8 @@ def foresee(record: Record) -> Planned | None:
         lr = with_rule(recorded.growth, recorded.lr, recorded.optimizer.growth_rule)
         schedule = Schedule(growth=recorded.growth, stages=recorded.stages, lr=lr, budget=recorded.budget)
         controller = schedule.controller(round(record.epoch))
-        return _planned(controller, recorded.theory if recorded.optimizer.plain_sgd else None)
+        predicted = recorded.optimizer.plain_sgd and not recorded.engine.get("delay")
+        return _planned(controller, recorded.theory if predicted else None)
     except (ValidationError, ValueError, OverflowError, RecursionError):
         return None
 

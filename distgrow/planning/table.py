@@ -22,7 +22,7 @@ from distgrow.optim import OptimizerSpec
 from distgrow.planning.check import problems
 from distgrow.planning.cost import savings
 from distgrow.planning.forecast import BOUNDS, Stage, sfo_to_target, stages, turns
-from distgrow.theory import sgd
+from distgrow.theory import sgd, staleness
 
 #: Columns that a table may take. A narrower terminal wraps its lines, but no number is cut short.
 WIDTH = 400
@@ -33,6 +33,8 @@ HEADINGS = ("stage", "until\nepoch", "samples", "steps", "batch", "world ×\nmic
 RESET = "the optimizer's first moments begin anew wherever the batch changes"
 
 NOT_SGD = "theory: its bound is one of SGD without momentum; nothing is predicted for this optimizer"
+
+NOT_DELAYED = "theory: its bound is one without engine.delay; nothing is predicted"
 
 PROBED = "run.probe's evaluations are charged to budget.sfo: there will be fewer updates than are shown"
 
@@ -62,7 +64,8 @@ def show(run: Run, world: int | None, rows: int, pace: Pace | None = None) -> bo
         table, sums = _bound(controller, run.optimizer, soonest, rows)
         tables.print(table)
         reductions = [] if violated else communication(run.engine, controller, soonest=soonest)
-        predicted = predictions(run.applicable_theory(), controller, soonest=soonest)
+        theory = None if run.engine.delay else run.applicable_theory()
+        predicted = predictions(theory, controller, soonest=soonest)
         costs = savings(controller, pace, soonest=soonest) if pace is not None else []
         _print(text, [*sums, *reductions, *predicted, *costs])
     _print(text, _remarks(run, controller))
@@ -83,8 +86,23 @@ def _remarks(run: Run, controller: Controller) -> list[str]:
         *([RESET] if controller.at_growth.moments == "reset" else []),
         *([AUTO] if run.engine.max_micro == "auto" else []),
         *([NOT_SGD] if run.applicable_theory() is not run.theory else []),
+        *(_delayed(run, controller) if run.engine.delay else []),
         *([PROBED] if run.run.probe.every_epochs is not None and run.budget.sfo is not None else []),
     ]
+
+
+def _delayed(run: Run, controller: Controller) -> list[str]:
+    """Return what the delay of gradients makes of the batches, beside the critical delay if it is known."""
+    delay, theory = run.engine.delay, run.applicable_theory()
+    batch = max(batch for _, batch in controller.reach())
+    lines = [
+        f"engine.delay={delay}: a batch b counts as (τ + 1)·b against the critical batch, up to {(delay + 1) * batch:,}"
+    ]
+    if theory is not None:
+        lines.append(NOT_DELAYED)
+        critical = staleness.critical_delay(0.0, theory.variance, theory.epsilon**2, batch)
+        lines.append(f"delays well below (σ²/ε²)/b = {critical:,.1f} updates cost next to nothing at batch {batch:,}")
+    return lines
 
 
 def _bound(controller: Controller, optimizer: OptimizerSpec, soonest: bool, rows: int) -> tuple[Table, list[str]]:

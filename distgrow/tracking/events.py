@@ -125,6 +125,7 @@ class Update(Event):
     samples_per_s: OldAmount
     tokens: OldCount = None  #: applied so far, if they are counted
     tokens_per_s: OldAmount = None
+    delay: OldCount = None  #: updates after which the gradient is applied, if not at once; `lr` is the gradient's own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -236,8 +237,7 @@ Known = (
 )  # fmt: skip
 #: The kinds of lines and their classes; a probe that says whether memory `fits` is a MemoryProbe.
 KINDS: Mapping[str, type[Event]] = {kind.kind: kind for kind in reversed(get_args(Known))}
-#: Keys of an evaluation that are not metrics.
-RESERVED = frozenset({"event", "step", "samples", "epoch", "sfo", "time_s"}) | SPENT
+RESERVED = frozenset({"event", "step", "samples", "epoch", "sfo", "time_s"}) | SPENT  #: keys that are no metrics
 
 
 def from_json(line: Any) -> Event:
@@ -296,4 +296,5 @@ def update_event(
         samples_per_s=samples_per_s,
         tokens=progress.tokens or None,
         tokens_per_s=samples_per_s * outcome.tokens / plan.batch if outcome.tokens else None,
+        delay=outcome.delay or None,
     )

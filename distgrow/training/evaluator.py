@@ -86,6 +86,10 @@ class Evaluator:
         self._evaluated, self._known = place, metrics
         return metrics
 
+    def outdate(self) -> None:
+        """Have the test set evaluated again even where it was: the engine has moved since."""
+        self._known = None
+
     def _measured(self, rows: int) -> dict[str, float]:
         """Return the metrics of every test set at the engine's present parameters, as name/metric if it has a name."""
         found: dict[str, float] = {}

@@ -201,7 +201,10 @@ class Trainer:
         self.announce(progress, self.controller.plan(progress), again=True)
 
     def finish(self, progress: Progress) -> Result:
-        """Make the last probe, the last checkpoint and the last evaluation."""
+        """Apply what is in flight, then make the last probe, the last checkpoint and the last evaluation."""
+        if self.engine.drain():
+            self.checkpoints.outdate()
+            self.evaluator.outdate()
         progress = self.evaluator.last(progress, self.events)
         if not self.hooks.stateful:
             self.checkpoints.save(progress)

@@ -28,6 +28,9 @@ class Files:
     def update(self, plan: Any, micro_batches: Any, votes: Any = ()) -> Any:
         raise AssertionError("not used")
 
+    def drain(self) -> bool:
+        raise AssertionError("not used")
+
     def settings(self, plan: Any) -> dict[str, float]:
         raise AssertionError("not used")
 

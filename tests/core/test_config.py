@@ -17,7 +17,7 @@ from distgrow.core.errors import ConfigError
 from distgrow.growth.auto import Auto
 from distgrow.optim.sgd import SGD
 
-CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").rglob("*.yaml"))
 LETTERS = "abcdefghijklmnopqrstuvwxyz_"
 BASE: dict[str, Any] = {
     "growth": {"kind": "exponential", "start": 16, "factor": 2.0, "cap": 256},
