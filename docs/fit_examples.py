@@ -20,6 +20,7 @@ from distgrow import (
     every,
     exponential,
     fit,
+    nice_sampling,
     sqrt_lr,
 )
 from distgrow.core.scaling import Group, Staged
@@ -151,6 +152,10 @@ fit(model, loss, train, **COMMON, optimizer=torch.optim.NAdam(model.parameters()
 # %% average
 # A forgetting mean of the parameters over the last 500 samples, evaluated beside them as average/loss.
 fit(model, loss, train, **COMMON, test=held_out, average=ema(samples=500))
+
+# %% sampling
+# Every update draws a subset of the training set anew, in place of shuffled passes.
+fit(model, loss, train, **COMMON, sampling=nice_sampling())
 
 # %% init
 # Begins with the weights of another run; a file, or init_from("runs/1", step=26), does as well.

@@ -6,7 +6,7 @@ import shutil
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain
@@ -21,7 +21,7 @@ from distgrow.core.plan import Plan
 from distgrow.core.progress import Progress
 from distgrow.data.iterable import IterableStream, State
 from distgrow.data.spec import Loading
-from distgrow.data.stream import Stream
+from distgrow.data.stream import SampledStream, Stream, micro_batches
 from distgrow.distributed.world import World
 from distgrow.growth.controller import Controller
 from distgrow.run.stop import leave_stopping_to_the_trainer
@@ -47,10 +47,12 @@ class DirectLoader:
 
     def __init__(self, positions: Stream, rank: int) -> None:
         self._positions, self._rank = positions, rank
+        self._sampled = isinstance(positions, SampledStream)
 
     def draw(self, progress: Progress, plan: Plan) -> Iterator[Any]:
         """See Loader."""
-        return map(self._positions.__getitems__, plan.rows(progress.samples, self._rank))
+        parts = micro_batches(plan, progress.samples, self._rank, sampled=self._sampled)
+        return map(self._positions.__getitems__, parts)
 
     def state(self) -> State | None:
         """See Loader."""
@@ -89,10 +91,11 @@ class PrefetchingLoader:
         )
         self._stream: Iterator[Any] | None = None
         self._with_state, self._state = isinstance(positions, IterableStream), None
+        self._sampled = isinstance(positions, SampledStream)
 
     def draw(self, progress: Progress, plan: Plan) -> Iterator[Any]:
         """See Loader."""
-        wanted = deque(plan.rows(progress.samples, self._rank))
+        wanted = deque(micro_batches(plan, progress.samples, self._rank, sampled=self._sampled))
         turned = self._stream is None
         if self._stream is None:
             self._turn(wanted, progress, plan)
@@ -130,8 +133,8 @@ class PrefetchingLoader:
             raise batch.error
         return batch
 
-    def _turn(self, wanted: deque[range], progress: Progress, plan: Plan) -> None:
-        later = _forecast(self._controller, self._rank, progress.repeat(plan.batch, 1))
+    def _turn(self, wanted: deque[Sequence[int]], progress: Progress, plan: Plan) -> None:
+        later = _forecast(self._controller, self._rank, progress.repeat(plan.batch, 1), sampled=self._sampled)
         self._sampler.ahead = chain(list(wanted), later)
 
 
@@ -149,14 +152,15 @@ def shared_memory_told(what: str) -> Iterator[None]:
         ) from error
 
 
-def _forecast(controller: Controller, rank: int, progress: Progress) -> Iterator[range]:
+def _forecast(controller: Controller, rank: int, progress: Progress, *, sampled: bool) -> Iterator[Sequence[int]]:
     """Yield the positions of every micro-batch of `rank` to come."""
     for stride in controller.forecast(progress):
         batch, start = stride.plan.batch, stride.begin.samples
         for k in range(stride.updates):
             progress = replace(stride.begin, step=stride.begin.step + k)
             micro, accum = controller.split(progress, batch, controller.noise_window(progress, batch))
-            yield from replace(stride.plan, micro=micro, accum=accum).rows(start + k * batch, rank)
+            plan = replace(stride.plan, micro=micro, accum=accum)
+            yield from micro_batches(plan, start + k * batch, rank, sampled=sampled)
 
 
 class _Sampler:
@@ -166,10 +170,10 @@ class _Sampler:
     """
 
     def __init__(self) -> None:
-        self.ahead: Iterator[range] = iter(())
-        self.issued: deque[range] = deque()
+        self.ahead: Iterator[Sequence[int]] = iter(())
+        self.issued: deque[Sequence[int]] = deque()
 
-    def __iter__(self) -> Iterator[range]:
+    def __iter__(self) -> Iterator[Sequence[int]]:
         while True:
             self.issued.append(next(self.ahead, range(0)))
             yield self.issued[-1]
@@ -188,7 +192,7 @@ class _Told:
     def __init__(self, positions: Stream) -> None:
         self._positions = positions
 
-    def __getitems__(self, positions: range) -> Any:
+    def __getitems__(self, positions: Sequence[int]) -> Any:
         try:
             batch = self._positions.__getitems__(positions)
             return (batch, self._positions.state()) if isinstance(self._positions, IterableStream) else batch

@@ -1,15 +1,18 @@
-"""The endless shuffled stream of samples: a data set's rows by position."""
+"""The endless stream of samples, shuffled or sampled: a data set's rows by position."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, overload
 
 import numpy as np
 from torch.utils.data import default_collate
 
+from distgrow.core.errors import ConfigError
 from distgrow.core.order import Int64s, Order, UInt64s, seeds
-from distgrow.core.plan import cut
-from distgrow.data.dataset import Gathered, batched, is_stream, order_of, rows_of
+from distgrow.core.plan import Plan, cut
+from distgrow.core.sampling import SamplingSpec
+from distgrow.data.dataset import Gathered, Ordered, batched, is_stream, order_of, rows_of
 from distgrow.data.iterable import IterableStream
 from distgrow.data.seeding import kept_generators
 from distgrow.distributed.world import World
@@ -54,13 +57,85 @@ class SampleStream:
         return self._indices[rows], self._seeds[rows]
 
 
+@dataclass(frozen=True, slots=True)
+class BatchPositions(Sequence[int]):
+    """Hold the positions of a micro-batch and of its update: sampled rows follow from both."""
+
+    rows: range
+    update: range
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, index: int) -> int: ...
+    @overload
+    def __getitem__(self, index: slice) -> range: ...
+    def __getitem__(self, index: int | slice) -> int | range:
+        """Return one position, or several."""
+        return self.rows[index]
+
+
+class SampledStream(SampleStream):
+    """A map-style data set whose every update draws its rows anew, by a sampling in place of an order.
+
+    Positions are BatchPositions. Others are taken for a whole update.
+    """
+
+    def __init__(
+        self, dataset: Any, sampling: SamplingSpec, *, seed: int = 0, collate: Callable[[list[Any]], Any] | None = None
+    ) -> None:
+        super().__init__(dataset, seed=seed, collate=collate)
+        self.sampling = sampling
+
+    def _look_up(self, positions: Sequence[int]) -> tuple[Int64s, UInt64s]:
+        update = positions.update if isinstance(positions, BatchPositions) else positions
+        where = np.arange(positions[0], positions[-1] + 1)
+        rows = self.sampling.rows(self.size, self.seed, update[0], len(update), where - update[0])
+        return rows, seeds(self.seed, where)
+
+
 Stream = SampleStream | IterableStream
 
 
+def micro_batches(plan: Plan, start: int, rank: int, *, sampled: bool) -> Sequence[Sequence[int]]:
+    """Return the positions of `rank`'s micro-batches of an update that begins at `start`.
+
+    Args:
+        plan: The update.
+        start: Its first position.
+        rank: The rank.
+        sampled: Whether they are for a SampledStream, which needs BatchPositions.
+    """
+    rows = plan.rows(start, rank)
+    return [BatchPositions(part, range(start, start + plan.batch)) for part in rows] if sampled else rows
+
+
+def check_sampled(dataset: Any) -> None:
+    """Check that an update may draw any rows of a training set.
+
+    Raises:
+        ConfigError: The data set has an order of its own, or no rows by number.
+    """
+    if is_stream(dataset) or isinstance(dataset, Ordered):
+        raise ConfigError(
+            f"sampling draws rows by number, but the training set is {type(dataset).__name__}, which has an order of "
+            "its own; leave out sampling, or give a data set with __len__ and __getitem__ alone"
+        )
+
+
 def open_stream(
-    dataset: Any, *, seed: int = 0, collate: Callable[[list[Any]], Any] | None = None, recall: int = 2
+    dataset: Any,
+    *,
+    seed: int = 0,
+    collate: Callable[[list[Any]], Any] | None = None,
+    recall: int = 2,
+    sampling: SamplingSpec | None = None,
 ) -> Stream:
     """Return a training set, map-style or iterable, along the stream of samples. For `recall` see IterableStream."""
+    if sampling is not None:
+        check_sampled(dataset)
+        return SampledStream(dataset, sampling, seed=seed, collate=collate)
     if is_stream(dataset):
         return IterableStream(dataset, seed=seed, collate=collate, recall=recall)
     return SampleStream(dataset, seed=seed, collate=collate)

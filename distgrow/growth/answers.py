@@ -1,9 +1,13 @@
 """Checks of what a policy answers: a policy of a user's own may be wrong in ways that no type shows."""
 
 import math
+from collections.abc import Set
 
 from distgrow.core.errors import ConfigError
-from distgrow.core.progress import PolicyState
+from distgrow.core.lr import LR, Span
+from distgrow.core.noise_stats import Measuring
+from distgrow.core.progress import PolicyState, Progress
+from distgrow.core.sampling import SamplingSpec
 from distgrow.growth.adaptive import NormProbing
 from distgrow.growth.base import GrowthPolicy, Measure
 
@@ -42,6 +46,45 @@ def checked_multiplier(policy: GrowthPolicy, multiplier: float) -> float:
     if not isinstance(multiplier, int | float) or math.isnan(multiplier) or multiplier < 0:
         raise ConfigError(f"{_of(policy)}.multiplier is {multiplier!r}; it must be a number from 0 on")
     return multiplier
+
+
+def checked_rate(policy: GrowthPolicy, lr: LR, progress: Progress, batch: int, span: Span) -> float:
+    """Return the learning rate of an update of `batch` samples.
+
+    Raises:
+        ConfigError: It is no finite number.
+    """
+    try:
+        rate = lr.base * checked_multiplier(policy, policy.multiplier(lr, progress, batch, span))
+    except OverflowError:
+        rate = math.inf
+    if rate == math.inf:
+        raise ConfigError(
+            f"lr.base={lr.base:g} grows beyond all numbers by stage {progress.stage}; "
+            "set growth.cap, lengthen the stages or choose a slower lr.rule"
+        )
+    return rate
+
+
+def check_sampling(
+    sampling: SamplingSpec | None, epoch: int, policy: GrowthPolicy, needs: Set[Measure], measuring: Measuring
+) -> None:
+    """Check that rows can be drawn so, and that nothing goes by noise that such batches do not show.
+
+    Raises:
+        ConfigError: They cannot, or something does.
+    """
+    if sampling is None:
+        return
+    sampling.check(epoch)
+    if sampling.shows_noise or not (Measure.NOISE in needs or measuring.every is not None):
+        return
+    what = f"run.noise.every={measuring.every}" if Measure.NOISE not in needs else "the optimizer"
+    what = f"growth.kind={policy.name}" if Measure.NOISE in policy.needs else what
+    raise ConfigError(
+        f"{what} measures noise by how micro-batches of an update differ, which is not how batches in parts differ; "
+        "use sampling.kind=nice, leave out sampling, or choose what does not go by noise"
+    )
 
 
 def checked_state(policy: GrowthPolicy, state: PolicyState) -> PolicyState:

@@ -14,10 +14,11 @@ from distgrow.core.optimizer_plan import AtGrowth
 from distgrow.core.order import mix_int
 from distgrow.core.plan import Plan, split
 from distgrow.core.progress import Outcome, PolicyState, Progress
+from distgrow.core.sampling import SamplingSpec
 from distgrow.core.scaling import Group
 from distgrow.core.stages import Stages, Trigger, stage_at
 from distgrow.growth.adaptive import Adaptive, NormProbing
-from distgrow.growth.answers import check_needs, checked_batch, checked_multiplier, checked_state
+from distgrow.growth.answers import check_needs, check_sampling, checked_batch, checked_rate, checked_state
 from distgrow.growth.at_growth import marked, optimizer_plan
 from distgrow.growth.base import GrowthPolicy, Measure, Moment, check_settings
 from distgrow.growth.outline import Stride, outline, problems, shorten
@@ -31,6 +32,7 @@ class Controller:
     stages: Stages = field(default_factory=Stages)
     lr: LR = field(default_factory=LR)
     average: AverageSpec | None = None  #: of the parameters
+    sampling: SamplingSpec | None = None  #: of the rows of updates; None: each row once an epoch
     needs: frozenset[Measure] = frozenset()  #: what the optimizer needs to be measured, beside what growth needs
     at_growth: AtGrowth = field(default_factory=AtGrowth)  #: of the optimizer's settings
     budget: Budget
@@ -46,6 +48,7 @@ class Controller:
             raise ConfigError(f"the training set has {self.epoch} samples; it needs at least 1")
         object.__setattr__(self, "growth", self.growth.for_run(self._axis))
         check_needs(self.growth)
+        check_sampling(self.sampling, self.epoch, self.growth, self._needs, self.measuring)
         check_settings(self.growth, self.stages, self.lr, self._axis)
         assert self.stage_ends is not None and self._earliest is not None  # built here, which checks the settings
 
@@ -171,6 +174,8 @@ class Controller:
 
         A batch that one rank can take in one micro-batch is measured only if somebody wants that: it has to be cut.
         """
+        if self.sampling is not None and not self.sampling.shows_noise:
+            return 0
         whole, asked = self._whole(progress, batch), self.measuring.every is not None
         if whole and (batch == 1 or not (asked or Measure.NOISE in self._needs)):
             return 0
@@ -208,17 +213,7 @@ class Controller:
 
     def rate(self, progress: Progress, batch: int) -> float:
         """Learning rate of the next update if it has `batch` samples. ValueError where it is not finite."""
-        try:
-            multiplier = self.growth.multiplier(self.lr, progress, batch, self.span)
-            rate = self.lr.base * checked_multiplier(self.growth, multiplier)
-        except OverflowError:
-            rate = math.inf
-        if rate == math.inf:
-            raise ConfigError(
-                f"lr.base={self.lr.base:g} grows beyond all numbers by stage {progress.stage}; "
-                "set growth.cap, lengthen the stages or choose a slower lr.rule"
-            )
-        return rate
+        return checked_rate(self.growth, self.lr, progress, batch, self.span)
 
     def warm(self, progress: Progress, batch: int) -> float:
         """Warm-up multiplier of the next update if it has `batch` samples; it never falls along a run."""
@@ -286,6 +281,10 @@ class Controller:
         """Return what keeps a batch of a stage from being drawn, split or measured."""
         world, adaptive = self.ranks(stage), self._adaptive
         found = adaptive.problems(stage, world, self.max_micro, self.measuring.every) if adaptive is not None else []
+        most = self.epoch if self.sampling is None else self.sampling.largest(self.epoch)
+        found += (
+            [] if batch <= most else [f"batch={batch} of stage {stage} exceeds what sampling can draw, {most} rows"]
+        )
         return found + problems(self.growth, stage, batch, epoch=self.epoch, world=world, max_micro=self.max_micro)
 
     def outline(self, progress: Progress, *, soonest: bool = False) -> Iterator[tuple[int, int, int]]:

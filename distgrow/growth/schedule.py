@@ -8,6 +8,7 @@ from distgrow.core.endless import ENDLESS, ONE_STAGE, refuse_epochs
 from distgrow.core.lr import LR
 from distgrow.core.noise_stats import Measuring
 from distgrow.core.optimizer_plan import AtGrowth
+from distgrow.core.sampling import SamplingSpec
 from distgrow.core.scaling import Group
 from distgrow.core.stages import Stages
 from distgrow.growth.base import GrowthPolicy, Measure
@@ -23,6 +24,7 @@ class Schedule:
     stages: Stages = field(default_factory=Stages)
     lr: LR = field(default_factory=LR)
     average: AverageSpec | None = None
+    sampling: SamplingSpec | None = None
     needs: frozenset[Measure] = frozenset()  #: what the optimizer needs to be measured, beside what growth needs
     at_growth: AtGrowth = field(default_factory=AtGrowth)
 
@@ -54,6 +56,7 @@ class Schedule:
             stages=self.stages if epoch < ENDLESS else self._stages_in_samples(),
             lr=self.lr,
             average=self.average,
+            sampling=self.sampling,
             needs=self.needs,
             at_growth=self.at_growth,
             budget=self.budget,

@@ -17,7 +17,7 @@ from distgrow.data.dataset import check_rows_by_number
 from distgrow.data.loader import Loader, build_loader
 from distgrow.data.seeding import seed_generators
 from distgrow.data.spec import Loading
-from distgrow.data.stream import SampleStream
+from distgrow.data.stream import open_stream
 from distgrow.distributed.world import World
 from distgrow.engine.batches import Buffers, checked_loss, drawn_rows
 from distgrow.growth.controller import Controller
@@ -72,7 +72,9 @@ class GrowthSession:
         check_rows_by_number(dataset, "the training set")
         check_length(dataset, controller)
         self.controller.check()
-        self._positions = SampleStream(dataset, seed=controller.seed, collate=rows.get("collate"))
+        self._positions = open_stream(
+            dataset, seed=controller.seed, collate=rows.get("collate"), sampling=controller.sampling
+        )
         self._loading, self._items = rows.get("loading") or Loading(), rows.get("items")
         self._loader: Loader | None = None
         self._record = recorder(rows.get("record"), self.controller, self.world)

@@ -12,6 +12,7 @@ from distgrow.core.average import EMA, Tail
 from distgrow.core.budget import Budget
 from distgrow.core.errors import ConfigError
 from distgrow.core.lr import LR
+from distgrow.core.sampling import SamplingSpec
 from distgrow.core.scaling import Group
 from distgrow.core.stages import Stages
 from distgrow.engine.spec import DeepSpeed, Torch
@@ -34,6 +35,7 @@ _SPECS: Mapping[str, tuple[tuple[type, ...], bool, str]] = {
         "function of the model that returns one",
     ),
     "average": ((EMA, Tail), True, "an average, such as ema(epochs=1) or tail(0.25)"),
+    "sampling": ((SamplingSpec,), True, "a sampling, such as nice_sampling() or stratified_sampling(parts=4)"),
     "init": ((Init, str, Path), True, "a run's folder, a file of weights, or init_from('runs/first')"),
     "engine": ((Torch, DeepSpeed), True, "an engine, such as Torch(max_micro=64)"),
     "run": ((RunSpec,), True, "a RunSpec, such as RunSpec(dir='runs/first')"),

@@ -12,6 +12,7 @@ from distgrow.core.average import EMA, Tail
 from distgrow.core.budget import Budget
 from distgrow.core.errors import ConfigError, TrainingFailed
 from distgrow.core.lr import LR
+from distgrow.core.sampling import SamplingSpec
 from distgrow.core.scaling import Group
 from distgrow.core.stages import Stages
 from distgrow.distributed.world import World
@@ -48,6 +49,7 @@ def fit(
     lr: LR | None = None,
     optimizer: OptimizerSpec | torch.optim.Optimizer | Sequence[Any] | Callable[[Any], Any] | None = None,
     average: EMA | Tail | None = None,
+    sampling: SamplingSpec | None = None,
     init: Init | str | Path | None = None,
     engine: EngineSpec | None = None,
     run: RunSpec | None = None,
@@ -83,6 +85,7 @@ def fit(
         optimizer: A spec such as AdamW(), an optimizer over the model's parameters, several, a class of optimizers, or
             a function of the model that returns one or several. None: SGD.
         average: An average of the parameters, evaluated beside them. None: there is none.
+        sampling: How the rows of an update are drawn. None: along shuffled passes, each sample once an epoch.
         init: The weights that a new run begins with: another run's folder, a file of weights, or `init_from(…)`. A
             resume does not read them again. None: those of `model`.
         engine: What computes. None: `Torch()`.
@@ -103,7 +106,7 @@ def fit(
         TrainingFailed: Too many updates in a row were not finite.
         KeyboardInterrupt: Ctrl-C, after a checkpoint.
     """
-    specs: dict[str, Any] = {"growth": growth, "budget": budget, "stages": stages, "lr": lr}
+    specs: dict[str, Any] = {"growth": growth, "budget": budget, "stages": stages, "lr": lr, "sampling": sampling}
     specs |= {"average": average, "init": init, "engine": engine, "run": run, **as_spec(optimizer, model, lr)}
     check_arguments(specs, model, loss, metrics, collate, items, tokens)
     check_beside(trackers, hooks, about, group)
@@ -111,9 +114,10 @@ def fit(
     task = Task(model=model, loss=loss, metrics=metrics, tokens=tokens, **data)
     settings = Settings(**{name: spec for name, spec in specs.items() if spec is not None})
     with _in_python():
-        beside: dict[str, Any] = {"about": about or {}, "trackers": trackers, "hooks": hooks, "rebudget": rebudget}
-        mode = ResumeMode.of(resume)
-        return train_task(task, settings, resume=mode, group=group, storage=storage, world=world, **beside)
+        own: dict[str, Any] = {"about": about or {}, "trackers": trackers, "hooks": hooks, "rebudget": rebudget}
+        return train_task(
+            task, settings, resume=ResumeMode.of(resume), group=group, storage=storage, world=world, **own
+        )
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from distgrow.core.average import Average
 from distgrow.core.budget import Budget
 from distgrow.core.endless import ENDLESS, refuse_epochs
 from distgrow.core.lr import LR
+from distgrow.core.sampling import Sampling
 from distgrow.core.scaling import Group
 from distgrow.core.spec import Spec
 from distgrow.core.stages import Stages
@@ -34,6 +35,8 @@ class Settings(Spec):
     """The optimizer."""
     average: Average | None = None
     """An average of the parameters, evaluated beside them and kept in checkpoints. Default: none."""
+    sampling: Sampling | None = None
+    """How the rows of an update are drawn. Default: along shuffled passes, each sample once an epoch."""
     init: Init | None = None
     """The weights that a new run begins with: a run's folder, a file, or these keys. Default: the model's own."""
     engine: EngineSpec = Torch()
@@ -73,6 +76,7 @@ class Settings(Spec):
             stages=self.stages,
             lr=with_rule(self.growth, self.lr, self.optimizer.growth_rule),
             average=self.average,
+            sampling=self.sampling,
             at_growth=self.optimizer.at_growth,
             budget=self.budget,
             needs=frozenset({Measure.NOISE} if self.optimizer.goes_by_parts else ()),

@@ -7,6 +7,7 @@ import torch
 from rich.console import Console
 
 from distgrow.core.errors import ConfigError, RunError
+from distgrow.core.sampling import SamplingSpec
 from distgrow.data.iterable import IterableStream, State, digests
 from distgrow.data.loader import Loader
 from distgrow.data.stream import Stream, open_stream
@@ -20,7 +21,7 @@ _FILE = "stream.pt"
 _COMPARED = 4
 
 
-def opened_stream(task: Task, run: RunSpec, world: World) -> Stream:
+def opened_stream(task: Task, run: RunSpec, world: World, sampling: SamplingSpec | None = None) -> Stream:
     """Return the training set along the positions of the run. Say what a resume of a stream costs.
 
     Collective: every rank must call.
@@ -28,7 +29,8 @@ def opened_stream(task: Task, run: RunSpec, world: World) -> Stream:
     Raises:
         ConfigError: Ranks have different streams, or loader processes would read one several times.
     """
-    stream = open_stream(task.train, seed=run.seed, collate=task.collate, recall=run.loader.prefetch + 2)
+    recall = run.loader.prefetch + 2
+    stream = open_stream(task.train, seed=run.seed, collate=task.collate, recall=recall, sampling=sampling)
     if not isinstance(stream, IterableStream):
         return stream
     if run.loader.workers > 1:

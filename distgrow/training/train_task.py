@@ -16,6 +16,7 @@ from distgrow.core.errors import ConfigError
 from distgrow.core.scaling import Group
 from distgrow.data.dataset import check_rows_by_number, check_training_set, is_stream, size_of
 from distgrow.data.seeding import seed_generators
+from distgrow.data.stream import check_sampled
 from distgrow.distributed.world import World, joined
 from distgrow.engine.items import Tokens
 from distgrow.engine.objective import WeightedLoss
@@ -153,6 +154,8 @@ def _check_parts(task: Task, settings: Settings) -> None:
     for name, dataset in (("train", task.train), ("probe", task.probe)):
         if dataset is not None or name == "train":
             (check_training_set if name == "train" else check_rows_by_number)(dataset, name)
+    if settings.sampling is not None:
+        check_sampled(task.train)
     for name, dataset in test_sets(task.test).items():
         check_rows_by_number(dataset, f"test[{name!r}]" if name else "test")
         if len(dataset) == 0:

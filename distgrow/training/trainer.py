@@ -83,7 +83,7 @@ class Trainer:
         facts = {"training samples": controller.epoch, **facts_of(task.train)}
         store = store or Folder(folder.checkpoints)
         self.hooks = Hooks(hooks, world, folder.path, controller.epoch)
-        stream = opened_stream(task, run, world)
+        stream = opened_stream(task, run, world, controller.sampling)
         self.loader = build_loader(stream, controller, world, run.loader)
         kept = (StreamState(stream, self.loader, world), self.hooks)
         self.checkpoints = CheckpointManager(store, engine, folder, run.checkpoint, world, self.events, facts, *kept)
