@@ -1,18 +1,20 @@
 """build_hooks(): the hooks that a config asks for, the shipped ones first."""
 
+from collections.abc import Sequence
 from typing import Any
 
+from distgrow.core.errors import ConfigError
 from distgrow.tasks.named import called
 from distgrow.training.evaluation_hooks import EarlyStopping, KeepBest
 from distgrow.training.hooks import check_hook
 from distgrow.training.spec import RunSpec
 
 
-def build_hooks(run: RunSpec) -> list[Any]:
-    """Return the hooks of `run.keep`, `run.early_stopping` and `run.hooks`.
+def build_hooks(run: RunSpec, further: Sequence[Any] = ()) -> list[Any]:
+    """Return the hooks of `run.keep`, `run.early_stopping` and `run.hooks`, and then `further`.
 
     Raises:
-        ConfigError: One cannot be built, or is no hook.
+        ConfigError: One cannot be built, or is no hook; or several keep a best checkpoint, of which there is one.
     """
     made: list[Any] = []
     if run.keep is not None:
@@ -24,4 +26,10 @@ def build_hooks(run: RunSpec) -> list[Any]:
         hook = called(key, spec.target, spec.args)
         check_hook(key, hook)
         made.append(hook)
+    made += further
+    if (count := sum(isinstance(hook, KeepBest) for hook in made)) > 1:
+        raise ConfigError(
+            f"{count} hooks are KeepBest (run.keep is one), but a run keeps one best checkpoint: leave one; for "
+            "another one return KeepCheckpoint(name) from a hook of your own"
+        )
     return made

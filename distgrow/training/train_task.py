@@ -72,7 +72,7 @@ def train_task(
     resume.check_rebudget(rebudget)
     settings = settings.in_samples(task.tokens)
     _check_parts(task, settings)
-    hooks = [*build_hooks(settings.run), *hooks]
+    hooks = build_hooks(settings.run, hooks)
     ranks = joined(settings.engine.device, alone=settings.engine.needs_group) if world is None else nullcontext(world)
     with ExitStack() as contexts:
         world = contexts.enter_context(ranks)

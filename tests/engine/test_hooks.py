@@ -238,6 +238,13 @@ def test_a_best_metric_that_is_not_there_is_refused_with_those_that_are(tmp_path
         trained(tmp_path / "other", KeepBest(), test=None)
 
 
+def test_two_that_keep_the_best_are_refused_as_there_is_one_best(tmp_path: Path) -> None:
+    for name, hooks, keep in (("two", [KeepBest(), KeepBest("loss", "max")], None), ("spec", [KeepBest()], "loss")):
+        with pytest.raises(ConfigError, match="2 hooks are KeepBest .*leave one"):
+            trained(tmp_path / name, *hooks, run=RunSpec(dir=str(tmp_path / name), keep=keep and {"best": keep}))
+        assert not (tmp_path / name).exists()
+
+
 # ── early stopping ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
