@@ -114,10 +114,8 @@ def fit(
     task = Task(model=model, loss=loss, metrics=metrics, tokens=tokens, **data)
     settings = Settings(**{name: spec for name, spec in specs.items() if spec is not None})
     with _in_python():
-        own: dict[str, Any] = {"about": about or {}, "trackers": trackers, "hooks": hooks, "rebudget": rebudget}
-        return train_task(
-            task, settings, resume=ResumeMode.of(resume), group=group, storage=storage, world=world, **own
-        )
+        given: Any = {"about": about or {}, "trackers": trackers, "hooks": hooks, "rebudget": rebudget, "world": world}
+        return train_task(task, settings, resume=ResumeMode.of(resume), group=group, storage=storage, **given)
 
 
 @contextmanager
