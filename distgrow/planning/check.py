@@ -9,7 +9,7 @@ from distgrow.config.run import Run
 from distgrow.core.errors import ConfigError
 from distgrow.core.progress import Progress
 from distgrow.growth.controller import Controller
-from distgrow.planning.forecast import stages, unstable
+from distgrow.planning.forecast import stability_limit, stages, unstable
 
 #: Most problems that are reported. A plan may have one for each of a million stages.
 MOST_PROBLEMS = 10
@@ -30,9 +30,9 @@ def check(run: Run, world: int | None = None, stands_at: Callable[[], Progress] 
     controller = run.controller(world)
     check_probes(run, controller)
     controller.check_resumed(stands_at)
-    if (theory := run.applicable_theory()) is not None:
+    if (limit := stability_limit(run.theory, run.optimizer, run.engine.delay)) is not None:
         for stage in stages(controller, soonest=True):
-            for problem in unstable(theory, controller, stage, run.engine.delay):
+            for problem in unstable(limit, controller, stage):
                 Console(stderr=True, highlight=False, soft_wrap=True).print(f"warning: {problem}", markup=False)
                 return
 
@@ -50,13 +50,9 @@ def check_probes(run: Run, controller: Controller) -> None:
 
 def problems(run: Run, controller: Controller) -> list[str]:
     """Return the first constraints that the run would violate, each once."""
-    theory = run.applicable_theory()
+    limit = stability_limit(run.theory, run.optimizer, run.engine.delay)
     violated = (problem for at in controller.reach() for problem in controller.problems(*at))
-    rates = (
-        problem
-        for stage in stages(controller, soonest=True)
-        for problem in unstable(theory, controller, stage, run.engine.delay)
-    )
+    rates = (problem for stage in stages(controller, soonest=True) for problem in unstable(limit, controller, stage))
     first = list(dict.fromkeys(islice(chain(violated, rates), MOST_PROBLEMS)))
     try:
         check_probes(run, controller)

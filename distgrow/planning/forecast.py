@@ -20,7 +20,7 @@ from distgrow.growth import Growth
 from distgrow.growth.base import with_rule
 from distgrow.growth.controller import Controller
 from distgrow.growth.schedule import Schedule
-from distgrow.optim import Optimizer
+from distgrow.optim import Optimizer, OptimizerSpec
 from distgrow.optim.sgd import SGD
 from distgrow.report.planned import Forecast, Planned, Target
 from distgrow.report.runs import Record
@@ -80,25 +80,41 @@ def turns(controller: Controller, stage: Stage) -> list[int]:
     return sorted({0, end, last})
 
 
-def unstable(theory: Theory | None, controller: Controller, stage: Stage, delay: int = 0) -> list[str]:
-    """Return the problem that a stage's learning rate reaches the stability limit, if it does and L is known.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limit:
+    """Hold the learning rate from which on training is known to be unstable."""
 
-    The limit is 2/L, and less if gradients are applied `delay` updates late.
-    """
+    lr: float
+    formula: str
+    delay: int = 0  #: updates by which gradients are applied late
+
+
+def stability_limit(theory: Theory | None, optimizer: OptimizerSpec, delay: int) -> Limit | None:
+    """Return the limit of the learning rate, or None if it is not known: L is not, or not for this optimizer."""
     if theory is None:
+        return None
+    if optimizer.plain_sgd:
+        formula = "2 sin(π/(4τ + 2))/L" if delay else "2/L"
+        return Limit(lr=staleness.stability_limit(delay) / theory.smoothness, formula=formula, delay=delay)
+    if not (delay and isinstance(optimizer, SGD)) or optimizer.nesterov or optimizer.at_growth.changes:
+        return None
+    limit = staleness.momentum_stability_limit(delay, optimizer.momentum) / theory.smoothness
+    return Limit(lr=limit, formula=f"momentum_stability_limit({delay}, {optimizer.momentum:g})/L", delay=delay)
+
+
+def unstable(limit: Limit | None, controller: Controller, stage: Stage) -> list[str]:
+    """Return the problem that a stage's learning rate reaches the limit, if it does and the limit is known."""
+    if limit is None:
         return []
     highest = max(controller.rate(stage.progress(step), stage.batch) for step in turns(controller, stage))
     lr = controller.growth.highest_rate(controller.lr, stage.stage, highest)
-    limit = staleness.stability_limit(delay) / theory.smoothness
-    if lr < limit:
+    if lr < limit.lr:
         return []
     can = "" if lr == highest else ", by what may be measured,"
-    if delay:
-        return [
-            f"lr={lr:.4g} of stage {stage.stage}{can} reaches 2 sin(π/(4τ + 2))/L={limit:.4g}, the limit at "
-            f"engine.delay={delay}; lower lr.base, growth.cap or engine.delay"
-        ]
-    return [f"lr={lr:.4g} of stage {stage.stage}{can} reaches 2/L={limit:.4g}; lower lr.base or growth.cap"]
+    reached = f"lr={lr:.4g} of stage {stage.stage}{can} reaches {limit.formula}={limit.lr:.4g}"
+    if limit.delay:
+        return [f"{reached}, the limit at engine.delay={limit.delay}; lower lr.base, growth.cap or engine.delay"]
+    return [f"{reached}; lower lr.base or growth.cap"]
 
 
 def sfo_to_target(

@@ -103,6 +103,27 @@ def stability_limit(delay: int) -> float:
     return 2 * math.sin(math.pi / (4 * _checked(delay) + 2))
 
 
+def momentum_stability_limit(delay: int, momentum: float) -> float:
+    """Return the `stability_limit` of SGD with momentum μ: 2(1 + μ) without delay, but 1 − μ at τ = 1.
+
+    A root z = e^(iθ) leaves the unit circle at h = 2 sin(θ/2)·|z − μ|, θ the least solution of
+    (τ − ½)θ + arg(z − μ) = π/2. For heavy-ball momentum, θ_(t+1) = θ_t + μ(θ_t − θ_(t−1)) − h·θ_(t−τ), as torch's SGD
+    has it without `nesterov`.
+
+    Source: derived for this project.
+    """
+    if not 0 <= momentum < 1:
+        raise ValueError(f"momentum={momentum} must be at least 0 and below 1")
+    if not _checked(delay):
+        return 2 * (1 + momentum)
+    low, high = 0.0, math.pi
+    for _ in range(60):  # the left side rises along θ
+        middle = (low + high) / 2
+        angle = math.atan2(math.sin(middle), math.cos(middle) - momentum)
+        low, high = (middle, high) if (delay - 0.5) * middle + angle < math.pi / 2 else (low, middle)
+    return 2 * math.sin(low / 2) * math.hypot(math.cos(low) - momentum, math.sin(low))
+
+
 def best_step(delay: int) -> float:
     """Return h = τ^τ/(τ + 1)^(τ + 1), the ηλ at which the error falls fastest; 1 without delay.
 

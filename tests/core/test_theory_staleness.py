@@ -34,6 +34,28 @@ def test_delayed_descent_is_stable_below_the_limit_and_not_above_it(delay: int) 
     assert radius(companion(limit * 0.9999, delay)) < 1 < radius(companion(limit * 1.0001, delay))
 
 
+@pytest.mark.parametrize("delay", DELAYS)
+@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9, 0.99])
+def test_descent_with_momentum_is_stable_below_its_limit_and_not_above_it(delay: int, momentum: float) -> None:
+    def with_momentum(h: float) -> NDArray[np.float64]:
+        matrix = companion(h, max(delay, 1))
+        matrix[0] = 0.0
+        for place, value in ((0, 1 + momentum), (1, -momentum), (delay, -h)):
+            matrix[0, place] += value
+        return matrix
+
+    limit = staleness.momentum_stability_limit(delay, momentum)
+    assert radius(with_momentum(limit * 0.999)) < 1 < radius(with_momentum(limit * 1.001))
+
+
+def test_momentum_has_its_closed_forms_without_delay_at_delay_1_and_at_none() -> None:
+    for momentum in (0.0, 0.3, 0.9):
+        assert staleness.momentum_stability_limit(0, momentum) == pytest.approx(2 * (1 + momentum))
+        assert staleness.momentum_stability_limit(1, momentum) == pytest.approx(1 - momentum)
+    for delay in DELAYS:
+        assert staleness.momentum_stability_limit(delay, 0.0) == pytest.approx(staleness.stability_limit(delay))
+
+
 def test_the_limits_are_those_of_the_table() -> None:
     limits = [staleness.stability_limit(delay) for delay in DELAYS]
     assert limits == pytest.approx([2, 1, 0.61803, 0.28463, 0.07661], abs=5e-5)

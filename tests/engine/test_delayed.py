@@ -39,7 +39,7 @@ from distgrow.engine.torch import TorchEngine
 from distgrow.optim import OptimizerSpec
 from distgrow.optim.lamb import LAMB
 from distgrow.planning.check import problems
-from distgrow.theory.staleness import stability_limit
+from distgrow.theory.staleness import momentum_stability_limit
 from distgrow.training.spec import Evaluation
 
 SPECS: dict[str, OptimizerSpec] = {
@@ -184,18 +184,21 @@ def test_the_parameters_after_update_t_have_taken_in_all_gradients_but_the_last_
     assert model.weight.item() == -0.5 * 6
 
 
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
 @pytest.mark.parametrize("delay", [0, 1, 2, 5])
-def test_a_quadratic_diverges_above_the_stability_limit_and_not_below(delay: int) -> None:
+def test_a_quadratic_diverges_above_the_stability_limit_and_not_below(delay: int, momentum: float) -> None:
     def half_square(model: nn.Module, batch: Any) -> Tensor:
         return 3.0 * next(model.parameters()).square().sum() / 2 + 0 * batch[0].sum()
 
     ends: list[float] = []
-    for share in (0.97, 1.03):
+    for share in (0.95, 1.05):
         model = nn.Linear(1, 1, bias=False).double()
         nn.init.ones_(model.weight)
-        engine = TorchEngine(model, half_square, spec=Torch(precision="float64", delay=delay), optimizer=SGD())
-        plan = Plan(batch=1, world=1, micro=1, accum=1, lr=share * stability_limit(delay) / 3.0, stage=0)
-        for _ in range(600):
+        spec, optimizer = Torch(precision="float64", delay=delay), SGD(momentum=momentum)
+        engine = TorchEngine(model, half_square, spec=spec, optimizer=optimizer)
+        lr = share * momentum_stability_limit(delay, momentum) / 3.0
+        plan = Plan(batch=1, world=1, micro=1, accum=1, lr=lr, stage=0)
+        for _ in range(1500):
             engine.update(plan, [(torch.zeros(1, 1, dtype=torch.float64), torch.zeros(1))])
         ends.append(abs(model.weight.item()))
     assert ends[0] < 0.2
@@ -298,14 +301,21 @@ def test_deepspeed_and_negative_delays_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("delay", "lr", "stable"), [(0, 0.19, True), (1, 0.19, False), (1, 0.09, True), (5, 0.03, False)]
-)
-def test_a_plan_refuses_a_learning_rate_that_its_delay_makes_unstable(delay: int, lr: float, stable: bool) -> None:
-    """L = 10: the limits are 2/10, 1/10 and .28463/10."""
+    ("delay", "momentum", "lr", "stable"),
+    [
+        (0, 0.0, 0.19, True), (1, 0.0, 0.19, False), (1, 0.0, 0.09, True), (5, 0.0, 0.03, False),
+        (1, 0.9, 0.0099, True), (1, 0.9, 0.0101, False), (0, 0.9, 0.37, True),
+    ],
+)  # fmt: skip
+def test_a_plan_refuses_a_learning_rate_that_its_delay_makes_unstable(
+    delay: int, momentum: float, lr: float, stable: bool
+) -> None:
+    """L = 10: the limits are 2/10, 1/10 and .28463/10, with momentum .9 and τ = 1 (1 − .9)/10."""
     config = parse(
         {
             "growth": {"kind": "constant", "start": 16}, "budget": {"epochs": 1}, "lr": {"base": lr},
             "engine": {"delay": delay}, "theory": {"smoothness": 10.0, "variance": 1.0, "gap": 1.0, "epsilon": 0.1},
+            "optimizer": {"kind": "sgd", "momentum": momentum},
         }
     )  # fmt: skip
     found = problems(config, config.controller(1))
