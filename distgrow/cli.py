@@ -163,6 +163,19 @@ def probe_batch(
     measure(checkpoint, options)
 
 
+@app.command("fit-batch")
+def fit_batch(
+    runs: Annotated[list[str], typer.Argument(help="Folders of runs, each at one batch.")],
+    target: Annotated[float, typer.Option(help="The value of the metric that all runs are to reach.")],
+    metric: Annotated[str, typer.Option(help="A metric of the test set that falls.")] = "loss",
+    out: Annotated[str | None, typer.Option(help="Folder for a figure; default: none.")] = None,
+) -> None:
+    """Fit the critical batch to runs at several batches: where a target costs the fewest gradient evaluations."""
+    from distgrow.critical_batch.sweep import fit_batch as fit
+
+    fit(runs, metric, target, None if out is None else Path(out))
+
+
 @app.command()
 def export(
     run: Annotated[str, typer.Argument(help="The run's folder, or its URI in object storage.")],

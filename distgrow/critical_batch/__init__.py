@@ -1,1 +1,1 @@
-"""Branches of a run's checkpoint that measure its critical batch: `distgrow probe-batch`."""
+"""The critical batch, measured by branches of a checkpoint (`probe-batch`) or by runs at several (`fit-batch`)."""

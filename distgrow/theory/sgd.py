@@ -100,11 +100,15 @@ class Tradeoff:
         return target - self.c
 
 
-def measured_critical_batch(batches: Sequence[float], steps: Sequence[float]) -> float:
-    """Return b*, samples, from the updates that runs at several constant batches took to one target.
+def measured_tradeoff(batches: Sequence[float], steps: Sequence[float]) -> Tradeoff:
+    """Return the bound, with ε − C as its unit, from the updates that runs at constant batches took to one target.
 
-    A, B and C need not be known: 1/K = (ε − C)/A − (B/A)/b is a line in 1/b, so b* = −2·slope/intercept of its least
-    squares fit.
+    A, B and C need not be known: 1/K = (ε − C)/A − (B/A)/b is a line in 1/b, and this is its least squares fit. So
+    `target` is 1 in all methods of what is returned.
+
+    Args:
+        batches: Samples of the runs' batches, two of which differ.
+        steps: Updates to the target, of each run.
 
     Raises:
         ValueError: The updates do not fall as the batch grows, so noise had no part in them.
@@ -117,7 +121,15 @@ def measured_critical_batch(batches: Sequence[float], steps: Sequence[float]) ->
     slope, intercept = np.polyfit(1 / np.asarray(batches, float), 1 / np.asarray(steps, float), 1)
     if not slope < 0:
         raise ValueError(f"steps={steps} show no critical batch: they must fall as batches={batches} grow")
-    return float(-2 * slope / intercept)
+    return Tradeoff(a=float(1 / intercept), b=float(-slope / intercept))
+
+
+def measured_critical_batch(batches: Sequence[float], steps: Sequence[float]) -> float:
+    """Return b*, samples, of `measured_tradeoff`: −2·slope/intercept of its line.
+
+    Source: derived for this project.
+    """
+    return measured_tradeoff(batches, steps).critical_batch(1.0)
 
 
 # ── SGD ─────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -32,7 +32,7 @@ def test_the_package_has_no_module_of_formulas_that_the_page_lacks() -> None:
     [
         ("cabs_batch", {"growth/cabs.py"}),
         ("FiniteSum.best_batch", {"growth/tau_nice.py"}),  # by way of best_whole_batch
-        ("Tradeoff.least_sfo", {"planning/forecast.py", "planning/table.py"}),  # by way of sgd.least_sfo
+        ("Tradeoff.least_sfo", {"critical_batch/sweep.py", "planning/forecast.py", "planning/table.py"}),
         ("directed_critical_batch", {"growth/critical_batch.py", "training/evaluator.py"}),
         ("pl_rate", set()),
         ("Staged.floor", set()),  # math.floor is none
