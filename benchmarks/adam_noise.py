@@ -31,6 +31,8 @@ TASKS: dict[str, dict[str, Any]] = {
     },
 }
 BATCH, MOST = 8, 64  #: of the run; times that of the largest branch
+#: Growth that measures, and has no time to grow.
+GROWTH = {"kind": "noise_scale", "start": BATCH, "cap": 2 * BATCH, "min_stage": {"samples": 10**12}}
 PLACES = (0.05, 0.2, 0.5, 1.0)  #: of the run
 
 
@@ -55,7 +57,7 @@ def places(
     for norm, run in runs.items():
         config = {
             **TASKS[task], "optimizer": ADAM, "engine": {"device": "cpu", "max_micro": BATCH * MOST},
-            "growth": {"kind": "noise_scale", "start": BATCH, "cap": 2 * BATCH, "share": 1e-12, "norm": norm},
+            "growth": {**GROWTH, "norm": norm},
             "budget": {"samples": samples},
             "run": {
                 "dir": str(run), "seed": seed, "noise": {"every": 1, "window": 100}, "eval": {"every_steps": every},
