@@ -208,7 +208,7 @@ def _joined(made: Any, what: str) -> "torch.optim.Optimizer":
     """Return what a user's code made as one optimizer.
 
     Raises:
-        ConfigError: It is none, needs a closure, or has made steps already.
+        ConfigError: It is none, needs a closure, has no learning rate, or has made steps already.
     """
     import torch
 
@@ -226,6 +226,11 @@ def _joined(made: Any, what: str) -> "torch.optim.Optimizer":
                 f"{what}: {type(optimizer).__name__} needs a closure that computes the gradient anew, which a counted "
                 "update cannot; use an optimizer whose step() needs none"
             )
+        if any("lr" not in group for group in optimizer.param_groups):
+            raise ConfigError(
+                f"{what}: {type(optimizer).__name__} has no lr in its parameter groups, so its steps would not follow "
+                "the schedule's learning rate; step by group['lr'], with lr among its defaults"
+            )
         if any(map(_stepped, optimizer.state.values())):
             raise ConfigError(f"{what}: {type(optimizer).__name__} has made steps already; give a new one")
     if not several:
@@ -237,8 +242,9 @@ def _joined(made: Any, what: str) -> "torch.optim.Optimizer":
 
 
 def rate_of(optimizer: "torch.optim.Optimizer") -> float:
-    """Return the learning rate that an optimizer was built with: its first group's, if it tells no default."""
-    return float(optimizer.defaults.get("lr", optimizer.param_groups[0].get("lr", 0.0)))
+    """Return the learning rate that an optimizer was built with: its default, or else its first group's; 0 if none."""
+    rates = (optimizer.defaults.get("lr"), *(group.get("lr") for group in optimizer.param_groups))
+    return next((float(rate) for rate in rates if rate), 0.0)
 
 
 def scaled(optimizer: "torch.optim.Optimizer") -> "torch.optim.Optimizer":

@@ -86,9 +86,21 @@ MAKERS: dict[str, Callable[[Any], Any]] = {
     "Adadelta": lambda net: torch.optim.Adadelta(net.parameters(), lr=1.0),
     "RAdam": lambda net: torch.optim.RAdam(net.parameters(), lr=0.01),
     "groups": grouped,
+    "groups, no default": lambda net: torch.optim.SGD(
+        [{"params": net.body.parameters(), "lr": 0.1}, {"params": net.head.parameters(), "lr": 0.3}], lr=0.0
+    ),
     "two": halves,
     "schedule-free": lambda net: ScheduleFree(net.parameters(), 0.1),
 }
+
+
+class Fixed(torch.optim.SGD):
+    """Steps of a size of its own."""
+
+    def __init__(self, params: Any) -> None:
+        super().__init__(params, lr=0.1)
+        for group in self.param_groups:
+            del group["lr"]
 
 
 def loss(model: nn.Module, batch: Any) -> Tensor:
@@ -179,6 +191,7 @@ def bad(kind: str) -> tuple[Any, dict[str, Any]]:
         "another rate": {"optimizer": torch.optim.SGD(net.parameters(), lr=0.1), "lr": constant_lr(0.2)},
         "closure": {"optimizer": torch.optim.LBFGS(net.parameters())},
         "stepped": {"optimizer": stepped},
+        "no rate": {"optimizer": Fixed(net.parameters())},
         "one group twice": {"optimizer": shared},
         "function": {"optimizer": lambda model: model},
         "no return": {"optimizer": lambda model: None},
@@ -196,6 +209,7 @@ def bad(kind: str) -> tuple[Any, dict[str, Any]]:
         ("another rate", "lr=0.1, but lr.base is 0.2"),
         ("closure", "LBFGS needs a closure"),
         ("stepped", "AdamW has made steps already"),
+        ("no rate", "Fixed has no lr in its parameter groups"),
         ("one group twice", "head.bias more than once"),
         ("function", r"<lambda>\(model\) returned a Net; it must return"),
         ("no return", r"<lambda>\(model\) returned None; it must return"),
