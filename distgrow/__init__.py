@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from distgrow.growth.seesaw import seesaw
     from distgrow.growth.steps import steps
     from distgrow.growth.steps import steps as batches
+    from distgrow.growth.tau_adaptive import tau_adaptive
     from distgrow.growth.tau_nice import tau_nice
     from distgrow.growth.tau_nice import tau_nice as tau_nice_batch
     from distgrow.growth.temperature import plateau, temperature
@@ -101,6 +102,7 @@ _HOMES = {
     "growth.schedule": "Schedule",
     "growth.seesaw": "seesaw",
     "growth.steps": "steps",
+    "growth.tau_adaptive": "tau_adaptive",
     "growth.tau_nice": "tau_nice",
     "growth.temperature": "plateau temperature",
     "optim.adadelta": "Adadelta",

@@ -214,8 +214,8 @@ class LR(Spec):
     """η₀, the learning rate of the first stage."""
     rule: Rule | None = None
     """How η follows the batch. Default: sqrt (linear for the optimizer clars), but constant for auto, late,
-    progress_test, critical_batch, noise_scale and cabs, and γ = 1.4 for norm_threshold. Growth that replaces a decay
-    (seesaw, increase) or sets the temperature brings its own."""
+    progress_test, critical_batch, noise_scale, cabs and tau_adaptive, and γ = 1.4 for norm_threshold. Growth that
+    replaces a decay (seesaw, increase) or sets the temperature brings its own."""
     decay: Decay = NoDecay()
     """How η falls along the samples axis."""
 

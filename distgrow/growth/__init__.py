@@ -20,6 +20,7 @@ from distgrow.growth.optimal import Optimal
 from distgrow.growth.progress_test import ProgressTest
 from distgrow.growth.seesaw import Seesaw
 from distgrow.growth.steps import Steps
+from distgrow.growth.tau_adaptive import TauAdaptive
 from distgrow.growth.tau_nice import TauNice
 from distgrow.growth.temperature import Temperature
 
@@ -39,6 +40,7 @@ Growth = Annotated[
     | CriticalBatch
     | NoiseScale
     | CABS
+    | TauAdaptive
     | Temperature
     | AdaScale,
     Field(discriminator="kind"),

@@ -32,3 +32,18 @@ def test_a_killed_run_of_two_ranks_is_resumed_by_one_as_if_it_had_not_been(kind:
     assert ledger(commands.folder / "killed")["applied"] == 1500
     assert ledger(commands.folder / "killed")["replayed"] > 0
     assert {step["world"] for step in events(commands.folder / "killed", "step")} == {1, 2}
+
+
+def test_growth_to_the_best_batch_of_a_finite_sum_is_the_same_on_two_ranks(distgrow: Commands) -> None:
+    constants = "smoothness: 1.0, largest_smoothness: 20.0, mu: 0.1, epsilon: 1.0"
+    growth = f"growth={{kind: tau_adaptive, start: 8, cap: 64, min_stage: {{updates: 5}}, {constants}}}"
+    settings = (growth, "stages={}", "sampling={kind: nice}", "engine.precision=float64", "engine.max_micro=4")
+    assert distgrow.train("one", *settings).code == 0
+    assert distgrow.train("two", *settings, workers=2).code == 0
+    one, two = (
+        [(step["stage"], step["batch"]) for step in events(distgrow.folder / run, "step")] for run in ("one", "two")
+    )
+    assert one == two
+    assert one[-1][0] > 0
+    first, second = parameters(distgrow.folder / "one"), parameters(distgrow.folder / "two")
+    assert (first - second).norm() <= 1e-10 * first.norm()

@@ -24,6 +24,7 @@ from distgrow.growth.critical_batch import CriticalBatch
 from distgrow.growth.noise_scale import NoiseScale
 from distgrow.growth.norm_threshold import NormThreshold
 from distgrow.growth.progress_test import ProgressTest
+from distgrow.growth.tau_adaptive import TauAdaptive
 from distgrow.growth.temperature import Plateau, Temperature
 from distgrow.optim.adamw import AdamW
 from distgrow.training.fit import fit
@@ -35,6 +36,7 @@ GROWTHS: dict[str, Growth] = {
     "tracking": CriticalBatch(start=8, cap=32, kappa=3.0, min_stage=DWELL),
     "gns": NoiseScale(start=8, cap=64, min_stage=DWELL),
     "gns, preconditioned": NoiseScale(start=8, cap=64, share=3.0, min_stage=DWELL, norm="preconditioned"),
+    "tau": TauAdaptive(start=8, cap=64, min_stage=DWELL, smoothness=1, largest_smoothness=20, mu=0.1, epsilon=1),
     "progress": ProgressTest(start=8, cap=64, min_stage=MinStage(samples=300)),
     "adaptive": NormThreshold(start=8, cap=64, every=9, epsilon=1.5, norm="estimated"),
     "adaptive, exact": NormThreshold(start=8, cap=64, every=9, epsilon=1.5),
