@@ -3,8 +3,9 @@
 import shutil
 from pathlib import Path
 
+import pytest
 import torch
-from conftest import in_ranks, ledger
+from conftest import Commands, events, in_ranks, ledger, parameters
 from late import DELAY, trained
 
 from distgrow.distributed.world import World
@@ -35,3 +36,15 @@ def test_a_delayed_run_is_the_same_on_two_ranks_and_after_resumes_on_as_many_and
     assert torch.equal(torch.load(f"{two}-0.pt", weights_only=True), ranks[0])  # to the bit
     assert float((trained(moved, World(), resume=True) - whole).norm() / whole.norm()) < 1e-12
     assert {**ledger(moved), "replayed": 0} == ledger(one)
+
+
+@pytest.mark.fault
+def test_gradients_in_flight_go_over_to_the_workers_of_the_next_stage(distgrow: Commands) -> None:
+    late = ("engine={precision: float64, max_micro: 8, delay: 3}", "budget={samples: 1500}", "lr.base=0.02")
+    assert distgrow.train("fixed", *late).code == 0
+    assert distgrow.train("grown", *late, "launch.workers=[1, 4]").code == 0
+    fixed, grown = distgrow.folder / "fixed", distgrow.folder / "grown"
+    assert [(event["old"], event["new"]) for event in events(grown, "resize")] == [(1, 2), (2, 4)]
+    assert (parameters(fixed) - parameters(grown)).norm() <= 1e-10 * parameters(fixed).norm()
+    assert ledger(grown) == ledger(fixed)
+    assert ledger(grown)["applied"] == 1500
