@@ -75,6 +75,7 @@ SUITE = (
     Benchmark(name="recovery", script="benchmarks/recovery.py"),
     Benchmark(name="measuring", script="benchmarks/measuring.py"),
     Benchmark(name="tracked", script="benchmarks/tracked.py"),
+    Benchmark(name="samplings", script="benchmarks/samplings.py"),
     Benchmark(
         name="scale",
         script="benchmarks/scale.py",
