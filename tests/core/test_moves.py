@@ -27,17 +27,21 @@ from distgrow.growth.critical_batch import CriticalBatch
 from distgrow.growth.noise_scale import NoiseScale
 from distgrow.growth.norm_threshold import NormThreshold
 from distgrow.growth.progress_test import ProgressTest
+from distgrow.growth.tau_adaptive import TauAdaptive
 from distgrow.growth.temperature import Plateau, Temperature
 
-Adaptive = NormThreshold | ProgressTest | CriticalBatch | NoiseScale | CABS | Temperature | Auto
+Adaptive = NormThreshold | ProgressTest | CriticalBatch | NoiseScale | CABS | TauAdaptive | Temperature | Auto
 
 sizes = {"start": st.integers(2, 12), "factor": st.sampled_from([1.5, 2.0, 3.0]), "cap": st.integers(12, 200)}
 dwells = st.builds(MinStage, samples=st.integers(1, 200), updates=st.integers(1, 9))
+FINITE_SUM = {key: st.just(value) for key, value in (("smoothness", 1.0), ("largest_smoothness", 2.0), ("mu", 1.0))}
+FINITE_SUM["epsilon"] = st.sampled_from([0.1, 10.0])
 tracked = {**sizes, "min_stage": dwells, "stages_at_once": st.integers(1, 3), "confidence": st.sampled_from([0.0, 1.0])}
 waiting: st.SearchStrategy[Adaptive] = st.one_of(  # for measurements alone
     st.builds(CriticalBatch, kappa=st.sampled_from([0.1, 1.0]), **tracked),
     st.builds(NoiseScale, **tracked),
     st.builds(CABS, **tracked),
+    st.builds(TauAdaptive, **FINITE_SUM, **tracked),
     st.builds(ProgressTest, min_stage=dwells, early=st.sampled_from([None, 1.0]), **sizes),
     st.builds(NormThreshold, norm=st.just("estimated"), every=st.integers(1, 20), **sizes),
     st.builds(Temperature, share=st.just(1.0), lr_max=st.just(5.0), min_stage=dwells, **sizes),
@@ -214,6 +218,7 @@ MEASURING = [
     NoiseScale(start=1, cap=64),
     CriticalBatch(start=1, kappa=1.0, cap=64),
     CABS(start=1, cap=8),
+    TauAdaptive(start=1, cap=8, smoothness=1.0, largest_smoothness=2.0, mu=1.0, epsilon=0.1),
     NormThreshold(start=1, cap=8, norm="estimated"),
     Temperature(start=1, cap=8, share=1.0, lr_max=9.0),
 ]
