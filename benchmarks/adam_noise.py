@@ -44,7 +44,7 @@ class Place:
     seed: int
     samples: int
     branches: float  #: B by branches; NaN if no branch lowered the loss, inf if the largest did as well as the smallest
-    plain: float
+    plain: float  #: inf if the gradient is lost in noise
     preconditioned: float
 
 
@@ -73,7 +73,7 @@ def places(
         loss = branches(runs["plain"], step, branch, folder / f"{task}-{seed}-{step}")
         yield Place(
             task=task, seed=seed, samples=step * BATCH, branches=half(before[step], loss),
-            **{norm: scales[norm][step] for norm in NORMS},
+            **{norm: scales[norm].get(step, math.inf) for norm in NORMS},
         )  # fmt: skip
 
 

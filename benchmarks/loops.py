@@ -217,7 +217,7 @@ def build_job(
         measuring=measuring or Measuring(),
     )
     spec = SGD() if optimizer is None else own(torchs(optimizer, task))
-    machine = engine.build(task.model, task.loss, metrics=None, optimizer=spec, world=world)
+    machine = engine.build(task.model, task.loss, metrics=None, optimizer=spec, world=world, items=task.items)
     tracker = JSONL(folder / "metrics.jsonl") if world.rank == 0 else NullTracker()
     place = RunFolder(folder)
     return Endless(task, controller, machine, tracker, place, run, world, StopRequests(place))

@@ -72,10 +72,12 @@ SUITE = (
         needs=IMAGES,
     ),
     Benchmark(name="files", script="benchmarks/files.py"),
+    Benchmark(name="items", script="benchmarks/items.py"),
     Benchmark(name="recovery", script="benchmarks/recovery.py"),
     Benchmark(name="measuring", script="benchmarks/measuring.py"),
     Benchmark(name="tracked", script="benchmarks/tracked.py"),
     Benchmark(name="samplings", script="benchmarks/samplings.py"),
+    Benchmark(name="adam-noise", script="benchmarks/adam_noise.py"),
     Benchmark(
         name="scale",
         script="benchmarks/scale.py",

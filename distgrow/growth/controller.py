@@ -281,10 +281,8 @@ class Controller:
         """Return what keeps a batch of a stage from being drawn, split or measured."""
         world, adaptive = self.ranks(stage), self._adaptive
         found = adaptive.problems(stage, world, self.max_micro, self.measuring.every) if adaptive is not None else []
-        most = self.epoch if self.sampling is None else self.sampling.largest(self.epoch)
-        found += (
-            [] if batch <= most else [f"batch={batch} of stage {stage} exceeds what sampling can draw, {most} rows"]
-        )
+        if self.sampling is not None and batch > (most := self.sampling.largest(self.epoch)):
+            found.append(f"batch={batch} of stage {stage} exceeds what sampling can draw, {most} rows")
         return found + problems(self.growth, stage, batch, epoch=self.epoch, world=world, max_micro=self.max_micro)
 
     def outline(self, progress: Progress, *, soonest: bool = False) -> Iterator[tuple[int, int, int]]:

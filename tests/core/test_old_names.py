@@ -68,6 +68,7 @@ def test_kind_class_and_function_have_one_name(policy: type[GrowthPolicy]) -> No
     required = {"smoothness": 1.0, "largest_smoothness": 2.0, "mu": 1.0, "optimum_sq": 1.0, "epsilon": 0.1}
     given: dict[str, Any] = {
         "tau_nice": {"samples": 10, **required},
+        "tau_adaptive": {key: value for key, value in required.items() if key != "optimum_sq"},
         "steps": {"batches": [4]},
         "critical_batch": {"kappa": 1.0},
         "adascale": {"scale": 2},
