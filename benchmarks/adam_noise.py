@@ -109,11 +109,11 @@ def half(before: float, after: dict[int, float]) -> float:
 
 
 def scatter(rows: Sequence[Place], norm: str) -> str:
-    """Return the standard deviation of log₂(noise scale/B), in doublings, with the number of places that it is of."""
+    """Return the standard deviation of log₂(noise scale/B), in doublings, over the places where all are known."""
     known = [
         math.log2(getattr(row, norm) / row.branches)
         for row in rows
-        if 0 < row.branches < math.inf and 0 < getattr(row, norm) < math.inf
+        if all(0 < value < math.inf for value in (row.branches, row.plain, row.preconditioned))
     ]
     return f"{statistics.stdev(known):.2f} ({len(known)} places)" if len(known) > 1 else "—"
 

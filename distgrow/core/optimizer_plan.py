@@ -32,7 +32,7 @@ class AtGrowth(Spec):
     @property
     def changes(self) -> bool:
         """Return whether anything differs from an optimizer that knows nothing of the batch."""
-        return self != AtGrowth()
+        return self.moments != "keep" or bool(self.asked())  # asked at every update: no spec is built for it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
