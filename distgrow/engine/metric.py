@@ -37,7 +37,6 @@ class StepMetric:
             roots |= {parameter: scale.mul_(share).sqrt_() for parameter, scale in zip(known, scales, strict=True)}
         return [roots.get(parameter) for parameter in self._parameters] if roots else None
 
-    @torch.no_grad()
     def square(self, *, clipped: float) -> float | None:
         """Return gᵀPg, or None if it is not measured. Waits for a GPU.
 
@@ -47,7 +46,8 @@ class StepMetric:
         if self._roots is None:
             return None
         pairs = zip(self._parameters, self._roots, strict=True)
-        scaled = [in_metric(p.grad, root) for p, root in pairs if p.grad is not None and root is not None]
+        with torch.no_grad():
+            scaled = [in_metric(p.grad, root) for p, root in pairs if p.grad is not None and root is not None]
         return sum(float(norm.square()) for norm in torch._foreach_norm(scaled)) / clipped**2  # pyright: ignore[reportPrivateImportUsage]
 
 
