@@ -19,7 +19,7 @@ def check_compatible(growth: GrowthPolicy, optimizer: OptimizerSpec, engine: Eng
             f"growth.kind={growth.name} holds for SGD without momentum, optimizer.kind={optimizer.summary} is none: "
             "set optimizer.momentum=0, or use growth.kind noise_scale, or critical_batch with kappa"
         )
-    if Measure.PRECONDITIONED in growth.needs and not (optimizer.preconditions and engine.preconditions):
+    if Measure.PRECONDITIONED in growth.needs and (optimizer.preconditioner() is None or not engine.preconditions):
         raise ConfigError(
             "growth.norm=preconditioned goes by the second moments of AdamW as plain torch keeps them, and there are "
             f"none with optimizer.kind={optimizer.summary} and engine.kind={engine.kind}: use optimizer.kind=adamw "

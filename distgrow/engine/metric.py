@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from distgrow.core.plan import Plan
 from distgrow.optim import OptimizerSpec
-from distgrow.optim.direction import real
+from distgrow.optim.direction import Preconditioner, real
 
 #: √P of each parameter, in the order of a list of them; None: it has made no step yet, and is not measured.
 Roots = list[Tensor | None]
@@ -19,20 +19,21 @@ class StepMetric:
     def __init__(
         self, spec: OptimizerSpec, optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]
     ) -> None:
-        self._spec, self._optimizer, self._parameters = spec, optimizer, parameters
+        self._scales, self._optimizer, self._parameters = spec.preconditioner(), optimizer, parameters
         self._roots: Roots | None = None
 
     def begin(self, plan: Plan) -> Roots | None:
         """Return √P if the plan's noise is measured in it; None if it is not, or before the first step."""
-        self._roots = self._found() if plan.preconditioned and plan.window else None
+        scales = self._scales if plan.preconditioned and plan.window else None
+        self._roots = None if scales is None else self._found(scales)
         return self._roots
 
     @torch.no_grad()
-    def _found(self) -> Roots | None:
+    def _found(self, of: Preconditioner) -> Roots | None:
         roots: dict[Tensor, Tensor] = {}
         for group in self._optimizer.param_groups:
             known = [parameter for parameter in group["params"] if self._optimizer.state.get(parameter)]
-            scales = self._spec.preconditioner([self._optimizer.state[parameter] for parameter in known], group)
+            scales = of([self._optimizer.state[parameter] for parameter in known], group)
             share = group.get("lr_scale", 1.0)
             roots |= {parameter: scale.mul_(share).sqrt_() for parameter, scale in zip(known, scales, strict=True)}
         return [roots.get(parameter) for parameter in self._parameters] if roots else None

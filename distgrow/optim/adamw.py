@@ -14,14 +14,13 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from distgrow.optim.direction import Direction
+    from distgrow.optim.direction import Direction, Preconditioner
 
 
 class AdamW(OptimizerSpec):
     """torch.optim.AdamW."""
 
     adam_moments: ClassVar[bool] = True
-    preconditions: ClassVar[bool] = True
 
     kind: Literal["adamw"] = "adamw"
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
@@ -54,12 +53,9 @@ class AdamW(OptimizerSpec):
 
         return FromState("exp_avg", _last)
 
-    def preconditioner(self, states: Sequence[dict[str, Any]], group: Group) -> "Iterator[Tensor]":
-        """Yield 1/(√v̂ + ε), and 0 for what has had no gradient yet: its next one would outweigh all others."""
-        from distgrow.optim.direction import real
-
-        for state, root in zip(states, _roots(states, group), strict=True):
-            yield root.reciprocal_().mul_(real(state["exp_avg_sq"]) > 0)
+    def preconditioner(self) -> "Preconditioner":
+        """Return 1/(√v̂ + ε), and 0 for what has had no gradient yet: its next one would outweigh all others."""
+        return _scales
 
     def _settings(self) -> dict[str, Any]:
         return {"betas": (self.beta1, self.beta2), "eps": self.eps, "weight_decay": self.weight_decay}
@@ -73,6 +69,13 @@ def _last(states: Sequence[dict[str, Any]], group: dict[str, Any]) -> "Iterator[
     beta1, _ = group["betas"]
     for state, steps, root in zip(states, _steps(states, group), _roots(states, group), strict=True):
         yield torch.div(real(state["exp_avg"]), root, out=root).div_(1 - beta1**steps)
+
+
+def _scales(states: Sequence[dict[str, Any]], group: dict[str, Any]) -> "Iterator[Tensor]":
+    from distgrow.optim.direction import real
+
+    for state, root in zip(states, _roots(states, group), strict=True):
+        yield root.reciprocal_().mul_(real(state["exp_avg_sq"]) > 0)
 
 
 def _roots(states: Sequence[dict[str, Any]], group: dict[str, Any]) -> "Iterator[Tensor]":

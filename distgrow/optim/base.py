@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import model_validator
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from distgrow.optim.direction import Direction
+    from distgrow.optim.direction import Direction, Preconditioner
 
 
 class OptimizerSpec(Spec, ABC):
@@ -39,8 +39,6 @@ class OptimizerSpec(Spec, ABC):
     """Whether it trains some parameters otherwise than others, without being asked to."""
     adam_moments: ClassVar[bool] = False
     """Whether the state is `exp_avg` and `exp_avg_sq`, the only one that DeepSpeed's universal format knows."""
-    preconditions: ClassVar[bool] = False
-    """Whether `preconditioner` tells the metric of its steps."""
     l2: ClassVar[bool] = False
     """Whether `weight_decay` is an L2 penalty: steps add λθ to the gradient, as part of the objective."""
 
@@ -184,12 +182,9 @@ class OptimizerSpec(Spec, ABC):
 
         return MeasuredStep()
 
-    def preconditioner(self, states: "Sequence[dict[str, Any]]", group: Group) -> "Iterator[torch.Tensor]":
-        """Yield P of the coming step −η·P·g, apart from its momentum, for the state of every parameter of a group.
-
-        P is one number for each of the parameter's; of a complex one, for each real number.
-        """
-        raise NotImplementedError(f"{self.name} has no preconditioner")
+    def preconditioner(self) -> "Preconditioner | None":
+        """Return how to find P of the coming step −η·P·g, apart from its momentum; None if that is not known."""
+        return None
 
 
 def fused(groups: list[Group]) -> bool:

@@ -45,6 +45,11 @@ class Direction(Protocol):
         ...
 
 
+#: Yields P of the coming step −η·P·g for the state of every parameter of a group: a new tensor with a number for each
+#: of the parameter's; of a complex one, for each real number.
+Preconditioner = Callable[[Sequence[State], Group], Iterable[Tensor]]
+
+
 @dataclass(frozen=True, slots=True)
 class FromState:
     """Read u out of the state that the optimizer keeps anyway, which has `key` from the first step on."""

@@ -92,13 +92,8 @@ class Independent:
 
 
 @dataclass(frozen=True, slots=True)
-class PartitionNice:
-    """Draw one part, part j with probability q_j, and every subset of τ of its samples alike; v_i = n_j/(q_j·τ).
-
-    At τ = n_j noise is left unless every G_j is 0.
-
-    Source: after Alfarra et al. 2020, arXiv 2005.01097.
-    """
+class _OnePart:
+    """Draw one part, part j with probability q_j, and samples of it."""
 
     parts: Sequence[Part]
     chances: Sequence[float]
@@ -111,6 +106,16 @@ class PartitionNice:
     def batches(self) -> Sequence[int]:
         """Return 1 … the samples of the smallest part."""
         return range(1, min(part.samples for part in self.parts) + 1)
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionNice(_OnePart):
+    """Draw one part, part j with probability q_j, and every subset of τ of its samples alike; v_i = n_j/(q_j·τ).
+
+    At τ = n_j noise is left unless every G_j is 0.
+
+    Source: after Alfarra et al. 2020, arXiv 2005.01097.
+    """
 
     def smoothness_at(self, batch: int) -> float:
         """Return 𝓛(τ) = max_j n_j/(n·q_j) · [n_j(τ−1)L_j + (n_j−τ)·max L_i] / (τ(n_j−1)). Alone: L_j/(n·q_j)."""
@@ -125,7 +130,7 @@ class PartitionNice:
 
 
 @dataclass(frozen=True, slots=True)
-class PartitionIndependent:
+class PartitionIndependent(_OnePart):
     """Draw one part, part j with probability q_j, and take each of its samples i with a probability p_i of its own.
 
     Σp_i = τ over each part; v_i = 1/(q_j·p_i) if sample i is taken.
@@ -133,19 +138,8 @@ class PartitionIndependent:
     Source: after Alfarra et al. 2020, arXiv 2005.01097.
     """
 
-    parts: Sequence[Part]
-    chances: Sequence[float]
-    """q_j of each part; they sum to 1."""
     weights: Sequence[Sequence[float]] | None = None
     """Of each part's samples, as those of `Independent`. None: p_i = τ/n_j."""
-
-    def __post_init__(self) -> None:
-        _check_chances(self.parts, self.chances)
-
-    @property
-    def batches(self) -> Sequence[int]:
-        """Return 1 … the samples of the smallest part."""
-        return range(1, min(part.samples for part in self.parts) + 1)
 
     def smoothness_at(self, batch: int) -> float:
         """Return 𝓛(τ) = (1/n) max_j (1/q_j)·[n_j·L_j + max_(i in j) ((1−p_i)/p_i)·L_i]."""
