@@ -12,23 +12,19 @@ from torch import Tensor, nn
 from distgrow.core.errors import ConfigError
 from distgrow.core.plan import Plan
 from distgrow.distributed.world import World
-from distgrow.engine.batches import Loss, Metrics, check_memory, checked_loss, memory_for, place, ran_out_of_memory
-from distgrow.engine.clipping import clip_factor, clip_over_items, norm_of
+from distgrow.engine.batches import Loss, Metrics, checked_loss, place, ran_out_of_memory
 from distgrow.engine.ddp import DataParallel
-from distgrow.engine.delayed import Delayed
 from distgrow.engine.functional import FunctionalObjective
 from distgrow.engine.items import Items
-from distgrow.engine.metric import Roots, StepMetric
+from distgrow.engine.metric import Roots
 from distgrow.engine.objective import compile_in_place, empty_copy, to_precision
-from distgrow.engine.part_norms import tell_parts
 from distgrow.engine.spec import Torch
 from distgrow.engine.state import load_module, read, written
 from distgrow.engine.stats import MakeStats, UpdateStats
+from distgrow.engine.torch_step import TorchStep
 from distgrow.engine.update import AccumulatingEngine, Applied
 from distgrow.engine.used_parameters import check_gradients
 from distgrow.optim import OptimizerSpec
-from distgrow.optim.at_growth import assign, reset_moments
-from distgrow.optim.composite import has_modes
 from distgrow.optim.sgd import SGD
 
 
@@ -55,12 +51,12 @@ class TorchEngine(AccumulatingEngine):
         if self.spec.compile:
             compile_in_place(model)
         super().__init__(model, loss, metrics=metrics, optimizer=optimizer, world=world, items=items)
-        self.optimizer, self._clip = optimizer.ready(self._objective.named(), model), optimizer.clip
-        self._by_parts, self._modes = optimizer.goes_by_parts, has_modes(self.optimizer)
-        self._set_mode("train")
-        self._metric = StepMetric(optimizer, self.optimizer, self._parameters)
-        self._state_copies, self._used, self.delay = optimizer.state_copies, False, self.spec.delay
-        self._delayed = Delayed(self._parameters, self.delay, copies=world.size > 1)  # DDP's buckets are used again
+        self.optimizer = optimizer.ready(self._objective.named(), model)
+        self.delay, self._used = self.spec.delay, False
+        self._step = TorchStep(
+            optimizer, self.optimizer, self._parameters,
+            norms=self._norms, products=self._products, world=world, items=items is not None, delay=self.delay,
+        )  # fmt: skip
         settings = {"bucket_mb": self.spec.bucket_mb, "find_unused": self.spec.find_unused}
         self._parallel = DataParallel(model, loss, world, **settings) if world.size > 1 else None
 
@@ -117,30 +113,18 @@ class TorchEngine(AccumulatingEngine):
         if self._parallel is None and (stats.failed or not stats.parts):
             return self._dropped(stats, math.nan, failed=stats.failed > 0)
         self._check_use(stats)
-        grad_norm = self._clipped_norm().item()  # waits for a GPU
+        grad_norm = self._step.clipped_norm().item()  # waits for a GPU
         if self._parallel is None:
             reduced = UpdateStats.unpack(stats.numbers(), len(stats.votes))
         else:
             reduced = self._parallel.read(plan, len(stats.votes))
         if reduced.failed:
             return self._dropped(reduced, grad_norm, failed=True)
-        if self._items is not None:
-            grad_norm = clip_over_items(self._parameters, self._clip, reduced.weight, grad_norm)
+        grad_norm = self._step.over_items(reduced.weight, grad_norm)
         if not math.isfinite(grad_norm):
             # ranks whose last backward failed halfway have sent NaN, but may have sent their stats before
             return self._dropped(reduced, grad_norm, failed=self.world.sum([stats.failed])[0] > 0)
-        try:
-            self._products.before_step(self.optimizer)
-            metric_sq = self._metric.square(clipped=clip_factor(self._clip, grad_norm))
-            self._products.fetch()  # waits for a GPU, which has no step to make yet
-            if self._by_parts:
-                factor, items = clip_factor(self._clip, grad_norm), self._items is not None
-                tell_parts(self.optimizer, self._norms, plan, reduced, self.world, clipped=factor, items=items)
-            average = self._delayed.step(plan, self.step)
-            self._products.after_step(self.optimizer)
-        except (RuntimeError, MemoryError) as error:
-            check_memory(error, "the optimizer's state")
-            raise
+        average, metric_sq = self._step.make(plan, reduced, grad_norm)
         return Applied(stats=reduced, grad_norm=grad_norm, applied=True, average=average, metric_sq=metric_sq)
 
     def _dropped(self, stats: UpdateStats, grad_norm: float, *, failed: bool) -> Applied:
@@ -150,27 +134,17 @@ class TorchEngine(AccumulatingEngine):
 
     def drain(self) -> bool:
         """See Engine."""
-        drained = self._delayed.drain(self.step, self.average)
+        drained = self._step.drain(self.average)
         self._forget()
         return drained
 
-    def step(self, plan: Plan) -> None:
-        """Make one optimizer step, with the settings that the plan gives each parameter group."""
-        assign(self.optimizer.param_groups, plan)
-        if plan.optimizer is not None and plan.optimizer.reset:
-            reset_moments(self.optimizer)
-        self.optimizer.step()
-
     def roots(self, plan: Plan) -> Roots | None:
         """See AccumulatingEngine."""
-        return self._metric.begin(plan)
+        return self._step.roots(plan)
 
     def reserve(self, plan: Plan) -> list[Tensor]:
         """See AccumulatingEngine; nothing once the optimizer's state and the gradients in flight are there."""
-        state = self._state_copies + self._products.copies(plan) + (plan.average > 0) + plan.preconditioned
-        copies = self._delayed.missing + (0 if self.optimizer.state else state)
-        with memory_for("the optimizer's state"):
-            return [torch.empty_like(p) for p in self._parameters for _ in range(copies)]
+        return self._step.reserve(plan)
 
     def _check_use(self, stats: UpdateStats) -> None:
         """Check, after the first update, that gradients are dense and that DDP will not wait for any for ever.
@@ -182,16 +156,6 @@ class TorchEngine(AccumulatingEngine):
             return
         check_gradients(self._objective, every=self._parallel is not None and not self.spec.find_unused)
         self._used = True
-
-    def _clipped_norm(self) -> Tensor:
-        """Return the norm of the mean gradient, which is then clipped; a non-finite one is the same on every rank.
-
-        With items it is not divided yet by what they are, and not clipped: see clip_over_items.
-        """
-        norm = norm_of(self._parameters)
-        if self._clip is not None and self._items is None:
-            nn.utils.clip_grads_with_norm_(self._parameters, self._clip, norm)
-        return norm
 
     def _forget(self) -> None:
         """Drop the gradients; Optimizer.zero_grad does the same, many times slower."""
@@ -205,38 +169,14 @@ class TorchEngine(AccumulatingEngine):
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """See AccumulatingEngine."""
-        with self._at_rest(), torch.inference_mode(), self._autocast():
+        with self._step.at_rest(), torch.inference_mode(), self._autocast():
             yield
-
-    def _set_mode(self, mode: str) -> None:
-        """Call the optimizer's train() or eval(), which schedule-free ones have."""
-        if self._modes:
-            getattr(self.optimizer, mode)()
-
-    @contextmanager
-    def _at_rest(self) -> Iterator[None]:
-        """Give the model the parameters of an optimizer's evaluation mode inside the context.
-
-        Afterwards they are what they were to the last bit, so that training does not depend on who looks at it.
-        """
-        if not self._modes:
-            yield
-            return
-        kept = [parameter.detach().clone() for parameter in self._parameters]
-        self._set_mode("eval")
-        try:
-            yield
-        finally:
-            self._set_mode("train")
-            with torch.no_grad():
-                for parameter, value in zip(self._parameters, kept, strict=True):
-                    parameter.copy_(value)
 
     def functional(self) -> FunctionalObjective:
         """See Engine."""
         parameters: dict[str, Tensor] = dict(self._objective.named_parameters())
-        if self._modes:
-            with self._at_rest():
+        with self._step.at_rest() as at_rest:
+            if at_rest:
                 parameters = {name: parameter.detach().clone() for name, parameter in parameters.items()}
         return FunctionalObjective(
             empty_copy(self.model, self._loss),
@@ -254,16 +194,14 @@ class TorchEngine(AccumulatingEngine):
         """
         if self.world.rank > 0:
             return {}
-        state: dict[str, Any] = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
-        if self._modes:
-            with self._at_rest():
+        state: dict[str, Any] = {"model": self.model.state_dict(), **self._step.state()}
+        with self._step.at_rest() as at_rest:
+            if at_rest:
                 state["evaluated"] = {name: p.detach().clone() for name, p in self.model.named_parameters()}
         if isinstance(self._loss, nn.Module):
             state["loss"] = self._loss.state_dict()
         if self._average is not None:
             state["average"] = self._average.state()
-        if in_flight := self._delayed.state():
-            state["delayed"] = in_flight
         return {"engine.pt": written(state)}
 
     def load(self, folder: Path) -> None:
@@ -272,16 +210,15 @@ class TorchEngine(AccumulatingEngine):
         try:
             self.model.load_state_dict(state["model"])
             load_module(self._loss, state.get("loss"))
-            self.optimizer.load_state_dict(state["optimizer"])
+            self._step.load(state)
             if state.get("average"):
                 self.average().load(state["average"])
-            self._delayed.load(state.get("delayed", ()))
         except (RuntimeError, ValueError) as error:
             raise ConfigError(f"{folder} was written with another model: {error}; give the run back its own") from None
 
     def close(self) -> None:
         """See Engine."""
-        self._set_mode("eval")
+        self._step.set_mode("eval")
         self._norms.close()
 
     def place(self, batch: Any) -> Any:

@@ -1,0 +1,162 @@
+"""TorchStep: one optimizer step from the mean gradient that the parameters hold; knows no engine."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distgrow.core.plan import Plan
+from distgrow.distributed.world import World
+from distgrow.engine.averages import WeightAverage
+from distgrow.engine.batches import check_memory, memory_for
+from distgrow.engine.clipping import clip_factor, clip_over_items, norm_of
+from distgrow.engine.delayed import Delayed
+from distgrow.engine.metric import Roots, StepMetric
+from distgrow.engine.noise_hooks import MicroBatchNorms, StepProducts
+from distgrow.engine.part_norms import tell_parts
+from distgrow.engine.stats import UpdateStats
+from distgrow.optim import OptimizerSpec
+from distgrow.optim.at_growth import assign, reset_moments
+from distgrow.optim.composite import has_modes
+
+
+class TorchStep:
+    """Clip the mean gradient, read what is measured of it, and step with it, or with the one that is due."""
+
+    def __init__(
+        self,
+        spec: OptimizerSpec,
+        optimizer: Any,
+        parameters: Sequence[nn.Parameter],
+        *,
+        norms: MicroBatchNorms,
+        products: StepProducts,
+        world: World,
+        items: bool,
+        delay: int,
+    ) -> None:
+        """Take over an optimizer of `parameters`, and set it to training.
+
+        Args:
+            spec: The optimizer's.
+            optimizer: It steps.
+            parameters: Those that are trained.
+            norms: What the hooks have seen of micro-batches.
+            products: What the progress test takes of a step.
+            world: The ranks.
+            items: Whether the loss is a mean over items.
+            delay: τ, updates after which a gradient is applied.
+        """
+        self.optimizer, self._parameters, self._world, self._items = optimizer, parameters, world, items
+        self._clip, self._by_parts, self._state_copies = spec.clip, spec.goes_by_parts, spec.state_copies
+        self._norms, self._products, self._modes = norms, products, has_modes(optimizer)
+        self._metric = StepMetric(spec, optimizer, parameters)
+        self._delayed = Delayed(parameters, delay, copies=world.size > 1)  # DDP's buckets are used again
+        self.set_mode("train")
+
+    def clipped_norm(self) -> Tensor:
+        """Return the norm of the mean gradient, which is then clipped; a non-finite one is the same on every rank.
+
+        With items it is not divided yet by what they are, and not clipped: see `over_items`.
+        """
+        norm = norm_of(self._parameters)
+        if self._clip is not None and not self._items:
+            nn.utils.clip_grads_with_norm_(self._parameters, self._clip, norm)
+        return norm
+
+    def over_items(self, weight: float, norm: float) -> float:
+        """Divide the gradient by the items' `weight`, clip it, and return its norm between; `norm` without items."""
+        return clip_over_items(self._parameters, self._clip, weight, norm) if self._items else norm
+
+    def make(self, plan: Plan, stats: UpdateStats, grad_norm: float) -> tuple[float, float | None]:
+        """Step, or keep the gradient until it is due. Collective.
+
+        Args:
+            plan: The update's.
+            stats: Means over ranks.
+            grad_norm: Norm of the mean gradient before it was clipped.
+
+        Returns:
+            The weight of the parameters in their average, and |g|² in the metric of the step if it was asked for.
+
+        Raises:
+            ConfigError: Memory does not hold the optimizer's state.
+        """
+        clipped = clip_factor(self._clip, grad_norm)
+        try:
+            self._products.before_step(self.optimizer)
+            metric_sq = self._metric.square(clipped=clipped)
+            self._products.fetch()  # waits for a GPU, which has no step to make yet
+            if self._by_parts:
+                tell_parts(self.optimizer, self._norms, plan, stats, self._world, clipped=clipped, items=self._items)
+            average = self._delayed.step(plan, self._step)
+            self._products.after_step(self.optimizer)
+        except (RuntimeError, MemoryError) as error:
+            check_memory(error, "the optimizer's state")
+            raise
+        return average, metric_sq
+
+    def _step(self, plan: Plan) -> None:
+        """Make one optimizer step, with the settings that the plan gives each parameter group."""
+        assign(self.optimizer.param_groups, plan)
+        if plan.optimizer is not None and plan.optimizer.reset:
+            reset_moments(self.optimizer)
+        self.optimizer.step()
+
+    def drain(self, average: Callable[[], WeightAverage]) -> bool:
+        """Step with all gradients in flight, and return whether there were any; `average` gives that of parameters."""
+        return self._delayed.drain(self._step, average)
+
+    def roots(self, plan: Plan) -> Roots | None:
+        """Return √P of the coming step −η·P·g, if the plan's noise is measured in that metric."""
+        return self._metric.begin(plan)
+
+    def reserve(self, plan: Plan) -> list[Tensor]:
+        """Return what takes the memory of a step; nothing once the state and the gradients in flight are there."""
+        state = self._state_copies + self._products.copies(plan) + (plan.average > 0) + plan.preconditioned
+        copies = self._delayed.missing + (0 if self.optimizer.state else state)
+        with memory_for("the optimizer's state"):
+            return [torch.empty_like(p) for p in self._parameters for _ in range(copies)]
+
+    # ── beside updates ──────────────────────────────────────────────────────────────────────────────────────────
+
+    def set_mode(self, mode: str) -> None:
+        """Call the optimizer's train() or eval(), which schedule-free ones have."""
+        if self._modes:
+            getattr(self.optimizer, mode)()
+
+    @contextmanager
+    def at_rest(self) -> Iterator[bool]:
+        """Give the parameters the values of the optimizer's evaluation mode inside the context.
+
+        Afterwards they are what they were to the last bit, so that training does not depend on who looks at it. Yields
+        whether the optimizer has such a mode.
+        """
+        if not self._modes:
+            yield False
+            return
+        kept = [parameter.detach().clone() for parameter in self._parameters]
+        self.set_mode("eval")
+        try:
+            yield True
+        finally:
+            self.set_mode("train")
+            with torch.no_grad():
+                for parameter, value in zip(self._parameters, kept, strict=True):
+                    parameter.copy_(value)
+
+    def state(self) -> dict[str, Any]:
+        """Return the optimizer's state and the gradients in flight, by their keys of a checkpoint."""
+        in_flight = self._delayed.state()
+        return {"optimizer": self.optimizer.state_dict(), **({"delayed": in_flight} if in_flight else {})}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take over what `state` returned, out of all that a checkpoint holds.
+
+        Raises:
+            ValueError: It is of other parameters.
+        """
+        self.optimizer.load_state_dict(state["optimizer"])
+        self._delayed.load(state.get("delayed", ()))
