@@ -164,7 +164,8 @@ def test_the_values_of_all_runs_are_shown_where_the_reader_points(browser: Brows
         page = shown.page
         page.locator("label[for=by-step]").click()
         page.locator(".by-step .plot").last.scroll_into_view_if_needed()
-        page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")  # scrolled
+        # scrolling hides the values, one frame later
+        page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
         box = page.locator(".by-step .plot").last.bounding_box()  # the learning rate: 0.16, 0.32, … and 0.16 throughout
         assert box is not None
         page.mouse.move(box["x"] + 0.97 * box["width"], box["y"] + box["height"] / 2)
