@@ -138,6 +138,10 @@ class TorchEngine(AccumulatingEngine):
         self._forget()
         return drained
 
+    def step(self, plan: Plan) -> None:
+        """Make one optimizer step with the gradients that the parameters have."""
+        self._step.step(plan)
+
     def roots(self, plan: Plan) -> Roots | None:
         """See AccumulatingEngine."""
         return self._step.roots(plan)

@@ -91,14 +91,14 @@ class TorchStep:
             self._products.fetch()  # waits for a GPU, which has no step to make yet
             if self._by_parts:
                 tell_parts(self.optimizer, self._norms, plan, stats, self._world, clipped=clipped, items=self._items)
-            average = self._delayed.step(plan, self._step)
+            average = self._delayed.step(plan, self.step)
             self._products.after_step(self.optimizer)
         except (RuntimeError, MemoryError) as error:
             check_memory(error, "the optimizer's state")
             raise
         return average, metric_sq
 
-    def _step(self, plan: Plan) -> None:
+    def step(self, plan: Plan) -> None:
         """Make one optimizer step, with the settings that the plan gives each parameter group."""
         assign(self.optimizer.param_groups, plan)
         if plan.optimizer is not None and plan.optimizer.reset:
@@ -107,7 +107,7 @@ class TorchStep:
 
     def drain(self, average: Callable[[], WeightAverage]) -> bool:
         """Step with all gradients in flight, and return whether there were any; `average` gives that of parameters."""
-        return self._delayed.drain(self._step, average)
+        return self._delayed.drain(self.step, average)
 
     def roots(self, plan: Plan) -> Roots | None:
         """Return √P of the coming step −η·P·g, if the plan's noise is measured in that metric."""
