@@ -1,9 +1,10 @@
 """Architectures: specs of the built-in models, and the inputs that they take. Loads no torch."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from distgrow.core.errors import ConfigError
 from distgrow.core.spec import Fraction, PosInt, Spec
@@ -28,9 +29,17 @@ class Tokens:
 
     length: int
     vocabulary: int
+    causal: bool = True  #: whether tokens are seen by later ones alone
 
 
 Inputs = Images | Tokens
+#: Weight of the experts' balance in the loss.
+BALANCE = 0.01
+
+
+def _none_if_0(value: Any) -> Any:
+    """Return None for the number 0."""
+    return None if type(value) is int and value == 0 else value
 
 
 class Softmax(Spec):
@@ -81,7 +90,11 @@ class ResNet(Spec):
 
 
 class GPT(Spec):
-    """A small decoder-only transformer."""
+    """A small transformer: decoder-only for text and corpora, every token seeing every other one for puzzles.
+
+    With `experts`, each block has that many MLPs with a router in place of one. A token uses the `active` experts whose
+    logits are largest, weighted by a softmax over these logits alone.
+    """
 
     kind: Literal["gpt"] = "gpt"
     layers: PosInt = 4
@@ -92,6 +105,20 @@ class GPT(Spec):
     """Attention heads; they divide the width."""
     dropout: Fraction = 0.0
     """Dropped share of activations while training."""
+    experts: Annotated[PosInt | None, BeforeValidator(_none_if_0)] = None
+    """Experts of a block, each an MLP. Default, or 0: one MLP and no router."""
+    active: PosInt | None = None
+    """Experts that a token uses, at most `experts`."""
+    capacity: float | None = None
+    """Tokens of a sample that an expert takes, as a multiple of their even share, at least 1; further ones pass it by.
+    Default: all."""
+    balance: Annotated[float, Field(ge=0)] | None = None
+    """Weight in the loss of the uneven load of experts, T·Σ f·p̄ of each sample. Default: 0.01 with experts."""
+
+    @model_validator(mode="after")
+    def _experts_fit(self) -> "GPT":
+        _check_experts(self)
+        return self
 
     def build(self, inputs: Inputs) -> "nn.Module":
         """Build the model for these inputs. Raise ConfigError if it does not fit them."""
@@ -102,7 +129,36 @@ class GPT(Spec):
         if self.width % self.heads:
             raise ConfigError(f"model.heads={self.heads} does not divide model.width={self.width}")
         shape = {"layers": self.layers, "width": self.width, "heads": self.heads, "dropout": self.dropout}
-        return models.GPT(inputs.vocabulary, inputs.length, **shape)
+        return models.GPT(inputs.vocabulary, inputs.length, causal=inputs.causal, **shape, **self._feed())
+
+    def _feed(self) -> dict[str, Any]:
+        """Return what makes the feed-forward layers, if there are experts."""
+        from distgrow.tasks import experts, models
+
+        if self.experts is None or self.active is None:
+            return {}
+        active = experts.Active(self.active)
+        coefficient = BALANCE if self.balance is None else self.balance
+        settings = {"count": self.experts, "active": active, "capacity": self.capacity, "coefficient": coefficient}
+        return {"active": active, "feed": partial(models.experts, **settings)}
+
+
+def _check_experts(model: GPT) -> None:
+    """Check that the settings of experts go together. Raise ConfigError if they do not."""
+    given = {"active": model.active, "capacity": model.capacity, "balance": model.balance}
+    if model.experts is None:
+        if others := [name for name, value in given.items() if value is not None]:
+            raise ConfigError(f"{others[0]} is of experts, and the model has none: give experts=8, or leave it out")
+        return
+    if model.active is None:
+        raise ConfigError(f"experts={model.experts} needs active, how many of them a token uses: give active=2")
+    if model.active > model.experts:
+        raise ConfigError(f"active={model.active} exceeds experts={model.experts}: a token can use all at most")
+    if model.capacity is not None and model.capacity < 1:
+        raise ConfigError(
+            f"capacity={model.capacity:g} is below 1: tokens would be dropped even if the load was even; give at least "
+            "1, such as 1.25, or leave it out"
+        )
 
 
 Model = Annotated[Softmax | MLP | ResNet | GPT, Field(discriminator="kind")]

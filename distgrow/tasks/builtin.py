@@ -120,6 +120,8 @@ def _classification(model: "nn.Module", train: Any, test: Any, probe: Any = None
     """Build a task with cross-entropy over the last dimension of the logits, and accuracy as its metric."""
     import torch.nn.functional as F
 
+    from distgrow.tasks.experts import with_balance
+
     def metrics(model: "nn.Module", batch: Any) -> "dict[str, Tensor]":
         inputs, labels = batch
         logits = model(inputs).flatten(0, -2)
@@ -130,7 +132,9 @@ def _classification(model: "nn.Module", train: Any, test: Any, probe: Any = None
         inputs, labels = batch
         return F.cross_entropy(model(inputs).flatten(0, -2), labels.flatten())
 
-    return Task(model=model, loss=loss, train=train, test=test, probe=probe, metrics=metrics, tokens=tokens)
+    return Task(
+        model=model, loss=with_balance(model, loss), train=train, test=test, probe=probe, metrics=metrics, tokens=tokens
+    )
 
 
 def built(model: Model, inputs: Inputs) -> "nn.Module":

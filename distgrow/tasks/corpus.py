@@ -68,6 +68,8 @@ class Corpus(Spec):
         """Build model, loss and data."""
         from torch.nn import functional as F
 
+        from distgrow.tasks.experts import with_balance
+
         def loss(model: "nn.Module", batch: Any) -> "Tensor":
             logits, labels = model(batch["input_ids"]), batch["labels"]
             return F.cross_entropy(logits.flatten(0, 1), labels.flatten())
@@ -79,14 +81,18 @@ class Corpus(Spec):
             right = ((logits.argmax(-1) == labels) & counted).sum()
             return {"loss": (total, counted.sum()), "accuracy": (right, counted.sum())}
 
+        def items_of_rows(batch: Any) -> "Tensor":
+            return (batch["labels"] >= 0).sum(1)
+
         def items(batch: Any) -> "Tensor":
             return (batch["labels"] >= 0).sum()
 
         module = built(model or GPT(), Tokens(length=self.length, vocabulary=self.vocabulary))
         test = None if self.test is None else self._packed(self.test)
-        some = None if self.across else items
+        some, of_rows = (None, None) if self.across else (items, items_of_rows)
+        whole = with_balance(module, loss, of_rows)
         return Task(
-            model=module, loss=loss, train=self._train(), test=test, metrics=metrics, items=some, tokens=self.length
+            model=module, loss=whole, train=self._train(), test=test, metrics=metrics, items=some, tokens=self.length
         )
 
     def _train(self) -> Any:

@@ -2,10 +2,13 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from distgrow.tasks.experts import Active, Experts
 
 
 def softmax_regression(features: int, classes: int) -> nn.Module:
@@ -22,6 +25,7 @@ def mlp(features: int, hidden: list[int], classes: int) -> nn.Module:
 
 
 Norm = Callable[[int], nn.Module]
+Feed = Callable[[int], nn.Module]
 
 
 def batch_norm(channels: int) -> nn.Module:
@@ -72,39 +76,80 @@ def resnet(channels: int, classes: int, *, widths: list[int], blocks: int, norm:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width_in, classes))
 
 
-class _Attention(nn.Module):
-    """Apply causal self-attention and a GELU layer, both pre-normalised and residual."""
+def feed_forward(width: int) -> nn.Module:
+    """Build a GELU layer of four times the width and the way back."""
+    return nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
+
+def experts(width: int, **settings: Any) -> nn.Module:
+    """Build several such layers, of which each token uses some: `settings` are those of Experts."""
+    return Experts(width, lambda: feed_forward(width), **settings)
+
+
+class _Attention(nn.Module):
+    """Apply self-attention and a feed-forward layer, both pre-normalised and residual."""
+
+    def __init__(self, width: int, heads: int, dropout: float, feed: Feed, *, causal: bool) -> None:
         super().__init__()
-        self.heads, self.dropout = heads, dropout
+        self.heads, self.dropout, self.causal = heads, dropout, causal
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.feed = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.feed = feed(width)
         self.drop = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         rows, length, width = x.shape
         q, k, v = self.qkv(self.norm1(x)).view(rows, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         dropout = self.dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal, dropout_p=dropout)
         x = x + self.drop(self.out(mixed.transpose(1, 2).reshape(rows, length, width)))
         return x + self.drop(self.feed(self.norm2(x)))
 
 
 class GPT(nn.Module):
-    """Map tokens (rows, length) to logits (rows, length, vocabulary) by a decoder-only transformer."""
+    """Map tokens (rows, length) to logits (rows, length, vocabulary) by a transformer."""
 
-    def __init__(self, vocabulary: int, length: int, *, layers: int, width: int, heads: int, dropout: float) -> None:
+    def __init__(
+        self,
+        vocabulary: int,
+        length: int,
+        *,
+        layers: int,
+        width: int,
+        heads: int,
+        dropout: float,
+        causal: bool = True,
+        feed: Feed = feed_forward,
+        active: Active | None = None,
+    ) -> None:
+        """Build the model.
+
+        Args:
+            vocabulary: Tokens that there are.
+            length: Tokens of a row, at most.
+            layers: Blocks.
+            width: Size of an embedding.
+            heads: Attention heads.
+            dropout: Dropped share of activations while training.
+            causal: Whether tokens see only those before them.
+            feed: Makes the feed-forward layer of a block.
+            active: What the layers of experts share, if `feed` makes such.
+        """
         super().__init__()
         self.tokens, self.places = nn.Embedding(vocabulary, width), nn.Embedding(length, width)
-        self.blocks = nn.Sequential(*(_Attention(width, heads, dropout) for _ in range(layers)))
+        blocks = (_Attention(width, heads, dropout, feed, causal=causal) for _ in range(layers))
+        self.blocks, self._active = nn.Sequential(*blocks), active
         self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, vocabulary, bias=False)
         self.head.weight = self.tokens.weight
         for name, parameter in self.named_parameters():
             if parameter.dim() == 2:
-                scale = 1 / math.sqrt(2 * layers) if name.endswith(("out.weight", "feed.2.weight")) else 1.0
+                scale = 1 / math.sqrt(2 * layers) if name.endswith(("out.weight", ".2.weight")) else 1.0
                 nn.init.normal_(parameter, std=0.02 * scale)
+
+    def activate(self, experts: int) -> None:
+        """Let each token use so many experts from now on."""
+        assert self._active is not None
+        self._active.experts = experts
 
     def forward(self, tokens: Tensor) -> Tensor:
         places = torch.arange(tokens.shape[1], device=tokens.device)
