@@ -9,6 +9,7 @@ from pydantic import model_validator
 from distgrow.checkpoint.remote import build_store
 from distgrow.config.batch_tokens import with_batches_in_samples
 from distgrow.config.megatron import with_schedule_as_stages
+from distgrow.core.active_experts import ActiveExperts
 from distgrow.core.errors import ConfigError
 from distgrow.core.progress import Progress
 from distgrow.core.scaling import Group, scaling_policy
@@ -25,7 +26,7 @@ from distgrow.optim.sgd import SGD
 from distgrow.run.folder import RunFolder, numbered
 from distgrow.run.resume_mode import Resume, ResumeMode
 from distgrow.tasks import TaskSpec
-from distgrow.tasks.architectures import Model
+from distgrow.tasks.architectures import GPT, Model
 from distgrow.tasks.builtin import Digits
 from distgrow.theory.sgd import Constants
 from distgrow.training.settings import Settings
@@ -58,7 +59,7 @@ class Run(Settings):
     task: TaskSpec = Digits()
     """Data and loss."""
     model: Model | None = None
-    """The model. Default: mlp for digits, resnet8 for cifar10, gpt for text and corpus."""
+    """The model. Default: mlp for digits, resnet8 for cifar10, gpt for text, corpus and raven."""
     growth: Growth = Auto()  # pyright: ignore[reportIncompatibleVariableOverride]  # narrower, and frozen
     """How the batch grows. Default: auto."""
     optimizer: Optimizer = SGD()  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -67,6 +68,11 @@ class Run(Settings):
     """How the ranks are started. Keys that only another kind has are skipped, so the kind alone can be overridden."""
     theory: Theory | None = None
     """Constants of the problem, if known. `plan` then makes predictions."""
+
+    def active_experts(self) -> ActiveExperts | None:
+        """Return how the number of active experts changes; None: it does not."""
+        active = self.model.active if isinstance(self.model, GPT) else None
+        return active if isinstance(active, ActiveExperts) else None
 
     def applicable_theory(self) -> Theory | None:
         """Return the constants if the bound of theory/sgd.py holds for the optimizer, else None."""

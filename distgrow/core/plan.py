@@ -24,6 +24,7 @@ class Plan:
     preconditioned: bool = False  #: gradients are measured in the metric of the optimizer's steps
     product: bool = False  #: the progress test's product with the update before is wanted
     average: float = 0.0  #: weight of the parameters after this update in their average; 0: they are not taken in
+    active: int | None = None  #: experts that a token uses; None: as many as the model has always used
     optimizer: OptimizerPlan | None = None  #: what its settings follow from; None: they do not follow the batch
 
     @property

@@ -142,7 +142,8 @@ def train_branch(
     """Train one branch. Only rank 0 has its losses in the result. Collective: every rank must call."""
     run, began = trunk.run, time.monotonic()
     budget = Budget(samples=trunk.progress.ledger.applied + samples)
-    controller = replace(growth.trunk, growth=growth, budget=budget, stages=Stages())
+    active = growth.trunk.active and growth.trunk.active.held(trunk.progress, growth.trunk.whole_axis)
+    controller = replace(growth.trunk, growth=growth, budget=budget, stages=Stages(), active=active)
     controller.check(trunk.progress)
     seed_generators(run.run.seed)
     model, recorder = copy.deepcopy(task.model), Recorder()

@@ -17,6 +17,7 @@ from distgrow.core.plan import Plan
 from distgrow.core.progress import Outcome
 from distgrow.data.seeding import seed_generators
 from distgrow.distributed.world import World
+from distgrow.engine.active import activate
 from distgrow.engine.averages import WeightAverage
 from distgrow.engine.batches import Buffers, Loss, Metrics, drawn_rows, memory_for
 from distgrow.engine.items import Items, Tokens, Weights, mean_loss
@@ -139,6 +140,7 @@ class AccumulatingEngine(ABC):
             ConfigError: A micro-batch does not have the rows that the plan gave it.
         """
         seed_generators(mix_int(plan.seed, self.world.rank), self.world.device)
+        activate(self.model, plan.active)
         self._buffers.keep()
         self._norms.begin(plan, self.roots(plan))
         self._products.begin(plan)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+from distgrow.core.active_experts import ActiveExperts
 from distgrow.core.average import AverageSpec
 from distgrow.core.budget import Budget
 from distgrow.core.errors import ConfigError
@@ -32,6 +33,7 @@ class Controller:
     stages: Stages = field(default_factory=Stages)
     lr: LR = field(default_factory=LR)
     average: AverageSpec | None = None  #: of the parameters
+    active: ActiveExperts | None = None  #: of a token, if their number changes
     sampling: SamplingSpec | None = None  #: of the rows of updates; None: each row once an epoch
     needs: frozenset[Measure] = frozenset()  #: what the optimizer needs to be measured, beside what growth needs
     at_growth: AtGrowth = field(default_factory=AtGrowth)  #: of the optimizer's settings
@@ -156,6 +158,7 @@ class Controller:
             preconditioned=Measure.PRECONDITIONED in self._needs,
             product=Measure.PROGRESS in self._needs,
             average=self.average.weight(progress.ledger.applied, batch, self.whole_axis) if self.average else 0.0,
+            active=self.active and self.active.at(progress, self.whole_axis),
             optimizer=optimizer_plan(self.at_growth, self.growth, self.lr, progress, batch),
         )
 
@@ -204,7 +207,7 @@ class Controller:
         batch, seed = micro * self.world, mix_int(self.seed, micro)
         return Plan(
             batch=batch, world=self.world, micro=micro, accum=1, lr=0.0, stage=0, seed=seed, probe=True,
-            average=float(self.average is not None),
+            average=float(self.average is not None), active=self.active and self.active.most,
         )  # fmt: skip
 
     def largest_share(self, progress: Progress | None = None) -> int:

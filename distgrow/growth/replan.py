@@ -46,7 +46,12 @@ def replanned(old: Controller, new: Controller, at: Progress) -> list[str]:
     if not lines and old.advance(at).stage != new.advance(at).stage:
         lines.append(f"the coming stage is {new.advance(at).stage}, was {old.advance(at).stage}")
     places = [replace(at, stage=stage, ledger=replace(at.ledger, applied=s)) for stage, s in _places(old, new, at)]
-    for of, what in ((_rate, "the learning rate"), (_weight, "the weight of an update in the average")):
+    compared = (
+        (_rate, "the learning rate"),
+        (_weight, "the weight of an update in the average"),
+        (_active, "the number of active experts"),
+    )
+    for of, what in compared:
         lines += _compared(places, at.ledger.applied, partial(of, old), partial(of, new), what)
     return lines
 
@@ -66,6 +71,12 @@ def _weight(controller: Controller, at: Progress) -> float:
     """Return the weight of a whole batch in the average of the parameters; 0 without one."""
     average, batch = controller.average, controller.growth.stage_batch(at.stage)
     return 0.0 if average is None else average.weight(at.ledger.applied, batch, controller.whole_axis)
+
+
+def _active(controller: Controller, at: Progress) -> float:
+    """Return the active experts; 0 without a schedule of them."""
+    active = controller.active
+    return 0 if active is None else active.at(at, controller.whole_axis)
 
 
 def _stages(old: Controller, new: Controller) -> list[str]:

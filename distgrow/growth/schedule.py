@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from distgrow.core.active_experts import ActiveExperts
 from distgrow.core.average import AverageSpec
 from distgrow.core.budget import Budget
 from distgrow.core.endless import ENDLESS, ONE_STAGE, refuse_epochs
@@ -24,6 +25,7 @@ class Schedule:
     stages: Stages = field(default_factory=Stages)
     lr: LR = field(default_factory=LR)
     average: AverageSpec | None = None
+    active: ActiveExperts | None = None
     sampling: SamplingSpec | None = None
     needs: frozenset[Measure] = frozenset()  #: what the optimizer needs to be measured, beside what growth needs
     at_growth: AtGrowth = field(default_factory=AtGrowth)
@@ -56,6 +58,7 @@ class Schedule:
             stages=self.stages if epoch < ENDLESS else self._stages_in_samples(),
             lr=self.lr,
             average=self.average,
+            active=self.active,
             sampling=self.sampling,
             needs=self.needs,
             at_growth=self.at_growth,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from distgrow.core.active_experts import ActiveExperts
 from distgrow.core.errors import ConfigError
 from distgrow.core.spec import Fraction, PosInt, Spec
 
@@ -107,8 +108,8 @@ class GPT(Spec):
     """Dropped share of activations while training."""
     experts: Annotated[PosInt | None, BeforeValidator(_none_if_0)] = None
     """Experts of a block, each an MLP. Default, or 0: one MLP and no router."""
-    active: PosInt | None = None
-    """Experts that a token uses, at most `experts`."""
+    active: PosInt | ActiveExperts | None = None
+    """Experts that a token uses, at most `experts`; or from `start` to `end` over the budget's samples."""
     capacity: float | None = None
     """Tokens of a sample that an expert takes, as a multiple of their even share, at least 1; further ones pass it by.
     Default: all."""
@@ -125,7 +126,9 @@ class GPT(Spec):
         from distgrow.tasks import models
 
         if not isinstance(inputs, Tokens):
-            raise ConfigError("model.kind=gpt needs task.kind=text; for images use softmax, mlp or a resnet")
+            raise ConfigError(
+                "model.kind=gpt needs task.kind=text, corpus or raven; for images use softmax, mlp or a resnet"
+            )
         if self.width % self.heads:
             raise ConfigError(f"model.heads={self.heads} does not divide model.width={self.width}")
         shape = {"layers": self.layers, "width": self.width, "heads": self.heads, "dropout": self.dropout}
@@ -137,7 +140,7 @@ class GPT(Spec):
 
         if self.experts is None or self.active is None:
             return {}
-        active = experts.Active(self.active)
+        active = experts.Active(self.active if isinstance(self.active, int) else self.active.start)
         coefficient = BALANCE if self.balance is None else self.balance
         settings = {"count": self.experts, "active": active, "capacity": self.capacity, "coefficient": coefficient}
         return {"active": active, "feed": partial(models.experts, **settings)}
@@ -152,8 +155,9 @@ def _check_experts(model: GPT) -> None:
         return
     if model.active is None:
         raise ConfigError(f"experts={model.experts} needs active, how many of them a token uses: give active=2")
-    if model.active > model.experts:
-        raise ConfigError(f"active={model.active} exceeds experts={model.experts}: a token can use all at most")
+    most = model.active if isinstance(model.active, int) else model.active.most
+    if most > model.experts:
+        raise ConfigError(f"active={most} exceeds experts={model.experts}: a token can use all at most")
     if model.capacity is not None and model.capacity < 1:
         raise ConfigError(
             f"capacity={model.capacity:g} is below 1: tokens would be dropped even if the load was even; give at least "
@@ -166,5 +170,5 @@ Model = Annotated[Softmax | MLP | ResNet | GPT, Field(discriminator="kind")]
 
 def _images(kind: str, inputs: Inputs) -> Images:
     if not isinstance(inputs, Images):
-        raise ConfigError(f"model.kind={kind} needs images; for task.kind=text use model.kind=gpt")
+        raise ConfigError(f"model.kind={kind} needs images; for task.kind=text, corpus or raven use model.kind=gpt")
     return inputs

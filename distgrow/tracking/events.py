@@ -125,6 +125,7 @@ class Update(Event):
     samples_per_s: OldAmount
     tokens: OldCount = None  #: applied so far, if they are counted
     tokens_per_s: OldAmount = None
+    active: OldCount = None  #: experts that a token uses, if their number is scheduled
     delay: OldCount = None  #: updates after which the gradient is applied, if not at once; `lr` is the gradient's own
 
 
@@ -276,10 +277,7 @@ def update_event(
         samples=progress.samples,
         epoch=progress.samples / epoch,
         stage=plan.stage,
-        batch=plan.batch,
-        micro=plan.micro,
-        accum=plan.accum,
-        world=plan.world,
+        **shape_of(plan),
         lr=plan.lr,
         loss=finite(outcome.loss),
         grad_norm=finite(outcome.grad_norm),
@@ -297,4 +295,5 @@ def update_event(
         tokens=progress.tokens or None,
         tokens_per_s=samples_per_s * outcome.tokens / plan.batch if outcome.tokens else None,
         delay=outcome.delay or None,
+        active=plan.active,
     )

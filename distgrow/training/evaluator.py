@@ -11,6 +11,7 @@ from distgrow.core.progress import Progress, finite
 from distgrow.data.dataset import is_stream
 from distgrow.data.stream import evaluation_batches, random_parts
 from distgrow.distributed.world import World
+from distgrow.engine.active import activate
 from distgrow.engine.batches import memory_for
 from distgrow.engine.functional import Vector
 from distgrow.engine.probes import Probe
@@ -61,6 +62,7 @@ class Evaluator:
         Raises:
             ConfigError: a metric has the name of a key that every event has, or the loss is no mean: see check_again.
         """
+        self._activate(progress)
         if not self._checked and progress.step and not self._controller.done(progress):
             self._checked = True
             most = min(self._controller.max_micro, progress.micro_limit or self._controller.max_micro)
@@ -85,6 +87,11 @@ class Evaluator:
             events.log(Evaluation(**events.place(progress), epoch=epoch, more=shown))
         self._evaluated, self._known = place, metrics
         return metrics
+
+    def _activate(self, progress: Progress) -> None:
+        """Let the model use the experts that the coming update would, so that a resumed run measures the same."""
+        active = self._controller.active
+        activate(self._task.model, active and active.at(progress, self._controller.whole_axis))
 
     def outdate(self) -> None:
         """Have the test set evaluated again even where it was: the engine has moved since."""
@@ -127,6 +134,7 @@ class Evaluator:
         Raises:
             ConfigError: a probe before the first update used up the budget.
         """
+        self._activate(progress)
         began, asked = time.monotonic(), self._controller.probe_due(progress)
         rows = min(self._run.probe.rows, progress.micro_limit or self._run.probe.rows)
         with memory_for(f"a probe's batches of {rows} rows", "lower run.probe.rows and go on with --resume"):

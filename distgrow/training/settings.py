@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, Self
 
+from distgrow.core.active_experts import ActiveExperts
 from distgrow.core.average import Average
 from distgrow.core.budget import Budget
 from distgrow.core.endless import ENDLESS, refuse_epochs
@@ -76,11 +77,16 @@ class Settings(Spec):
             stages=self.stages,
             lr=with_rule(self.growth, self.lr, self.optimizer.growth_rule),
             average=self.average,
+            active=self.active_experts(),
             sampling=self.sampling,
             at_growth=self.optimizer.at_growth,
             budget=self.budget,
             needs=frozenset({Measure.NOISE} if self.optimizer.goes_by_parts else ()),
         )
+
+    def active_experts(self) -> ActiveExperts | None:
+        """Return how the number of active experts changes; None: it does not, or the settings know no model."""
+        return None
 
     def controller_of(self, epoch: int, world: int, group: Group | None = None) -> Controller:
         """Return the schedule on `world` ranks for a training set of `epoch` samples.

@@ -29,6 +29,7 @@ from distgrow import (
     seesaw,
     tail,
 )
+from distgrow.core.active_experts import ActiveExperts
 from distgrow.core.progress import Ledger
 from distgrow.growth.controller import Controller
 from distgrow.growth.replan import cut_short, overspent, replanned
@@ -53,6 +54,7 @@ SCHEDULES: dict[str, tuple[dict[str, Any], bool]] = {
     "auto": ({"growth": auto(4, depth=3)}, True),
     "seesaw": ({"growth": seesaw(4, cap=16), "lr": LR(decay=Cosine())}, True),
     "average of the budget": ({"growth": constant(4), "average": ema()}, True),
+    "active experts": ({"growth": constant(4), "active": ActiveExperts(start=1, end=4)}, True),
     "tail": ({"growth": constant(4), "average": tail()}, True),
 }
 
@@ -67,7 +69,7 @@ def updates(decides: Controller) -> list[tuple[Any, ...]]:
     while not decides.done(progress):
         progress = decides.advance(progress)
         plan = decides.plan(progress)
-        made.append((progress.ledger.applied, plan.stage, plan.batch, plan.lr, plan.seed, plan.average))
+        made.append((progress.ledger.applied, plan.stage, plan.batch, plan.lr, plan.seed, plan.average, plan.active))
         progress = decides.after(progress, plan, Outcome())
     return made
 

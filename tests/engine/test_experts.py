@@ -213,6 +213,7 @@ def test_one_micro_batch_and_many_make_the_same_update(active: int) -> None:
     ("settings", "told"),
     [
         ({"experts": 4, "active": 5}, "active=5 exceeds experts=4"),
+        ({"experts": 4, "active": {"start": 1, "end": 8}}, "active=8 exceeds experts=4"),
         ({"experts": 4}, "experts=4 needs active"),
         ({"active": 2}, "active is of experts, and the model has none"),
         ({"experts": 0, "capacity": 1.5}, "capacity is of experts"),
