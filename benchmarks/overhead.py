@@ -136,7 +136,7 @@ def measure_overhead(case: Case, world: World, rounds: int, folder: Path, optimi
     job.events.tracker.close()
     return Overhead(
         model=case.model,
-        engine="torch" if isinstance(case.engine, Torch) else f"ZeRO {case.engine.zero}",
+        engine=f"ZeRO {case.engine.zero}" if isinstance(case.engine, DeepSpeed) else "torch",
         world=world.size,
         micro=micro,
         accum=case.accum,

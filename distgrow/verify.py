@@ -18,6 +18,7 @@ from distgrow.data.loader import DirectLoader
 from distgrow.data.seeding import seed_generators
 from distgrow.data.stream import open_stream
 from distgrow.distributed.world import World, joined
+from distgrow.engine.async_spec import Async
 from distgrow.engine.objective import SingleRow, WeightedLoss
 from distgrow.engine.spec import Torch
 from distgrow.engine.torch import TorchEngine
@@ -108,6 +109,11 @@ def plain(run: Run) -> Torch:
 
 def verify(run: Run) -> bool:
     """Print the relative parameter difference of every factorisation; return whether all are within the tolerance."""
+    if isinstance(run.engine, Async):
+        raise ConfigError(
+            "engine.kind=async applies gradients in the order in which they come, so no two runs are equal and "
+            "there is nothing to verify; verify the model and its loss with engine.kind=torch"
+        )
     seed_generators(run.run.seed)
     task = run.task.build(run.model)
     first = run.controller(1).plan(Progress())

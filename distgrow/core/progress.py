@@ -19,7 +19,7 @@ class Ledger:
     applied: int = 0  #: in updates that moved the parameters or, with a delay, will move them
     skipped: int = 0  #: in updates that were not finite and therefore not applied
     replayed: int = 0  #: spent before a crash and spent again after it
-    discarded: int = 0  #: thrown away by a retry of the same batch
+    discarded: int = 0  #: thrown away: by a retry of the same batch, or as a gradient came too late to be applied
     probe: int = 0  #: in measurements that move nothing: trials of a micro-batch, exact gradient norms
 
     @property
@@ -31,6 +31,24 @@ class Ledger:
     def first_time(self) -> int:
         """Return the evaluations that an undisturbed run would also have spent: all but replayed and discarded ones."""
         return self.applied + self.skipped + self.probe
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lost:
+    """Hold a batch that was counted as applied when it was handed out, and whose gradient then was not applied."""
+
+    batch: int  #: its samples
+    stage: int  #: of the batch schedule
+    tokens: int = 0  #: in it, if they are counted
+    finite: bool = True  #: False: its gradient was not finite; True: it came too late
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Withdrawn:
+    """Hold what has become of updates otherwise than they were counted."""
+
+    lost: tuple[Lost, ...] = ()
+    wasted: int = 0  #: evaluations that were lost with a worker, and made again by another
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +64,13 @@ class Outcome:
     tokens: int = 0  #: of the global batch; 0 if nobody counts them
     votes: tuple[bool, ...] = ()  #: which of the ranks' votes anyone has cast
     delay: int = 0  #: updates after which its gradient is applied
+    withdrawn: Withdrawn | None = None  #: of earlier updates; the present one counts as applied beside it
+    fault: str | None = None  #: why no update can follow
+
+    @property
+    def late(self) -> bool:
+        """Return whether a gradient was not applied because it came too late."""
+        return self.withdrawn is not None and any(lost.finite for lost in self.withdrawn.lost)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +86,10 @@ class Progress:
     stages and learning rates are those of the same run without a delay. Evaluations, probes and exports see the
     parameters as they are, which the last τ accepted gradients have not moved yet. What belongs to an update goes with
     its gradient: learning rate, what the optimizer's settings follow, and the weight in the average of the parameters.
+
+    With asynchronous workers an update counts once its batch is handed out. Whether its gradient will be applied is not
+    known then. If it is not, the update is withdrawn: its samples move from applied to discarded (it came too late) or
+    to skipped (not finite), and the budget, which reads applied, has as many left. A stage that is over stays over.
     """
 
     step: int = 0  #: applied updates
@@ -90,10 +119,10 @@ class Progress:
         if outcome.out_of_memory:  # the same batch again: neither the cursor nor the run of skips moves
             discarded = replace(ledger, discarded=ledger.discarded + batch)
             return replace(self, micro_limit=plan.micro // 2, ledger=discarded)
-        if not outcome.applied:
+        if not outcome.applied and outcome.withdrawn is None:
             skipped = replace(ledger, skipped=ledger.skipped + batch)
             return replace(self, samples=self.samples + batch, skips=self.skips + 1, ledger=skipped)
-        return Progress(
+        after = Progress(
             step=self.step + 1,
             samples=self.samples + batch,
             stage=self.stage,
@@ -109,6 +138,34 @@ class Progress:
             tokens=self.tokens + outcome.tokens,
             probe_samples=self.probe_samples,
             ledger=replace(ledger, applied=ledger.applied + batch),
+        )
+        return after if outcome.withdrawn is None else after.without(outcome.withdrawn, skips=self.skips)
+
+    def without(self, withdrawn: Withdrawn, *, skips: int = 0) -> "Progress":
+        """Return the progress without updates that were counted as applied and were not.
+
+        Args:
+            withdrawn: Those updates, and what was evaluated twice.
+            skips: Updates skipped in a row before them.
+        """
+        late = [lost for lost in withdrawn.lost if lost.finite]
+        failed = [lost for lost in withdrawn.lost if not lost.finite]
+        here = [lost.batch for lost in withdrawn.lost if lost.stage == self.stage]
+        skipped, discarded = sum(lost.batch for lost in failed), sum(lost.batch for lost in late)
+        ledger = replace(
+            self.ledger,
+            applied=self.ledger.applied - skipped - discarded,
+            skipped=self.ledger.skipped + skipped,
+            discarded=self.ledger.discarded + discarded + withdrawn.wasted,
+        )
+        return replace(
+            self,
+            step=self.step - len(withdrawn.lost),
+            stage_samples=self.stage_samples - sum(here),
+            stage_step=self.stage_step - len(here),
+            skips=skips + len(failed) if failed else self.skips,
+            tokens=self.tokens - sum(lost.tokens for lost in withdrawn.lost),
+            ledger=ledger,
         )
 
     def grow(self, stages: int) -> "Progress":

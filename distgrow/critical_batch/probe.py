@@ -19,7 +19,7 @@ from rich.table import Table
 from distgrow.checkpoint.spec import Checkpointing
 from distgrow.checkpoint.storage import Folder
 from distgrow.core.budget import Budget
-from distgrow.core.errors import Diverged, TrainingFailed
+from distgrow.core.errors import ConfigError, Diverged, TrainingFailed
 from distgrow.core.probe_schedule import Probing
 from distgrow.core.progress import finite
 from distgrow.core.stages import Stages
@@ -37,6 +37,7 @@ from distgrow.critical_batch.figure import BranchResult, figure, last_loss
 from distgrow.data.dataset import size_of
 from distgrow.data.seeding import seed_generators
 from distgrow.distributed.world import World, joined
+from distgrow.engine.async_spec import Async
 from distgrow.run.folder import RunFolder, storing
 from distgrow.run.stop import StopRequests
 from distgrow.tasks.task import Task
@@ -91,6 +92,11 @@ def probe_batch(path: str, options: ProbeOptions) -> None:
     """
     trunk = find_checkpoint(path)
     run, out = trunk.run, Path(options.out) if options.out is not None else trunk.folder.path
+    if isinstance(run.engine, Async):
+        raise ConfigError(
+            "probe-batch compares branches of a checkpoint, and with engine.kind=async no two branches see the same "
+            "delays: give it a run of engine.kind=torch"
+        )
     with joined(run.engine.device, run.launch.timeout_s, alone=run.engine.needs_group) as world:
         console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, quiet=world.rank > 0)
         for damage in trunk.damaged:

@@ -1,6 +1,7 @@
 """Which growth, optimizer and engine go together, by what each says that it can; importing this loads no torch."""
 
 from distgrow.core.errors import ConfigError
+from distgrow.engine.async_spec import Async
 from distgrow.engine.spec import EngineSpec
 from distgrow.growth.base import GrowthPolicy, Measure
 from distgrow.optim import OptimizerSpec
@@ -14,6 +15,8 @@ def check_compatible(growth: GrowthPolicy, optimizer: OptimizerSpec, engine: Eng
             make the optimizer's steps.
     """
     engine.check_optimizer(optimizer)
+    if isinstance(engine, Async):
+        engine.check_growth(growth)
     if growth.plain_sgd and not optimizer.plain_sgd:
         raise ConfigError(
             f"growth.kind={growth.name} holds for SGD without momentum, optimizer.kind={optimizer.summary} is none: "

@@ -83,7 +83,7 @@ class Delayed:
 
     def state(self) -> list[dict[str, Any]]:
         """Return the gradients in flight and their plans as tensors and plain values."""
-        return [{"plan": _plain(plan), "gradient": gradient} for plan, gradient in self._queue]
+        return [{"plan": plain_plan(plan), "gradient": gradient} for plan, gradient in self._queue]
 
     def load(self, state: Sequence[Mapping[str, Any]]) -> None:
         """Take over what `state` returned.
@@ -98,10 +98,10 @@ class Delayed:
             found = [shape if value is None else value.shape for value, shape in zip(gradient, shapes, strict=True)]
             if found != shapes:
                 raise ValueError("it holds gradients in flight of other parameters")
-            self._queue.append(InFlight(_plan(entry["plan"]), gradient))
+            self._queue.append(InFlight(plan_of(entry["plan"]), gradient))
 
 
-def _plain(plan: Plan) -> dict[str, Any]:
+def plain_plan(plan: Plan) -> dict[str, Any]:
     """Return a plan as plain values."""
     values = {field.name: getattr(plan, field.name) for field in fields(plan)}
     if (how := plan.optimizer) is not None:
@@ -110,8 +110,8 @@ def _plain(plan: Plan) -> dict[str, Any]:
     return values
 
 
-def _plan(values: Mapping[str, Any]) -> Plan:
-    """Return the plan of plain values. The inverse of `_plain`."""
+def plan_of(values: Mapping[str, Any]) -> Plan:
+    """Return the plan of plain values. The inverse of `plain_plan`."""
     how = values["optimizer"]
     optimizer = None if how is None else OptimizerPlan(**{**how, "spec": AtGrowth(**how["spec"])})
     return Plan(**{**values, "optimizer": optimizer})

@@ -156,6 +156,14 @@ def empty_copy(model: nn.Module, loss: Loss) -> WeightedLoss | ConfigError:
         )
 
 
+def apart(model: nn.Module, loss: Loss, device: torch.device) -> tuple[nn.Module, Loss]:
+    """Return model and loss for another process: themselves, or copies on the CPU if they are elsewhere."""
+    if device.type == "cpu":
+        return model, loss
+    copied: tuple[nn.Module, Any] = copy.deepcopy((model, loss))
+    return copied[0].cpu(), copied[1].cpu() if isinstance(copied[1], nn.Module) else copied[1]
+
+
 def compile_in_place(model: nn.Module) -> None:
     """Compile what a call of the model does, hooks included; nn.Module.compile passes torch's own containers over."""
 

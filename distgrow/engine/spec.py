@@ -9,8 +9,9 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from distgrow.core.errors import ConfigError
 from distgrow.core.plan import Plan
-from distgrow.core.progress import Outcome
+from distgrow.core.progress import Outcome, Withdrawn
 from distgrow.core.spec import PosFloat, PosInt, Spec, default_kind
+from distgrow.engine.async_spec import Async
 from distgrow.optim import OptimizerSpec
 
 if TYPE_CHECKING:
@@ -42,6 +43,10 @@ class Engine(Protocol):
 
     def drain(self) -> bool:
         """Apply every gradient in flight, in order, as the run is over. Return whether there was any. Collective."""
+        ...
+
+    def withdrawn(self) -> Withdrawn | None:
+        """Return what has become of updates otherwise than they were counted, since it was last told; None: nothing."""
         ...
 
     def settings(self, plan: Plan) -> dict[str, float]:
@@ -243,4 +248,4 @@ class DeepSpeed(Spec):
         return engine
 
 
-EngineSpec = Annotated[Torch | DeepSpeed, Field(discriminator="kind"), default_kind("torch")]
+EngineSpec = Annotated[Torch | DeepSpeed | Async, Field(discriminator="kind"), default_kind("torch")]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from distgrow.core.noise_stats import Measured
 from distgrow.core.order import mix_int
 from distgrow.core.plan import Plan
-from distgrow.core.progress import Outcome
+from distgrow.core.progress import Outcome, Withdrawn
 from distgrow.data.seeding import seed_generators
 from distgrow.distributed.world import World
 from distgrow.engine.active import activate
@@ -109,6 +109,10 @@ class AccumulatingEngine(ABC):
     def drain(self) -> bool:
         """See Engine; by default nothing is in flight."""
         return False
+
+    def withdrawn(self) -> Withdrawn | None:
+        """See Engine; by default updates are what they were counted as."""
+        return None
 
     def averaged(self) -> dict[str, Tensor]:
         """Return what an average is made of: the trained parameters, or this rank's shards of them, and buffers."""

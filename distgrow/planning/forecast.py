@@ -172,7 +172,8 @@ def foresee(record: Record) -> Planned | None:
         lr = with_rule(recorded.growth, recorded.lr, recorded.optimizer.growth_rule)
         schedule = Schedule(growth=recorded.growth, stages=recorded.stages, lr=lr, budget=recorded.budget)
         controller = schedule.controller(round(record.epoch))
-        predicted = recorded.optimizer.plain_sgd and not recorded.engine.get("delay")
+        late = recorded.engine.get("delay") or recorded.engine.get("kind") == "async"
+        predicted = recorded.optimizer.plain_sgd and not late
         return _planned(controller, recorded.theory if predicted else None)
     except (ValidationError, ValueError, OverflowError, RecursionError):
         return None

@@ -14,6 +14,7 @@ from distgrow.core.errors import ConfigError
 from distgrow.core.pace import Pace
 from distgrow.core.plan import split
 from distgrow.core.progress import Progress
+from distgrow.engine.async_spec import Async
 from distgrow.engine.spec import DeepSpeed, EngineSpec
 from distgrow.growth.at_growth import optimizer_plan
 from distgrow.growth.controller import Controller
@@ -64,7 +65,8 @@ def show(run: Run, world: int | None, rows: int, pace: Pace | None = None) -> bo
         table, sums = _bound(controller, run.optimizer, soonest, rows)
         tables.print(table)
         reductions = [] if violated else communication(run.engine, controller, soonest=soonest)
-        theory = None if run.engine.delay else run.applicable_theory()
+        late = run.engine.delay > 0 or isinstance(run.engine, Async)
+        theory = None if late else run.applicable_theory()
         predicted = predictions(theory, controller, soonest=soonest)
         costs = savings(controller, pace, soonest=soonest) if pace is not None else []
         _print(text, [*sums, *reductions, *predicted, *costs])
@@ -87,6 +89,7 @@ def _remarks(run: Run, controller: Controller) -> list[str]:
         *([AUTO] if run.engine.max_micro == "auto" else []),
         *([NOT_SGD] if run.applicable_theory() is not run.theory else []),
         *(_delayed(run, controller) if run.engine.delay else []),
+        *(_asynchronous(run.engine, controller) if isinstance(run.engine, Async) else []),
         *([PROBED] if run.run.probe.every_epochs is not None and run.budget.sfo is not None else []),
     ]
 
@@ -103,6 +106,15 @@ def _delayed(run: Run, controller: Controller) -> list[str]:
         critical = staleness.critical_delay(0.0, theory.variance, theory.epsilon**2, batch)
         lines.append(f"delays well below (σ²/ε²)/b = {critical:,.1f} updates cost next to nothing at batch {batch:,}")
     return lines
+
+
+def _asynchronous(engine: Async, controller: Controller) -> list[str]:
+    """Return what asynchronous workers make of the batches."""
+    late, batch = engine.workers - 1, max(batch for _, batch in controller.reach())
+    return [
+        f"engine.workers={engine.workers}: gradients are {late} updates late on average, so a batch b counts as "
+        f"{engine.workers}·b against the critical batch, up to {engine.workers * batch:,}; no two runs are equal"
+    ]
 
 
 def _bound(controller: Controller, optimizer: OptimizerSpec, soonest: bool, rows: int) -> tuple[Table, list[str]]:

@@ -3,7 +3,7 @@
 import json
 from array import array
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby, islice
 from math import nan
@@ -50,6 +50,7 @@ class Log:
         self._offset, self._file, self._lines = 0, -1, 0
         self._columns = {key: array("d") for key in COLUMNS}
         self._events, self._after, self._spent = list[Event](), list[int](), list[Ledger]()
+        self._dropped = 0  # samples drawn whose gradients came too late, up to the last line that shows it
 
     def advance(self) -> bool:
         """Read what was appended since the last call; return whether there was anything.
@@ -138,14 +139,22 @@ class Log:
             if key in _SPENT:  # lines of earlier versions lack the ledger's parts
                 values = np.where(np.isnan(values), getattr(ledger, key.removeprefix("sfo_")), values)
             self._columns[key].frombytes(values.tobytes())
+        self._see_dropped(rows[-1])
+
+    def _see_dropped(self, line: Mapping[str, Any]) -> None:
+        """Take note of how many samples up to a line were neither applied nor skipped."""
+        applied, skipped = line.get("sfo_applied"), line.get("sfo_skipped")
+        if isinstance(applied, int) and isinstance(skipped, int):
+            self._dropped = max(0, line["samples"] - applied - skipped)
 
     def _add(self, event: Event) -> None:
         if isinstance(event, Resume):
             self._go_back(event.samples)
         before = self.ledger()
         line = event.to_json()
+        self._see_dropped(line)
         parts = {part: line.get(f"sfo_{part}", getattr(before, part)) for part in PARTS[1:]}
-        ledger = Ledger(**parts, applied=max(0, event.samples - parts["skipped"]))
+        ledger = Ledger(**parts, applied=max(0, event.samples - parts["skipped"] - self._dropped))
         self._events.append(event if event.sfo is not None else replace(event, sfo=ledger.total))
         self._after.append(len(self))
         self._spent.append(ledger)
@@ -165,12 +174,12 @@ class Log:
     def _ledger_of_steps(self) -> Ledger:
         """Return the ledger after the last step line.
 
-        Not every update has a line (run.log_every), but every line has `samples`: these are applied or skipped.
+        Not every update has a line (run.log_every), but every line has `samples`: applied, skipped or dropped.
         """
         if not len(self):
             return Ledger()
         parts = {part: int(self._columns[f"sfo_{part}"][-1]) for part in PARTS[1:]}
-        return Ledger(**parts, applied=max(0, int(self._columns["samples"][-1]) - parts["skipped"]))
+        return Ledger(**parts, applied=max(0, int(self._columns["samples"][-1]) - parts["skipped"] - self._dropped))
 
 
 def _is_step(row: Any) -> bool:

@@ -180,6 +180,8 @@ def _detail(event: Event) -> str:
             return f"from {name}"
         case Resize(old=old, new=int(new)):
             return f"{'?' if old is None else old} → {new} workers"
+        case Skip(late=True, delay=delay):
+            return f"gradient dropped, {delay} updates late"
         case Skip(batch=batch, empty=empty):
             return f"batch of {batch:,}{', without items' if empty else ''}"
         case OutOfMemory(micro=int(micro)):

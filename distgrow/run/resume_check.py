@@ -12,6 +12,9 @@ FREE = (
     "engine.compile",
     "engine.find_unused",
     "engine.bucket_mb",
+    "engine.workers",
+    "engine.wait_s",
+    "engine.resources",
     "run",
 )
 

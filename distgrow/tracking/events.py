@@ -140,11 +140,12 @@ class Step(Update):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Skip(Update):
-    """Hold an update that was not applied: its gradient was not finite, or its batch counted no items."""
+    """Hold an update that was not applied: its gradient was not finite or came too late, or it counted no items."""
 
     kind: ClassVar[str] = "skip"
 
     empty: OldTruth = None  #: True: it counted no items
+    late: OldTruth = None  #: True: its gradient came more updates late than engine.drop_after, and was dropped
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -271,7 +272,8 @@ def update_event(
     progress: Progress, plan: Plan, outcome: Outcome, *, epoch: int, time_s: float, samples_per_s: float
 ) -> Step | Skip:
     """Return the event of an update; `progress` is what it left, `epoch` the samples of one pass."""
-    ledger, made = progress.ledger, Step if outcome.applied else partial(Skip, empty=outcome.empty or None)
+    skip = partial(Skip, empty=outcome.empty or None, late=outcome.late or None)
+    ledger, made = progress.ledger, Step if outcome.applied else skip
     return made(
         step=progress.step,
         samples=progress.samples,

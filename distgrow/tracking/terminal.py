@@ -136,7 +136,8 @@ def standing_of(event: Line, budget: float, updates: int | None, per_s: float | 
 
 def doing_of(event: Line) -> str:
     """Return batch, loss, learning rate and stage of a step event; what matters most stands first."""
-    loss = "not finite" if event["loss"] is None else f"{event['loss']:.4f}"
+    unknown = "not known yet" if event["grad_norm"] is None else "not finite"  # asynchronous workers have only begun
+    loss = unknown if event["loss"] is None else f"{event['loss']:.4f}"
     return f"loss {loss} · batch {event['batch']:,} · lr {event['lr']:.3g} · stage {event['stage']}"
 
 
@@ -154,4 +155,6 @@ def _place(event: Line, digits: int) -> str:
 
 def _why(event: Line) -> str:
     """Return why an update was skipped."""
+    if event.get("late"):
+        return f"a gradient came {event['delay']} updates late and was dropped"
     return "the batch counted no items" if event.get("empty") else "the gradient was not finite"

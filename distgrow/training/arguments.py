@@ -15,6 +15,7 @@ from distgrow.core.lr import LR
 from distgrow.core.sampling import SamplingSpec
 from distgrow.core.scaling import Group
 from distgrow.core.stages import Stages
+from distgrow.engine.async_spec import Async
 from distgrow.engine.spec import DeepSpeed, Torch
 from distgrow.growth.base import GrowthPolicy
 from distgrow.optim import OptimizerSpec
@@ -37,7 +38,7 @@ _SPECS: Mapping[str, tuple[tuple[type, ...], bool, str]] = {
     "average": ((EMA, Tail), True, "an average, such as ema(epochs=1) or tail(0.25)"),
     "sampling": ((SamplingSpec,), True, "a sampling, such as nice_sampling() or stratified_sampling(parts=4)"),
     "init": ((Init, str, Path), True, "a run's folder, a file of weights, or init_from('runs/first')"),
-    "engine": ((Torch, DeepSpeed), True, "an engine, such as Torch(max_micro=64)"),
+    "engine": ((Torch, DeepSpeed, Async), True, "an engine, such as Torch(max_micro=64)"),
     "run": ((RunSpec,), True, "a RunSpec, such as RunSpec(dir='runs/first')"),
 }
 

@@ -7,11 +7,13 @@ from distgrow.core.active_experts import ActiveExperts
 from distgrow.core.average import Average
 from distgrow.core.budget import Budget
 from distgrow.core.endless import ENDLESS, refuse_epochs
+from distgrow.core.errors import ConfigError
 from distgrow.core.lr import LR
 from distgrow.core.sampling import Sampling
 from distgrow.core.scaling import Group
 from distgrow.core.spec import Spec
 from distgrow.core.stages import Stages
+from distgrow.engine.async_spec import Async
 from distgrow.engine.compatible import check_compatible
 from distgrow.engine.spec import EngineSpec, Torch, most_rows
 from distgrow.growth.base import GrowthPolicy, Measure, with_rule
@@ -41,7 +43,7 @@ class Settings(Spec):
     init: Init | None = None
     """The weights that a new run begins with: a run's folder, a file, or these keys. Default: the model's own."""
     engine: EngineSpec = Torch()
-    """What computes the updates: plain torch or DeepSpeed."""
+    """What computes the updates: plain torch, DeepSpeed, or asynchronous workers."""
     budget: Budget
     """When the run is over."""
     run: RunSpec = RunSpec()
@@ -54,6 +56,11 @@ class Settings(Spec):
             ConfigError: they do not.
         """
         check_compatible(self.growth, self.optimizer, self.engine)
+        if isinstance(self.engine, Async) and self.run.noise.every is not None:
+            raise ConfigError(
+                f"run.noise.every={self.run.noise.every} measures gradient noise, which engine.kind=async does not: "
+                "leave it out, or use engine.kind=torch"
+            )
 
     def kept_in(self, path: str) -> Self:
         """Return the same settings with another `run.dir`."""

@@ -153,8 +153,8 @@ class Trainer:
             self.log(before, progress, plan, outcome, time.monotonic() - began)
             votes = Votes(*outcome.votes)
             self.hooks.after_update(progress, plan, outcome)
-            if votes.stop or progress.skips >= self.run.max_skips:
-                return self.stop_early(progress)
+            if votes.stop or outcome.fault or progress.skips >= self.run.max_skips:
+                return self.stop_early(progress, outcome.fault)
             if votes.end:
                 progress = replace(progress, ended=self.hooks.reason())
             if self.evaluator.evaluation_due(progress):
@@ -201,10 +201,17 @@ class Trainer:
         self.announce(progress, self.controller.plan(progress), again=True)
 
     def finish(self, progress: Progress) -> Result:
-        """Apply what is in flight, then make the last probe, the last checkpoint and the last evaluation."""
+        """Apply what is in flight, then make the last probe, the last checkpoint and the last evaluation.
+
+        If something in flight could not be applied, and the budget has as much left, train on.
+        """
         if self.engine.drain():
             self.checkpoints.outdate()
             self.evaluator.outdate()
+            if (withdrawn := self.engine.withdrawn()) is not None:
+                progress = progress.without(withdrawn, skips=progress.skips)
+            if not self.controller.done(progress):
+                return self.train(progress)
         progress = self.evaluator.last(progress, self.events)
         if not self.hooks.stateful:
             self.checkpoints.save(progress)
@@ -215,16 +222,19 @@ class Trainer:
         self.events.log(End(**self.events.place(progress), reason=reason))
         return Result(progress=progress, metrics=metrics, finished=True, dir=self.folder.path, reason=reason)
 
-    def stop_early(self, progress: Progress) -> Result:
-        """Write a checkpoint and end, on request (a signal, RUN/.stop) or because updates are not finite.
+    def stop_early(self, progress: Progress, fault: str | None = None) -> Result:
+        """Write a checkpoint and end, on request (a signal, RUN/.stop), because of a fault, or of updates not finite.
 
         Raises:
             Diverged: too many updates in a row were not finite.
+            TrainingFailed: there is a fault.
         """
         self.checkpoints.save(progress)
         failed = progress.skips >= self.run.max_skips
-        reason = "too many updates in a row were not finite" if failed else "stopped on request"
+        reason = fault or ("too many updates in a row were not finite" if failed else "stopped on request")
         self.events.log(End(**self.events.place(progress), reason=reason))
+        if fault:
+            raise TrainingFailed(f"{fault}; the checkpoint of step {progress.step} holds all: go on with --resume")
         if failed:
             empty = "" if self.task.items is None else ", or let items count more than 0"
             raise Diverged(

@@ -35,6 +35,9 @@ class NoState:
     def drain(self) -> bool:
         raise AssertionError("not used")
 
+    def withdrawn(self) -> Any:
+        raise AssertionError("not used")
+
     def settings(self, plan: Any) -> dict[str, float]:
         raise AssertionError("not used")
 

@@ -109,7 +109,7 @@ def other_kinds(event: Event, name: str) -> list[Any]:
     bad = [
         *NO_VALUES,
         *([] if isinstance(value, str) else TEXTS),
-        *([] if isinstance(value, bool) or name == "empty" else [True]),
+        *([] if isinstance(value, bool) or name in ("empty", "late") else [True]),
     ]
     return bad if name in SIGNED else [*bad, *OF_EITHER_SIGN]
 

@@ -127,7 +127,8 @@ def test_a_step_is_shown_with_what_is_left_first() -> None:
     assert line == "1 % · 7/359 · 1,000 samples/s · 1 min 30 s left"
     assert standing_of(step(), 256 * 7, None, None) == "100 % · 7 · 0 samples/s · unknown time left"
     assert doing_of(step()) == "loss 0.1250 · batch 256 · lr 0.283 · stage 3"
-    assert doing_of(step(loss=math.inf)).startswith("loss not finite")
+    assert doing_of({**step(loss=math.inf), "grad_norm": 1.0}).startswith("loss not finite")
+    assert doing_of(step(loss=math.nan)).startswith("loss not known yet")  # no gradient has come
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,15 @@ import pytest
 from conftest import ROOT, Commands, events
 
 CONFIGS = sorted((ROOT / "configs/seeds").glob("*.yaml"))
+#: Configs that start a Ray cluster.
+RAY = {"async"}
+TRIED = [
+    pytest.param(path, id=path.stem, marks=[pytest.mark.ray, pytest.mark.slow] if path.stem in RAY else [])
+    for path in CONFIGS
+]
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("config", TRIED)
 def test_the_config_of_a_related_system_trains_and_learns(config: Path, distgrow: Commands) -> None:
     assert distgrow("plan", str(config)).code == 0
     assert distgrow("train", str(config), "run.dir=run").code == 0
