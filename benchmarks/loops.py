@@ -22,7 +22,9 @@ from distgrow.data import datasets
 from distgrow.distributed.world import World
 from distgrow.engine.spec import DeepSpeed, EngineSpec, most_rows
 from distgrow.growth import Growth
+from distgrow.growth.base import Measure
 from distgrow.growth.controller import Controller
+from distgrow.optim import OptimizerSpec
 from distgrow.optim.own import own
 from distgrow.optim.sgd import SGD
 from distgrow.run.folder import RunFolder
@@ -198,14 +200,15 @@ def build_job(
     folder: Path,
     stages: Stages | None = None,
     measuring: Measuring | None = None,
-    optimizer: str | None = None,
+    optimizer: str | OptimizerSpec | None = None,
 ) -> Endless:
     """All that fit() puts together, with metrics.jsonl in `folder` as the only tracker.
 
-    `optimizer` names one of torch.optim, which is given as a user's own; None: distgrow's SGD.
+    `optimizer` is a spec, or names one of torch.optim, which is given as a user's own; None: distgrow's SGD.
     """
     folder.mkdir(exist_ok=True)
     run = RunSpec(dir=str(folder), checkpoint=Checkpointing(every_s=1e9))
+    spec = own(torchs(optimizer, task)) if isinstance(optimizer, str) else optimizer or SGD()
     controller = Controller(
         growth=growth,
         stages=stages or Stages(),
@@ -215,8 +218,8 @@ def build_job(
         world=world.size,
         max_micro=most_rows(engine.max_micro, len(task.train)),
         measuring=measuring or Measuring(),
+        needs=frozenset({Measure.NOISE} if spec.goes_by_parts else ()),
     )
-    spec = SGD() if optimizer is None else own(torchs(optimizer, task))
     machine = engine.build(task.model, task.loss, metrics=None, optimizer=spec, world=world, items=task.items)
     tracker = JSONL(folder / "metrics.jsonl") if world.rank == 0 else NullTracker()
     place = RunFolder(folder)

@@ -28,6 +28,14 @@ class Measuring(Spec):
     """Measured updates that the means of |∇f|² and tr Σ remember, each by its samples. None: about an epoch, but 20
     to 100 of them."""
 
+    by_parameter: bool = False
+    """Measure each parameter's |∇f|² and tr Σ, too, and log them with every evaluation."""
+
+    @property
+    def asked(self) -> bool:
+        """Return whether noise is to be measured even where a batch has to be cut for it."""
+        return self.every is not None or self.by_parameter
+
     def memory(self, samples: int, epoch: int) -> int:
         """Return the window of means if measured updates are `samples` apart. Older ones belong to another |∇f|²."""
         return self.window or min(100, max(20, epoch // samples))

@@ -22,6 +22,7 @@ class Plan:
     probe: bool = False  #: the gradient is computed as for an update, but nothing is applied
     window: int = 0  #: measured updates that the noise's means remember; 0: this one is not measured
     preconditioned: bool = False  #: gradients are measured in the metric of the optimizer's steps
+    by_parameter: bool = False  #: gradients are measured parameter by parameter, too
     product: bool = False  #: the progress test's product with the update before is wanted
     average: float = 0.0  #: weight of the parameters after this update in their average; 0: they are not taken in
     active: int | None = None  #: experts that a token uses; None: as many as the model has always used

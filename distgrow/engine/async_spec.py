@@ -28,6 +28,7 @@ class Async(Spec):
     delay: ClassVar[int] = 0  #: none that is fixed
     tests_progress: ClassVar[bool] = False
     preconditions: ClassVar[bool] = False
+    measures_parameters: ClassVar[bool] = False
     resizes_average: ClassVar[bool] = True
     kind: Literal["async"] = "async"
     workers: PosInt = 2

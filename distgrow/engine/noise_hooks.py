@@ -35,7 +35,7 @@ class MicroBatchNorms:
     def __init__(self, parameters: Iterable[nn.Parameter], world: int, *, each: bool = False) -> None:
         """Take the parameters; `each`: the sum is wanted for each of them too."""
         self.parameters = [parameter for parameter in parameters if parameter.requires_grad]
-        self._world, self._each = world, each
+        self._world, self._always_each, self._each = world, each, each
         self._roots: Roots | None = None
         self._hooks: list[RemovableHandle] = []  # none while updates are not measured
         self._norms: dict[int, Tensor] = {}  # of the micro-batch under way, by a parameter's number
@@ -50,6 +50,7 @@ class MicroBatchNorms:
             roots: √P of each parameter, if the plan asks for norms in that metric. Until it is known, nothing is
                 measured.
         """
+        self._each = self._always_each or plan.by_parameter
         self._roots, measured = roots, plan.window > 0 and (roots is not None or not plan.preconditioned)
         self._norms.clear()
         self._squares.clear()

@@ -1,5 +1,6 @@
-"""Tell an optimizer the norms of micro-batch gradients, parameter by parameter, before its step; knows no engine."""
+"""Tell who goes by them the norms of micro-batch gradients, parameter by parameter; knows no engine."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from distgrow.core.plan import Plan
@@ -9,12 +10,21 @@ from distgrow.engine.stats import UpdateStats
 
 
 def tell_parts(
-    optimizer: Any, norms: MicroBatchNorms, plan: Plan, stats: UpdateStats, world: World, *, clipped: float, items: bool
+    listeners: Iterable[Any],
+    norms: MicroBatchNorms,
+    plan: Plan,
+    stats: UpdateStats,
+    world: World,
+    *,
+    clipped: float,
+    items: bool,
 ) -> None:
-    """Hand the norms over all ranks to `optimizer.see`, if this update is measured and has several parts. Collective.
+    """Hand the norms over all ranks to `see` of each listener, if this update is measured and has several parts.
+
+    Collective.
 
     Args:
-        optimizer: It goes by parts.
+        listeners: An optimizer that goes by parts, or ParameterNoise.
         norms: What this rank's hooks have seen.
         plan: The update's.
         stats: Means over ranks.
@@ -29,4 +39,5 @@ def tell_parts(
     world.add([squares])
     over = squares / stats.weight if items else squares
     given = {p: square for p, square in zip(norms.parameters, over.unbind(), strict=True) if p.grad is not None}
-    optimizer.see(given, batch=plan.batch, parts=parts, keep=1 - 1 / plan.window, clipped=clipped)
+    for listener in listeners:
+        listener.see(given, batch=plan.batch, parts=parts, keep=1 - 1 / plan.window, clipped=clipped)

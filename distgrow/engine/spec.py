@@ -53,6 +53,10 @@ class Engine(Protocol):
         """Return the optimizer's settings that follow the batch, as they are at an update, by the keys of AtGrowth."""
         ...
 
+    def parameter_noise(self) -> dict[str, tuple[float, float]]:
+        """Return |∇f|² and tr Σ of each parameter by its name, NaN where they are not known; empty: not measured."""
+        ...
+
     def evaluate(self, batches: Iterable[tuple[Any, int]]) -> dict[str, float]:
         """Means over all ranks' (batch, rows of it that count), in eval mode. Collective: every rank must call.
 
@@ -104,6 +108,7 @@ class Torch(Spec):
     needs_group: ClassVar[bool] = False  #: whether one process alone must be a process group too
     tests_progress: ClassVar[bool] = True  #: whether it can hold gradients against the update before
     preconditions: ClassVar[bool] = True  #: whether it can measure gradients in the metric of the optimizer's steps
+    measures_parameters: ClassVar[bool] = True  #: whether it can measure noise parameter by parameter
     resizes_average: ClassVar[bool] = True  #: whether an average goes on with another number of ranks
     kind: Literal["torch"] = "torch"
     max_micro: Micro = 64
@@ -156,6 +161,7 @@ class DeepSpeed(Spec):
     delay: ClassVar[int] = 0
     tests_progress: ClassVar[bool] = True
     preconditions: ClassVar[bool] = False
+    measures_parameters: ClassVar[bool] = False
     resizes_average: ClassVar[bool] = False
     kind: Literal["deepspeed"] = "deepspeed"
     zero: Literal[1, 2, 3] = 1

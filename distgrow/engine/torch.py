@@ -150,6 +150,11 @@ class TorchEngine(AccumulatingEngine):
         """See AccumulatingEngine; nothing once the optimizer's state and the gradients in flight are there."""
         return self._step.reserve(plan)
 
+    def parameter_noise(self) -> dict[str, tuple[float, float]]:
+        """See Engine."""
+        names = {parameter: name for name, parameter in self._objective.named().items()}
+        return dict(zip([names[p] for p in self._parameters], self._step.noise.figures(), strict=True))
+
     def _check_use(self, stats: UpdateStats) -> None:
         """Check, after the first update, that gradients are dense and that DDP will not wait for any for ever.
 

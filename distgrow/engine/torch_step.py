@@ -15,6 +15,7 @@ from distgrow.engine.clipping import clip_factor, clip_over_items, norm_of
 from distgrow.engine.delayed import Delayed
 from distgrow.engine.metric import Roots, StepMetric
 from distgrow.engine.noise_hooks import MicroBatchNorms, StepProducts
+from distgrow.engine.parameter_noise import ParameterNoise
 from distgrow.engine.part_norms import tell_parts
 from distgrow.engine.stats import UpdateStats
 from distgrow.optim import OptimizerSpec
@@ -54,6 +55,7 @@ class TorchStep:
         self._norms, self._products, self._modes = norms, products, has_modes(optimizer)
         self._metric = StepMetric(spec, optimizer, parameters)
         self._delayed = Delayed(parameters, delay, copies=world.size > 1)  # DDP's buckets are used again
+        self.noise = ParameterNoise(parameters)
         self.set_mode("train")
 
     def clipped_norm(self) -> Tensor:
@@ -89,14 +91,19 @@ class TorchStep:
             self._products.before_step(self.optimizer)
             metric_sq = self._metric.square(clipped=clipped)
             self._products.fetch()  # waits for a GPU, which has no step to make yet
-            if self._by_parts:
-                tell_parts(self.optimizer, self._norms, plan, stats, self._world, clipped=clipped, items=self._items)
+            listeners = self._listeners(plan)
+            if listeners:
+                tell_parts(listeners, self._norms, plan, stats, self._world, clipped=clipped, items=self._items)
             average = self._delayed.step(plan, self.step)
             self._products.after_step(self.optimizer)
         except (RuntimeError, MemoryError) as error:
             check_memory(error, "the optimizer's state")
             raise
         return average, metric_sq
+
+    def _listeners(self, plan: Plan) -> list[Any]:
+        """Return who wants to know the norms of micro-batches, parameter by parameter."""
+        return [self.optimizer] * self._by_parts + [self.noise] * plan.by_parameter
 
     def step(self, plan: Plan) -> None:
         """Make one optimizer step, with the settings that the plan gives each parameter group."""
@@ -149,8 +156,11 @@ class TorchStep:
 
     def state(self) -> dict[str, Any]:
         """Return the optimizer's state and the gradients in flight, by their keys of a checkpoint."""
-        in_flight = self._delayed.state()
-        return {"optimizer": self.optimizer.state_dict(), **({"delayed": in_flight} if in_flight else {})}
+        kept = {"delayed": self._delayed.state() or None, "parameter_noise": self.noise.state()}
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            **{name: value for name, value in kept.items() if value is not None},
+        }
 
     def load(self, state: dict[str, Any]) -> None:
         """Take over what `state` returned, out of all that a checkpoint holds.
@@ -160,3 +170,4 @@ class TorchStep:
         """
         self.optimizer.load_state_dict(state["optimizer"])
         self._delayed.load(state.get("delayed", ()))
+        self.noise.load(state.get("parameter_noise"))

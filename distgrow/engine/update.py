@@ -3,7 +3,6 @@
 An engine is a subclass that gives `backward`, `skip` and `apply`.
 """
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -25,6 +24,7 @@ from distgrow.engine.metric import Roots
 from distgrow.engine.metrics import means
 from distgrow.engine.noise_hooks import MicroBatchNorms, StepProducts
 from distgrow.engine.objective import WeightedLoss, check_dense, check_leaves, check_single_row
+from distgrow.engine.shown_noise import shown_noise
 from distgrow.engine.stats import LOW, MakeStats, UpdateStats
 from distgrow.optim import OptimizerSpec
 
@@ -114,6 +114,10 @@ class AccumulatingEngine(ABC):
         """See Engine; by default updates are what they were counted as."""
         return None
 
+    def parameter_noise(self) -> dict[str, tuple[float, float]]:
+        """See Engine; by default nothing is measured by parameter."""
+        return {}
+
     def averaged(self) -> dict[str, Tensor]:
         """Return what an average is made of: the trained parameters, or this rank's shards of them, and buffers."""
         trained = {name: p for name, p in self._objective.named_parameters() if p.requires_grad}
@@ -166,7 +170,18 @@ class AccumulatingEngine(ABC):
             empty=empty,
             loss=float(result.stats.loss),
             grad_norm=result.grad_norm,
-            measured=self._measured(plan, result) if result.applied else Measured(),
+            measured=shown_noise(
+                plan,
+                result.stats,
+                self._products,
+                self.world,
+                grad_norm=result.grad_norm,
+                metric_sq=result.metric_sq,
+                sharded=self.sharded,
+                items=self._items is not None,
+            )
+            if result.applied
+            else Measured(),
             tokens=result.stats.all_tokens(self.world.size),
             votes=tuple(cast > 0 for cast in result.stats.votes),
             delay=self.delay,
@@ -232,24 +247,6 @@ class AccumulatingEngine(ABC):
             tokens=divmod(weights.tokens, LOW),
             votes=tuple(map(float, votes)),
         )
-
-    def _measured(self, plan: Plan, result: Applied) -> Measured:
-        """Return what an applied update has shown of noise. Collective."""
-        if not (plan.window or plan.product):
-            return Measured()
-        penalty, product = self._products.results(result.grad_norm)
-        square, size = result.grad_norm * result.grad_norm, self.world.size
-        if plan.preconditioned:
-            square = math.nan if result.metric_sq is None else result.metric_sq
-        if not self.sharded:
-            penalty, product, square = self.world.mean_async([penalty, product, square])()
-        elif self._products.wanted:
-            penalty, product = self.world.sum([penalty, product])
-        stats = result.stats
-        micro_sq = float(stats.micro_sq) * size if stats.measured * size > size - 0.5 else math.nan
-        batch_sq = square + penalty if plan.window else math.nan
-        parts = 0 if self._items is None else round(stats.parts * size)
-        return Measured(parts_sq=micro_sq + penalty, batch_sq=batch_sq, product=product, parts=parts)
 
     def settings(self, plan: Plan) -> dict[str, float]:
         """See Engine."""

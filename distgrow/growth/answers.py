@@ -77,9 +77,10 @@ def check_sampling(
     if sampling is None:
         return
     sampling.check(epoch)
-    if sampling.shows_noise or not (Measure.NOISE in needs or measuring.every is not None):
+    if sampling.shows_noise or not (Measure.NOISE in needs or measuring.asked):
         return
-    what = f"run.noise.every={measuring.every}" if Measure.NOISE not in needs else "the optimizer"
+    asked = "run.noise.by_parameter=true" if measuring.by_parameter else f"run.noise.every={measuring.every}"
+    what = asked if Measure.NOISE not in needs else "the optimizer"
     what = f"growth.kind={policy.name}" if Measure.NOISE in policy.needs else what
     raise ConfigError(
         f"{what} measures noise by how micro-batches of an update differ, which is not how batches in parts differ; "

@@ -155,6 +155,7 @@ class Controller:
             stage=progress.stage,
             seed=mix_int(self.seed, progress.samples),
             window=window,
+            by_parameter=self.measuring.by_parameter,
             preconditioned=Measure.PRECONDITIONED in self._needs,
             product=Measure.PROGRESS in self._needs,
             average=self.average.weight(progress.ledger.applied, batch, self.whole_axis) if self.average else 0.0,
@@ -179,8 +180,8 @@ class Controller:
         """
         if self.sampling is not None and not self.sampling.shows_noise:
             return 0
-        whole, asked = self._whole(progress, batch), self.measuring.every is not None
-        if whole and (batch == 1 or not (asked or Measure.NOISE in self._needs)):
+        whole = self._whole(progress, batch)
+        if whole and (batch == 1 or not (self.measuring.asked or Measure.NOISE in self._needs)):
             return 0
         every = self.measuring.every or (1 if Measure.NOISE in self._needs and not whole else 16)
         return 0 if progress.step % every else self.measuring.memory(every * batch, self.epoch)
@@ -217,10 +218,6 @@ class Controller:
     def rate(self, progress: Progress, batch: int) -> float:
         """Learning rate of the next update if it has `batch` samples. ValueError where it is not finite."""
         return checked_rate(self.growth, self.lr, progress, batch, self.span)
-
-    def warm(self, progress: Progress, batch: int) -> float:
-        """Warm-up multiplier of the next update if it has `batch` samples; it never falls along a run."""
-        return self.lr.decay.warm(progress.ledger.applied, batch, self.span)
 
     def forecast(self, progress: Progress | None = None) -> Iterator[Stride]:
         """Yield the run to come as strides of equal updates, as far as this group takes it, if no update is skipped."""

@@ -12,9 +12,10 @@ from distgrow.distributed.world import World
 from distgrow.growth.controller import Controller
 from distgrow.run.folder import RunFolder
 from distgrow.tracking.event_log import EventLog
-from distgrow.tracking.events import RESERVED, End, Evaluation, Resume, Stage, Start, shape_of
+from distgrow.tracking.events import RESERVED, End, Evaluation, Resume, Stage, Start
 from distgrow.tracking.jsonl import JSONL
 from distgrow.tracking.read import read_events
+from distgrow.tracking.update_event import shape_of
 
 
 class NoRecord:

@@ -26,24 +26,33 @@ class _TrustRatio(torch.optim.Optimizer, ABC):
     def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Make one step."""
         for group in self.param_groups:
-            given = [parameter for parameter in group["params"] if parameter.grad is not None]
-            if given:
+            for given in _alike([parameter for parameter in group["params"] if parameter.grad is not None]):
                 self._step(given, group)
 
     @abstractmethod
     def _step(self, given: list[Tensor], group: Group) -> None:
-        """Step the parameters of one group, which all have a gradient."""
+        """Step the parameters of one group, of one device and dtype, which all have a gradient."""
 
-    def _momentum(self, given: list[Tensor], steps: list[Tensor], group: Group) -> list[Tensor]:
-        """Return v ← m·v + step, which begins as the first step; the step itself if m is 0."""
-        if not group["momentum"]:
-            return steps
-        for parameter, step in zip(given, steps, strict=True):
-            kept = self.state[parameter].get("momentum_buffer")
-            self.state[parameter]["momentum_buffer"] = (
-                step.clone() if kept is None else kept.mul_(group["momentum"]).add_(step)
-            )
-        return [self.state[parameter]["momentum_buffer"] for parameter in given]
+    def _buffers(self, given: list[Tensor], *keys: str) -> list[list[Tensor]]:
+        """Return what the parameters keep under each key, as real tensors; zeros at their first step."""
+        for parameter in given:
+            state = self.state[parameter]
+            if keys[0] not in state:
+                state |= {key: torch.zeros_like(real(parameter)) for key in keys}
+                self._begin(state, parameter)
+        return [[self.state[parameter][key] for parameter in given] for key in keys]
+
+    def _begin(self, state: dict[str, Any], parameter: Tensor) -> None:
+        """Add what else a parameter keeps from its first step on."""
+
+    def _momentum(self, given: list[Tensor], steps: list[Tensor], group: Group, *, lr: float, decay: float) -> None:
+        """Make SGD's step v ← m·v + step + βw, w ← w − γv; v begins as the first step."""
+        momentum = group["momentum"]
+        torch._fused_sgd_(  # pyright: ignore[reportPrivateImportUsage]
+            [real(p) for p in given], steps, self._buffers(given, "momentum_buffer")[0] if momentum else [],
+            weight_decay=decay, momentum=momentum, lr=lr, dampening=0.0, nesterov=False, maximize=False,
+            is_first_step=False,
+        )  # fmt: skip
 
 
 class LARS(_TrustRatio):
@@ -54,12 +63,14 @@ class LARS(_TrustRatio):
 
     def _step(self, given: list[Tensor], group: Group) -> None:
         gradients, decay = _gradients(given), group["weight_decay"]
-        steps = _decayed(gradients, given, decay)
-        if group[TRUSTED]:
-            size, gradient = _norms(given), _norms(gradients)
-            ratio = group["trust"] * size / (gradient + decay * size + group["eps"])
-            steps = _scaled(steps, _limited(ratio, size * gradient == 0, group))
-        _move(given, self._momentum(given, steps, group), group["lr"])
+        if not group[TRUSTED]:
+            self._momentum(given, gradients, group, lr=group["lr"], decay=decay)
+            return
+        size, gradient = _norms(given), _norms(gradients)
+        ratio = group["trust"] * size / (gradient + decay * size + group["eps"])
+        ratios = _limited(ratio, size * gradient == 0, group)
+        steps = _scaled(_decayed(gradients, given, decay), ratios)
+        self._momentum(given, steps, group, lr=group["lr"], decay=0.0)
 
 
 class CLARS(_TrustRatio):
@@ -99,13 +110,19 @@ class CLARS(_TrustRatio):
                 self.state[parameter].update(means)
 
     def _step(self, given: list[Tensor], group: Group) -> None:
-        gradients = _gradients(given)
-        steps = self._momentum(given, _decayed(gradients, given, group["weight_decay"]), group)
-        if group[TRUSTED]:
-            size, spread = _norms(given), self._spread(given, gradients)
-            ratio = group["trust"] * size / (spread + group["eps"])
-            steps = _scaled(steps, _limited(ratio, size * spread == 0, group))
-        _move(given, steps, group["lr"])
+        gradients, decay = _gradients(given), group["weight_decay"]
+        if not group[TRUSTED]:
+            self._momentum(given, gradients, group, lr=group["lr"], decay=decay)
+            return
+        size, spread = _norms(given), self._spread(given, gradients)
+        ratio = group["trust"] * size / (spread + group["eps"])
+        steps = _decayed(gradients, given, decay)
+        if group["momentum"]:
+            kept = self._buffers(given, "momentum_buffer")[0]
+            torch._foreach_mul_(kept, group["momentum"])  # pyright: ignore[reportPrivateImportUsage]
+            torch._foreach_add_(kept, steps)  # pyright: ignore[reportPrivateImportUsage]
+            steps = kept
+        _move(given, _scaled(steps, _limited(ratio, size * spread == 0, group)), group["lr"])
 
     def _spread(self, given: list[Tensor], gradients: list[Tensor]) -> Tensor:
         """Return a, one number a parameter."""
@@ -122,26 +139,35 @@ class LAMB(_TrustRatio):
     """
 
     def _step(self, given: list[Tensor], group: Group) -> None:
-        steps = [self._adam(parameter, group) for parameter in given]
-        steps = _decayed(steps, given, group["weight_decay"])
+        steps = _decayed(self._adam(given, group), given, group["weight_decay"])
         if group[TRUSTED]:
             size, step = _norms(given), _norms(steps)
             steps = _scaled(steps, _limited(size / step, size * step == 0, group))
         _move(given, steps, group["lr"])
 
-    def _adam(self, parameter: Tensor, group: Group) -> Tensor:
-        """Return m̂/(√v̂ + ε)."""
-        gradient, state = real(parameter.grad), self.state[parameter]  # pyright: ignore[reportArgumentType]
-        if "step" not in state:
-            state["step"] = torch.tensor(0.0)
-            state["exp_avg"] = torch.zeros_like(gradient)
-            state["exp_avg_sq"] = torch.zeros_like(gradient)
-        state["step"] += 1
-        (beta1, beta2), mean, square = group["betas"], state["exp_avg"], state["exp_avg_sq"]
-        mean.lerp_(gradient, 1 - beta1)
-        square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        steps = state["step"].item()
-        return mean / (1 - beta1**steps) / ((square / (1 - beta2**steps)).sqrt_().add_(group["eps"]))
+    def _begin(self, state: dict[str, Any], parameter: Tensor) -> None:
+        state["step"] = torch.zeros((), device=parameter.device)
+
+    def _adam(self, given: list[Tensor], group: Group) -> list[Tensor]:
+        """Return m̂/(√v̂ + ε): Adam's step from 0 at a learning rate of −1."""
+        means, squares = self._buffers(given, "exp_avg", "exp_avg_sq")
+        counts = [self.state[parameter]["step"] for parameter in given]
+        steps = [torch.zeros_like(mean) for mean in means]
+        torch._foreach_add_(counts, 1.0)  # pyright: ignore[reportPrivateImportUsage]
+        beta1, beta2 = group["betas"]
+        torch._fused_adam_(  # pyright: ignore[reportPrivateImportUsage]
+            steps, _gradients(given), means, squares, [], counts, lr=-1.0, beta1=beta1, beta2=beta2,
+            weight_decay=0.0, eps=group["eps"], amsgrad=False, maximize=False,
+        )  # fmt: skip
+        return steps
+
+
+def _alike(parameters: list[Tensor]) -> list[list[Tensor]]:
+    """Return the parameters of each device and dtype apart: fused kernels take one of them."""
+    found: dict[Any, list[Tensor]] = {}
+    for parameter in parameters:
+        found.setdefault((parameter.device, parameter.dtype), []).append(parameter)
+    return list(found.values())
 
 
 def _gradients(given: list[Tensor]) -> list[Tensor]:
@@ -163,12 +189,12 @@ def _decayed(steps: list[Tensor], given: list[Tensor], decay: float) -> list[Ten
 
 def _limited(ratio: Tensor, neutral: Tensor, group: Group) -> Tensor:
     """Return the trust ratios, 1 where `neutral`, and none above the group's limit."""
-    return torch.where(neutral, 1.0, ratio).clamp(max=group["max_ratio"] or torch.inf)
+    return ratio.masked_fill(neutral, 1.0).clamp_(max=group["max_ratio"] or torch.inf)
 
 
 def _scaled(steps: list[Tensor], ratios: Tensor) -> list[Tensor]:
-    """Return new tensors: gradients are read again after a step."""
-    return [step * ratio.to(step.dtype) for step, ratio in zip(steps, ratios.unbind(), strict=True)]
+    """Return new tensors: gradients are read again after a step, and momentum is kept."""
+    return list(torch._foreach_mul(steps, ratios.to(steps[0].dtype).unbind()))  # pyright: ignore[reportPrivateImportUsage]
 
 
 def _move(given: list[Tensor], steps: list[Tensor], lr: float) -> None:

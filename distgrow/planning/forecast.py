@@ -76,7 +76,8 @@ def stages(controller: Controller, *, soonest: bool = False) -> Iterator[Stage]:
 def turns(controller: Controller, stage: Stage) -> list[int]:
     """Return the updates between which η only rises or only falls: a stage's first, the end of a warm-up, its last."""
     last, batch = stage.steps - 1, stage.batch
-    end = bisect_left(range(last), 1.0, key=lambda step: controller.warm(stage.progress(step), batch))
+    warm, span = controller.lr.decay.warm, controller.span
+    end = bisect_left(range(last), 1.0, key=lambda step: warm(stage.progress(step).ledger.applied, batch, span))
     return sorted({0, end, last})
 
 

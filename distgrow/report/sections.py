@@ -13,7 +13,7 @@ from distgrow.report.marks import MARKS
 from distgrow.report.planned import Planned, comparison
 from distgrow.report.runs import Record
 from distgrow.tracking.base_event import PARTS, Event
-from distgrow.tracking.events import OutOfMemory, Resize, Resume, Skip, Stage
+from distgrow.tracking.events import OutOfMemory, ParameterNoise, Resize, Resume, Skip, Stage
 from distgrow.tracking.pace import SmoothedRate, duration, standing
 
 MOST_ROWS = 200
@@ -47,6 +47,7 @@ def section(record: Record, planned: Planned | None, update_s: float | None) -> 
         "assumption": constant.assumption(record, update_s),
         "stages": stage_table(record, planned),
         "events": shorten(list(_events(record)), MOST_ROWS),
+        "parameters": parameter_table(record),
         "config": record.config,
     }
 
@@ -115,6 +116,35 @@ def ledger(spent: Ledger) -> dict[str, Any]:
         "spent": parts,
         "unspent": " or ".join([", ".join(words[:-1]), words[-1]][len(words) < 2 :]) if words else "",
     }
+
+
+# ── noise by parameter ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def parameter_table(record: Record) -> Table | None:
+    """Return the noise of each parameter at the first and the last time that it was logged; None if it was not."""
+    logged = record.of(ParameterNoise)
+    if not logged:
+        return None
+    first, last = logged[0], logged[-1]
+    began = dict(zip(first.names, zip(first.grad_sq, first.noise_trace, strict=True), strict=True))
+    rows = [
+        [name, _figure(square), _figure(trace), _scale(*began.get(name, (None, None))), _scale(square, trace)]
+        for name, square, trace in zip(last.names, last.grad_sq, last.noise_trace, strict=True)
+    ]
+    head = ["parameter", "|∇f|²", "tr Σ", f"noise scale at step {first.step:,}", f"at step {last.step:,}"]
+    return Table(head=head, rows=shorten(rows, MOST_ROWS))
+
+
+def _figure(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}"
+
+
+def _scale(grad_sq: float | None, trace: float | None) -> str:
+    """Return tr Σ/|∇f|² in samples, ∞ where noise hides the gradient."""
+    if grad_sq is None or trace is None:
+        return "–"
+    return f"{trace / grad_sq:,.3g}" if grad_sq > 0 else "∞"
 
 
 # ── stages and events ───────────────────────────────────────────────────────────────────────────────────────────────

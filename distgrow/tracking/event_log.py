@@ -8,7 +8,7 @@ from distgrow.core.plan import Plan
 from distgrow.core.progress import Outcome, Progress
 from distgrow.tracking.base import Buffered, Tracker, log_all, may_wait
 from distgrow.tracking.base_event import Event, Place
-from distgrow.tracking.events import update_event
+from distgrow.tracking.update_event import update_event
 
 #: Seconds that the event of an update waits for the next one, at most.
 LATEST_S = 0.1

@@ -2,17 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, ClassVar, TypedDict, get_args
+from typing import Any, ClassVar, get_args
 
-from distgrow.core.plan import Plan
-from distgrow.core.progress import Outcome, Progress, finite
+from distgrow.core.progress import Progress
 from distgrow.tracking.base_event import PLACE, SPENT, Event
 from distgrow.tracking.fields import (
     Above0,
     Amount,
     Count,
     Figure,
+    Figures,
     OldAmount,
     OldCount,
     OldFigure,
@@ -21,6 +20,7 @@ from distgrow.tracking.fields import (
     OldTruth,
     Positive,
     Text,
+    Texts,
     Truth,
     shown_number,
 )
@@ -177,6 +177,17 @@ class Evaluation(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ParameterNoise(Event):
+    """Hold the smoothed noise of each parameter's gradient: `run.noise.by_parameter`."""
+
+    kind: ClassVar[str] = "parameter_noise"
+
+    names: Texts  #: the parameters'
+    grad_sq: Figures  #: |∇f|² of each
+    noise_trace: Figures  #: tr Σ of each
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GradientProbe(Event):
     """Hold an exact measurement of the objective; what `run.probe.curvature` adds is in `more`."""
 
@@ -234,8 +245,8 @@ class End(Event):
 
 
 Known = (
-    Start | Resume | Rebudget | Resize | Stage | Step | Skip | OutOfMemory | Evaluation | GradientProbe | MemoryProbe
-    | Checkpoint | ServiceId | End
+    Start | Resume | Rebudget | Resize | Stage | Step | Skip | OutOfMemory | Evaluation | ParameterNoise
+    | GradientProbe | MemoryProbe | Checkpoint | ServiceId | End
 )  # fmt: skip
 #: The kinds of lines and their classes; a probe that says whether memory `fits` is a MemoryProbe.
 KINDS: Mapping[str, type[Event]] = {kind.kind: kind for kind in reversed(get_args(Known))}
@@ -252,50 +263,3 @@ def from_json(line: Any) -> Event:
         raise ValueError(f"lacks one of {', '.join(PLACE)}")
     kind = KINDS.get(line["event"], Event)
     return (MemoryProbe if kind is GradientProbe and "fits" in line else kind).from_json(line)
-
-
-class Shape(TypedDict):
-    """Hold how an update's batch is split over ranks and micro-batches."""
-
-    batch: int
-    micro: int
-    accum: int
-    world: int
-
-
-def shape_of(plan: Plan) -> Shape:
-    """Return how the plan splits its batch."""
-    return Shape(batch=plan.batch, micro=plan.micro, accum=plan.accum, world=plan.world)
-
-
-def update_event(
-    progress: Progress, plan: Plan, outcome: Outcome, *, epoch: int, time_s: float, samples_per_s: float
-) -> Step | Skip:
-    """Return the event of an update; `progress` is what it left, `epoch` the samples of one pass."""
-    skip = partial(Skip, empty=outcome.empty or None, late=outcome.late or None)
-    ledger, made = progress.ledger, Step if outcome.applied else skip
-    return made(
-        step=progress.step,
-        samples=progress.samples,
-        epoch=progress.samples / epoch,
-        stage=plan.stage,
-        **shape_of(plan),
-        lr=plan.lr,
-        loss=finite(outcome.loss),
-        grad_norm=finite(outcome.grad_norm),
-        grad_sq=finite(progress.noise.grad_sq.value),
-        noise_trace=finite(progress.noise.variance.value),
-        noise_scale=finite(progress.noise.scale),
-        sfo=ledger.total,
-        sfo_applied=ledger.applied,
-        sfo_skipped=ledger.skipped,
-        sfo_replayed=ledger.replayed,
-        sfo_discarded=ledger.discarded,
-        sfo_probe=ledger.probe,
-        time_s=time_s,
-        samples_per_s=samples_per_s,
-        tokens=progress.tokens or None,
-        tokens_per_s=samples_per_s * outcome.tokens / plan.batch if outcome.tokens else None,
-        delay=outcome.delay or None,
-        active=plan.active,
-    )

@@ -77,6 +77,13 @@ def texts(value: Any) -> list[str]:
     return value
 
 
+def figures(value: Any) -> list[float | None]:
+    """Return a list of finite numbers, with None for each that was not finite."""
+    if not isinstance(value, list):
+        raise ValueError("must be a list of numbers")
+    return [figure(item) for item in value]
+
+
 def truth(value: Any) -> bool:
     """Return True or False."""
     if not isinstance(value, bool):
@@ -97,12 +104,14 @@ Positive = Annotated[int, positive]
 Amount = Annotated[float, amount]
 Above0 = Annotated[float, above_zero]
 Figure = Annotated[float | None, figure]
+Figures = Annotated[list[float | None], figures]
 Text = Annotated[str, text]
 Truth = Annotated[bool, truth]
 
 OldCount = Annotated[int | None, count, Optional()]
 OldAmount = Annotated[float | None, amount, Optional()]
 OldFigure = Annotated[float | None, figure, Optional()]
+Texts = Annotated[list[str], texts]
 OldText = Annotated[str | None, text, Optional()]
 OldTexts = Annotated[list[str] | None, texts, Optional()]
 OldTruth = Annotated[bool | None, truth, Optional()]

@@ -20,7 +20,7 @@ from distgrow.growth.controller import Controller
 from distgrow.tasks.task import Task, test_sets
 from distgrow.theory.noise import directed_critical_batch, noise_scale
 from distgrow.tracking.event_log import EventLog
-from distgrow.tracking.events import RESERVED, Evaluation, GradientProbe
+from distgrow.tracking.events import RESERVED, Evaluation, GradientProbe, ParameterNoise
 from distgrow.training.loss_check import check_again
 from distgrow.training.spec import RunSpec
 
@@ -68,7 +68,10 @@ class Evaluator:
             most = min(self._controller.max_micro, progress.micro_limit or self._controller.max_micro)
             check_again(self._task, self._controller, self._world, most=most)
         place = (progress.step, progress.samples)
+        if place != self._evaluated:
+            self._log_parameters(progress, events)
         if not self._tests:
+            self._evaluated = place
             return {}
         if self._known is not None and place == self._evaluated:
             return self._known
@@ -92,6 +95,15 @@ class Evaluator:
         """Let the model use the experts that the coming update would, so that a resumed run measures the same."""
         active = self._controller.active
         activate(self._task.model, active and active.at(progress, self._controller.whole_axis))
+
+    def _log_parameters(self, progress: Progress, events: EventLog) -> None:
+        """Log the noise of each parameter, if it is measured."""
+        if not self._run.noise.by_parameter:
+            return
+        found = self._engine.parameter_noise()
+        squares, traces = ([finite(pair[k]) for pair in found.values()] for k in (0, 1))
+        place = events.place(progress)
+        events.log(ParameterNoise(**place, names=list(found), grad_sq=squares, noise_trace=traces))
 
     def outdate(self) -> None:
         """Have the test set evaluated again even where it was: the engine has moved since."""

@@ -56,10 +56,16 @@ class Settings(Spec):
             ConfigError: they do not.
         """
         check_compatible(self.growth, self.optimizer, self.engine)
-        if isinstance(self.engine, Async) and self.run.noise.every is not None:
+        noise = self.run.noise
+        if isinstance(self.engine, Async) and noise.every is not None:
             raise ConfigError(
-                f"run.noise.every={self.run.noise.every} measures gradient noise, which engine.kind=async does not: "
-                "leave it out, or use engine.kind=torch"
+                f"run.noise.every={noise.every} measures gradient noise, which engine.kind=async does not: leave it "
+                "out, or use engine.kind=torch"
+            )
+        if noise.by_parameter and not self.engine.measures_parameters:
+            raise ConfigError(
+                f"run.noise.by_parameter=true measures whole gradients by micro-batches, which engine.kind="
+                f"{self.engine.kind} does not show: use engine.kind=torch, or leave it out"
             )
 
     def kept_in(self, path: str) -> Self:

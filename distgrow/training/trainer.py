@@ -24,7 +24,8 @@ from distgrow.run.stop import StopRequests
 from distgrow.tasks.task import Task, test_sets
 from distgrow.tracking.base import Tracker
 from distgrow.tracking.event_log import EventLog
-from distgrow.tracking.events import End, OutOfMemory, Resize, Resume, Stage, Start, shape_of
+from distgrow.tracking.events import End, OutOfMemory, Resize, Resume, Stage, Start
+from distgrow.tracking.update_event import shape_of
 from distgrow.training.evaluator import Evaluator
 from distgrow.training.hook_calls import Hooks
 from distgrow.training.micro_batch import check_split, measured

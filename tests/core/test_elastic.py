@@ -38,6 +38,9 @@ class NoState:
     def withdrawn(self) -> Any:
         raise AssertionError("not used")
 
+    def parameter_noise(self) -> dict[str, tuple[float, float]]:
+        raise AssertionError("not used")
+
     def settings(self, plan: Any) -> dict[str, float]:
         raise AssertionError("not used")
 

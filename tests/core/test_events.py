@@ -18,6 +18,7 @@ from distgrow.tracking.events import (
     Known,
     MemoryProbe,
     OutOfMemory,
+    ParameterNoise,
     Rebudget,
     Resize,
     Resume,
@@ -25,9 +26,8 @@ from distgrow.tracking.events import (
     Stage,
     Start,
     from_json,
-    shape_of,
-    update_event,
 )
+from distgrow.tracking.update_event import shape_of, update_event
 
 PLACE = Place(step=3, samples=96, sfo=128, time_s=1.5)
 PLAN = Plan(batch=32, world=2, micro=8, accum=2, lr=0.1, stage=1)
@@ -51,6 +51,7 @@ EVENTS = [
     update(applied=False),
     OutOfMemory(**PLACE, **SHAPE, sfo_discarded=32),
     Evaluation(**PLACE, epoch=2.0, more={"loss": 0.25, "accuracy": None}),
+    ParameterNoise(**PLACE, names=["weight", "bias"], grad_sq=[0.5, -0.1], noise_trace=[2.0, None]),
     GradientProbe(**PLACE, epoch=2.0, evaluations=48, sfo_probe=48, norm=0.5, loss=None, seconds=0.2, more={"lr": 0.1}),
     MemoryProbe(**PLACE, micro=8, fits=True),
     Checkpoint(**PLACE, path="step-00000003", seconds=0.1, stall_s=0.01),
@@ -68,6 +69,7 @@ KEYS = {
     "sfo_applied sfo_skipped sfo_replayed sfo_discarded sfo_probe time_s samples_per_s",
     "oom": "step samples sfo time_s batch micro accum world sfo_discarded",
     "eval": "step samples sfo time_s epoch loss accuracy",
+    "parameter_noise": "step samples sfo time_s names grad_sq noise_trace",
     "probe": "step samples sfo time_s epoch evaluations sfo_probe norm loss seconds lr",
     "checkpoint": "step samples sfo time_s path seconds stall_s",
     "tracker": "step samples sfo time_s id",
@@ -111,7 +113,10 @@ def other_kinds(event: Event, name: str) -> list[Any]:
         *([] if isinstance(value, str) else TEXTS),
         *([] if isinstance(value, bool) or name in ("empty", "late") else [True]),
     ]
-    return bad if name in SIGNED else [*bad, *OF_EITHER_SIGN]
+    if isinstance(value, list) and name in SIGNED:
+        bad.remove([1])  # a list of numbers
+        bad.append(["x"])
+    return bad if name in SIGNED and not isinstance(value, list) else [*bad, *OF_EITHER_SIGN]
 
 
 @pytest.mark.parametrize("event", EVENTS, ids=lambda event: type(event).__name__)

@@ -17,11 +17,12 @@ from distgrow.core.progress import Ledger, Outcome, Progress
 from distgrow.tracking.base import Trackers
 from distgrow.tracking.base_event import Event
 from distgrow.tracking.event_log import EventLog
-from distgrow.tracking.events import Checkpoint, Evaluation, Resume, update_event
+from distgrow.tracking.events import Checkpoint, Evaluation, Resume
 from distgrow.tracking.jsonl import JSONL
 from distgrow.tracking.pace import SmoothedRate, duration, standing
 from distgrow.tracking.read import history, last_total, read_events
 from distgrow.tracking.terminal import Terminal, doing_of, standing_of
+from distgrow.tracking.update_event import update_event
 
 PLAN = Plan(batch=256, world=2, micro=64, accum=2, lr=0.28284271247, stage=3)
 

@@ -107,7 +107,7 @@ ALL = [Parameters(match="")]
 @pytest.mark.parametrize("kind", [LARS, CLARS])
 def test_without_trust_ratios_steps_are_those_of_sgd_without_decay(kind: type[LARS | CLARS], momentum: float) -> None:
     found = trained(kind(exclude=ALL, weight_decay=0.1, momentum=momentum))
-    own = by_torch(lambda model: torch.optim.SGD(model.parameters(), lr=0.1, momentum=momentum, foreach=False))
+    own = by_torch(lambda model: torch.optim.SGD(model.parameters(), lr=0.1, momentum=momentum, fused=True))
     assert all(torch.equal(one, other) for one, other in zip(found, own, strict=True))
 
 

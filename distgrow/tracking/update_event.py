@@ -1,0 +1,55 @@
+"""The event of an update, and how its batch is split."""
+
+from functools import partial
+from typing import TypedDict
+
+from distgrow.core.plan import Plan
+from distgrow.core.progress import Outcome, Progress, finite
+from distgrow.tracking.events import Skip, Step
+
+
+class Shape(TypedDict):
+    """Hold how an update's batch is split over ranks and micro-batches."""
+
+    batch: int
+    micro: int
+    accum: int
+    world: int
+
+
+def shape_of(plan: Plan) -> Shape:
+    """Return how the plan splits its batch."""
+    return Shape(batch=plan.batch, micro=plan.micro, accum=plan.accum, world=plan.world)
+
+
+def update_event(
+    progress: Progress, plan: Plan, outcome: Outcome, *, epoch: int, time_s: float, samples_per_s: float
+) -> Step | Skip:
+    """Return the event of an update; `progress` is what it left, `epoch` the samples of one pass."""
+    skip = partial(Skip, empty=outcome.empty or None, late=outcome.late or None)
+    ledger, made = progress.ledger, Step if outcome.applied else skip
+    return made(
+        step=progress.step,
+        samples=progress.samples,
+        epoch=progress.samples / epoch,
+        stage=plan.stage,
+        **shape_of(plan),
+        lr=plan.lr,
+        loss=finite(outcome.loss),
+        grad_norm=finite(outcome.grad_norm),
+        grad_sq=finite(progress.noise.grad_sq.value),
+        noise_trace=finite(progress.noise.variance.value),
+        noise_scale=finite(progress.noise.scale),
+        sfo=ledger.total,
+        sfo_applied=ledger.applied,
+        sfo_skipped=ledger.skipped,
+        sfo_replayed=ledger.replayed,
+        sfo_discarded=ledger.discarded,
+        sfo_probe=ledger.probe,
+        time_s=time_s,
+        samples_per_s=samples_per_s,
+        tokens=progress.tokens or None,
+        tokens_per_s=samples_per_s * outcome.tokens / plan.batch if outcome.tokens else None,
+        delay=outcome.delay or None,
+        active=plan.active,
+    )
