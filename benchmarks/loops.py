@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from distgrow.checkpoint.spec import Checkpointing
 from distgrow.core.budget import Budget
+from distgrow.core.extrapolate import Extrapolate
 from distgrow.core.lr import LR
 from distgrow.core.noise_stats import Measuring
 from distgrow.core.plan import Plan
@@ -201,6 +202,7 @@ def build_job(
     stages: Stages | None = None,
     measuring: Measuring | None = None,
     optimizer: str | OptimizerSpec | None = None,
+    extrapolate: Extrapolate | None = None,
 ) -> Endless:
     """All that fit() puts together, with metrics.jsonl in `folder` as the only tracker.
 
@@ -220,7 +222,9 @@ def build_job(
         measuring=measuring or Measuring(),
         needs=frozenset({Measure.NOISE} if spec.goes_by_parts else ()),
     )
-    machine = engine.build(task.model, task.loss, metrics=None, optimizer=spec, world=world, items=task.items)
+    machine = engine.build(
+        task.model, task.loss, metrics=None, optimizer=spec, world=world, items=task.items, extrapolate=extrapolate
+    )
     tracker = JSONL(folder / "metrics.jsonl") if world.rank == 0 else NullTracker()
     place = RunFolder(folder)
     return Endless(task, controller, machine, tracker, place, run, world, StopRequests(place))

@@ -78,6 +78,7 @@ SUITE = (
     Benchmark(name="tracked", script="benchmarks/tracked.py"),
     Benchmark(name="samplings", script="benchmarks/samplings.py"),
     Benchmark(name="adam-noise", script="benchmarks/adam_noise.py"),
+    Benchmark(name="extrapolation", script="benchmarks/extrapolation.py"),
     Benchmark(
         name="scale",
         script="benchmarks/scale.py",

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from distgrow.core.average import ema, tail
     from distgrow.core.budget import Budget, budget
     from distgrow.core.errors import ConfigError
+    from distgrow.core.extrapolate import Extrapolate
     from distgrow.core.lr import LR, WSD, Cosine, StepDecay, constant_lr, factor_lr, linear_lr, power_lr, sqrt_lr
     from distgrow.core.optimizer_plan import AtGrowth
     from distgrow.core.order import Order
@@ -75,6 +76,7 @@ _HOMES = {
     "core.average": "ema tail",
     "core.budget": "Budget budget",
     "core.errors": "ConfigError",
+    "core.extrapolate": "Extrapolate",
     "core.lr": "Cosine LR StepDecay WSD constant_lr factor_lr linear_lr power_lr sqrt_lr",
     "core.optimizer_plan": "AtGrowth",
     "core.order": "Order",

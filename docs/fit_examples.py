@@ -11,6 +11,7 @@ from torch import nn
 
 from distgrow import (
     AdamW,
+    Extrapolate,
     Hook,
     RunSpec,
     Torch,
@@ -156,6 +157,10 @@ fit(model, loss, train, **COMMON, test=held_out, average=ema(samples=500))
 # %% sampling
 # Every update draws a subset of the training set anew, in place of shuffled passes.
 fit(model, loss, train, **COMMON, sampling=nice_sampling())
+
+# %% extrapolate
+# Gradients are evaluated where the last gradient, times 0.05, would lead; the optimizer steps from the parameters.
+fit(model, loss, train, **COMMON, extrapolate=Extrapolate(kind="past", rate=0.05))
 
 # %% init
 # Begins with the weights of another run; a file, or init_from("runs/1", step=26), does as well.

@@ -33,7 +33,18 @@ does: such a formula is there for tables of your own, and a test holds it true.
 This page is made from the code: `python docs/generate.py` makes it again.
 """
 ROOT = Path(__file__).parent.parent
-MODULES = ("sgd", "staged", "noise", "allocation", "finite_sum", "parts", "samplings", "staleness", "experts")
+MODULES = (
+    "sgd",
+    "staged",
+    "noise",
+    "allocation",
+    "finite_sum",
+    "parts",
+    "samplings",
+    "staleness",
+    "experts",
+    "extrapolation",
+)
 NOBODY = "for tables and tests"
 
 

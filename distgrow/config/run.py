@@ -76,8 +76,8 @@ class Run(Settings):
         return active if isinstance(active, ActiveExperts) else None
 
     def applicable_theory(self) -> Theory | None:
-        """Return the constants if the bound of theory/sgd.py holds for the optimizer, else None."""
-        return self.theory if self.optimizer.plain_sgd else None
+        """Return the constants if the bound of theory/sgd.py holds for optimizer and gradients, else None."""
+        return self.theory if self.optimizer.plain_sgd and self.extrapolate is None else None
 
     @model_validator(mode="before")
     @classmethod

@@ -21,16 +21,17 @@ class Ledger:
     replayed: int = 0  #: spent before a crash and spent again after it
     discarded: int = 0  #: thrown away: by a retry of the same batch, or as a gradient came too late to be applied
     probe: int = 0  #: in measurements that move nothing: trials of a micro-batch, exact gradient norms
+    extrapolated: int = 0  #: for the point alone where an update's gradient is evaluated
 
     @property
     def total(self) -> int:
         """Return all evaluations: the SFO complexity spent so far."""
-        return self.applied + self.skipped + self.replayed + self.discarded + self.probe
+        return self.first_time + self.replayed + self.discarded
 
     @property
     def first_time(self) -> int:
         """Return the evaluations that an undisturbed run would also have spent: all but replayed and discarded ones."""
-        return self.applied + self.skipped + self.probe
+        return self.applied + self.skipped + self.probe + self.extrapolated
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +65,7 @@ class Outcome:
     tokens: int = 0  #: of the global batch; 0 if nobody counts them
     votes: tuple[bool, ...] = ()  #: which of the ranks' votes anyone has cast
     delay: int = 0  #: updates after which its gradient is applied
+    extrapolated: int = 0  #: of its samples, those that were evaluated a second time, for the gradient's point
     withdrawn: Withdrawn | None = None  #: of earlier updates; the present one counts as applied beside it
     fault: str | None = None  #: why no update can follow
 
@@ -117,8 +119,9 @@ class Progress:
         if plan.probe:
             return replace(self, ledger=replace(ledger, probe=ledger.probe + batch))
         if outcome.out_of_memory:  # the same batch again: neither the cursor nor the run of skips moves
-            discarded = replace(ledger, discarded=ledger.discarded + batch)
+            discarded = replace(ledger, discarded=ledger.discarded + batch + outcome.extrapolated)
             return replace(self, micro_limit=plan.micro // 2, ledger=discarded)
+        ledger = replace(ledger, extrapolated=ledger.extrapolated + outcome.extrapolated)
         if not outcome.applied and outcome.withdrawn is None:
             skipped = replace(ledger, skipped=ledger.skipped + batch)
             return replace(self, samples=self.samples + batch, skips=self.skips + 1, ledger=skipped)
@@ -203,7 +206,10 @@ class Progress:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain numbers, for progress.json."""
-        return asdict(self)
+        values = asdict(self)
+        if not self.ledger.extrapolated:  # as earlier versions read it
+            del values["ledger"]["extrapolated"]
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:

@@ -154,7 +154,13 @@ def train_branch(
     seed_generators(run.run.seed)
     model, recorder = copy.deepcopy(task.model), Recorder()
     engine = run.engine.build(
-        model, task.loss, metrics=task.metrics, optimizer=run.optimizer, world=world, items=task.items
+        model,
+        task.loss,
+        metrics=task.metrics,
+        optimizer=run.optimizer,
+        world=world,
+        items=task.items,
+        extrapolate=run.extrapolate,
     )
     stop, track = StopRequests(folder), recorder if world.rank == 0 else NullTracker()
     trainer = Trainer(

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import model_validator
 
 from distgrow.core.errors import ConfigError
+from distgrow.core.extrapolate import Extrapolate
 from distgrow.core.pace import Seconds
 from distgrow.core.spec import PosInt, Spec
 from distgrow.growth.base import GrowthPolicy, Measure
@@ -30,6 +31,7 @@ class Async(Spec):
     preconditions: ClassVar[bool] = False
     measures_parameters: ClassVar[bool] = False
     resizes_average: ClassVar[bool] = True
+    extrapolates: ClassVar[bool] = False
     kind: Literal["async"] = "async"
     workers: PosInt = 2
     """Workers, τ_C: as many gradients are computed at a time. One of them alone is plain training."""
@@ -123,6 +125,7 @@ class Async(Spec):
         world: "World",
         items: "Items | None" = None,
         tokens: "Tokens | None" = None,
+        extrapolate: Extrapolate | None = None,
     ) -> "Engine":
         """Build the engine; its workers start with the first update.
 

@@ -1,6 +1,9 @@
 """Which growth, optimizer and engine go together, by what each says that it can; importing this loads no torch."""
 
+from distgrow.core.budget import Budget
 from distgrow.core.errors import ConfigError
+from distgrow.core.extrapolate import Extrapolate
+from distgrow.core.noise_stats import Measuring
 from distgrow.engine.async_spec import Async
 from distgrow.engine.spec import EngineSpec
 from distgrow.growth.base import GrowthPolicy, Measure
@@ -48,4 +51,74 @@ def _check_delayed(growth: GrowthPolicy, optimizer: OptimizerSpec, delay: int) -
         raise ConfigError(
             f"engine.delay={delay} applies gradients late, and optimizer.kind={optimizer.name} goes by the "
             "micro-batches of the present one: set engine.delay=0, or optimizer.kind lars or lamb"
+        )
+
+
+def check_extrapolation(
+    extrapolate: Extrapolate,
+    *,
+    growth: GrowthPolicy,
+    optimizer: OptimizerSpec,
+    engine: EngineSpec,
+    measuring: Measuring,
+    budget: Budget,
+) -> None:
+    """Check that all else goes with gradients at a shifted point.
+
+    Raises:
+        ConfigError: It does not.
+    """
+    what = f"extrapolate.kind={extrapolate.kind}"
+    if not engine.extrapolates:
+        raise ConfigError(f"{what} is unknown to engine.kind={engine.kind}: use engine.kind=torch, or leave it out")
+    if engine.delay:
+        raise ConfigError(
+            f"{what} and engine.delay={engine.delay} would both move where a gradient is evaluated: set "
+            "engine.delay=0, or leave out extrapolate"
+        )
+    if growth.plain_sgd:
+        raise ConfigError(
+            f"growth.kind={growth.name} holds for SGD at the parameters themselves, and {what} shifts them: use "
+            "growth.kind noise_scale or critical_batch, or leave out extrapolate"
+        )
+    if Measure.PROGRESS in growth.needs:
+        raise ConfigError(
+            f"growth.kind={growth.name} holds each gradient against the update before, and {what} evaluates it beside "
+            "the parameters which that led to: use growth.kind critical_batch, or leave out extrapolate"
+        )
+    if extrapolate.kind == "fresh" and budget.sfo is not None:
+        raise ConfigError(
+            f"budget.sfo={budget.sfo} plans one evaluation of a sample, and {what} makes two: give budget.samples, "
+            f"half as many"
+        )
+    if not extrapolate.shows_noise:
+        _check_no_noise(f"{what} with local=true" if extrapolate.local else what, growth, optimizer, measuring)
+    if extrapolate.group is not None:
+        _check_groups(extrapolate.group, growth, engine)
+
+
+def _check_no_noise(what: str, growth: GrowthPolicy, optimizer: OptimizerSpec, measuring: Measuring) -> None:
+    """Check that nothing goes by noise, which micro-batches at shifted points do not show."""
+    asks = [f"growth.kind={growth.name}"] if Measure.NOISE in growth.needs else []
+    asks += [f"optimizer.kind={optimizer.name}"] if optimizer.goes_by_parts else []
+    asks += [f"run.noise.every={measuring.every}"] if measuring.every is not None else []
+    asks += ["run.noise.by_parameter=true"] if measuring.by_parameter else []
+    if asks:
+        raise ConfigError(
+            f"{asks[0]} measures noise by how micro-batches of an update differ, and {what} adds what their shifts "
+            "make of it: use extrapolate.kind past, or noise without local, or choose what does not go by noise"
+        )
+
+
+def _check_groups(group: int, growth: GrowthPolicy, engine: EngineSpec) -> None:
+    """Check that batches can come in micro-batches that are the groups of a local shift."""
+    if engine.max_micro == "auto" or engine.max_micro < group:
+        raise ConfigError(
+            f"extrapolate.group={group} rows are a micro-batch, which engine.max_micro={engine.max_micro} must allow: "
+            f"set engine.max_micro={group}, or lower extrapolate.group"
+        )
+    if growth.adaptive:
+        raise ConfigError(
+            f"extrapolate.group={group} rows must divide every batch, which growth.kind={growth.name} decides by what "
+            "it measures: use a growth.kind that is planned, such as exponential, or leave out extrapolate.local"
         )

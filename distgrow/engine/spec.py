@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
 from pydantic import BeforeValidator, Field, model_validator
 
 from distgrow.core.errors import ConfigError
+from distgrow.core.extrapolate import Extrapolate
 from distgrow.core.plan import Plan
 from distgrow.core.progress import Outcome, Withdrawn
 from distgrow.core.spec import PosFloat, PosInt, Spec, default_kind
@@ -110,6 +111,7 @@ class Torch(Spec):
     preconditions: ClassVar[bool] = True  #: whether it can measure gradients in the metric of the optimizer's steps
     measures_parameters: ClassVar[bool] = True  #: whether it can measure noise parameter by parameter
     resizes_average: ClassVar[bool] = True  #: whether an average goes on with another number of ranks
+    extrapolates: ClassVar[bool] = True  #: whether it can evaluate gradients at a shifted point
     kind: Literal["torch"] = "torch"
     max_micro: Micro = 64
     """Rows of a micro-batch, at most; a batch that needs more is accumulated. auto: what memory proves to hold."""
@@ -145,11 +147,17 @@ class Torch(Spec):
         world: "World",
         items: "Items | None" = None,
         tokens: "Tokens | None" = None,
+        extrapolate: Extrapolate | None = None,
     ) -> Engine:
         """Build the engine on this rank. Collective: every rank must call."""
+        from distgrow.engine.extrapolated import ExtrapolatingEngine
         from distgrow.engine.torch import TorchEngine
 
-        engine = TorchEngine(model, loss, metrics=metrics, spec=self, optimizer=optimizer, world=world, items=items)
+        parts: dict[str, Any] = {"metrics": metrics, "optimizer": optimizer, "world": world, "items": items}
+        if extrapolate is None:
+            engine = TorchEngine(model, loss, spec=self, **parts)
+        else:
+            engine = ExtrapolatingEngine(model, loss, extrapolate=extrapolate, spec=self, **parts)
         engine.tokens = items if tokens is None else tokens
         return engine
 
@@ -163,6 +171,7 @@ class DeepSpeed(Spec):
     preconditions: ClassVar[bool] = False
     measures_parameters: ClassVar[bool] = False
     resizes_average: ClassVar[bool] = False
+    extrapolates: ClassVar[bool] = False
     kind: Literal["deepspeed"] = "deepspeed"
     zero: Literal[1, 2, 3] = 1
     """ZeRO's stage. 2 and 3 reduce every micro-batch, so accumulation multiplies communication there."""
@@ -240,9 +249,11 @@ class DeepSpeed(Spec):
         world: "World",
         items: "Items | None" = None,
         tokens: "Tokens | None" = None,
+        extrapolate: Extrapolate | None = None,
     ) -> Engine:
         """Build the engine on this rank. Collective: every rank must call."""
         self.check_optimizer(optimizer)
+        assert extrapolate is None, "check_extrapolation refuses it"
         try:
             from distgrow.engine.deepspeed import DeepSpeedEngine
         except ImportError as error:

@@ -113,19 +113,23 @@ class TorchEngine(AccumulatingEngine):
         if self._parallel is None and (stats.failed or not stats.parts):
             return self._dropped(stats, math.nan, failed=stats.failed > 0)
         self._check_use(stats)
-        grad_norm = self._step.clipped_norm().item()  # waits for a GPU
-        if self._parallel is None:
-            reduced = UpdateStats.unpack(stats.numbers(), len(stats.votes))
-        else:
-            reduced = self._parallel.read(plan, len(stats.votes))
+        reduced, grad_norm = self._reduced(plan, stats)
         if reduced.failed:
             return self._dropped(reduced, grad_norm, failed=True)
-        grad_norm = self._step.over_items(reduced.weight, grad_norm)
         if not math.isfinite(grad_norm):
             # ranks whose last backward failed halfway have sent NaN, but may have sent their stats before
             return self._dropped(reduced, grad_norm, failed=self.world.sum([stats.failed])[0] > 0)
         average, metric_sq = self._step.make(plan, reduced, grad_norm)
         return Applied(stats=reduced, grad_norm=grad_norm, applied=True, average=average, metric_sq=metric_sq)
+
+    def _reduced(self, plan: Plan, stats: UpdateStats) -> tuple[UpdateStats, float]:
+        """Make the gradients means over ranks and items, clipped; return the means of `stats`, and the norm between."""
+        grad_norm = self._step.clipped_norm().item()  # waits for a GPU
+        if self._parallel is None:
+            reduced = UpdateStats.unpack(stats.numbers(), len(stats.votes))
+        else:
+            reduced = self._parallel.read(plan, len(stats.votes))
+        return reduced, grad_norm if reduced.failed else self._step.over_items(reduced.weight, grad_norm)
 
     def _dropped(self, stats: UpdateStats, grad_norm: float, *, failed: bool) -> Applied:
         if failed and self.world.device.type == "cuda":

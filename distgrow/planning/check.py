@@ -30,7 +30,7 @@ def check(run: Run, world: int | None = None, stands_at: Callable[[], Progress] 
     controller = run.controller(world)
     check_probes(run, controller)
     controller.check_resumed(stands_at)
-    if (limit := stability_limit(run.theory, run.optimizer, run.engine.delay)) is not None:
+    if (limit := stability_limit(run.theory, run.optimizer, run.engine.delay, run.extrapolate)) is not None:
         for stage in stages(controller, soonest=True):
             for problem in unstable(limit, controller, stage):
                 Console(stderr=True, highlight=False, soft_wrap=True).print(f"warning: {problem}", markup=False)
@@ -50,7 +50,7 @@ def check_probes(run: Run, controller: Controller) -> None:
 
 def problems(run: Run, controller: Controller) -> list[str]:
     """Return the first constraints that the run would violate, each once."""
-    limit = stability_limit(run.theory, run.optimizer, run.engine.delay)
+    limit = stability_limit(run.theory, run.optimizer, run.engine.delay, run.extrapolate)
     violated = (problem for at in controller.reach() for problem in controller.problems(*at))
     rates = (problem for stage in stages(controller, soonest=True) for problem in unstable(limit, controller, stage))
     first = list(dict.fromkeys(islice(chain(violated, rates), MOST_PROBLEMS)))

@@ -11,6 +11,7 @@ from pydantic import ConfigDict, ValidationError
 
 from distgrow.config.run import Theory
 from distgrow.core.budget import Budget
+from distgrow.core.extrapolate import Extrapolate
 from distgrow.core.lr import LR
 from distgrow.core.progress import Progress
 from distgrow.core.spec import Spec
@@ -24,7 +25,7 @@ from distgrow.optim import Optimizer, OptimizerSpec
 from distgrow.optim.sgd import SGD
 from distgrow.report.planned import Forecast, Planned, Target
 from distgrow.report.runs import Record
-from distgrow.theory import sgd, staleness
+from distgrow.theory import extrapolation, sgd, staleness
 
 #: Relative difference up to which predictions take η as constant.
 EVEN = 0.02
@@ -88,12 +89,17 @@ class Limit:
     lr: float
     formula: str
     delay: int = 0  #: updates by which gradients are applied late
+    shift: str = ""  #: kind of the shift of the points where gradients are evaluated
 
 
-def stability_limit(theory: Theory | None, optimizer: OptimizerSpec, delay: int) -> Limit | None:
+def stability_limit(
+    theory: Theory | None, optimizer: OptimizerSpec, delay: int, extrapolate: Extrapolate | None = None
+) -> Limit | None:
     """Return the limit of the learning rate, or None if it is not known: L is not, or not for this optimizer."""
     if theory is None:
         return None
+    if extrapolate is not None:
+        return _shifted_limit(theory.smoothness, extrapolate) if optimizer.plain_sgd else None
     if optimizer.plain_sgd:
         formula = "2 sin(π/(4τ + 2))/L" if delay else "2/L"
         return Limit(lr=staleness.stability_limit(delay) / theory.smoothness, formula=formula, delay=delay)
@@ -101,6 +107,17 @@ def stability_limit(theory: Theory | None, optimizer: OptimizerSpec, delay: int)
         return None
     limit = staleness.momentum_stability_limit(delay, optimizer.momentum) / theory.smoothness
     return Limit(lr=limit, formula=f"momentum_stability_limit({delay}, {optimizer.momentum:g})/L", delay=delay)
+
+
+def _shifted_limit(smoothness: float, extrapolate: Extrapolate) -> Limit | None:
+    """Return the limit of plain SGD whose gradients are evaluated at shifted points, None with random shifts."""
+    rate, kind = extrapolate.rate, extrapolate.kind
+    if kind == "past":
+        return Limit(lr=extrapolation.past_stability_limit(rate, smoothness), formula="2/L - 2·rate", shift=kind)
+    if kind == "fresh":
+        formula = f"fresh_stability_limit({rate:g}, {smoothness:g})"
+        return Limit(lr=extrapolation.fresh_stability_limit(rate, smoothness), formula=formula, shift=kind)
+    return None
 
 
 def unstable(limit: Limit | None, controller: Controller, stage: Stage) -> list[str]:
@@ -115,6 +132,10 @@ def unstable(limit: Limit | None, controller: Controller, stage: Stage) -> list[
     reached = f"lr={lr:.4g} of stage {stage.stage}{can} reaches {limit.formula}={limit.lr:.4g}"
     if limit.delay:
         return [f"{reached}, the limit at engine.delay={limit.delay}; lower lr.base, growth.cap or engine.delay"]
+    if limit.shift:
+        return [
+            f"{reached}, the limit of extrapolate.kind={limit.shift}; lower lr.base, growth.cap or extrapolate.rate"
+        ]
     return [f"{reached}; lower lr.base or growth.cap"]
 
 

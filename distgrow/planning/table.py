@@ -35,6 +35,10 @@ RESET = "the optimizer's first moments begin anew wherever the batch changes"
 
 NOT_SGD = "theory: its bound is one of SGD without momentum; nothing is predicted for this optimizer"
 
+SHIFTED = "theory: its bound is one of gradients at the parameters; nothing is predicted with extrapolate"
+
+TWICE = "extrapolate.kind=fresh evaluates each sample twice: twice the gradient evaluations that are shown"
+
 NOT_DELAYED = "theory: its bound is one without engine.delay; nothing is predicted"
 
 PROBED = "run.probe's evaluations are charged to budget.sfo: there will be fewer updates than are shown"
@@ -87,7 +91,9 @@ def _remarks(run: Run, controller: Controller) -> list[str]:
         *controller.growth.remarks(),
         *([RESET] if controller.at_growth.moments == "reset" else []),
         *([AUTO] if run.engine.max_micro == "auto" else []),
-        *([NOT_SGD] if run.applicable_theory() is not run.theory else []),
+        *([NOT_SGD] if run.theory is not None and not run.optimizer.plain_sgd else []),
+        *([SHIFTED] if run.theory is not None and run.extrapolate is not None else []),
+        *([TWICE] if run.extrapolate is not None and run.extrapolate.evaluations > 1 else []),
         *(_delayed(run, controller) if run.engine.delay else []),
         *(_asynchronous(run.engine, controller) if isinstance(run.engine, Async) else []),
         *([PROBED] if run.run.probe.every_epochs is not None and run.budget.sfo is not None else []),

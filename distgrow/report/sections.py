@@ -96,7 +96,7 @@ def _tokens(record: Record) -> str | None:
 
 
 def ledger(spent: Ledger) -> dict[str, Any]:
-    """Return the parts of the ledger that are not 0, and the names of those that are."""
+    """Return the parts of the ledger that are not 0, and the names of those that are, if every run may have them."""
     counts = {part: getattr(spent, part) for part in PARTS}
     whole = max(1, spent.total)
     parts = [
@@ -111,7 +111,11 @@ def ledger(spent: Ledger) -> dict[str, Any]:
         for part, count in counts.items()
         if count
     ]
-    words = ["spent on probes" if part == "probe" else part for part, count in counts.items() if not count]
+    words = [
+        "spent on probes" if part == "probe" else part
+        for part, count in counts.items()
+        if not count and part != "extrapolated"
+    ]
     return {
         "spent": parts,
         "unspent": " or ".join([", ".join(words[:-1]), words[-1]][len(words) < 2 :]) if words else "",

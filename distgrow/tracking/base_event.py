@@ -13,7 +13,7 @@ Line = Mapping[str, Any]
 #: Keys that every line has.
 PLACE = ("event", "step", "samples", "time_s")
 #: What gradient evaluations were for, as in `core.progress.Ledger`; `sfo_` before it makes the key.
-PARTS = ("applied", "skipped", "replayed", "discarded", "probe")
+PARTS = ("applied", "skipped", "replayed", "discarded", "probe", "extrapolated")
 
 
 #: Keys of the parts of the ledger.

@@ -127,6 +127,7 @@ class Update(Event):
     tokens_per_s: OldAmount = None
     active: OldCount = None  #: experts that a token uses, if their number is scheduled
     delay: OldCount = None  #: updates after which the gradient is applied, if not at once; `lr` is the gradient's own
+    sfo_extrapolated: OldCount = None  #: if any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -52,4 +52,5 @@ def update_event(
         tokens_per_s=samples_per_s * outcome.tokens / plan.batch if outcome.tokens else None,
         delay=outcome.delay or None,
         active=plan.active,
+        sfo_extrapolated=ledger.extrapolated or None,
     )

@@ -11,6 +11,7 @@ from torch.nn.modules.loss import _Loss
 from distgrow.core.average import EMA, Tail
 from distgrow.core.budget import Budget
 from distgrow.core.errors import ConfigError
+from distgrow.core.extrapolate import Extrapolate
 from distgrow.core.lr import LR
 from distgrow.core.sampling import SamplingSpec
 from distgrow.core.scaling import Group
@@ -37,6 +38,7 @@ _SPECS: Mapping[str, tuple[tuple[type, ...], bool, str]] = {
     ),
     "average": ((EMA, Tail), True, "an average, such as ema(epochs=1) or tail(0.25)"),
     "sampling": ((SamplingSpec,), True, "a sampling, such as nice_sampling() or stratified_sampling(parts=4)"),
+    "extrapolate": ((Extrapolate,), True, "an extrapolation, such as Extrapolate(kind='past', rate=0.05)"),
     "init": ((Init, str, Path), True, "a run's folder, a file of weights, or init_from('runs/first')"),
     "engine": ((Torch, DeepSpeed, Async), True, "an engine, such as Torch(max_micro=64)"),
     "run": ((RunSpec,), True, "a RunSpec, such as RunSpec(dir='runs/first')"),

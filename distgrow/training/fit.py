@@ -11,6 +11,7 @@ from torch import nn
 from distgrow.core.average import EMA, Tail
 from distgrow.core.budget import Budget
 from distgrow.core.errors import ConfigError, TrainingFailed
+from distgrow.core.extrapolate import Extrapolate
 from distgrow.core.lr import LR
 from distgrow.core.sampling import SamplingSpec
 from distgrow.core.scaling import Group
@@ -50,6 +51,7 @@ def fit(
     optimizer: OptimizerSpec | torch.optim.Optimizer | Sequence[Any] | Callable[[Any], Any] | None = None,
     average: EMA | Tail | None = None,
     sampling: SamplingSpec | None = None,
+    extrapolate: Extrapolate | None = None,
     init: Init | str | Path | None = None,
     engine: EngineSpec | None = None,
     run: RunSpec | None = None,
@@ -86,6 +88,7 @@ def fit(
             a function of the model that returns one or several. None: SGD.
         average: An average of the parameters, evaluated beside them. None: there is none.
         sampling: How the rows of an update are drawn. None: along shuffled passes, each sample once an epoch.
+        extrapolate: At which shifted point gradients are evaluated. None: at the parameters.
         init: The weights that a new run begins with: another run's folder, a file of weights, or `init_from(…)`. A
             resume does not read them again. None: those of `model`.
         engine: What computes. None: `Torch()`.
@@ -106,16 +109,15 @@ def fit(
         TrainingFailed: Too many updates in a row were not finite.
         KeyboardInterrupt: Ctrl-C, after a checkpoint.
     """
-    specs: dict[str, Any] = {"growth": growth, "budget": budget, "stages": stages, "lr": lr, "sampling": sampling}
-    specs |= {"average": average, "init": init, "engine": engine, "run": run, **as_spec(optimizer, model, lr)}
+    specs: Any = {"growth": growth, "budget": budget, "stages": stages, "sampling": sampling, "init": init, "run": run}
+    specs |= {"average": average, "extrapolate": extrapolate, "engine": engine, **as_spec(optimizer, model, lr)}
     check_arguments(specs, model, loss, metrics, collate, items, tokens)
     check_beside(trackers, hooks, about, group)
     data: dict[str, Any] = {"train": train, "test": test, "probe": probe, "collate": collate, "items": items}
     task = Task(model=model, loss=loss, metrics=metrics, tokens=tokens, **data)
-    settings = Settings(**{name: spec for name, spec in specs.items() if spec is not None})
     with _in_python():
         given: Any = {"about": about or {}, "trackers": trackers, "hooks": hooks, "rebudget": rebudget, "world": world}
-        return train_task(task, settings, resume=ResumeMode.of(resume), group=group, storage=storage, **given)
+        return train_task(task, Settings.of(specs), resume=ResumeMode.of(resume), group=group, storage=storage, **given)
 
 
 @contextmanager

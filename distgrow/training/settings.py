@@ -1,6 +1,6 @@
 """Settings: all specs of a run's training. fit() makes them of its arguments; a config adds a task and a launch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 from distgrow.core.active_experts import ActiveExperts
@@ -8,13 +8,14 @@ from distgrow.core.average import Average
 from distgrow.core.budget import Budget
 from distgrow.core.endless import ENDLESS, refuse_epochs
 from distgrow.core.errors import ConfigError
+from distgrow.core.extrapolate import Extrapolate
 from distgrow.core.lr import LR
 from distgrow.core.sampling import Sampling
 from distgrow.core.scaling import Group
 from distgrow.core.spec import Spec
 from distgrow.core.stages import Stages
 from distgrow.engine.async_spec import Async
-from distgrow.engine.compatible import check_compatible
+from distgrow.engine.compatible import check_compatible, check_extrapolation
 from distgrow.engine.spec import EngineSpec, Torch, most_rows
 from distgrow.growth.base import GrowthPolicy, Measure, with_rule
 from distgrow.growth.controller import Controller
@@ -40,6 +41,8 @@ class Settings(Spec):
     """An average of the parameters, evaluated beside them and kept in checkpoints. Default: none."""
     sampling: Sampling | None = None
     """How the rows of an update are drawn. Default: along shuffled passes, each sample once an epoch."""
+    extrapolate: Extrapolate | None = None
+    """At which shifted point gradients are evaluated. Default: at the parameters."""
     init: Init | None = None
     """The weights that a new run begins with: a run's folder, a file, or these keys. Default: the model's own."""
     engine: EngineSpec = Torch()
@@ -48,6 +51,11 @@ class Settings(Spec):
     """When the run is over."""
     run: RunSpec = RunSpec()
     """Folder, seed, checkpoints, evaluation, logging and loading."""
+
+    @classmethod
+    def of(cls, specs: Mapping[str, Any]) -> Self:
+        """Return the settings of those specs that are not None, by their keys."""
+        return cls(**{name: spec for name, spec in specs.items() if spec is not None})
 
     def check(self) -> None:
         """Check that growth, optimizer and engine go together.
@@ -67,6 +75,9 @@ class Settings(Spec):
                 f"run.noise.by_parameter=true measures whole gradients by micro-batches, which engine.kind="
                 f"{self.engine.kind} does not show: use engine.kind=torch, or leave it out"
             )
+        if self.extrapolate is not None:
+            parts: dict[str, Any] = {"growth": self.growth, "optimizer": self.optimizer, "engine": self.engine}
+            check_extrapolation(self.extrapolate, **parts, measuring=self.run.noise, budget=self.budget)
 
     def kept_in(self, path: str) -> Self:
         """Return the same settings with another `run.dir`."""
@@ -111,14 +122,16 @@ class Settings(Spec):
         """
         if epoch == ENDLESS:
             refuse_epochs({"run": self.run})
-        return self.schedule().controller(
+        most, rows = most_rows(self.engine.max_micro, epoch), self.extrapolate and self.extrapolate.group
+        controller = self.schedule().controller(
             epoch,
             world,
             group=group,
-            max_micro=most_rows(self.engine.max_micro, epoch),
+            max_micro=min(most, rows or most),
             measuring=self.run.noise,
             seed=self.run.seed,
         )
+        return controller if rows is None else in_groups(controller, rows)
 
     def planned(self, epoch: int, world: int, group: Group | None = None) -> Callable[[Budget], Controller]:
         """Return what makes the schedule under a budget, all else being as in the settings; see `controller_of`."""
@@ -132,3 +145,19 @@ class Settings(Spec):
     def recorded(self) -> dict[str, Any]:
         """Return the specs of the training as config.yaml records them."""
         return {name: spec.model_dump(mode="json") for name, spec in self.specs().items()}
+
+
+def in_groups(controller: Controller, rows: int) -> Controller:
+    """Return the controller, of which each micro-batch will have `rows` rows.
+
+    Raises:
+        ConfigError: A batch of the run cannot be cut into such.
+    """
+    for stage, batch in controller.reach():
+        if batch % (rows * controller.ranks(stage)):
+            raise ConfigError(
+                f"batch={batch} of stage {stage} on {controller.ranks(stage)} ranks is no multiple of "
+                f"extrapolate.group={rows} on each: choose growth, and a budget in steps or samples, so that every "
+                "batch is one, or lower extrapolate.group"
+            )
+    return controller

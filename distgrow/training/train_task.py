@@ -124,15 +124,9 @@ def _train_in(
     if resume:
         controller.check_resumed(lambda: world.on_rank0(lambda: stands_at(store)))
     seed_generators(run.seed, world.device)
-    engine = settings.engine.build(
-        task.model,
-        task.loss,
-        metrics=task.metrics,
-        optimizer=settings.optimizer,
-        world=world,
-        items=task.items,
-        tokens=_tokens(task, settings),
-    )
+    parts: dict[str, Any] = {"metrics": task.metrics, "items": task.items, "tokens": _tokens(task, settings)}
+    parts |= {"optimizer": settings.optimizer, "extrapolate": settings.extrapolate, "world": world}
+    engine = settings.engine.build(task.model, task.loss, **parts)
     with (
         tracking(folder, world.rank, controller, trackers) as lines,
         reporting(run.trackers, folder, recorded, world, lines) as tracker,

@@ -7,9 +7,20 @@ import pytest
 import theory_reference
 from conftest import ROOT
 
-from distgrow.theory import allocation, experts, finite_sum, noise, parts, samplings, sgd, staged, staleness
+from distgrow.theory import (
+    allocation,
+    experts,
+    extrapolation,
+    finite_sum,
+    noise,
+    parts,
+    samplings,
+    sgd,
+    staged,
+    staleness,
+)
 
-MODULES = (sgd, staged, noise, allocation, finite_sum, parts, samplings, staleness, experts)
+MODULES = (sgd, staged, noise, allocation, finite_sum, parts, samplings, staleness, experts, extrapolation)
 PAGE = theory_reference.page()
 ROWS = {found[1]: found[0] for found in re.finditer(r"^\| `(\S+)` \| .* \|$", PAGE, re.M)}
 
