@@ -25,9 +25,10 @@ from distgrow.tasks.experts import Active, Experts, with_balance
 from distgrow.theory.experts import best_active
 
 RULES, INPUTS, WIDTH = 8, 4, 16
-ACTIVE, TOGETHER, SAMPLES, SEEDS = (1, 2, 4, 8), (1, 2, 4, 6), (500, 4000), 3
+ACTIVE, TOGETHER, SAMPLES, SEEDS = (1, 2, 4, 8), (1, 2, 4, 6), (500, 4000), 2
 UPDATES, BATCH, LR, BALANCE = 500, 128, 0.01, 0.01
 TEST = 4000
+SHARES = (0.05, 0.1, 0.2, 0.4)  #: ticks of the figure
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,6 +176,7 @@ def figure(errors: Sequence[Error]) -> Figure:
             axis.plot([k], [mean(errors, c, m, k)[0]], color=colour, marker="o", markersize=10, fillstyle="none")
         axis.set(xscale="log", yscale="log", xlabel="active experts k", title=f"m = {m:,} samples")
         axis.set_xticks(numbers, [str(k) for k in numbers])
+        axis.set_yticks(SHARES, [f"{share:g}" for share in SHARES])
         axis.minorticks_off()
         axis.grid(alpha=0.3, linewidth=0.5)
     drawn.axes[0].set_ylabel("share of the variance left")

@@ -77,6 +77,10 @@ SUITE = (
     Benchmark(name="measuring", script="benchmarks/measuring.py"),
     Benchmark(name="tracked", script="benchmarks/tracked.py"),
     Benchmark(name="samplings", script="benchmarks/samplings.py"),
+    Benchmark(
+        name="experts", script="benchmarks/experts.py", options=("--plots", "benchmarks/plots"),
+        images=(("What is left of the variance, by active experts and rules", "plots/experts.png"),),
+    ),
     Benchmark(name="adam-noise", script="benchmarks/adam_noise.py"),
     Benchmark(name="extrapolation", script="benchmarks/extrapolation.py"),
     Benchmark(

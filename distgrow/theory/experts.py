@@ -1,7 +1,7 @@
 """How many of T experts should be active, as plain arithmetic; knows no model.
 
 Few active experts approximate a complex task badly; many are estimated badly from few samples. Symbols: k (`active`),
-experts that a token uses; T (`experts`), all of them; c (`complexity`), p (`exponent`), a (`scale`) of the
+experts that a token uses; T (`experts`), all of them; c (`complexity`), p (`order`), a (`scale`) of the
 approximation error a(c/k)^p; d (`dimension`) and m (`samples`) of the estimation error. The exact formula of the paper
 (Zhao et al. 2024, arXiv 2410.13964) was not to be had: what stands here was derived for this project, and tests
 hold it against brute force.
@@ -12,25 +12,25 @@ import math
 from distgrow.theory.numbers import check_positive
 
 
-def error(active: float, complexity: float, exponent: float, scale: float, samples: float, dimension: float) -> float:
+def error(active: float, complexity: float, order: float, scale: float, samples: float, dimension: float) -> float:
     """Return a(c/k)^p + √(kd/m), approximation and estimation error of k active experts, loss.
 
     Source: derived for this project, after Zhao et al. 2024, arXiv 2410.13964.
     """
     check_positive(active=active, samples=samples, dimension=dimension)
-    return _approximation(active, complexity, exponent, scale) + math.sqrt(active * dimension / samples)
+    return _approximation(active, complexity, order, scale) + math.sqrt(active * dimension / samples)
 
 
-def best_active(complexity: float, exponent: float, scale: float, samples: float, dimension: float) -> float:
+def best_active(complexity: float, order: float, scale: float, samples: float, dimension: float) -> float:
     """Return k* = (2pa·c^p)^(2/(2p+1))·(m/d)^(1/(2p+1)), the number of active experts with the least `error`.
 
     It is no whole number, and may exceed the experts that there are. It rises with the complexity and with the data.
 
     Source: derived for this project, after Zhao et al. 2024, arXiv 2410.13964.
     """
-    check_positive(complexity=complexity, exponent=exponent, scale=scale, samples=samples, dimension=dimension)
-    power = 1 / (2 * exponent + 1)
-    return (2 * exponent * scale) ** (2 * power) * complexity ** (2 * exponent * power) * (samples / dimension) ** power
+    check_positive(complexity=complexity, order=order, scale=scale, samples=samples, dimension=dimension)
+    power = 1 / (2 * order + 1)
+    return (2 * order * scale) ** (2 * power) * complexity ** (2 * order * power) * (samples / dimension) ** power
 
 
 def routing_gap(active: int, experts: int, samples: float, dimension: float, confidence: float = 0.05) -> float:
@@ -51,7 +51,7 @@ def routing_gap(active: int, experts: int, samples: float, dimension: float, con
 def best_active_by_gap(
     experts: int,
     complexity: float,
-    exponent: float,
+    order: float,
     scale: float,
     samples: float,
     dimension: float,
@@ -64,11 +64,11 @@ def best_active_by_gap(
 
     def whole(active: int) -> float:
         gap = routing_gap(active, experts, samples, dimension, confidence)
-        return _approximation(active, complexity, exponent, scale) + gap
+        return _approximation(active, complexity, order, scale) + gap
 
     return min(range(1, experts + 1), key=whole)
 
 
-def _approximation(active: float, complexity: float, exponent: float, scale: float) -> float:
-    check_positive(complexity=complexity, exponent=exponent, scale=scale)
-    return scale * (complexity / active) ** exponent
+def _approximation(active: float, complexity: float, order: float, scale: float) -> float:
+    check_positive(complexity=complexity, order=order, scale=scale)
+    return scale * (complexity / active) ** order

@@ -7,7 +7,7 @@ import pytest
 
 from distgrow.theory import experts
 
-ONE = {"exponent": 1.0, "scale": 1.0, "dimension": 1.0}
+ONE = {"order": 1.0, "scale": 1.0, "dimension": 1.0}
 
 
 @pytest.mark.parametrize(("samples", "best"), [(1000, 40), (8000, 80)])
@@ -18,18 +18,18 @@ def test_the_best_number_is_that_of_the_specification(samples: int, best: float)
 def test_no_other_number_of_active_experts_has_a_smaller_error() -> None:
     numbers = np.random.default_rng(0)
     for _ in range(50):
-        complexity, exponent, scale, dimension = numbers.uniform(0.3, 5, size=4).tolist()
+        complexity, order, scale, dimension = numbers.uniform(0.3, 5, size=4).tolist()
         samples = float(numbers.uniform(10, 1e5))
-        settings = {"exponent": exponent, "scale": scale, "samples": samples, "dimension": dimension}
+        settings = {"order": order, "scale": scale, "samples": samples, "dimension": dimension}
         best = experts.best_active(complexity, **settings)
         least = experts.error(best, complexity, **settings)
         for factor in np.geomspace(0.01, 100, 400):
             assert least <= experts.error(best * factor, complexity, **settings) * (1 + 1e-12)
 
 
-def test_the_best_number_becomes_proportional_to_the_complexity_as_the_exponent_grows() -> None:
-    def ratio(exponent: float) -> float:
-        settings = {"exponent": exponent, "scale": 1.0, "samples": 1000.0, "dimension": 1.0}
+def test_the_best_number_becomes_proportional_to_the_complexity_as_the_order_grows() -> None:
+    def ratio(order: float) -> float:
+        settings = {"order": order, "scale": 1.0, "samples": 1000.0, "dimension": 1.0}
         return experts.best_active(6, **settings) / experts.best_active(3, **settings)
 
     assert [ratio(p) for p in (0.5, 1, 4)] == pytest.approx([2 ** (2 * p / (2 * p + 1)) for p in (0.5, 1, 4)])
@@ -43,7 +43,7 @@ def test_the_gap_is_the_quoted_bound() -> None:
 
 def test_the_best_number_under_the_gap_is_that_of_trying_all() -> None:
     for complexity in (0.5, 1.0, 2.0, 4.0, 8.0):
-        settings = {"exponent": 1.5, "scale": 1.0, "samples": 500.0, "dimension": 2.0}
+        settings = {"order": 1.5, "scale": 1.0, "samples": 500.0, "dimension": 2.0}
         found = experts.best_active_by_gap(16, complexity, **settings)
         errors = {
             k: (complexity / k) ** 1.5 + experts.routing_gap(k, 16, samples=500, dimension=2) for k in range(1, 17)
@@ -53,7 +53,7 @@ def test_the_best_number_under_the_gap_is_that_of_trying_all() -> None:
 
 def test_the_best_number_under_the_gap_rises_with_complexity_and_data_and_stays_among_the_experts() -> None:
     def best(complexity: float, samples: float) -> int:
-        return experts.best_active_by_gap(16, complexity, exponent=1, scale=1, samples=samples, dimension=1)
+        return experts.best_active_by_gap(16, complexity, order=1, scale=1, samples=samples, dimension=1)
 
     rising = [best(c, 300) for c in (0.01, 0.5, 1, 2, 4, 100)]
     assert rising == sorted(rising)
