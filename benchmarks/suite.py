@@ -81,6 +81,7 @@ SUITE = (
         name="experts", script="benchmarks/experts.py", options=("--plots", "benchmarks/plots"),
         images=(("What is left of the variance, by active experts and rules", "plots/experts.png"),),
     ),
+    Benchmark(name="arbiter", script="benchmarks/arbiter.py"),
     Benchmark(name="adam-noise", script="benchmarks/adam_noise.py"),
     Benchmark(name="extrapolation", script="benchmarks/extrapolation.py"),
     Benchmark(
