@@ -52,6 +52,7 @@ class Benchmark:
 
 PLANNING = "What deciding an update costs, by ranks, updates so far, samples and stages"
 BYTES = "Bytes that a rank sends per sample, by batch, of the CNN's gradients"
+STALENESS = "Evaluations by (τ + 1)·b, and updates by τ + 1, to a target loss, beside the curve of the theory"
 IMAGES = "data/cifar10"
 SUITE = (
     Benchmark(name="overhead", script="benchmarks/overhead.py"),
@@ -82,6 +83,12 @@ SUITE = (
         images=(("What is left of the variance, by active experts and rules", "plots/experts.png"),),
     ),
     Benchmark(name="arbiter", script="benchmarks/arbiter.py"),
+    Benchmark(
+        name="staleness",
+        script="benchmarks/staleness.py",
+        options=("--plots", "benchmarks/plots"),
+        images=((STALENESS, "plots/staleness.png"),),
+    ),
     Benchmark(name="adam-noise", script="benchmarks/adam_noise.py"),
     Benchmark(name="extrapolation", script="benchmarks/extrapolation.py"),
     Benchmark(

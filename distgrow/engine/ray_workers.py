@@ -7,7 +7,7 @@ from typing import Any
 
 import ray
 from ray import cloudpickle
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, RayTaskError, WorkerCrashedError
 
 from distgrow.core.errors import ConfigError, TrainingFailed
 from distgrow.distributed.environment import named_ray_cluster
@@ -18,6 +18,8 @@ from distgrow.engine.workers import Came, Died, Gone, Job, Parts
 
 #: Seconds after which a wait looks whether any worker is there.
 LOOK_S = 1.0
+#: What is raised if a worker has died, or its answer with the host that held it.
+_LOST = (RayActorError, WorkerCrashedError, NodeDiedError, ObjectLostError)
 
 
 class _Worker:
@@ -125,9 +127,10 @@ class RayWorkers:
         slot = self._slots[k]
         try:
             gradient = ray.get(answers[0])
-        except RayActorError as error:
-            if error.actor_init_failed:
+        except _LOST as error:
+            if isinstance(error, RayActorError) and error.actor_init_failed:
                 raise TrainingFailed(f"a worker of engine.kind=async cannot start: {error}") from None
+            ray.kill(slot.actor)  # it may live on, where it cannot be reached
             self._slots[k] = self._started()
             return (None if slot.job is None else Died(job=slot.job)), True
         except RayTaskError as error:
