@@ -32,6 +32,8 @@ from distgrow.core.plan import Plan
 from distgrow.core.progress import Ledger, Progress
 from distgrow.engine.extrapolated import ExtrapolatingEngine
 from distgrow.planning.check import problems
+from distgrow.report.log import Log
+from distgrow.report.sections import ledger
 
 # ── counts ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -82,8 +84,8 @@ def test_a_pass_that_is_not_finite_is_skipped_and_charged_as_far_as_it_went(
     assert (outcome.applied, outcome.extrapolated, outcome.votes) == (False, extra, (True, False))
     assert engine.evaluations == 8 + extra
     assert same(values(model), before)
-    ledger = Progress().after(BOTH, outcome).ledger
-    assert (ledger.skipped, ledger.extrapolated, ledger.total) == (8, extra, 8 + extra)
+    spent = Progress().after(BOTH, outcome).ledger
+    assert (spent.skipped, spent.extrapolated, spent.total) == (8, extra, 8 + extra)
     assert engine.update(BOTH, PARTS).applied
 
 
@@ -103,11 +105,25 @@ def test_a_pass_that_memory_did_not_hold_is_discarded_as_far_as_it_went(kind: st
     assert outcome.out_of_memory
     assert engine.evaluations == evaluated
     assert same(values(model), before)
-    ledger = Progress().after(BOTH, outcome).ledger
-    assert (ledger.discarded, ledger.extrapolated) == (evaluated, 0)
+    spent = Progress().after(BOTH, outcome).ledger
+    assert (spent.discarded, spent.extrapolated) == (evaluated, 0)
     if "groups" in kind:
         with pytest.raises(ConfigError, match=r"extrapolate.group=4 .* micro-batches of up to 2"):
             engine.update(Plan(batch=8, world=1, micro=2, accum=4, lr=0.1, stage=0), PARTS)
+
+
+def test_the_report_reads_and_shows_what_was_extrapolated_and_is_silent_about_it_otherwise(tmp_path: Path) -> None:
+    run(tmp_path / "fresh", network(), extrapolate=Extrapolate(kind="fresh", rate=0.1))
+    run(tmp_path / "plain", network())
+    fresh, plain = (Log(tmp_path / name / "metrics.jsonl") for name in ("fresh", "plain"))
+    assert fresh.advance()
+    assert plain.advance()
+    assert fresh.ledger() == Ledger(applied=160, extrapolated=160)
+    assert [(part["name"], part["count"]) for part in ledger(fresh.ledger())["spent"]] == [
+        ("applied", "160"), ("extrapolated", "160")
+    ]  # fmt: skip
+    assert [part["name"] for part in ledger(plain.ledger())["spent"]] == ["applied"]
+    assert "extrapolated" not in ledger(plain.ledger())["unspent"]
 
 
 def test_trials_of_memory_extrapolate_nothing(tmp_path: Path) -> None:
