@@ -74,6 +74,7 @@ SUITE = (
     ),
     Benchmark(name="files", script="benchmarks/files.py"),
     Benchmark(name="items", script="benchmarks/items.py"),
+    Benchmark(name="pruning", script="benchmarks/pruning.py"),
     Benchmark(name="recovery", script="benchmarks/recovery.py"),
     Benchmark(name="measuring", script="benchmarks/measuring.py"),
     Benchmark(name="tracked", script="benchmarks/tracked.py"),

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from distgrow.core.plan import Plan, split
     from distgrow.core.progress import Ledger, Outcome, Progress
     from distgrow.core.sampling import nice_sampling, partition_sampling, stratified_sampling
+    from distgrow.core.sparsity import Sparsity, sparsity
     from distgrow.core.stages import every, min_stage
     from distgrow.core.stages import min_stage as dwell
     from distgrow.data.mixture import Mixture
@@ -83,6 +84,7 @@ _HOMES = {
     "core.plan": "Plan split",
     "core.progress": "Ledger Outcome Progress",
     "core.sampling": "nice_sampling partition_sampling stratified_sampling",
+    "core.sparsity": "Sparsity sparsity",
     "core.stages": "every min_stage",
     "data.mixture": "Mixture",
     "data.packed": "Packed",

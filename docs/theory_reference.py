@@ -44,6 +44,7 @@ MODULES = (
     "staleness",
     "experts",
     "extrapolation",
+    "pruning",
 )
 NOBODY = "for tables and tests"
 

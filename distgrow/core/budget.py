@@ -1,4 +1,4 @@
-"""Budget: when a run is over, in epochs, samples, tokens, updates or gradient evaluations."""
+"""Budget: when a run is over, in epochs, samples, tokens, updates, gradient evaluations or compute."""
 
 import math
 from typing import Annotated
@@ -25,13 +25,16 @@ class Budget(Spec):
     """Applied updates."""
     sfo: PosInt | None = None
     """Gradient evaluations: applied, skipped and probes; work that a fault makes redo is not charged to it."""
+    compute: PosInt | None = None
+    """Applied samples times the density of the model: the samples of a dense run that costs as much. The run's samples
+    follow from `sparsity`; without it they are these."""
     tokens: PosInt | None = None
     """Applied tokens. If samples have different numbers of them, they are counted, the update that reaches them is the
     last, and `samples` says about how many samples they are, which stages and decays go by."""
 
     @model_validator(mode="after")
     def _one_unit(self) -> "Budget":
-        units = ("epochs", "samples", "steps", "sfo")
+        units = ("epochs", "samples", "steps", "sfo", "compute")
         one_of(self, *units, *(["tokens"] if self.samples is None else []))
         return self
 
@@ -53,6 +56,10 @@ class Budget(Spec):
             )
         return self
 
+    def at_density(self, average: float) -> "Budget":
+        """Return the budget in samples, if it is in compute, for a run of this average density."""
+        return self if self.compute is None else Budget(samples=at_least(self.compute / average))
+
     def check_counted(self, progress: Progress) -> None:
         """Check that tokens are counted if the budget is in them, which otherwise never ends.
 
@@ -69,7 +76,7 @@ class Budget(Spec):
         """Return the samples that the budget allows, or None if it is in steps."""
         if self.steps is not None:
             return None
-        total = (self.epochs or 0) * epoch or self.samples or self.sfo or 0
+        total = (self.epochs or 0) * epoch or self.samples or self.sfo or self.compute or 0
         if total > LONGEST:
             raise ConfigError(f"a budget of {total} samples is more than a run can have (2**62); lower it")
         return max(1, at_least(total))

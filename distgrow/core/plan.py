@@ -26,6 +26,7 @@ class Plan:
     product: bool = False  #: the progress test's product with the update before is wanted
     average: float = 0.0  #: weight of the parameters after this update in their average; 0: they are not taken in
     active: int | None = None  #: experts that a token uses; None: as many as the model has always used
+    density: float = 1.0  #: share of the weights of kernels that are not 0; it falls where the model is pruned
     optimizer: OptimizerPlan | None = None  #: what its settings follow from; None: they do not follow the batch
 
     @property

@@ -107,6 +107,8 @@ class Progress:
     noise: Noise = field(default_factory=Noise)
     tokens: int = 0  #: applied tokens, if they are counted
     probe_samples: int = -1  #: positions consumed at the last exact probe, for whatever it was made; -1: none was
+    density: float = 1.0  #: of the last applied update
+    spared: float = 0.0  #: samples that pruning has spared: Σ b·(1 − density) over applied updates
     ended: str | None = None  #: why a hook has ended the run before its budget
     ledger: Ledger = field(default_factory=Ledger)
 
@@ -125,6 +127,7 @@ class Progress:
         if not outcome.applied and outcome.withdrawn is None:
             skipped = replace(ledger, skipped=ledger.skipped + batch)
             return replace(self, samples=self.samples + batch, skips=self.skips + 1, ledger=skipped)
+        noise = self.noise if plan.density == self.density else self.noise.on_new_stage()  # of another model
         after = Progress(
             step=self.step + 1,
             samples=self.samples + batch,
@@ -135,11 +138,11 @@ class Progress:
             grown_samples=self.grown_samples,
             micro_limit=self.micro_limit,
             policy=self.policy,
-            noise=self.noise.after(
-                batch, outcome.measured.parts or plan.parts, plan.window, outcome.measured, outcome.loss
-            ),
+            noise=noise.after(batch, outcome.measured.parts or plan.parts, plan.window, outcome.measured, outcome.loss),
             tokens=self.tokens + outcome.tokens,
             probe_samples=self.probe_samples,
+            density=plan.density,
+            spared=self.spared + batch * (1 - plan.density),
             ledger=replace(ledger, applied=ledger.applied + batch),
         )
         return after if outcome.withdrawn is None else after.without(outcome.withdrawn, skips=self.skips)
@@ -170,6 +173,15 @@ class Progress:
             tokens=self.tokens - sum(lost.tokens for lost in withdrawn.lost),
             ledger=ledger,
         )
+
+    @property
+    def compute(self) -> float:
+        """Return Σ b·density over applied updates, in samples of the dense model."""
+        return self.ledger.applied - self.spared
+
+    def with_policy(self, state: PolicyState) -> "Progress":
+        """Return the progress with another state of the policy's own."""
+        return self if state is self.policy else replace(self, policy=state)
 
     def grow(self, stages: int) -> "Progress":
         """Return the progress at a stage that is `stages` (0 or more) later."""

@@ -158,3 +158,16 @@ def at_least(value: float) -> int:
         return value
     nearest = round(value)
     return nearest if math.isclose(value, nearest, rel_tol=1e-12) else math.ceil(value)
+
+
+def checked_expression(key: str, value: str) -> str:
+    """Return a regular expression.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    try:
+        re.compile(value)
+    except re.error as error:
+        raise ConfigError(f"{key}={value!r} is no regular expression: {error}") from None
+    return value

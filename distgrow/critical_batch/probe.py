@@ -149,7 +149,7 @@ def train_branch(
     run, began = trunk.run, time.monotonic()
     budget = Budget(samples=trunk.progress.ledger.applied + samples)
     active = growth.trunk.active and growth.trunk.active.held(trunk.progress, growth.trunk.whole_axis)
-    controller = replace(growth.trunk, growth=growth, budget=budget, stages=Stages(), active=active)
+    controller = replace(growth.trunk, growth=growth, budget=budget, stages=Stages(), active=active, sparsity=None)
     controller.check(trunk.progress)
     seed_generators(run.run.seed)
     model, recorder = copy.deepcopy(task.model), Recorder()
@@ -161,6 +161,7 @@ def train_branch(
         world=world,
         items=task.items,
         extrapolate=run.extrapolate,
+        sparsity=run.sparsity,
     )
     stop, track = StopRequests(folder), recorder if world.rank == 0 else NullTracker()
     trainer = Trainer(

@@ -7,6 +7,7 @@ from pydantic import model_validator
 from distgrow.core.errors import ConfigError
 from distgrow.core.extrapolate import Extrapolate
 from distgrow.core.pace import Seconds
+from distgrow.core.sparsity import Sparsity
 from distgrow.core.spec import PosInt, Spec
 from distgrow.growth.base import GrowthPolicy, Measure
 from distgrow.optim import OptimizerSpec
@@ -32,6 +33,7 @@ class Async(Spec):
     measures_parameters: ClassVar[bool] = False
     resizes_average: ClassVar[bool] = True
     extrapolates: ClassVar[bool] = False
+    prunes: ClassVar[bool] = False
     kind: Literal["async"] = "async"
     workers: PosInt = 2
     """Workers, τ_C: as many gradients are computed at a time. One of them alone is plain training."""
@@ -126,6 +128,7 @@ class Async(Spec):
         items: "Items | None" = None,
         tokens: "Tokens | None" = None,
         extrapolate: Extrapolate | None = None,
+        sparsity: Sparsity | None = None,
     ) -> "Engine":
         """Build the engine; its workers start with the first update.
 
@@ -145,6 +148,7 @@ class Async(Spec):
             model, loss, metrics=metrics, spec=self, optimizer=optimizer, world=world, items=items, start=RayWorkers
         )
         engine.tokens = items if tokens is None else tokens
+        engine.prune_by(sparsity)
         return engine
 
     def check_ranks(self, ranks: object) -> None:

@@ -45,6 +45,13 @@ class WeightAverage:
             now.copy_(mean)
             mean.copy_(kept)
 
+    @torch.no_grad()
+    def prune(self, masks: Mapping[str, Tensor]) -> None:
+        """Set to 0 what is 0 in the masks, which are given by the tensors' names."""
+        for name, mean in zip(self._names, self._mean, strict=True):
+            if name in masks:
+                mean.mul_(masks[name])
+
     def state(self) -> dict[str, Tensor]:
         """Return the averages by the tensors' names; empty if no update was taken in yet."""
         return dict(zip(self._names, self._mean, strict=True)) if self.begun else {}

@@ -4,8 +4,9 @@ from distgrow.core.budget import Budget
 from distgrow.core.errors import ConfigError
 from distgrow.core.extrapolate import Extrapolate
 from distgrow.core.noise_stats import Measuring
+from distgrow.core.sparsity import Sparsity
 from distgrow.engine.async_spec import Async
-from distgrow.engine.spec import EngineSpec
+from distgrow.engine.spec import DeepSpeed, EngineSpec
 from distgrow.growth.base import GrowthPolicy, Measure
 from distgrow.optim import OptimizerSpec
 
@@ -38,6 +39,33 @@ def check_compatible(growth: GrowthPolicy, optimizer: OptimizerSpec, engine: Eng
         )
     if engine.delay:
         _check_delayed(growth, optimizer, engine.delay)
+
+
+def check_prunes(sparsity: Sparsity | None, engine: EngineSpec, extrapolate: Extrapolate | None) -> None:
+    """Check that pruned weights can be kept at 0.
+
+    Raises:
+        ConfigError: It cannot.
+    """
+    if sparsity is None or not sparsity.target:
+        return
+    if extrapolate is not None:
+        raise ConfigError(
+            f"sparsity.target={sparsity.target:g} keeps weights at 0, from which extrapolate.kind={extrapolate.kind} "
+            "would shift them: leave out one of the two"
+        )
+    if engine.prunes:
+        return
+    raise ConfigError(
+        f"sparsity.target={sparsity.target:g} needs the masks where gradients are computed and applied, which "
+        f"engine.kind={engine.kind} "
+        + (
+            "has with zero=1, precision=float32 and without offloading alone: set these, or use engine.kind=torch, or "
+            if isinstance(engine, DeepSpeed)
+            else "does not send to its workers: use engine.kind=torch, or "
+        )
+        + "leave out sparsity"
+    )
 
 
 def _check_delayed(growth: GrowthPolicy, optimizer: OptimizerSpec, delay: int) -> None:

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,17 @@ from torch import nn
 
 from distgrow.core.errors import ConfigError, RunError, TrainingFailed
 from distgrow.core.plan import Plan
+from distgrow.core.sparsity import Sparsity
 from distgrow.distributed.world import World
 from distgrow.engine.batches import MORE_MEMORY, Buffers, Loss, Metrics, place, ran_out_of_memory
 from distgrow.engine.deepspeed_config import settings
 from distgrow.engine.deepspeed_optimizer import build_optimizer
+from distgrow.engine.deepspeed_parameters import give_back, masters, prune_shards, refuse_complex
 from distgrow.engine.deepspeed_shards import Shards
 from distgrow.engine.deepspeed_step import divided
 from distgrow.engine.functional import FunctionalObjective
 from distgrow.engine.items import Items
+from distgrow.engine.masks import Masks, masks_of
 from distgrow.engine.objective import empty_copy
 from distgrow.engine.spec import DeepSpeed
 from distgrow.engine.state import read, written
@@ -33,17 +36,8 @@ from distgrow.optim.at_growth import assign, reset_moments
 from distgrow.optim.groups import assign_lr
 
 _DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
-#: What ZeRO 3 leaves in modules, beside names that begin with ds_.
-_ZERO_3 = (
-    "_original_parameters",
-    "_external_params",
-    "pre_bwd_fn",  # classes within functions, which pickle cannot save
-    "post_bwd_fn",
-    "applied_pre_backward_ref_cnt",
-    "all_parameters",
-)
-#: What DeepSpeed's optimizers call a rank's float32 shards: ZeRO 3, ZeRO 1 and 2, ZeRO 1 in bfloat16.
-_MASTERS = ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups", "fp32_groups_flat_partition")
+#: The file of a checkpoint that holds the masks of pruned weights.
+_MASKS = "masks.pt"
 
 
 class DeepSpeedEngine(AccumulatingEngine):
@@ -185,9 +179,19 @@ class DeepSpeedEngine(AccumulatingEngine):
 
     def averaged(self) -> dict[str, torch.Tensor]:
         """See AccumulatingEngine: float32 shards, whatever precision the forward pass uses."""
-        zero = self._engine.optimizer
-        shards = next(getattr(zero, name) for name in _MASTERS if hasattr(zero, name))
-        return {**{f"shard {k}": shard for k, shard in enumerate(shards)}, **dict(self._objective.named_buffers())}
+        return {
+            **{f"shard {k}": shard for k, shard in enumerate(masters(self._engine.optimizer))},
+            **dict(self._objective.named_buffers()),
+        }
+
+    def prune_by(self, sparsity: Sparsity | None) -> None:
+        """Prune the model when plans ask for it; None: it stays dense. ConfigError if there is nothing to prune."""
+        self._masks = masks_of(self.model, self._objective.named(), sparsity, self.world, self._pruned)
+
+    def _pruned(self, masks: Masks) -> None:
+        kept = prune_shards(self._engine, masks, self.world.rank)
+        if self._average is not None:
+            self._average.prune({f"shard {k}": mask for k, mask in enumerate(kept)})
 
     @contextmanager
     def at_average(self) -> Iterator[bool]:
@@ -219,6 +223,7 @@ class DeepSpeedEngine(AccumulatingEngine):
             buffers=dict(self._objective.named_buffers()),
             penalties=self._penalties,
             world=self.world,
+            masks=None if self._masks is None else self._masks.named(self._objective),
         )
 
     def _whole(self, parameter: nn.Parameter) -> torch.Tensor:
@@ -231,7 +236,8 @@ class DeepSpeedEngine(AccumulatingEngine):
     def snapshot(self) -> dict[str, bytes]:
         """See Engine; every rank holds its shards."""
         average = {} if self._average is None else {_average_file(self.world.rank): written(self._average.state())}
-        return {**self._shards.snapshot(), **average}
+        masks = {} if self._masks is None or self.world.rank else {_MASKS: written(self._masks.state())}
+        return {**self._shards.snapshot(), **average, **masks}
 
     def load(self, folder: Path) -> None:
         """See Engine."""
@@ -243,6 +249,8 @@ class DeepSpeedEngine(AccumulatingEngine):
             )
         self._shards.load(folder)
         self._clear_padding()
+        if self._masks is not None:
+            self._masks.load(read(folder / _MASKS, self.world.device))
         if written_by:
             self.average().load(read(folder / _average_file(self.world.rank), self.world.device))
 
@@ -253,6 +261,8 @@ class DeepSpeedEngine(AccumulatingEngine):
         self._engine.destroy()
         self._norms.close()
         self._used.close()
+        if self._masks is not None:
+            self._masks.close()
         give_back(module, whole)
 
     def _clear_padding(self) -> None:
@@ -273,26 +283,3 @@ class DeepSpeedEngine(AccumulatingEngine):
 def _average_file(rank: int | str) -> str:
     """Return the name of the file that holds a rank's part of the average."""
     return f"average-{rank}.pt"
-
-
-def refuse_complex(parameters: Iterable[nn.Parameter]) -> None:
-    """Check that no parameter is complex.
-
-    Raises:
-        ConfigError: One is: ZeRO's flat shards hold real numbers.
-    """
-    if any(parameter.is_complex() for parameter in parameters):
-        raise ConfigError(
-            "the model has complex parameters, which engine.kind=deepspeed cannot shard; use engine.kind=torch, or "
-            "hold them as pairs of real numbers (torch.view_as_real)"
-        )
-
-
-def give_back(module: nn.Module, whole: Mapping[nn.Parameter, torch.Tensor]) -> None:
-    """Put new parameters, with the values in `whole`, in the place of ZeRO 3's; ties stay tied."""
-    new = {old: nn.Parameter(value, requires_grad=old.requires_grad) for old, value in whole.items()}
-    for part in module.modules() if new else ():
-        parameters = {name: old if old is None else new[old] for name, old in part._parameters.items()}
-        for name in [name for name in vars(part) if name.startswith("ds_") or name in _ZERO_3]:
-            delattr(part, name)
-        part._parameters = parameters

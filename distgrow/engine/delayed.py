@@ -1,7 +1,7 @@
 """Delayed: the gradients that an engine applies τ updates late, and the plans that they belong to; knows no engine."""
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, NamedTuple
 
@@ -73,6 +73,10 @@ class Delayed:
             if plan.average:
                 average().update(plan.average)
         return drained
+
+    def gradients(self) -> Iterator[dict[nn.Parameter, Tensor | None]]:
+        """Yield each gradient in flight, by parameter."""
+        yield from (dict(zip(self._parameters, entry.gradient, strict=True)) for entry in self._queue)
 
     def _oldest(self) -> Plan:
         """Give the parameters the oldest gradients, and return the plan of these."""

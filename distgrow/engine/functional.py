@@ -73,6 +73,7 @@ class FunctionalObjective:
         buffers: Mapping[str, Tensor],
         penalties: Mapping[str, float],
         world: World,
+        masks: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Lend tensors to an empty copy of model and loss. Collective: every rank must call.
 
@@ -82,6 +83,7 @@ class FunctionalObjective:
             buffers: Its buffers, by name. All ranks take those of the first rank.
             penalties: λ of each parameter's L2 penalty, by its name; 0 if it is not there.
             world: The ranks.
+            masks: 0 for each number of a parameter that is no variable, else 1, by its name. None: all are.
 
         Raises:
             ConfigError: There was no copy.
@@ -96,12 +98,14 @@ class FunctionalObjective:
         self._differentiated = _Gradient(objective, [penalties.get(name, 0.0) for name in lent if name in trainable])
         self._tensors = {f"objective.{name}": tensor for name, tensor in {**lent, **copied}.items()}
         self.parameters: Vector = [lent[name] for name in lent if name in trainable]  #: θ
+        masks = masks or {}
+        self._masks = [masks.get(name) for name in lent if name in trainable]
         self._dtype = torch.float64 if self.parameters[0].dtype.to_real() == torch.float64 else None
 
     def gradient(self, batch: Any) -> tuple[Tensor, Vector]:
         """Return the mean loss of the batch, and its gradient by θ including the penalty's λθ."""
         loss, gradient = self._call(batch, None)
-        return loss, [g.detach() for g in gradient]
+        return loss, self._masked([g.detach() for g in gradient])
 
     def product(self, batch: Any, vector: Vector) -> Vector:
         """Return H·`vector`, H the Hessian by θ of the batch's mean loss including the penalty's λ.
@@ -110,7 +114,11 @@ class FunctionalObjective:
             ConfigError: The model has no second derivatives.
         """
         with _second_derivatives():
-            return self._call(batch, vector)[1]
+            return self._masked(self._call(batch, self._masked(vector))[1])
+
+    def _masked(self, vector: Vector) -> Vector:
+        """Return a vector without what is along pruned weights."""
+        return [part if mask is None else part * mask for part, mask in zip(vector, self._masks, strict=True)]
 
     def _call(self, batch: Any, along: Vector | None) -> tuple[Tensor, Vector]:
         placed = place(batch, self._device, self._dtype)

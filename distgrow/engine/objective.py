@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from distgrow.core.errors import ConfigError
 from distgrow.engine.batches import Loss, checked_loss, in_precision, leaves_of
+from distgrow.optim import OptimizerSpec
 from distgrow.optim.direction import real
 
 
@@ -32,6 +33,11 @@ class WeightedLoss(nn.Module):
         whole = dict(self.named_parameters())
         short = {name.removeprefix("model."): parameter for name, parameter in whole.items()}
         return short if len(short) == len(whole) else whole  # whole if the model has a part that is called loss
+
+    def averaged(self) -> dict[str, Tensor]:
+        """Return what an average of the parameters is made of: those that are trained, and all buffers, by name."""
+        trained = {name: p for name, p in self.named_parameters() if p.requires_grad}
+        return {**trained, **dict(self.named_buffers())}
 
     def forward(self, batch: Any, weight: float, *, without_loss: bool = False) -> Tensor:
         """Return the batch's mean loss times `weight`; without a batch, `weight` through all that has a gradient.
@@ -70,6 +76,13 @@ class WeightedLoss(nn.Module):
                 "it, so engine.zero=3 cannot take part in the update: let the loss call model(…), or use zero=2"
             )
         return torch.stack(seen).sum()
+
+
+def penalties_of(objective: WeightedLoss, optimizer: OptimizerSpec) -> dict[str, float]:
+    """Return λ of each parameter's L2 penalty, by its name in `objective`."""
+    named = objective.named()
+    penalties = {named[name]: penalty for name, penalty in optimizer.penalties(named).items()}
+    return {name: penalties[parameter] for name, parameter in objective.named_parameters() if parameter in penalties}
 
 
 class SingleRow(ConfigError):

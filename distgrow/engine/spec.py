@@ -11,6 +11,7 @@ from distgrow.core.errors import ConfigError
 from distgrow.core.extrapolate import Extrapolate
 from distgrow.core.plan import Plan
 from distgrow.core.progress import Outcome, Withdrawn
+from distgrow.core.sparsity import Sparsity
 from distgrow.core.spec import PosFloat, PosInt, Spec, default_kind
 from distgrow.engine.async_spec import Async
 from distgrow.optim import OptimizerSpec
@@ -112,6 +113,7 @@ class Torch(Spec):
     measures_parameters: ClassVar[bool] = True  #: whether it can measure noise parameter by parameter
     resizes_average: ClassVar[bool] = True  #: whether an average goes on with another number of ranks
     extrapolates: ClassVar[bool] = True  #: whether it can evaluate gradients at a shifted point
+    prunes: ClassVar[bool] = True  #: whether it can keep pruned weights at 0
     kind: Literal["torch"] = "torch"
     max_micro: Micro = 64
     """Rows of a micro-batch, at most; a batch that needs more is accumulated. auto: what memory proves to hold."""
@@ -148,6 +150,7 @@ class Torch(Spec):
         items: "Items | None" = None,
         tokens: "Tokens | None" = None,
         extrapolate: Extrapolate | None = None,
+        sparsity: Sparsity | None = None,
     ) -> Engine:
         """Build the engine on this rank. Collective: every rank must call."""
         from distgrow.engine.extrapolated import ExtrapolatingEngine
@@ -159,6 +162,7 @@ class Torch(Spec):
         else:
             engine = ExtrapolatingEngine(model, loss, extrapolate=extrapolate, spec=self, **parts)
         engine.tokens = items if tokens is None else tokens
+        engine.prune_by(sparsity)
         return engine
 
 
@@ -193,6 +197,11 @@ class DeepSpeed(Spec):
     """float16: updates without overflow after which the loss scale doubles."""
     bucket_mb: PosFloat = 25.0
     """Size of a bucket of gradients that is reduced together, MiB."""
+
+    @property
+    def prunes(self) -> bool:
+        """Return whether it can keep pruned weights at 0."""
+        return self.zero == 1 and self.precision == "float32" and not self.offload_optimizer
 
     @model_validator(mode="before")
     @classmethod
@@ -250,6 +259,7 @@ class DeepSpeed(Spec):
         items: "Items | None" = None,
         tokens: "Tokens | None" = None,
         extrapolate: Extrapolate | None = None,
+        sparsity: Sparsity | None = None,
     ) -> Engine:
         """Build the engine on this rank. Collective: every rank must call."""
         self.check_optimizer(optimizer)
@@ -262,6 +272,7 @@ class DeepSpeed(Spec):
             ) from None
         engine = DeepSpeedEngine(model, loss, metrics=metrics, spec=self, optimizer=optimizer, world=world, items=items)
         engine.tokens = items if tokens is None else tokens
+        engine.prune_by(sparsity)
         return engine
 
 

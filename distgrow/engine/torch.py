@@ -11,11 +11,13 @@ from torch import Tensor, nn
 
 from distgrow.core.errors import ConfigError
 from distgrow.core.plan import Plan
+from distgrow.core.sparsity import Sparsity
 from distgrow.distributed.world import World
 from distgrow.engine.batches import Loss, Metrics, checked_loss, place, ran_out_of_memory
 from distgrow.engine.ddp import DataParallel
 from distgrow.engine.functional import FunctionalObjective
 from distgrow.engine.items import Items
+from distgrow.engine.masks import Masks, masks_of
 from distgrow.engine.metric import Roots
 from distgrow.engine.objective import compile_in_place, empty_copy, to_precision
 from distgrow.engine.spec import Torch
@@ -136,6 +138,16 @@ class TorchEngine(AccumulatingEngine):
             torch.cuda.empty_cache()
         return Applied(stats=stats, grad_norm=grad_norm, applied=False, out_of_memory=failed)
 
+    def prune_by(self, sparsity: Sparsity | None) -> None:
+        """Prune the model when plans ask for it; None: it stays dense. ConfigError if there is nothing to prune."""
+        self._masks = masks_of(self.model, self._objective.named(), sparsity, self.world, self._pruned)
+        self._step.masks = self._masks
+
+    def _pruned(self, masks: Masks) -> None:
+        self._step.pruned(masks)
+        if self._average is not None:
+            self._average.prune(masks.named(self._objective))
+
     def drain(self) -> bool:
         """See Engine."""
         drained = self._step.drain(self.average)
@@ -197,6 +209,7 @@ class TorchEngine(AccumulatingEngine):
             buffers=dict(self._objective.named_buffers()),
             penalties=self._penalties,
             world=self.world,
+            masks=None if self._masks is None else self._masks.named(self._objective),
         )
 
     def snapshot(self) -> dict[str, bytes]:
@@ -215,6 +228,8 @@ class TorchEngine(AccumulatingEngine):
             state["loss"] = self._loss.state_dict()
         if self._average is not None:
             state["average"] = self._average.state()
+        if self._masks is not None:
+            state["masks"] = self._masks.state()
         return {"engine.pt": written(state)}
 
     def load(self, folder: Path) -> None:
@@ -224,6 +239,8 @@ class TorchEngine(AccumulatingEngine):
             self.model.load_state_dict(state["model"])
             load_module(self._loss, state.get("loss"))
             self._step.load(state)
+            if self._masks is not None:
+                self._masks.load(state.get("masks", {}))
             if state.get("average"):
                 self.average().load(state["average"])
         except (RuntimeError, ValueError) as error:
@@ -233,6 +250,8 @@ class TorchEngine(AccumulatingEngine):
         """See Engine."""
         self._step.set_mode("eval")
         self._norms.close()
+        if self._masks is not None:
+            self._masks.close()
 
     def place(self, batch: Any) -> Any:
         """See AccumulatingEngine."""

@@ -13,6 +13,7 @@ from distgrow.engine.averages import WeightAverage
 from distgrow.engine.batches import check_memory, memory_for
 from distgrow.engine.clipping import clip_factor, clip_over_items, norm_of
 from distgrow.engine.delayed import Delayed
+from distgrow.engine.masks import Masks
 from distgrow.engine.metric import Roots, StepMetric
 from distgrow.engine.noise_hooks import MicroBatchNorms, StepProducts
 from distgrow.engine.parameter_noise import ParameterNoise
@@ -54,6 +55,7 @@ class TorchStep:
         self._clip, self._by_parts, self._state_copies = spec.clip, spec.goes_by_parts, spec.state_copies
         self._norms, self._products, self._modes = norms, products, has_modes(optimizer)
         self._metric = StepMetric(spec, optimizer, parameters)
+        self.masks: Masks | None = None  #: of a model that is pruned
         self._delayed = Delayed(parameters, delay, copies=world.size > 1)  # DDP's buckets are used again
         self.noise = ParameterNoise(parameters)
         self.set_mode("train")
@@ -111,6 +113,14 @@ class TorchStep:
         if plan.optimizer is not None and plan.optimizer.reset:
             reset_moments(self.optimizer)
         self.optimizer.step()
+        if self.masks is not None:
+            self.masks.zero()  # whatever the optimizer has made of a gradient of 0
+
+    def pruned(self, masks: Masks) -> None:
+        """Set to 0 the optimizer's state, and the gradients in flight, of weights that are pruned."""
+        masks.zero_beside(lambda parameter: self.optimizer.state.get(parameter, {}).values())
+        for gradients in self._delayed.gradients():
+            masks.zero_beside(lambda parameter, gradients=gradients: [gradients.get(parameter)])
 
     def drain(self, average: Callable[[], WeightAverage]) -> bool:
         """Step with all gradients in flight, and return whether there were any; `average` gives that of parameters."""

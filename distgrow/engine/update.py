@@ -20,10 +20,11 @@ from distgrow.engine.active import activate
 from distgrow.engine.averages import WeightAverage
 from distgrow.engine.batches import Buffers, Loss, Metrics, drawn_rows, memory_for
 from distgrow.engine.items import Items, Tokens, Weights, mean_loss
+from distgrow.engine.masks import Masks
 from distgrow.engine.metric import Roots
 from distgrow.engine.metrics import means
 from distgrow.engine.noise_hooks import MicroBatchNorms, StepProducts
-from distgrow.engine.objective import WeightedLoss, check_dense, check_leaves, check_single_row
+from distgrow.engine.objective import WeightedLoss, check_dense, check_leaves, check_single_row, penalties_of
 from distgrow.engine.shown_noise import shown_noise
 from distgrow.engine.stats import LOW, MakeStats, UpdateStats
 from distgrow.optim import OptimizerSpec
@@ -68,13 +69,13 @@ class AccumulatingEngine(ABC):
         self.tokens: Tokens | None = items
         self._loss, self._optimizer_spec = loss, optimizer
         self.groups = optimizer.shown(self._objective.named(), model)
-        self._penalties = _by_full_name(self._objective, optimizer)
-        self._parameters = self._objective.trained()
-        self._buffers = Buffers(self._objective)
+        self._penalties = penalties_of(self._objective, optimizer)
+        self._parameters, self._buffers = self._objective.trained(), Buffers(self._objective)
         self._norms = MicroBatchNorms(self._parameters, world.size, each=optimizer.goes_by_parts)
         self._products = StepProducts(optimizer)
         self._checked = False
         self._average: WeightAverage | None = None  # until an update asks for one
+        self._masks: Masks | None = None  # of a model that is pruned
 
     # ── what an engine gives ────────────────────────────────────────────────────────────────────────────────────
 
@@ -120,8 +121,7 @@ class AccumulatingEngine(ABC):
 
     def averaged(self) -> dict[str, Tensor]:
         """Return what an average is made of: the trained parameters, or this rank's shards of them, and buffers."""
-        trained = {name: p for name, p in self._objective.named_parameters() if p.requires_grad}
-        return {**trained, **dict(self._objective.named_buffers())}
+        return self._objective.averaged()
 
     def reserve(self, plan: Plan) -> Any:
         """Return what takes the memory that a step would, for a trial that makes none; by default nothing."""
@@ -147,11 +147,7 @@ class AccumulatingEngine(ABC):
         Raises:
             ConfigError: A micro-batch does not have the rows that the plan gave it.
         """
-        seed_generators(mix_int(plan.seed, self.world.rank), self.world.device)
-        activate(self.model, plan.active)
-        self._buffers.keep()
-        self._norms.begin(plan, self.roots(plan))
-        self._products.begin(plan)
+        self._begin(plan)
         reserved = self.reserve(plan) if plan.probe else None
         stats = self.accumulate(plan, micro_batches, votes)
         del reserved
@@ -186,6 +182,16 @@ class AccumulatingEngine(ABC):
             votes=tuple(cast > 0 for cast in result.stats.votes),
             delay=self.delay,
         )
+
+    def _begin(self, plan: Plan) -> None:
+        """Prepare an update: random numbers, masks, and what is measured. Collective."""
+        seed_generators(mix_int(plan.seed, self.world.rank), self.world.device)
+        activate(self.model, plan.active)
+        self._buffers.keep()
+        if self._masks is not None:
+            self._masks.follow(plan.density)
+        self._norms.begin(plan, self.roots(plan))
+        self._products.begin(plan)
 
     def accumulate(
         self, plan: Plan, micro_batches: Iterable[Any], votes: Sequence[bool] = (), *, rank: int | None = None
@@ -288,10 +294,3 @@ class AccumulatingEngine(ABC):
             return
         self._checked = True
         check_leaves(loss, [*self._parameters, *own])
-
-
-def _by_full_name(objective: WeightedLoss, optimizer: OptimizerSpec) -> dict[str, float]:
-    """Return λ of each parameter's L2 penalty, by its name in `objective`."""
-    named = objective.named()
-    penalties = {named[name]: penalty for name, penalty in optimizer.penalties(named).items()}
-    return {name: penalties[parameter] for name, parameter in objective.named_parameters() if parameter in penalties}

@@ -88,12 +88,14 @@ def check_sampling(
     )
 
 
-def checked_state(policy: GrowthPolicy, state: PolicyState) -> PolicyState:
-    """Return the policy's state after an update.
+def checked_state(policy: GrowthPolicy, before: PolicyState, state: PolicyState) -> PolicyState:
+    """Return the policy's state after an update; it was `before`.
 
     Raises:
         ConfigError: A checkpoint could not give it back as it is: it is no dict of plain numbers by names.
     """
+    if state is before:
+        return state
     if not isinstance(state, dict):
         raise ConfigError(f"{_of(policy)}.after returned {type(state).__name__}; it must return a dict")
     for key, value in state.items():

@@ -14,9 +14,10 @@ from distgrow.core.noise_stats import Measuring
 from distgrow.core.optimizer_plan import AtGrowth
 from distgrow.core.order import mix_int
 from distgrow.core.plan import Plan, split
-from distgrow.core.progress import Outcome, PolicyState, Progress
+from distgrow.core.progress import Outcome, Progress
 from distgrow.core.sampling import SamplingSpec
 from distgrow.core.scaling import Group
+from distgrow.core.sparsity import Sparsity
 from distgrow.core.stages import Stages, Trigger, stage_at
 from distgrow.growth.adaptive import Adaptive, NormProbing
 from distgrow.growth.answers import check_needs, check_sampling, checked_batch, checked_rate, checked_state
@@ -35,6 +36,7 @@ class Controller:
     average: AverageSpec | None = None  #: of the parameters
     active: ActiveExperts | None = None  #: of a token, if their number changes
     sampling: SamplingSpec | None = None  #: of the rows of updates; None: each row once an epoch
+    sparsity: Sparsity | None = None  #: of the model; None: it stays dense
     needs: frozenset[Measure] = frozenset()  #: what the optimizer needs to be measured, beside what growth needs
     at_growth: AtGrowth = field(default_factory=AtGrowth)  #: of the optimizer's settings
     budget: Budget
@@ -51,6 +53,8 @@ class Controller:
         object.__setattr__(self, "growth", self.growth.for_run(self._axis))
         check_needs(self.growth)
         check_sampling(self.sampling, self.epoch, self.growth, self._needs, self.measuring)
+        if self.sparsity is not None and self._adaptive is not None:
+            self.sparsity.check(self.budget, self.growth.name)
         check_settings(self.growth, self.stages, self.lr, self._axis)
         assert self.stage_ends is not None and self._earliest is not None  # built here, which checks the settings
 
@@ -111,10 +115,8 @@ class Controller:
 
     def after(self, progress: Progress, plan: Plan, outcome: Outcome) -> Progress:
         """Return the progress after an update that began at `progress`, with the policy's own state."""
-        state = self.growth.after(progress, plan, outcome)
-        if state is not progress.policy:
-            checked_state(self.growth, state)
-        after = _with_policy(progress.after(plan, outcome), state)
+        state = checked_state(self.growth, progress.policy, self.growth.after(progress, plan, outcome))
+        after = progress.after(plan, outcome).with_policy(state)
         self.budget.check_counted(after)
         return after
 
@@ -129,7 +131,7 @@ class Controller:
         """
         after = progress.probed(evaluations)
         if isinstance(self.growth, NormProbing) and self.growth.probe_due(progress):
-            return _with_policy(after, self.growth.after_probe(progress, norm))
+            return after.with_policy(self.growth.after_probe(progress, norm))
         return after
 
     def probe_count(self, updates: int, stage: int) -> int:
@@ -160,6 +162,7 @@ class Controller:
             product=Measure.PROGRESS in self._needs,
             average=self.average.weight(progress.ledger.applied, batch, self.whole_axis) if self.average else 0.0,
             active=self.active and self.active.at(progress, self.whole_axis),
+            density=self.sparsity.planned(progress, batch, self.whole_axis.samples) if self.sparsity else 1.0,
             optimizer=optimizer_plan(self.at_growth, self.growth, self.lr, progress, batch),
         )
 
@@ -291,7 +294,3 @@ class Controller:
         Adaptive growth is taken to be at every stage as late as it may (mostly never) or, `soonest`, as early.
         """
         return outline(self.growth, self._earliest if soonest else self.stage_ends, self.budget, self.epoch, progress)
-
-
-def _with_policy(progress: Progress, state: PolicyState) -> Progress:
-    return progress if state is progress.policy else replace(progress, policy=state)

@@ -50,6 +50,7 @@ def replanned(old: Controller, new: Controller, at: Progress) -> list[str]:
         (_rate, "the learning rate"),
         (_weight, "the weight of an update in the average"),
         (_active, "the number of active experts"),
+        (_density, "the density of the model"),
     )
     for of, what in compared:
         lines += _compared(places, at.ledger.applied, partial(of, old), partial(of, new), what)
@@ -77,6 +78,13 @@ def _active(controller: Controller, at: Progress) -> float:
     """Return the active experts; 0 without a schedule of them."""
     active = controller.active
     return 0 if active is None else active.at(at, controller.whole_axis)
+
+
+def _density(controller: Controller, at: Progress) -> float:
+    """Return the density of a whole batch; 1 without sparsity."""
+    sparsity, batch = controller.sparsity, controller.growth.stage_batch(at.stage)
+    middle = at.ledger.applied + batch / 2
+    return 1.0 if sparsity is None else sparsity.density(middle, controller.whole_axis.samples)
 
 
 def _stages(old: Controller, new: Controller) -> list[str]:

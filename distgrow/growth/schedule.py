@@ -11,6 +11,7 @@ from distgrow.core.noise_stats import Measuring
 from distgrow.core.optimizer_plan import AtGrowth
 from distgrow.core.sampling import SamplingSpec
 from distgrow.core.scaling import Group
+from distgrow.core.sparsity import Sparsity
 from distgrow.core.stages import Stages
 from distgrow.growth.base import GrowthPolicy, Measure
 from distgrow.growth.controller import Controller
@@ -27,6 +28,7 @@ class Schedule:
     average: AverageSpec | None = None
     active: ActiveExperts | None = None
     sampling: SamplingSpec | None = None
+    sparsity: Sparsity | None = None
     needs: frozenset[Measure] = frozenset()  #: what the optimizer needs to be measured, beside what growth needs
     at_growth: AtGrowth = field(default_factory=AtGrowth)
 
@@ -60,9 +62,10 @@ class Schedule:
             average=self.average,
             active=self.active,
             sampling=self.sampling,
+            sparsity=self.sparsity,
             needs=self.needs,
             at_growth=self.at_growth,
-            budget=self.budget,
+            budget=self.budget.at_density(1.0 if self.sparsity is None else self.sparsity.average_density),
             epoch=epoch,
             world=world,
             group=group,

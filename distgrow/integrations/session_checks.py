@@ -52,6 +52,11 @@ def on_world(controller: Controller, world: World) -> Controller:
         raise ConfigError(
             "the controller's active experts are given to a model by distgrow's engines alone; leave active out"
         )
+    if controller.sparsity is not None:
+        raise ConfigError(
+            "the controller's sparsity prunes a model that distgrow's engines train; leave it out, or train with "
+            "distgrow.fit"
+        )
     if controller.budget.tokens is not None:
         raise ConfigError(
             f"budget.tokens={controller.budget.tokens}: another trainer does not count tokens; give the budget in "

@@ -24,6 +24,7 @@ from distgrow.planning.check import problems
 from distgrow.planning.cost import savings
 from distgrow.planning.forecast import BOUNDS, Stage, sfo_to_target, stages, turns
 from distgrow.theory import sgd, staleness
+from distgrow.theory.pruning import pruned_samples
 
 #: Columns that a table may take. A narrower terminal wraps its lines, but no number is cut short.
 WIDTH = 400
@@ -96,6 +97,7 @@ def _remarks(run: Run, controller: Controller) -> list[str]:
         *([TWICE] if run.extrapolate is not None and run.extrapolate.evaluations > 1 else []),
         *(_delayed(run, controller) if run.engine.delay else []),
         *(_asynchronous(run.engine, controller) if isinstance(run.engine, Async) else []),
+        *_pruning(controller),
         *([PROBED] if run.run.probe.every_epochs is not None and run.budget.sfo is not None else []),
     ]
 
@@ -153,9 +155,35 @@ def _table(controller: Controller, optimizer: OptimizerSpec, head: list[Stage], 
 
 
 def _settings(controller: Controller, optimizer: OptimizerSpec, stage: Stage) -> dict[str, str]:
-    """Return the optimizer's settings that follow the batch, as they are at the stage's first update."""
+    """Return the density, and the optimizer's settings that follow the batch as they are at the first update."""
     plan = optimizer_plan(controller.at_growth, controller.growth, controller.lr, stage.progress(0), stage.batch)
-    return {name.replace("_", "\n"): f"{value:.5g}" for name, value in optimizer.at(plan).items()}
+    own = {name.replace("_", "\n"): f"{value:.5g}" for name, value in optimizer.at(plan).items()}
+    return _densities(controller, stage) | own
+
+
+def _densities(controller: Controller, stage: Stage) -> dict[str, str]:
+    """Return the density of the model at the stage's first and last update; nothing if it stays dense."""
+    if controller.sparsity is None:
+        return {}
+    total = controller.whole_axis.samples
+    shown = [
+        f"{controller.sparsity.planned(stage.progress(step), stage.batch, total):.4g}" for step in (0, stage.steps - 1)
+    ]
+    return {"density": " – ".join(dict.fromkeys(shown))}
+
+
+def _pruning(controller: Controller) -> list[str]:
+    """Return when the model is pruned, and what the run costs; nothing if it stays dense."""
+    sparsity, total = controller.sparsity, controller.whole_axis.samples
+    if sparsity is None or not sparsity.target:
+        return []
+    first, last = pruned_samples(sparsity.target, sparsity.start, sparsity.end)
+    mean = sparsity.average_density
+    return [
+        f"pruned to a density of {1 - sparsity.target:.4g} from sample {first * total:,.0f} to {last * total:,.0f}, in "
+        f"{sparsity.prunings:,} steps at most; {mean:.4g} on average: a compute of {mean * total:,.0f} evaluations of "
+        "the dense model"
+    ]
 
 
 def _row(controller: Controller, stage: Stage) -> list[str]:

@@ -74,6 +74,8 @@ def sentence(record: Record) -> str:
     ]
     if (counted := _tokens(record)) is not None:
         parts.append(counted)
+    if (pruned := _pruned(record)) is not None:
+        parts.append(pruned)
     if tested:
         parts.append(f"Last evaluation: {tested}.")
     if theirs != ours:
@@ -90,6 +92,18 @@ def _tokens(record: Record) -> str | None:
     if not len(tokens) or not np.isfinite(tokens[-1]):
         return None
     return f"{tokens[-1]:,.0f} tokens, {np.nanmedian(rate):,.0f} tokens/s."
+
+
+def _pruned(record: Record) -> str | None:
+    """Return what a model that was pruned has cost, in words; None if it is dense."""
+    steps = record.steps
+    if not len(steps["compute"]) or not np.isfinite(compute := steps["compute"][-1]):
+        return None
+    applied = steps["sfo"][-1] - sum(steps[f"sfo_{part}"][-1] for part in PARTS[1:])
+    return (
+        f"Pruned to a density of {steps['density'][-1]:.4g}, {compute / applied:.4g} on average: a compute of "
+        f"{compute:,.0f} evaluations of the dense model."
+    )
 
 
 # ── the ledger ──────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -126,6 +126,8 @@ class Update(Event):
     tokens: OldCount = None  #: applied so far, if they are counted
     tokens_per_s: OldAmount = None
     active: OldCount = None  #: experts that a token uses, if their number is scheduled
+    compute: OldAmount = None  #: Σ b·density so far, in samples of the dense model, once weights are pruned
+    density: OldAmount = None  #: share of the kernels' weights that is left, once some are pruned
     delay: OldCount = None  #: updates after which the gradient is applied, if not at once; `lr` is the gradient's own
     sfo_extrapolated: OldCount = None  #: if any
 

@@ -52,5 +52,7 @@ def update_event(
         tokens_per_s=samples_per_s * outcome.tokens / plan.batch if outcome.tokens else None,
         delay=outcome.delay or None,
         active=plan.active,
+        compute=progress.compute if progress.spared else None,
+        density=progress.density if progress.spared else None,
         sfo_extrapolated=ledger.extrapolated or None,
     )

@@ -15,6 +15,7 @@ from distgrow.core.extrapolate import Extrapolate
 from distgrow.core.lr import LR
 from distgrow.core.sampling import SamplingSpec
 from distgrow.core.scaling import Group
+from distgrow.core.sparsity import Sparsity
 from distgrow.core.stages import Stages
 from distgrow.engine.async_spec import Async
 from distgrow.engine.spec import DeepSpeed, Torch
@@ -39,6 +40,7 @@ _SPECS: Mapping[str, tuple[tuple[type, ...], bool, str]] = {
     "average": ((EMA, Tail), True, "an average, such as ema(epochs=1) or tail(0.25)"),
     "sampling": ((SamplingSpec,), True, "a sampling, such as nice_sampling() or stratified_sampling(parts=4)"),
     "extrapolate": ((Extrapolate,), True, "an extrapolation, such as Extrapolate(kind='past', rate=0.05)"),
+    "sparsity": ((Sparsity,), True, "a sparsity, such as sparsity(0.8)"),
     "init": ((Init, str, Path), True, "a run's folder, a file of weights, or init_from('runs/first')"),
     "engine": ((Torch, DeepSpeed, Async), True, "an engine, such as Torch(max_micro=64)"),
     "run": ((RunSpec,), True, "a RunSpec, such as RunSpec(dir='runs/first')"),
@@ -53,6 +55,8 @@ def check_arguments(
     collate: Any,
     items: Any = None,
     tokens: Any = None,
+    *,
+    beside: tuple[Any, ...] = ((), ()),
 ) -> None:
     """Check the types of fit()'s arguments.
 
@@ -64,6 +68,7 @@ def check_arguments(
         collate: The collate function, or None.
         items: The function that counts items, or None.
         tokens: Tokens of every sample, the function that counts them, or None.
+        beside: Arguments of `check_beside`.
 
     Raises:
         ConfigError: an argument has the wrong type; the message names it, what was given and what is allowed.
@@ -87,6 +92,7 @@ def check_arguments(
         types, optional, example = _SPECS[name]
         if not isinstance(value, types) and not (optional and value is None):
             raise ConfigError(f"{name}={_shown(value)}: {_instead_of(value, types)}allowed is {example}")
+    check_beside(*beside)
 
 
 def check_beside(trackers: Any, hooks: Any, about: Any = None, group: Any = None) -> None:

@@ -15,6 +15,7 @@ from distgrow.core.extrapolate import Extrapolate
 from distgrow.core.lr import LR
 from distgrow.core.sampling import SamplingSpec
 from distgrow.core.scaling import Group
+from distgrow.core.sparsity import Sparsity
 from distgrow.core.stages import Stages
 from distgrow.distributed.world import World
 from distgrow.engine.batches import Loss, Metrics
@@ -24,7 +25,7 @@ from distgrow.optim import OptimizerSpec
 from distgrow.run.resume_mode import Resume, ResumeMode
 from distgrow.tasks.task import Task
 from distgrow.tracking.base import Tracker
-from distgrow.training.arguments import check_arguments, check_beside
+from distgrow.training.arguments import check_arguments
 from distgrow.training.init import Init
 from distgrow.training.own_optimizer import as_spec
 from distgrow.training.settings import Settings
@@ -33,6 +34,22 @@ from distgrow.training.train_task import train_task
 from distgrow.training.trainer import Result
 
 
+@contextmanager
+def _in_python() -> Iterator[None]:
+    """Make errors name the arguments `resume=True` and `rebudget=True`, as there is no command line with options."""
+    try:
+        yield
+    except (ConfigError, TrainingFailed, KeyboardInterrupt) as error:
+        error.args = tuple(
+            part.replace("--resume", "resume=True").replace("--rebudget", "rebudget=True")
+            if isinstance(part, str)
+            else part
+            for part in error.args
+        )
+        raise
+
+
+@_in_python()
 def fit(
     model: nn.Module,
     loss: Loss,
@@ -52,6 +69,7 @@ def fit(
     average: EMA | Tail | None = None,
     sampling: SamplingSpec | None = None,
     extrapolate: Extrapolate | None = None,
+    sparsity: Sparsity | None = None,
     init: Init | str | Path | None = None,
     engine: EngineSpec | None = None,
     run: RunSpec | None = None,
@@ -89,6 +107,7 @@ def fit(
         average: An average of the parameters, evaluated beside them. None: there is none.
         sampling: How the rows of an update are drawn. None: along shuffled passes, each sample once an epoch.
         extrapolate: At which shifted point gradients are evaluated. None: at the parameters.
+        sparsity: How the model is pruned while it trains, such as `sparsity(0.8)`. None: it stays dense.
         init: The weights that a new run begins with: another run's folder, a file of weights, or `init_from(…)`. A
             resume does not read them again. None: those of `model`.
         engine: What computes. None: `Torch()`.
@@ -110,26 +129,10 @@ def fit(
         KeyboardInterrupt: Ctrl-C, after a checkpoint.
     """
     specs: Any = {"growth": growth, "budget": budget, "stages": stages, "sampling": sampling, "init": init, "run": run}
-    specs |= {"average": average, "extrapolate": extrapolate, "engine": engine, **as_spec(optimizer, model, lr)}
-    check_arguments(specs, model, loss, metrics, collate, items, tokens)
-    check_beside(trackers, hooks, about, group)
+    specs |= {"average": average, "extrapolate": extrapolate, "sparsity": sparsity, "engine": engine}
+    specs |= as_spec(optimizer, model, lr)
+    check_arguments(specs, model, loss, metrics, collate, items, tokens, beside=(trackers, hooks, about, group))
     data: dict[str, Any] = {"train": train, "test": test, "probe": probe, "collate": collate, "items": items}
     task = Task(model=model, loss=loss, metrics=metrics, tokens=tokens, **data)
-    with _in_python():
-        given: Any = {"about": about or {}, "trackers": trackers, "hooks": hooks, "rebudget": rebudget, "world": world}
-        return train_task(task, Settings.of(specs), resume=ResumeMode.of(resume), group=group, storage=storage, **given)
-
-
-@contextmanager
-def _in_python() -> Iterator[None]:
-    """Make errors name the arguments `resume=True` and `rebudget=True`, as there is no command line with options."""
-    try:
-        yield
-    except (ConfigError, TrainingFailed, KeyboardInterrupt) as error:
-        error.args = tuple(
-            part.replace("--resume", "resume=True").replace("--rebudget", "rebudget=True")
-            if isinstance(part, str)
-            else part
-            for part in error.args
-        )
-        raise
+    given: Any = {"about": about or {}, "trackers": trackers, "hooks": hooks, "rebudget": rebudget, "world": world}
+    return train_task(task, Settings.of(specs), resume=ResumeMode.of(resume), group=group, storage=storage, **given)

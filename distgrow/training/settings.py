@@ -12,10 +12,11 @@ from distgrow.core.extrapolate import Extrapolate
 from distgrow.core.lr import LR
 from distgrow.core.sampling import Sampling
 from distgrow.core.scaling import Group
+from distgrow.core.sparsity import Sparsity
 from distgrow.core.spec import Spec
 from distgrow.core.stages import Stages
 from distgrow.engine.async_spec import Async
-from distgrow.engine.compatible import check_compatible, check_extrapolation
+from distgrow.engine.compatible import check_compatible, check_extrapolation, check_prunes
 from distgrow.engine.spec import EngineSpec, Torch, most_rows
 from distgrow.growth.base import GrowthPolicy, Measure, with_rule
 from distgrow.growth.controller import Controller
@@ -43,6 +44,8 @@ class Settings(Spec):
     """How the rows of an update are drawn. Default: along shuffled passes, each sample once an epoch."""
     extrapolate: Extrapolate | None = None
     """At which shifted point gradients are evaluated. Default: at the parameters."""
+    sparsity: Sparsity | None = None
+    """How the model is pruned while it trains. Default: it stays dense."""
     init: Init | None = None
     """The weights that a new run begins with: a run's folder, a file, or these keys. Default: the model's own."""
     engine: EngineSpec = Torch()
@@ -78,20 +81,26 @@ class Settings(Spec):
         if self.extrapolate is not None:
             parts: dict[str, Any] = {"growth": self.growth, "optimizer": self.optimizer, "engine": self.engine}
             check_extrapolation(self.extrapolate, **parts, measuring=self.run.noise, budget=self.budget)
+        check_prunes(self.sparsity, self.engine, self.extrapolate)
 
     def kept_in(self, path: str) -> Self:
         """Return the same settings with another `run.dir`."""
         return self.model_copy(update={"run": self.run.model_copy(update={"dir": path})})
 
     def in_samples(self, tokens: Any) -> Self:
-        """Return the same settings with what is in tokens in samples; all of them have `tokens` if that is a number.
+        """Return the same settings with what is in tokens or compute in samples.
+
+        Args:
+            tokens: Tokens of every sample, if that is a number; else they differ, or nobody knows.
 
         Raises:
             ConfigError: Something is in tokens, and samples have different numbers of them, or nobody knows.
         """
         each = tokens if isinstance(tokens, int) else None
+        density = 1.0 if self.sparsity is None else self.sparsity.average_density
+        budget = self.budget.in_samples(each).at_density(density)
         stages = self.stages.model_copy(update={"every": self.stages.every.in_samples(each)})
-        changed = {"stages": stages, "budget": self.budget.in_samples(each), "run": self.run.in_samples(each)}
+        changed = {"stages": stages, "budget": budget, "run": self.run.in_samples(each)}
         return self.model_copy(update=changed)
 
     def schedule(self) -> Schedule:
@@ -103,6 +112,7 @@ class Settings(Spec):
             average=self.average,
             active=self.active_experts(),
             sampling=self.sampling,
+            sparsity=self.sparsity,
             at_growth=self.optimizer.at_growth,
             budget=self.budget,
             needs=frozenset({Measure.NOISE} if self.optimizer.goes_by_parts else ()),

@@ -125,7 +125,12 @@ def _train_in(
         controller.check_resumed(lambda: world.on_rank0(lambda: stands_at(store)))
     seed_generators(run.seed, world.device)
     parts: dict[str, Any] = {"metrics": task.metrics, "items": task.items, "tokens": _tokens(task, settings)}
-    parts |= {"optimizer": settings.optimizer, "extrapolate": settings.extrapolate, "world": world}
+    parts |= {
+        "optimizer": settings.optimizer,
+        "extrapolate": settings.extrapolate,
+        "sparsity": settings.sparsity,
+        "world": world,
+    }
     engine = settings.engine.build(task.model, task.loss, **parts)
     with (
         tracking(folder, world.rank, controller, trackers) as lines,

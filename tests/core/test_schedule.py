@@ -128,7 +128,7 @@ def test_a_list_is_taken_as_it_is_and_stays_at_its_last(sizes: list[int], stage:
         (lambda: every(samples=-5), "samples"),
         (lambda: every(epochs=1, samples=100), "exactly one of epochs, samples, steps, tokens; got epochs and samples"),
         (every, "exactly one of epochs, samples, steps, tokens; got none"),
-        (budget, "exactly one of epochs, samples, steps, sfo, tokens; got none"),
+        (budget, "exactly one of epochs, samples, steps, sfo, compute, tokens; got none"),
         (lambda: budget(epochs=1, sfo=1000), "got epochs and sfo"),
         (lambda: budget(samples=0), "samples"),
         (lambda: budget(steps=-1), "steps"),

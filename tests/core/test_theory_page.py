@@ -14,13 +14,14 @@ from distgrow.theory import (
     finite_sum,
     noise,
     parts,
+    pruning,
     samplings,
     sgd,
     staged,
     staleness,
 )
 
-MODULES = (sgd, staged, noise, allocation, finite_sum, parts, samplings, staleness, experts, extrapolation)
+MODULES = (sgd, staged, noise, allocation, finite_sum, parts, samplings, staleness, experts, extrapolation, pruning)
 PAGE = theory_reference.page()
 ROWS = {found[1]: found[0] for found in re.finditer(r"^\| `(\S+)` \| .* \|$", PAGE, re.M)}
 

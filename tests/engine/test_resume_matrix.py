@@ -32,6 +32,7 @@ from distgrow import (
     load_weights,
     noise_scale,
     progress_test,
+    sparsity,
     sqrt_lr,
     tail,
 )
@@ -105,6 +106,8 @@ FEATURES: dict[str, Callable[[], dict[str, Any]]] = {
     "fresh gradients": lambda: {"extrapolate": Extrapolate(kind="fresh", rate=0.1), "average": ema(samples=100)},
     "noise in groups": lambda: {"extrapolate": Extrapolate(kind="noise", rate=0.1, local=True, group=4)},
     "a delay": lambda: {"engine": Torch(delay=3), "average": ema(samples=100)},
+    "pruning": lambda: {"sparsity": sparsity(0.8, every=0.05), "average": ema(samples=100)},
+    "pruning under a delay": lambda: {"engine": Torch(delay=3), "sparsity": sparsity(0.8, every=0.05)},
 }
 
 
@@ -152,7 +155,7 @@ MATRIX = [
     pytest.param(optimizer, feature, marks=[] if optimizer == "adamw" else pytest.mark.slow)
     for optimizer in OPTIMIZERS
     for feature in FEATURES
-    if optimizer != "clars" or feature not in ("a delay", "fresh gradients", "noise in groups")
+    if optimizer != "clars" or ("delay" not in feature and feature not in ("fresh gradients", "noise in groups"))
 ]
 
 
