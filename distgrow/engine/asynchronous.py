@@ -15,6 +15,7 @@ from distgrow.core.errors import TrainingFailed
 from distgrow.core.plan import Plan
 from distgrow.core.progress import Lost, Outcome, Withdrawn
 from distgrow.distributed.world import World
+from distgrow.engine.active import activate
 from distgrow.engine.async_spec import Async
 from distgrow.engine.batches import Loss, Metrics, check_memory, drawn_rows
 from distgrow.engine.delayed import plain_plan, plan_of
@@ -79,6 +80,7 @@ class AsyncEngine(TorchEngine):
         Raises:
             TrainingFailed: A worker ran out of memory, or several died over one batch.
         """
+        activate(self.model, plan.active)  # for evaluations here; workers do the same
         job = self._job(plan, micro_batches)
         self._waiting.append(job)
         self._hand_out()

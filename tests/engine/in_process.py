@@ -89,7 +89,17 @@ def dying(*deaths: int) -> Script:
 class Scripted(Async):
     """The engine with such workers."""
 
-    def build(self, model: Any, loss: Any, *, world: Any, tokens: Any = None, items: Any = None, **more: Any) -> Any:
+    def build(
+        self,
+        model: Any,
+        loss: Any,
+        *,
+        world: Any,
+        tokens: Any = None,
+        items: Any = None,
+        extrapolate: Any = None,
+        **more: Any,
+    ) -> Any:
         def start(parts: Parts, spec: Async) -> InProcess:
             return InProcess(parts, spec, *SCRIPT)
 

@@ -36,6 +36,7 @@ from distgrow.config.load import apply, parse
 from distgrow.core.errors import ConfigError, Diverged, TrainingFailed
 from distgrow.core.plan import Plan
 from distgrow.core.progress import Lost, Outcome, Progress, Withdrawn
+from distgrow.distributed.world import World
 from distgrow.report.log import Log
 from distgrow.verify import verify
 
@@ -350,3 +351,18 @@ def test_an_optimizer_that_goes_by_parts_is_refused_by_fit(tmp_path: Path) -> No
         run(tmp_path, line(), Async(), optimizer=CLARS())
     with pytest.raises(ConfigError, match="at_growth"):
         run(tmp_path, line(), Async(), optimizer=AdamW(at_growth=AtGrowth(moments="reset")))
+
+
+def test_evaluations_use_as_many_experts_as_the_plan_of_the_last_batch() -> None:
+    class Sparse(nn.Linear):
+        active = 1
+
+        def activate(self, experts: int) -> None:
+            self.active = experts
+
+    model = Sparse(3, 2).double()
+    engine = scripted(workers=1).build(model, linear, metrics=None, optimizer=SGD(), world=World())
+    plan = Plan(batch=2, world=1, micro=2, accum=1, lr=0.1, stage=0, active=3)
+    engine.update(plan, [(torch.zeros(2, 3, dtype=torch.float64), torch.zeros(2))])
+    assert model.active == 3
+    engine.close()
