@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from distgrow.engine.batches import Loss, Metrics
     from distgrow.engine.items import Items, Tokens
     from distgrow.engine.spec import Engine
+    from distgrow.engine.workers import Start
 
 _SCHEDULES = "a schedule such as growth.kind exponential, linear or steps"
 
@@ -138,18 +139,22 @@ class Async(Spec):
         from distgrow.engine.asynchronous import AsyncEngine
 
         self.check_ranks(world.size)
+        engine = AsyncEngine(
+            model, loss, metrics=metrics, spec=self, optimizer=optimizer, world=world, items=items, start=self.start()
+        )
+        engine.tokens = items if tokens is None else tokens
+        engine.prune_by(sparsity)
+        return engine
+
+    def start(self) -> "Start":
+        """Return what starts the workers. Raise ConfigError if Ray is not installed."""
         try:
             from distgrow.engine.ray_workers import RayWorkers
         except ImportError as error:
             raise ConfigError(
                 f"engine.kind=async needs the extra 'ray': pip install 'distgrow[ray]' ({error})"
             ) from None
-        engine = AsyncEngine(
-            model, loss, metrics=metrics, spec=self, optimizer=optimizer, world=world, items=items, start=RayWorkers
-        )
-        engine.tokens = items if tokens is None else tokens
-        engine.prune_by(sparsity)
-        return engine
+        return RayWorkers
 
     def check_ranks(self, ranks: object) -> None:
         """Check that one rank applies the gradients. Raise ConfigError if `ranks` is another number, or changes."""

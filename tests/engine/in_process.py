@@ -6,9 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from distgrow.engine.async_spec import Async
-from distgrow.engine.asynchronous import AsyncEngine
 from distgrow.engine.gradients import Gradient, Gradients
-from distgrow.engine.workers import Came, Died, Gone, Job, Parts
+from distgrow.engine.workers import Came, Died, Gone, Job, Parts, Start
 
 #: Of the numbers of the jobs that workers have, the oldest first: which one comes next.
 Script = Callable[[list[int]], "int | Death"]
@@ -89,27 +88,13 @@ def dying(*deaths: int) -> Script:
 class Scripted(Async):
     """The engine with such workers."""
 
-    def build(
-        self,
-        model: Any,
-        loss: Any,
-        *,
-        world: Any,
-        tokens: Any = None,
-        items: Any = None,
-        extrapolate: Any = None,
-        **more: Any,
-    ) -> Any:
-        def start(parts: Parts, spec: Async) -> InProcess:
-            return InProcess(parts, spec, *SCRIPT)
-
-        engine = AsyncEngine(model, loss, spec=self, world=world, items=items, start=start, **more)
-        engine.tokens = items if tokens is None else tokens
-        return engine
+    def start(self) -> Start:
+        script, lifetimes = SCRIPT
+        return lambda parts, spec: InProcess(parts, spec, script, lifetimes)
 
 
 #: What the workers of the next engine do.
-SCRIPT: list[Any] = [in_turn]
+SCRIPT: list[Any] = [in_turn, None]
 
 
 def scripted(script: Script = in_turn, lifetimes: int | None = None, **settings: Any) -> Scripted:
