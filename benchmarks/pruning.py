@@ -168,7 +168,7 @@ def main() -> None:
             for target in TARGETS:
                 rows.append(pruned(Path(folder), width, target, per_weight))
                 tell(f"{width} {target}: {rows[-1].loss:.4f}")
-        times = list(costs(Path(folder), rounds=4 if options.quick else 100))
+        times = list(costs(Path(folder), rounds=4 if options.quick else 40))
     if options.jsonl:
         keep(options.jsonl, [*rows, *times])
     show(reports(rows, times), markdown=options.markdown)
