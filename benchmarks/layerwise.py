@@ -157,7 +157,7 @@ def main() -> None:
         if options.data is not None:
             size: dict[str, int] = {"samples": 512, "epochs": 1, "batch": 128, "rates": 1}
             if not options.quick:
-                size = {"samples": 4096, "epochs": 10, "batch": 512, "rates": 5}
+                size = {"samples": 2048, "epochs": 10, "batch": 256, "rates": 4}
             found = list(accuracies(Path(folder), options.data, **size))
             reports.append(accuracy_report(found))
             rows += found

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from distgrow.data.mixture import Mixture
     from distgrow.data.packed import Packed
     from distgrow.data.sharded import Files
-    from distgrow.engine.async_spec import Async
+    from distgrow.engine.asynchronous.spec import Async
     from distgrow.engine.spec import Torch
     from distgrow.growth.adascale import adascale
     from distgrow.growth.auto import auto
@@ -89,7 +89,7 @@ _HOMES = {
     "data.mixture": "Mixture",
     "data.packed": "Packed",
     "data.sharded": "Files",
-    "engine.async_spec": "Async",
+    "engine.asynchronous.spec": "Async",
     "engine.spec": "Torch",
     "growth.adascale": "adascale",
     "growth.auto": "auto",

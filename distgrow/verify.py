@@ -18,7 +18,7 @@ from distgrow.data.loader import DirectLoader
 from distgrow.data.seeding import seed_generators
 from distgrow.data.stream import open_stream
 from distgrow.distributed.world import World, joined
-from distgrow.engine.async_spec import Async
+from distgrow.engine.asynchronous.spec import Async
 from distgrow.engine.objective import SingleRow, WeightedLoss
 from distgrow.engine.spec import Torch
 from distgrow.engine.torch import TorchEngine

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from distgrow.checkpoint import pretrained
 from distgrow.checkpoint.exported_run import Source, checkpoint, opened
 from distgrow.core.errors import ConfigError, RunError
-from distgrow.engine import shard_weights
-from distgrow.engine.shard_files import listed, restricted
+from distgrow.engine.deepspeed import shard_weights
+from distgrow.engine.deepspeed.shard_files import listed, restricted
 from distgrow.engine.state import serialised
 
 FILE = "model.safetensors"

@@ -15,7 +15,7 @@ from distgrow.core.progress import Progress
 from distgrow.core.scaling import Group, scaling_policy
 from distgrow.core.spec import PosFloat, Spec
 from distgrow.distributed.environment import in_ray_package
-from distgrow.engine.async_spec import Async
+from distgrow.engine.asynchronous.spec import Async
 from distgrow.engine.spec import most_rows
 from distgrow.growth import Growth
 from distgrow.growth.auto import Auto

@@ -37,7 +37,7 @@ from distgrow.critical_batch.figure import BranchResult, figure, last_loss
 from distgrow.data.dataset import size_of
 from distgrow.data.seeding import seed_generators
 from distgrow.distributed.world import World, joined
-from distgrow.engine.async_spec import Async
+from distgrow.engine.asynchronous.spec import Async
 from distgrow.run.folder import RunFolder, storing
 from distgrow.run.stop import StopRequests
 from distgrow.tasks.task import Task

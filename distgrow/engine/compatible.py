@@ -5,7 +5,7 @@ from distgrow.core.errors import ConfigError
 from distgrow.core.extrapolate import Extrapolate
 from distgrow.core.noise_stats import Measuring
 from distgrow.core.sparsity import Sparsity
-from distgrow.engine.async_spec import Async
+from distgrow.engine.asynchronous.spec import Async
 from distgrow.engine.spec import DeepSpeed, EngineSpec
 from distgrow.growth.base import GrowthPolicy, Measure
 from distgrow.optim import OptimizerSpec

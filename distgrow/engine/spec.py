@@ -13,7 +13,7 @@ from distgrow.core.plan import Plan
 from distgrow.core.progress import Outcome, Withdrawn
 from distgrow.core.sparsity import Sparsity
 from distgrow.core.spec import PosFloat, PosInt, Spec, default_kind
-from distgrow.engine.async_spec import Async
+from distgrow.engine.asynchronous.spec import Async
 from distgrow.optim import OptimizerSpec
 
 if TYPE_CHECKING:
@@ -265,7 +265,7 @@ class DeepSpeed(Spec):
         self.check_optimizer(optimizer)
         assert extrapolate is None, "check_extrapolation refuses it"
         try:
-            from distgrow.engine.deepspeed import DeepSpeedEngine
+            from distgrow.engine.deepspeed.engine import DeepSpeedEngine
         except ImportError as error:
             raise ConfigError(
                 f"engine.kind=deepspeed needs the extra 'deepspeed': pip install 'distgrow[deepspeed]' ({error})"

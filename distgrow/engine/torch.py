@@ -18,7 +18,7 @@ from distgrow.engine.ddp import DataParallel
 from distgrow.engine.functional import FunctionalObjective
 from distgrow.engine.items import Items
 from distgrow.engine.masks import Masks, masks_of
-from distgrow.engine.metric import Roots
+from distgrow.engine.noise.metric import Roots
 from distgrow.engine.objective import compile_in_place, empty_copy, to_precision
 from distgrow.engine.spec import Torch
 from distgrow.engine.state import load_module, read, written

@@ -14,10 +14,10 @@ from distgrow.engine.batches import check_memory, memory_for
 from distgrow.engine.clipping import clip_factor, clip_over_items, norm_of
 from distgrow.engine.delayed import Delayed
 from distgrow.engine.masks import Masks
-from distgrow.engine.metric import Roots, StepMetric
-from distgrow.engine.noise_hooks import MicroBatchNorms, StepProducts
-from distgrow.engine.parameter_noise import ParameterNoise
-from distgrow.engine.part_norms import tell_parts
+from distgrow.engine.noise.hooks import MicroBatchNorms, StepProducts
+from distgrow.engine.noise.metric import Roots, StepMetric
+from distgrow.engine.noise.parameters import ParameterNoise
+from distgrow.engine.noise.part_norms import tell_parts
 from distgrow.engine.stats import UpdateStats
 from distgrow.optim import OptimizerSpec
 from distgrow.optim.at_growth import assign, reset_moments

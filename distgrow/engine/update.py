@@ -21,11 +21,11 @@ from distgrow.engine.averages import WeightAverage
 from distgrow.engine.batches import Buffers, Loss, Metrics, drawn_rows, memory_for
 from distgrow.engine.items import Items, Tokens, Weights, mean_loss
 from distgrow.engine.masks import Masks
-from distgrow.engine.metric import Roots
 from distgrow.engine.metrics import means
-from distgrow.engine.noise_hooks import MicroBatchNorms, StepProducts
+from distgrow.engine.noise.hooks import MicroBatchNorms, StepProducts
+from distgrow.engine.noise.metric import Roots
+from distgrow.engine.noise.shown import shown_noise
 from distgrow.engine.objective import WeightedLoss, check_dense, check_leaves, check_single_row, penalties_of
-from distgrow.engine.shown_noise import shown_noise
 from distgrow.engine.stats import LOW, MakeStats, UpdateStats
 from distgrow.optim import OptimizerSpec
 

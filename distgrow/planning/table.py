@@ -14,7 +14,7 @@ from distgrow.core.errors import ConfigError
 from distgrow.core.pace import Pace
 from distgrow.core.plan import split
 from distgrow.core.progress import Progress
-from distgrow.engine.async_spec import Async
+from distgrow.engine.asynchronous.spec import Async
 from distgrow.engine.spec import DeepSpeed, EngineSpec
 from distgrow.growth.at_growth import optimizer_plan
 from distgrow.growth.controller import Controller

@@ -189,6 +189,10 @@ class ParameterNoise(Event):
     grad_sq: Figures  #: |∇f|² of each
     noise_trace: Figures  #: tr Σ of each
 
+    def __post_init__(self) -> None:
+        if not len(self.names) == len(self.grad_sq) == len(self.noise_trace):
+            raise ValueError("holds names, grad_sq and noise_trace of different lengths")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GradientProbe(Event):

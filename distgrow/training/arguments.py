@@ -17,7 +17,7 @@ from distgrow.core.sampling import SamplingSpec
 from distgrow.core.scaling import Group
 from distgrow.core.sparsity import Sparsity
 from distgrow.core.stages import Stages
-from distgrow.engine.async_spec import Async
+from distgrow.engine.asynchronous.spec import Async
 from distgrow.engine.spec import DeepSpeed, Torch
 from distgrow.growth.base import GrowthPolicy
 from distgrow.optim import OptimizerSpec

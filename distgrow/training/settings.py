@@ -15,7 +15,7 @@ from distgrow.core.scaling import Group
 from distgrow.core.sparsity import Sparsity
 from distgrow.core.spec import Spec
 from distgrow.core.stages import Stages
-from distgrow.engine.async_spec import Async
+from distgrow.engine.asynchronous.spec import Async
 from distgrow.engine.compatible import check_compatible, check_extrapolation, check_prunes
 from distgrow.engine.spec import EngineSpec, Torch, most_rows
 from distgrow.growth.base import GrowthPolicy, Measure, with_rule

@@ -12,7 +12,7 @@ from distgrow.core.errors import ConfigError, TrainingFailed
 from distgrow.core.plan import Plan
 from distgrow.distributed.environment import place
 from distgrow.distributed.world import World, joined
-from distgrow.engine.noise_hooks import MicroBatchNorms
+from distgrow.engine.noise.hooks import MicroBatchNorms
 from distgrow.launch.local import leave
 from distgrow.optim.sgd import SGD
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from distgrow.core.errors import RunError
-from distgrow.engine.shard_files import check
+from distgrow.engine.deepspeed.shard_files import check
 
 MODEL, OPTIM = "mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_optim_states.pt"
 

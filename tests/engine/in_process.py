@@ -5,9 +5,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from distgrow.engine.async_spec import Async
+from distgrow.engine.asynchronous.spec import Async
+from distgrow.engine.asynchronous.workers import Came, Died, Gone, Job, Parts, Start
 from distgrow.engine.gradients import Gradient, Gradients
-from distgrow.engine.workers import Came, Died, Gone, Job, Parts, Start
 
 #: Of the numbers of the jobs that workers have, the oldest first: which one comes next.
 Script = Callable[[list[int]], "int | Death"]

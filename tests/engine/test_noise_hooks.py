@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from distgrow.core.noise_stats import Measured, Noise
 from distgrow.core.plan import Plan
-from distgrow.engine.noise_hooks import MicroBatchNorms, inner
+from distgrow.engine.noise.hooks import MicroBatchNorms, inner
 from distgrow.engine.spec import Torch
 from distgrow.engine.torch import TorchEngine
 from distgrow.optim import Optimizer

@@ -22,7 +22,7 @@ from distgrow.core.scaling import least, most
 from distgrow.distributed.environment import name_interface, name_ray_cluster, named_ray_cluster, ray_train_settings
 from distgrow.distributed.hang_watch import LostPeer, failed_collective
 from distgrow.distributed.world import joined
-from distgrow.engine.async_spec import Async
+from distgrow.engine.asynchronous.spec import Async
 from distgrow.launch.base import Job
 from distgrow.launch.elastic import groups, launching
 from distgrow.launch.ray.group import worker_group

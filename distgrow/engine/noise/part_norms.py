@@ -5,7 +5,7 @@ from typing import Any
 
 from distgrow.core.plan import Plan
 from distgrow.distributed.world import World
-from distgrow.engine.noise_hooks import MicroBatchNorms
+from distgrow.engine.noise.hooks import MicroBatchNorms
 from distgrow.engine.stats import UpdateStats
 
 

@@ -18,7 +18,7 @@ from filelock import FileLock
 
 from distgrow.core.errors import RunError
 from distgrow.distributed.world import World
-from distgrow.engine.shard_files import TAG, check, restricted
+from distgrow.engine.deepspeed.shard_files import TAG, check, restricted
 from distgrow.engine.state import serialised
 from distgrow.run.folder import storing
 

@@ -17,11 +17,11 @@ from distgrow.core.plan import Plan
 from distgrow.core.sparsity import Sparsity
 from distgrow.distributed.world import World
 from distgrow.engine.batches import MORE_MEMORY, Buffers, Loss, Metrics, place, ran_out_of_memory
-from distgrow.engine.deepspeed_config import settings
-from distgrow.engine.deepspeed_optimizer import build_optimizer
-from distgrow.engine.deepspeed_parameters import give_back, masters, prune_shards, refuse_complex
-from distgrow.engine.deepspeed_shards import Shards
-from distgrow.engine.deepspeed_step import divided
+from distgrow.engine.deepspeed.config import settings
+from distgrow.engine.deepspeed.optimizer import build_optimizer
+from distgrow.engine.deepspeed.parameters import give_back, masters, prune_shards, refuse_complex
+from distgrow.engine.deepspeed.shards import Shards
+from distgrow.engine.deepspeed.step import divided
 from distgrow.engine.functional import FunctionalObjective
 from distgrow.engine.items import Items
 from distgrow.engine.masks import Masks, masks_of

@@ -5,7 +5,7 @@ import math
 from distgrow.core.noise_stats import Measured
 from distgrow.core.plan import Plan
 from distgrow.distributed.world import World
-from distgrow.engine.noise_hooks import StepProducts
+from distgrow.engine.noise.hooks import StepProducts
 from distgrow.engine.stats import UpdateStats
 
 

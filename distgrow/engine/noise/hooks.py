@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from distgrow.core.plan import Plan
-from distgrow.engine.metric import Roots, in_metric
+from distgrow.engine.noise.metric import Roots, in_metric
 from distgrow.optim import OptimizerSpec
 from distgrow.optim.at_growth import CORRECTION
 from distgrow.optim.direction import real

@@ -12,9 +12,9 @@ from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, RayTas
 from distgrow.core.errors import ConfigError, TrainingFailed
 from distgrow.distributed.environment import named_ray_cluster
 from distgrow.distributed.world import joined
-from distgrow.engine.async_spec import Async
+from distgrow.engine.asynchronous.spec import Async
+from distgrow.engine.asynchronous.workers import Came, Died, Gone, Job, Parts
 from distgrow.engine.gradients import Gradient, Gradients
-from distgrow.engine.workers import Came, Died, Gone, Job, Parts
 
 #: Seconds after which a wait looks whether any worker is there.
 LOOK_S = 1.0

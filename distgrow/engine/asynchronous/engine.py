@@ -16,7 +16,8 @@ from distgrow.core.plan import Plan
 from distgrow.core.progress import Lost, Outcome, Withdrawn
 from distgrow.distributed.world import World
 from distgrow.engine.active import activate
-from distgrow.engine.async_spec import Async
+from distgrow.engine.asynchronous.spec import Async
+from distgrow.engine.asynchronous.workers import Came, Died, Job, Parts, Start, Workers
 from distgrow.engine.batches import Loss, Metrics, check_memory, drawn_rows
 from distgrow.engine.delayed import plain_plan, plan_of
 from distgrow.engine.gradients import Gradient, Gradients
@@ -25,7 +26,6 @@ from distgrow.engine.objective import apart
 from distgrow.engine.spec import Torch
 from distgrow.engine.state import read, written
 from distgrow.engine.torch import TorchEngine
-from distgrow.engine.workers import Came, Died, Job, Parts, Start, Workers
 from distgrow.optim import OptimizerSpec
 
 #: Workers that may die over one batch.

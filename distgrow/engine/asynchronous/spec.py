@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from torch import nn
 
     from distgrow.distributed.world import World
+    from distgrow.engine.asynchronous.workers import Start
     from distgrow.engine.batches import Loss, Metrics
     from distgrow.engine.items import Items, Tokens
     from distgrow.engine.spec import Engine
-    from distgrow.engine.workers import Start
 
 _SCHEDULES = "a schedule such as growth.kind exponential, linear or steps"
 
@@ -136,7 +136,7 @@ class Async(Spec):
         Raises:
             ConfigError: Ray is not installed, or there are several ranks.
         """
-        from distgrow.engine.asynchronous import AsyncEngine
+        from distgrow.engine.asynchronous.engine import AsyncEngine
 
         self.check_ranks(world.size)
         engine = AsyncEngine(
@@ -149,7 +149,7 @@ class Async(Spec):
     def start(self) -> "Start":
         """Return what starts the workers. Raise ConfigError if Ray is not installed."""
         try:
-            from distgrow.engine.ray_workers import RayWorkers
+            from distgrow.engine.asynchronous.ray_workers import RayWorkers
         except ImportError as error:
             raise ConfigError(
                 f"engine.kind=async needs the extra 'ray': pip install 'distgrow[ray]' ({error})"

@@ -13,7 +13,7 @@ from distgrow.engine.items import Items
 from distgrow.engine.spec import Torch
 
 if TYPE_CHECKING:
-    from distgrow.engine.async_spec import Async
+    from distgrow.engine.asynchronous.spec import Async
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from distgrow.core.errors import RunError
-from distgrow.engine.shard_files import TAG, check, listed, restricted
+from distgrow.engine.deepspeed.shard_files import TAG, check, listed, restricted
 
 _WHOLE, _PARTED = "mp_rank_00_model_states.pt", "zero_pp_rank_{}_mp_rank_00_model_states.pt"
 _OPTIM = re.compile(r"(?:bf16_)?zero_pp_rank_(\d+)_mp_rank_00_optim_states\.pt")

@@ -1,0 +1,1 @@
+"""The DeepSpeed engine: ZeRO 1–3, its config, shards and files."""

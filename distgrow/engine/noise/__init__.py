@@ -1,0 +1,1 @@
+"""Gradient noise of an update, measured at no gradient evaluations."""
