@@ -11,6 +11,7 @@ from distgrow.core.optimizer_plan import AtGrowth, OptimizerPlan
 from distgrow.core.plan import Plan
 from distgrow.engine.averages import WeightAverage
 from distgrow.engine.batches import memory_for
+from distgrow.optim.layout import as_laid_out
 
 
 class InFlight(NamedTuple):
@@ -102,7 +103,9 @@ class Delayed:
             found = [shape if value is None else value.shape for value, shape in zip(gradient, shapes, strict=True)]
             if found != shapes:
                 raise ValueError("it holds gradients in flight of other parameters")
-            self._queue.append(InFlight(plan_of(entry["plan"]), gradient))
+            pairs = zip(gradient, self._parameters, strict=True)
+            given = [None if value is None else as_laid_out(value, parameter) for value, parameter in pairs]
+            self._queue.append(InFlight(plan_of(entry["plan"]), given))
 
 
 def plain_plan(plan: Plan) -> dict[str, Any]:

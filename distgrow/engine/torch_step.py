@@ -22,6 +22,7 @@ from distgrow.engine.stats import UpdateStats
 from distgrow.optim import OptimizerSpec
 from distgrow.optim.at_growth import assign, reset_moments
 from distgrow.optim.composite import has_modes
+from distgrow.optim.layout import lay_out_state
 
 
 class TorchStep:
@@ -179,5 +180,6 @@ class TorchStep:
             ValueError: It is of other parameters.
         """
         self.optimizer.load_state_dict(state["optimizer"])
+        lay_out_state(self.optimizer)
         self._delayed.load(state.get("delayed", ()))
         self.noise.load(state.get("parameter_noise"))

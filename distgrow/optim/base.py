@@ -188,11 +188,13 @@ class OptimizerSpec(Spec, ABC):
 
 
 def fused(groups: list[Group]) -> bool:
-    """Return whether torch's fused kernels can step all parameters: they know no complex numbers.
+    """Return whether torch's fused kernels can step all parameters: they know no complex numbers, and no strides.
 
     A fused AdamW step takes half the time of the default one, on a CPU too.
     """
-    return not any(parameter.is_complex() for parameter in parameters_of(groups))
+    from distgrow.optim.layout import without_gaps
+
+    return not any(parameter.is_complex() or not without_gaps(parameter) for parameter in parameters_of(groups))
 
 
 def parameters_of(groups: Sequence[Group]) -> "Iterator[nn.Parameter]":

@@ -1,5 +1,6 @@
 """LARS, LAMB and CLARS as torch optimizers. Each scales a parameter's step by ϑ‖w‖ over a norm of its gradient."""
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
@@ -10,6 +11,7 @@ from torch import Tensor
 from distgrow.optim.base import parameters_of
 from distgrow.optim.direction import real
 from distgrow.optim.layerwise import TRUSTED
+from distgrow.optim.layout import one_layout
 
 Group = dict[str, Any]
 #: What CLARS keeps of the norms it was told: numbers that are wider than parameters in half precision.
@@ -47,11 +49,14 @@ class _TrustRatio(torch.optim.Optimizer, ABC):
 
     def _momentum(self, given: list[Tensor], steps: list[Tensor], group: Group, *, lr: float, decay: float) -> None:
         """Make SGD's step v ← m·v + step + βw, w ← w − γv; v begins as the first step."""
-        momentum = group["momentum"]
+        momentum, weights = group["momentum"], [real(p) for p in given]
+        kept = self._buffers(given, "momentum_buffer")[0] if momentum else []
+        if not one_layout(weights, steps, kept):
+            _move(given, _accumulated(kept, _decayed(steps, given, decay), momentum), lr)
+            return
         torch._fused_sgd_(  # pyright: ignore[reportPrivateImportUsage]
-            [real(p) for p in given], steps, self._buffers(given, "momentum_buffer")[0] if momentum else [],
-            weight_decay=decay, momentum=momentum, lr=lr, dampening=0.0, nesterov=False, maximize=False,
-            is_first_step=False,
+            weights, steps, kept, weight_decay=decay, momentum=momentum, lr=lr, dampening=0.0, nesterov=False,
+            maximize=False, is_first_step=False,
         )  # fmt: skip
 
 
@@ -116,12 +121,8 @@ class CLARS(_TrustRatio):
             return
         size, spread = _norms(given), self._spread(given, gradients)
         ratio = group["trust"] * size / (spread + group["eps"])
-        steps = _decayed(gradients, given, decay)
-        if group["momentum"]:
-            kept = self._buffers(given, "momentum_buffer")[0]
-            torch._foreach_mul_(kept, group["momentum"])  # pyright: ignore[reportPrivateImportUsage]
-            torch._foreach_add_(kept, steps)  # pyright: ignore[reportPrivateImportUsage]
-            steps = kept
+        kept = self._buffers(given, "momentum_buffer")[0] if group["momentum"] else []
+        steps = _accumulated(kept, _decayed(gradients, given, decay), group["momentum"])
         _move(given, _scaled(steps, _limited(ratio, size * spread == 0, group)), group["lr"])
 
     def _spread(self, given: list[Tensor], gradients: list[Tensor]) -> Tensor:
@@ -152,11 +153,15 @@ class LAMB(_TrustRatio):
         """Return m̂/(√v̂ + ε): Adam's step from 0 at a learning rate of −1."""
         means, squares = self._buffers(given, "exp_avg", "exp_avg_sq")
         counts = [self.state[parameter]["step"] for parameter in given]
-        steps = [torch.zeros_like(mean) for mean in means]
+        steps, gradients = [torch.zeros_like(mean) for mean in means], _gradients(given)
+        if not one_layout(steps, gradients, means, squares):
+            gradients = [
+                torch.zeros_like(step).copy_(gradient) for step, gradient in zip(steps, gradients, strict=True)
+            ]
         torch._foreach_add_(counts, 1.0)  # pyright: ignore[reportPrivateImportUsage]
         beta1, beta2 = group["betas"]
         torch._fused_adam_(  # pyright: ignore[reportPrivateImportUsage]
-            steps, _gradients(given), means, squares, [], counts, lr=-1.0, beta1=beta1, beta2=beta2,
+            steps, gradients, means, squares, [], counts, lr=-1.0, beta1=beta1, beta2=beta2,
             weight_decay=0.0, eps=group["eps"], amsgrad=False, maximize=False,
         )  # fmt: skip
         return steps
@@ -170,14 +175,24 @@ def _alike(parameters: list[Tensor]) -> list[list[Tensor]]:
     return list(found.values())
 
 
+def _accumulated(kept: list[Tensor], steps: list[Tensor], momentum: float) -> list[Tensor]:
+    """Return v ← m·v + step, kept; the steps themselves if m is 0."""
+    if not momentum:
+        return steps
+    torch._foreach_mul_(kept, momentum)  # pyright: ignore[reportPrivateImportUsage]
+    torch._foreach_add_(kept, steps)  # pyright: ignore[reportPrivateImportUsage]
+    return kept
+
+
 def _gradients(given: list[Tensor]) -> list[Tensor]:
     return [real(parameter.grad) for parameter in given]  # pyright: ignore[reportArgumentType]
 
 
 def _norms(tensors: list[Any]) -> Tensor:
     """Return the norm of each tensor, in single precision at least."""
-    wider = torch.float32 if tensors[0].dtype in (torch.float16, torch.bfloat16) else None
-    return torch.stack(torch._foreach_norm([real(t) for t in tensors], 2, wider))  # pyright: ignore[reportPrivateImportUsage]
+    tensors = [real(t) for t in tensors]
+    wider = functools.reduce(torch.promote_types, {t.dtype for t in tensors}, torch.float32)
+    return torch.stack(torch._foreach_norm(tensors, 2, wider))  # pyright: ignore[reportPrivateImportUsage]
 
 
 def _decayed(steps: list[Tensor], given: list[Tensor], decay: float) -> list[Tensor]:

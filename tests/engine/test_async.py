@@ -324,6 +324,8 @@ def test_withdrawn_updates_move_from_applied_to_where_they_belong() -> None:
         (["optimizer={kind: adamw, at_growth: {beta2: samples}}"], r"at_growth.*engine.kind=async"),
         (["engine.max_micro=auto"], r"max_micro=auto.*number"),
         (["engine.drop_after=1"], r"drop_after=1.*workers=2.*at least 2"),
+        (["engine.resources={CPU: -1}"], r"resources=.*'CPU' cannot be -1.*0 or more"),
+        (["engine.resources={memory: 9}"], r"resources=.*'memory' cannot be 9.*CPU, GPU"),
         (["engine.workers=0"], r"engine.workers=0"),
         (["engine.delay=2"], r"engine.delay"),
         (["run.noise.every=4"], r"run.noise.every=4.*engine.kind=async"),

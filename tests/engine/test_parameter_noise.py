@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from tiny import data, loss, network
-from torch import Tensor
+from torch import Tensor, nn
 
 from distgrow import SGD, RunSpec, Torch, budget, constant_lr, every, exponential, fit
 from distgrow.checkpoint.spec import Checkpointing
@@ -62,6 +62,45 @@ def test_the_figures_are_those_of_gradients_taken_by_hand(spec: OptimizerSpec) -
     assert found.keys() == expected.keys()
     for name, pair in expected.items():
         assert found[name] == pytest.approx(pair, rel=1e-6), name  # clipping divides by norm + 1e-6
+
+
+class Unlike(nn.Module):
+    """Parameters of unlike precision, one complex, one without dimensions; the wider ones come last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.narrow = nn.Parameter(torch.randn(4).bfloat16())
+        self.scale = nn.Parameter(torch.tensor(1.5))
+        self.phase = nn.Parameter(torch.randn(4, dtype=torch.complex64))
+        self.wide = nn.Parameter(torch.randn(4, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x * self.narrow.float() * self.scale + (x * self.phase).abs() + x * self.wide.float()).sum(1)
+
+
+@pytest.mark.parametrize("spec", [SGD(), CLARS(exclude=[])], ids=lambda spec: spec.kind)
+def test_parameters_may_be_of_any_type(spec: OptimizerSpec) -> None:
+    def squares(model: nn.Module, x: Tensor) -> Tensor:
+        return model(x).square().mean()
+
+    model, parts = Unlike(), torch.randn(8, 4, generator=torch.Generator().manual_seed(1)).split(1)
+    names = [name for name, _ in model.named_parameters()]
+    each = [torch.autograd.grad(squares(model, part), list(model.parameters())) for part in parts]
+    engine = TorchEngine(model, squares, optimizer=spec)
+    plan = Plan(batch=8, world=1, micro=1, accum=8, lr=0.0, stage=0, window=20, by_parameter=True)
+    engine.update(plan, parts)
+    found = engine.parameter_noise()
+    for k, name in enumerate(names):
+        rows = torch.stack([gradients[k] for gradients in each])
+        wide = rows.to(torch.complex128 if rows.is_complex() else torch.float64)
+        trace = float((wide - wide.mean(0)).abs().square().sum()) / 7
+        square = float(wide.mean(0).abs().square().sum()) - trace / 8
+        close = 0.1 if name == "narrow" else 1e-4  # its gradients are added up in half precision
+        assert found[name] == pytest.approx((square, trace), rel=close, abs=close * trace), name
+        if isinstance(spec, CLARS):
+            state = engine.optimizer.state[model.get_parameter(name)]
+            assert float(state["square_sum"]) / 8 == pytest.approx(square + trace, rel=close)
 
 
 def run(

@@ -27,6 +27,7 @@ from distgrow.engine.spec import Torch
 from distgrow.engine.state import read, written
 from distgrow.engine.torch import TorchEngine
 from distgrow.optim import OptimizerSpec
+from distgrow.optim.layout import as_laid_out
 
 #: Workers that may die over one batch.
 MOST_DEATHS = 3
@@ -190,7 +191,7 @@ class AsyncEngine(TorchEngine):
             self._withdrawn = replace(self._withdrawn, lost=(*self._withdrawn.lost, lost))
             return Taken(gradient, delay, lost)
         for parameter, value in zip(self._parameters, gradient.values, strict=True):
-            parameter.grad = None if value is None else value.to(parameter.device)
+            parameter.grad = None if value is None else as_laid_out(value.to(parameter.device), parameter)
         try:
             self.step(plan if factor == 1 else replace(plan, lr=plan.lr * factor))
         except (RuntimeError, MemoryError) as error:

@@ -74,6 +74,16 @@ class Async(Spec):
             )
         return self
 
+    @model_validator(mode="after")
+    def _resources_are_rays(self) -> "Async":
+        for name, amount in self.resources.items():
+            if amount < 0 or name in ("", "memory", "object_store_memory"):
+                raise ConfigError(
+                    f"resources={self.resources}: {name!r} cannot be {amount:g}: give resources such as CPU, GPU or "
+                    "the cluster's own, each 0 or more; memory is none of them"
+                )
+        return self
+
     def factor(self, delay: int) -> float:
         """Return what the learning rate of a gradient is multiplied by that is `delay` updates old; 0: it is dropped.
 

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from distgrow.optim.direction import real
+
 
 class ParameterNoise:
     """Keep forgetting means over samples of |G_k|² and tr Σ_k of every parameter k, as McCandlish's estimator has them.
@@ -35,7 +37,7 @@ class ParameterNoise:
 
     def _column(self, parameter: Tensor, parts_sq: Tensor, batch: int, parts: int, clipped: float) -> Tensor:
         assert parameter.grad is not None
-        whole = torch.linalg.vector_norm(parameter.grad, dtype=parts_sq.dtype).div_(clipped).square_()
+        whole = torch.linalg.vector_norm(real(parameter.grad), dtype=parts_sq.dtype).div_(clipped).square_()
         variance = (parts_sq - whole).mul_(batch / (parts - 1))
         return torch.stack([batch * whole - variance, batch * variance, torch.full_like(whole, batch)])
 
