@@ -21,7 +21,7 @@ class Sparsity(Spec):
     """Share of the run's compute after which pruning begins."""
     end: Annotated[float, Field(gt=0, le=1)] = 0.75
     """Share of the run's compute after which pruning has ended. In between the density falls linearly in compute."""
-    every: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    every: Annotated[float, Field(ge=1e-6, lt=1)] = 0.01
     """Share of the weights left that one pruning takes, at most."""
     keep_dense: list[str] = []
     """Kernels that are not pruned: regular expressions that are searched for in their names, such as "head"."""
@@ -47,11 +47,11 @@ class Sparsity(Spec):
         Raises:
             ConfigError: They are not.
         """
-        if budget.steps is not None:
+        if self.target and budget.steps is not None:
             raise ConfigError(
                 f"sparsity.target={self.target:g} goes by shares of the run's compute, which budget.steps="
                 f"{budget.steps} leaves open, as growth.kind={adaptive} decides batches by measurements: give the "
-                "budget in samples, epochs or sfo, choose growth by a schedule, or leave out sparsity"
+                "budget in samples, epochs, sfo or compute, choose growth by a schedule, or leave out sparsity"
             )
 
     @property
@@ -77,7 +77,7 @@ class Sparsity(Spec):
         if not self.target:
             return 1.0
         first, last = (share * total for share in pruning.pruned_samples(self.target, self.start, self.end))
-        done = min(1.0, max(0.0, (samples - first) / (last - first)))
+        done = 1.0 if samples >= last else max(0.0, (samples - first) / (last - first))
         return (1 - self.target) ** (math.floor(self.prunings * done + 0.5) / self.prunings)
 
     def planned(self, progress: Progress, batch: int, total: int) -> float:

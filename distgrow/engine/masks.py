@@ -136,7 +136,8 @@ def kernels_of(model: nn.Module, named: Mapping[str, nn.Parameter], sparsity: Sp
     """Return what can be pruned, by name.
 
     These are the trained parameters of two dimensions or more of modules without parts, such as linear layers and
-    convolutions, and of attention; neither embeddings, nor what is tied to one, nor norms.
+    convolutions, and of attention; neither embeddings, nor what is tied to one, nor norms, nor biases, which attention
+    has of three dimensions.
 
     Args:
         model: The model.
@@ -144,11 +145,12 @@ def kernels_of(model: nn.Module, named: Mapping[str, nn.Parameter], sparsity: Sp
         sparsity: It says which of them stay dense.
 
     Raises:
-        ConfigError: Nothing can be pruned, or a name that stays dense meets nothing.
+        ConfigError: Nothing can be pruned, nothing would be left, or a name that stays dense meets nothing.
     """
     layers = [part for part in model.modules() if isinstance(part, nn.MultiheadAttention) or not any(part.children())]
-    inside = {id(p) for part in layers if not isinstance(part, _OTHERS) for p in part.parameters(recurse=False)}
-    inside -= {id(p) for part in layers if isinstance(part, _OTHERS) for p in part.parameters(recurse=False)}
+    own = [(part, name, p) for part in layers for name, p in part.named_parameters(recurse=False)]
+    inside = {id(p) for part, name, p in own if not isinstance(part, _OTHERS) and not name.startswith("bias")}
+    inside -= {id(p) for part, _, p in own if isinstance(part, _OTHERS)}
     found = {name: p for name, p in named.items() if id(p) in inside and p.dim() >= 2 and p.requires_grad}
     shown = ", ".join(list(found)[:12]) + (" …" if len(found) > 12 else "")
     for expression in sparsity.keep_dense:
@@ -163,6 +165,12 @@ def kernels_of(model: nn.Module, named: Mapping[str, nn.Parameter], sparsity: Sp
         raise ConfigError(
             f"sparsity.target={sparsity.target:g} finds nothing to prune: "
             + (f"keep_dense meets all kernels, {shown}; shorten it" if found else _NO_KERNELS)
+        )
+    size = sum(kernel.numel() for kernel in kernels.values())
+    if not count_of(1 - sparsity.target, size):
+        raise ConfigError(
+            f"sparsity.target={sparsity.target:g} leaves none of the {size} weights that can be pruned: lower it to "
+            f"1 - 1/{size} or less"
         )
     return kernels
 

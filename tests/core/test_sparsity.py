@@ -88,6 +88,15 @@ def test_a_dense_run_counts_every_sample_and_a_target_of_zero_is_a_dense_run() -
     assert (progress.compute, progress.spared, progress.density) == (4, 0.0, 1.0)
 
 
+@pytest.mark.parametrize("start", [0.0, 0.1, 0.3, 0.6])
+@pytest.mark.parametrize("target", [1e-9, 0.8, 0.999999])
+def test_a_phase_as_short_as_floats_are_is_one_fall_to_the_target(target: float, start: float) -> None:
+    spec = sparsity(target, start, math.nextafter(start, 1))
+    densities = [spec.density(k, 10_000) for k in range(10_001)]
+    assert densities == sorted(densities, reverse=True)
+    assert densities[-1] == 1 - target
+
+
 def test_progress_comes_back_as_it_was_and_older_files_have_a_dense_model() -> None:
     run = Schedule(growth=constant(7), budget=budget(samples=700), sparsity=sparsity(0.9)).controller(70)
     progress = Progress()
@@ -149,6 +158,7 @@ def test_the_plan_shows_densities_and_compute(capsys: pytest.CaptureFixture[str]
         ("{target: -0.1}", "sparsity.target"),
         ("{target: 0.5, start: 0.75, end: 0.25}", r"end=0.25 must be above start=0.75: raise end or lower start"),
         ("{target: 0.5, every: 0}", "sparsity.every"),
+        ("{target: 0.5, every: 5.0e-324}", r"sparsity\.every=5\.0e-324: must be greater"),
         ("{target: 0.5, end: 1.5}", "sparsity.end"),
         ("{target: 0.5, keep_dense: ['(']}", r"keep_dense='\(' is no regular expression"),
         ("{start: 0.5}", "sparsity.target"),
@@ -160,8 +170,9 @@ def test_what_is_no_sparsity_is_refused_by_its_key(given: str, said: str) -> Non
 
 
 def test_an_adaptive_run_in_steps_does_not_know_its_samples() -> None:
-    with pytest.raises(ConfigError, match=r"budget\.steps=40 leaves open.*growth\.kind=noise_scale"):
+    with pytest.raises(ConfigError, match=r"budget\.steps=40 leaves open.*growth\.kind=noise_scale.*or compute"):
         Schedule(growth=noise_scale(4), budget=budget(steps=40), sparsity=FAST).controller(100)
+    Schedule(growth=noise_scale(4), budget=budget(steps=40), sparsity=sparsity(0.0)).controller(100)
     Schedule(growth=exponential(4, 2, 8), budget=budget(steps=40), sparsity=FAST).controller(100)
 
 

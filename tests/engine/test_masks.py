@@ -110,7 +110,7 @@ class Model(nn.Module):
         self.tokens, self.head = nn.Embedding(7, 4), nn.Linear(4, 7, bias=False)
         self.head.weight = self.tokens.weight
         self.places = nn.Parameter(torch.zeros(3, 4))
-        self.mixed, self.norm = nn.MultiheadAttention(4, 2), nn.LayerNorm([3, 4])
+        self.mixed, self.norm = nn.MultiheadAttention(4, 2, add_bias_kv=True), nn.LayerNorm([3, 4])
         self.convolution, self.batch_norm = nn.Conv1d(4, 4, 3), nn.BatchNorm1d(4)
         self.frozen = nn.Linear(4, 4).requires_grad_(False)
         self.last = nn.Linear(4, 2)
@@ -127,6 +127,15 @@ def test_kernels_are_pruned_but_no_embeddings_norms_biases_ties_or_frozen_ones()
         kernels_of(model, named, sparsity(0.5, keep_dense=["head"]))
     with pytest.raises(ConfigError, match=r"sparsity\.target=0\.5 finds nothing to prune: keep_dense"):
         kernels_of(model, named, sparsity(0.5, keep_dense=["weight"]))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 10, 1000])
+def test_a_target_that_leaves_no_weight_is_refused_and_one_that_leaves_one_is_not(size: int) -> None:
+    model = nn.Linear(size, 1)
+    named = dict(model.named_parameters())
+    kernels_of(model, named, sparsity(1 - 1 / size))
+    with pytest.raises(ConfigError, match=rf"leaves none of the {size} weights .* lower it to 1 - 1/{size} or less"):
+        kernels_of(model, named, sparsity(1 - 0.99 / size))
 
 
 OPTIMIZERS: list[OptimizerSpec] = [
