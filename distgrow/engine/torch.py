@@ -169,7 +169,8 @@ class TorchEngine(AccumulatingEngine):
     def parameter_noise(self) -> dict[str, tuple[float, float]]:
         """See Engine."""
         names = {parameter: name for name, parameter in self._objective.named().items()}
-        return dict(zip([names[p] for p in self._parameters], self._step.noise.figures(), strict=True))
+        pairs = zip(self._parameters, self._step.noise.figures(), strict=True)
+        return {names[parameter]: figures for parameter, figures in pairs if parameter.requires_grad}
 
     def _check_use(self, stats: UpdateStats) -> None:
         """Check, after the first update, that gradients are dense and that DDP will not wait for any for ever.

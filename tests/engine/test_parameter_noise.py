@@ -103,6 +103,17 @@ def test_parameters_may_be_of_any_type(spec: OptimizerSpec) -> None:
             assert float(state["square_sum"]) / 8 == pytest.approx(square + trace, rel=close)
 
 
+@pytest.mark.parametrize("spec", [SGD(), CLARS()], ids=lambda spec: spec.kind)
+def test_frozen_parameters_are_not_among_them(spec: OptimizerSpec) -> None:
+    model, parts = network(), parts_of([4, 5, 5])
+    first, *others = model.named_parameters()
+    first[1].requires_grad_(False)
+    engine = TorchEngine(model, loss, spec=Torch(precision="float64"), optimizer=spec)
+    plan = Plan(batch=14, world=1, micro=5, accum=3, lr=0.1, stage=0, window=20, by_parameter=True)
+    engine.update(plan, parts)
+    assert list(engine.parameter_noise()) == [name for name, _ in others]
+
+
 def run(
     folder: Path, *, engine: EngineSpec | None = None, resume: bool = False, by_parameter: bool = True
 ) -> list[dict[str, Any]]:
