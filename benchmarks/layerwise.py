@@ -1,12 +1,16 @@
 """What layer-wise steps give, and what they cost.
 
-First ResNet-8 on CIFAR-10 at one large batch: accuracy on held-out images by LARS and CLARS, with warm-up and without,
-over a grid of peak learning rates. Then the time of an update with LARS, LAMB or CLARS over one with AdamW, paired.
+First a ResNet-8 on the digits as pictures at one large batch: loss on held-out pictures by LARS and CLARS, with warm-up
+and without, over a grid of peak learning rates. Then the time of an update with LARS, LAMB or CLARS over one with
+AdamW, paired.
 """
 
+import math
+import statistics
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +18,12 @@ import torch
 from loops import build, build_job
 from overhead import distgrow_block
 from paired import Report, Spread, arguments, interleave, keep, ratio, show, tell
-from sfo_tasks import cifar
+from sfo_tasks import cross_entropy, scores
 
 from distgrow.core.budget import Budget
 from distgrow.core.errors import Diverged
 from distgrow.core.lr import LR, Cosine
+from distgrow.data.datasets import digits
 from distgrow.distributed.world import joined
 from distgrow.engine.spec import Torch
 from distgrow.growth.constant import Constant
@@ -27,20 +32,23 @@ from distgrow.optim.adamw import AdamW
 from distgrow.optim.clars import CLARS
 from distgrow.optim.lamb import LAMB
 from distgrow.optim.lars import LARS
+from distgrow.tasks.architectures import Images, ResNet
 from distgrow.training.fit import fit
-from distgrow.training.spec import RunSpec
+from distgrow.training.spec import Evaluation, RunSpec
 
 MICRO, WARM, DECAY = 16, 0.1, 5e-4
+#: A rate at which parameters stay where they are while times are taken: models that learn unlike have other zeros.
+STILL = 1e-9
 #: Name → optimizer and target of its time over AdamW's.
 COSTS: dict[str, tuple[OptimizerSpec, float]] = {
     "LARS": (LARS(weight_decay=DECAY), 1.03),
     "LAMB": (LAMB(weight_decay=0.01), 1.03),
     "CLARS": (CLARS(weight_decay=DECAY), 1.05),
 }
-#: Name → optimizer, its peak learning rates, and shares of the budget for warm-up.
+#: Name → optimizer and its peak learning rates: the same lengths of steps if all samples have one gradient.
 GRID: dict[str, tuple[OptimizerSpec, Sequence[float]]] = {
-    "LARS": (LARS(weight_decay=DECAY, trust=0.01), (1, 2, 4, 8)),
-    "CLARS": (CLARS(weight_decay=DECAY, trust=0.01), (2, 4, 8, 16)),
+    "LARS": (LARS(weight_decay=DECAY, trust=0.01), (0.5, 1, 2, 4, 8)),
+    "CLARS": (CLARS(weight_decay=DECAY, trust=0.01), (0.5, 1, 2, 4, 8)),
 }
 
 
@@ -51,6 +59,7 @@ class Accuracy:
     optimizer: str
     lr: float
     warmup: float
+    seed: int
     batch: int
     updates: int
     loss: float
@@ -67,30 +76,36 @@ class Cost:
     target: float
 
 
-def accuracies(folder: Path, data: str, *, samples: int, epochs: int, batch: int, rates: int) -> Iterator[Accuracy]:
-    """Train by every optimizer, peak and warm-up."""
+def accuracies(folder: Path, *, seeds: int, epochs: int, batch: int, rates: int) -> Iterator[Accuracy]:
+    """Train by every optimizer, peak, warm-up and seed."""
     for name, (spec, peaks) in GRID.items():
-        for peak in peaks[:rates]:
-            for warmup in (0.0, WARM):
-                torch.manual_seed(0)
-                task = cifar(data, samples, samples // 5)
-                place = RunSpec(dir=str(folder / f"{name}-{peak}-{warmup}"), log_every=10**6, max_skips=1)
-                loss = accuracy = float("nan")
-                updates = 0
-                try:
-                    result = fit(
-                        task.model, task.loss, task.train, test=task.test, metrics=task.metrics,
-                        growth=Constant(start=batch), budget=Budget(epochs=epochs), optimizer=spec,
-                        lr=LR(base=peak, decay=Cosine(warmup=warmup)), engine=Torch(device="cpu", max_micro=128),
-                        run=place.model_copy(update={"eval": place.eval.model_copy(update={"every_epochs": 10.0**6})}),
-                    )  # fmt: skip
-                    loss, accuracy = result.metrics["loss"], result.metrics["accuracy"]
-                    updates = result.progress.step
-                except Diverged as error:
-                    tell(f"{name} at {peak}: {str(error).splitlines()[0]}")
-                yield Accuracy(
-                    optimizer=name, lr=peak, warmup=warmup, batch=batch, updates=updates, loss=loss, accuracy=accuracy
-                )
+        for peak, warmup, seed in product(peaks[:rates], (0.0, WARM), range(seeds)):
+            place = folder / f"{name}-{peak}-{warmup}-{seed}"
+            yield trained(name, spec, peak, warmup, seed, place, epochs=epochs, batch=batch)
+
+
+def trained(
+    name: str, spec: OptimizerSpec, peak: float, warmup: float, seed: int, folder: Path, *, epochs: int, batch: int
+) -> Accuracy:
+    """Train once; a run that diverges has no loss."""
+    train, test = digits()
+    torch.manual_seed(seed)
+    model = ResNet().build(Images(channels=1, height=8, width=8, classes=10))
+    habits = RunSpec(dir=str(folder), seed=seed, log_every=10**6, max_skips=1, eval=Evaluation(every_epochs=1e6))
+    loss = accuracy = math.nan
+    try:
+        result = fit(
+            model, cross_entropy, train, test=test, metrics=scores, growth=Constant(start=batch),
+            budget=Budget(epochs=epochs), optimizer=spec, lr=LR(base=peak, decay=Cosine(warmup=warmup)),
+            engine=Torch(device="cpu", max_micro=128), run=habits,
+        )  # fmt: skip
+        loss, accuracy = result.metrics["loss"], result.metrics["accuracy"]
+    except Diverged as error:
+        tell(f"{name} at {peak}: {str(error).splitlines()[0]}")
+    return Accuracy(
+        optimizer=name, lr=peak, warmup=warmup, seed=seed, batch=batch, updates=epochs * len(train) // batch,
+        loss=loss, accuracy=accuracy,
+    )  # fmt: skip
 
 
 def costs(folder: Path, *, rounds: int) -> Iterator[Cost]:
@@ -100,7 +115,7 @@ def costs(folder: Path, *, rounds: int) -> Iterator[Cost]:
             specs = {"AdamW": AdamW(), **{name: spec for name, (spec, _) in COSTS.items()}}
             jobs = {
                 name: build_job(
-                    build("cnn"), world, Constant(start=MICRO * accum), optimizer=spec,
+                    build("cnn"), world, Constant(start=MICRO * accum), optimizer=spec, lr=STILL,
                     engine=Torch(device="cpu", max_micro=MICRO), folder=folder / f"{name}-{accum}",
                 )
                 for name, spec in specs.items()
@@ -114,20 +129,25 @@ def costs(folder: Path, *, rounds: int) -> Iterator[Cost]:
 
 
 def accuracy_report(rows: Sequence[Accuracy]) -> Report:
-    """Return a row for every optimizer and warm-up, with a column for each peak of its own grid."""
+    """Return a row for every optimizer and warm-up, with a column for each peak."""
+    peaks = sorted({row.lr for row in rows})
     table: list[list[str]] = []
-    for name, (_, _) in GRID.items():
-        for warmup in (0.0, WARM):
-            found = [row for row in rows if (row.optimizer, row.warmup) == (name, warmup)]
-            cells = [f"{row.lr:g}: {row.accuracy:.3f}" for row in found]
-            table.append([name, f"{warmup:.0%}" if warmup else "none", *cells])
-    columns = ["optimizer", "warm-up", *[f"peak {k + 1}" for k in range(max(len(row) for row in table) - 2)]]
-    first = rows[0]
-    title = (
-        f"Held-out accuracy of ResNet-8 on CIFAR-10, batch {first.batch}, {max(row.updates for row in rows)} updates: "
-        "peak learning rate and accuracy"
+    for name, warmup in product(GRID, (0.0, WARM)):
+        cells = list[str]()
+        for peak in peaks:
+            losses = sorted(
+                row.loss if math.isfinite(row.loss) else math.inf
+                for row in rows
+                if (row.optimizer, row.warmup, row.lr) == (name, warmup, peak)
+            )
+            cells.append(f"{statistics.median(losses):.3f} ({losses[0]:.3f} … {losses[-1]:.3f})")
+        table.append([name, f"{warmup:.0%}" if warmup else "none", *cells])
+    return Report(
+        title=f"Held-out loss of ResNet-8 on the digits, batch {rows[0].batch}, {rows[0].updates} updates, by peak "
+        "learning rate: median of seeds (least … greatest)",
+        columns=["optimizer", "warm-up", *[f"{peak:g}" for peak in peaks]],
+        rows=table,
     )
-    return Report(title=title, columns=columns, rows=table)
 
 
 def cost_report(rows: Sequence[Cost]) -> Report:
@@ -147,23 +167,14 @@ def cost_report(rows: Sequence[Cost]) -> Report:
 
 def main() -> None:
     """Measure, keep, show."""
-    parser = arguments(__doc__)
-    parser.add_argument("--data", help="folder of CIFAR-10 in Parquet files; without it the costs alone are measured")
-    options = parser.parse_args()
+    options = arguments(__doc__).parse_args()
     torch.set_num_threads(1)
-    reports: list[Report] = []
-    rows: list[Any] = []
+    size = {"seeds": 1, "epochs": 2, "rates": 1} if options.quick else {"seeds": 3, "epochs": 60, "rates": 5}
     with tempfile.TemporaryDirectory() as folder:
-        if options.data is not None:
-            size: dict[str, int] = {"samples": 512, "epochs": 1, "batch": 128, "rates": 1}
-            if not options.quick:
-                size = {"samples": 2048, "epochs": 10, "batch": 256, "rates": 4}
-            found = list(accuracies(Path(folder), options.data, **size))
-            reports.append(accuracy_report(found))
-            rows += found
+        found = list(accuracies(Path(folder), batch=512, **size))
         spent = list(costs(Path(folder), rounds=4 if options.quick else 100))
-        reports.append(cost_report(spent))
-        rows += spent
+    rows: list[Any] = [*found, *spent]
+    reports = [accuracy_report(found), cost_report(spent)]
     if options.jsonl:
         keep(options.jsonl, rows)
     show(reports, markdown=options.markdown)

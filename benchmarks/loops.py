@@ -203,6 +203,7 @@ def build_job(
     measuring: Measuring | None = None,
     optimizer: str | OptimizerSpec | None = None,
     extrapolate: Extrapolate | None = None,
+    lr: float = LR_BASE,
 ) -> Endless:
     """All that fit() puts together, with metrics.jsonl in `folder` as the only tracker.
 
@@ -214,7 +215,7 @@ def build_job(
     controller = Controller(
         growth=growth,
         stages=stages or Stages(),
-        lr=LR(base=LR_BASE),
+        lr=LR(base=lr),
         budget=Budget(steps=1),
         epoch=len(task.train),
         world=world.size,
