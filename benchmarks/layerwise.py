@@ -45,10 +45,10 @@ COSTS: dict[str, tuple[OptimizerSpec, float]] = {
     "LAMB": (LAMB(weight_decay=0.01), 1.03),
     "CLARS": (CLARS(weight_decay=DECAY), 1.05),
 }
-#: Name → optimizer and its peak learning rates: the same lengths of steps if all samples have one gradient.
+#: Name → optimizer and its peak learning rates; the smallest and the largest are worse than those between.
 GRID: dict[str, tuple[OptimizerSpec, Sequence[float]]] = {
-    "LARS": (LARS(weight_decay=DECAY, trust=0.01), (0.5, 1, 2, 4, 8)),
-    "CLARS": (CLARS(weight_decay=DECAY, trust=0.01), (0.5, 1, 2, 4, 8)),
+    "LARS": (LARS(weight_decay=DECAY, trust=0.01), (1, 2, 4, 8, 16)),
+    "CLARS": (CLARS(weight_decay=DECAY, trust=0.01), (2, 4, 8, 16, 32)),
 }
 
 
@@ -129,7 +129,7 @@ def costs(folder: Path, *, rounds: int) -> Iterator[Cost]:
 
 
 def accuracy_report(rows: Sequence[Accuracy]) -> Report:
-    """Return a row for every optimizer and warm-up, with a column for each peak."""
+    """Return a row for every optimizer and warm-up, with a column for each peak of any grid."""
     peaks = sorted({row.lr for row in rows})
     table: list[list[str]] = []
     for name, warmup in product(GRID, (0.0, WARM)):
@@ -140,6 +140,9 @@ def accuracy_report(rows: Sequence[Accuracy]) -> Report:
                 for row in rows
                 if (row.optimizer, row.warmup, row.lr) == (name, warmup, peak)
             )
+            if not losses:
+                cells.append("–")
+                continue
             cells.append(f"{statistics.median(losses):.3f} ({losses[0]:.3f} … {losses[-1]:.3f})")
         table.append([name, f"{warmup:.0%}" if warmup else "none", *cells])
     return Report(
