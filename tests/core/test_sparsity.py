@@ -172,7 +172,7 @@ def test_what_is_no_sparsity_is_refused_by_its_key(given: str, said: str) -> Non
 def test_an_adaptive_run_in_steps_does_not_know_its_samples() -> None:
     with pytest.raises(ConfigError, match=r"budget\.steps=40 leaves open.*growth\.kind=noise_scale.*or compute"):
         Schedule(growth=noise_scale(4), budget=budget(steps=40), sparsity=FAST).controller(100)
-    Schedule(growth=noise_scale(4), budget=budget(steps=40), sparsity=sparsity(0.0)).controller(100)
+    Schedule(growth=noise_scale(4, cap=8), budget=budget(steps=40), sparsity=sparsity(0.0)).controller(100)
     Schedule(growth=exponential(4, 2, 8), budget=budget(steps=40), sparsity=FAST).controller(100)
 
 
