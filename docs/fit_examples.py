@@ -22,6 +22,7 @@ from distgrow import (
     exponential,
     fit,
     nice_sampling,
+    sparsity,
     sqrt_lr,
 )
 from distgrow.core.scaling import Group, Staged
@@ -161,6 +162,10 @@ fit(model, loss, train, **COMMON, sampling=nice_sampling())
 # %% extrapolate
 # Gradients are evaluated where the last gradient, times 0.05, would lead; the optimizer steps from the parameters.
 fit(model, loss, train, **COMMON, extrapolate=Extrapolate(kind="past", rate=0.05))
+
+# %% sparsity
+# From a quarter to three quarters of the compute, half of the weights of all kernels become zeros.
+fit(model, loss, train, **COMMON, sparsity=sparsity(0.5))
 
 # %% init
 # Begins with the weights of another run; a file, or init_from("runs/1", step=26), does as well.

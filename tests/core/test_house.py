@@ -36,6 +36,16 @@ def test_no_file_has_more_than_three_hundred_lines() -> None:
     assert {name for name, count in long.items() if count > LINES} == set()
 
 
+def test_no_two_files_of_tests_have_one_name() -> None:
+    """Else pytest takes the one for the other, and leaves it out."""
+    names = [path.name for folder in ("core", "dist", "engine", "ray", "browser", "gpu") for path in _python(folder)]
+    assert sorted(set(names)) == sorted(names)
+
+
+def _python(folder: str) -> list[Path]:
+    return [*(ROOT / "tests" / folder).glob("*.py")]
+
+
 def test_every_folder_says_in_one_line_what_it_owns() -> None:
     folders = {path.parent for path in FILES}
     said = {folder: ast.get_docstring(ast.parse((folder / "__init__.py").read_text())) or "" for folder in folders}
