@@ -172,10 +172,10 @@ def main() -> None:
     """Measure, keep, show."""
     options = arguments(__doc__).parse_args()
     torch.set_num_threads(1)
-    size = {"seeds": 1, "epochs": 2, "rates": 1} if options.quick else {"seeds": 3, "epochs": 60, "rates": 5}
+    size = {"seeds": 1, "epochs": 2, "rates": 1} if options.quick else {"seeds": 2, "epochs": 50, "rates": 5}
     with tempfile.TemporaryDirectory() as folder:
         found = list(accuracies(Path(folder), batch=512, **size))
-        spent = list(costs(Path(folder), rounds=4 if options.quick else 100))
+        spent = list(costs(Path(folder), rounds=4 if options.quick else 60))
     rows: list[Any] = [*found, *spent]
     reports = [accuracy_report(found), cost_report(spent)]
     if options.jsonl:

@@ -73,6 +73,7 @@ SUITE = (
         needs=IMAGES,
     ),
     Benchmark(name="files", script="benchmarks/files.py"),
+    Benchmark(name="layerwise", script="benchmarks/layerwise.py"),
     Benchmark(name="items", script="benchmarks/items.py"),
     Benchmark(name="pruning", script="benchmarks/pruning.py"),
     Benchmark(name="recovery", script="benchmarks/recovery.py"),
