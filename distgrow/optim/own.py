@@ -208,7 +208,7 @@ def _joined(made: Any, what: str) -> "torch.optim.Optimizer":
     """Return what a user's code made as one optimizer.
 
     Raises:
-        ConfigError: It is none, needs a closure, has no learning rate, or has made steps already.
+        ConfigError: It is none, needs a closure, has no learning rate, maximises, or has made steps already.
     """
     import torch
 
@@ -230,6 +230,11 @@ def _joined(made: Any, what: str) -> "torch.optim.Optimizer":
             raise ConfigError(
                 f"{what}: {type(optimizer).__name__} has no lr in its parameter groups, so its steps would not follow "
                 "the schedule's learning rate; step by group['lr'], with lr among its defaults"
+            )
+        if any(group.get("maximize") for group in optimizer.param_groups):
+            raise ConfigError(
+                f"{what}: {type(optimizer).__name__} has maximize=True, and what looks at steps and evaluations takes "
+                "less for better: leave it out, and let the loss return what is to be maximised times −1"
             )
         if any(map(_stepped, optimizer.state.values())):
             raise ConfigError(f"{what}: {type(optimizer).__name__} has made steps already; give a new one")

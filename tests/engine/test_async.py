@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from in_process import Death, Script, dying, hold_back, in_turn, scripted
+from small_models import Drawing, line
 from tiny import data, loss, network
 from torch import Tensor, nn
 
@@ -69,23 +70,6 @@ def lines(folder: Path, kind: str) -> list[dict[str, Any]]:
 def linear(model: nn.Module, batch: Any) -> Tensor:
     """A loss whose gradients do not depend on the parameters, so that no order of batches matters."""
     return model(batch[0]).mean()
-
-
-def line() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Linear(3, 2).double()
-
-
-class Drawing(nn.Module):
-    """A network with buffers and random numbers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.layers = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, 2)).double()
-
-    def forward(self, rows: Tensor) -> Tensor:
-        return self.layers(rows)
 
 
 class Counter:

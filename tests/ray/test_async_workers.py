@@ -13,6 +13,7 @@ ray = pytest.importorskip("ray", reason="needs the extra 'ray'")
 
 import torch  # noqa: E402
 from conftest import Commands, events, ledger  # noqa: E402
+from small_models import Drawing, line  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from distgrow import SGD, Async, Hook, RunSpec, Torch, budget, constant_lr, every, exponential, fit  # noqa: E402
@@ -28,23 +29,6 @@ def cluster() -> Iterator[None]:
     ray.init(address="local", num_cpus=3, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
     yield
     ray.shutdown()
-
-
-class Drawing(nn.Module):
-    """A network with buffers and random numbers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.layers = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, 2)).double()
-
-    def forward(self, rows: Tensor) -> Tensor:
-        return self.layers(rows)
-
-
-def line() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Linear(3, 2).double()
 
 
 def data(rows: int = 64) -> list[tuple[Tensor, int]]:
