@@ -19,25 +19,22 @@ class Extrapolate(Spec):
     """γ̂. past and fresh: a learning rate, which no schedule moves; 0 shifts nothing. With AdamW it is that of the
     gradient in the metric of its steps. noise: a share of each filter's norm."""
     local: bool = False
-    """Whether every `group` rows have a shift of their own: by their own gradient, or in directions of their own."""
+    """Whether shifts are local. past: every rank shifts by its own past gradient, that of its part of the batch. fresh
+    and noise: every `group` rows have a shift of their own, by their own gradient or in directions of their own."""
     group: PosInt | None = None
-    """Rows that share a shift, if it is local. They are one micro-batch."""
+    """Rows that share a shift of kind fresh or noise, if it is local. They are one micro-batch."""
 
     @model_validator(mode="after")
     def _groups_are_local(self) -> "Extrapolate":
-        if self.local and self.group is None:
+        if self.group is not None and self.kind == "past":
+            raise ConfigError(
+                f"group={self.group} would keep a past gradient for every group of rows: leave it out, as local=true "
+                "keeps one for every rank; or use kind noise or fresh"
+            )
+        if self.local and self.group is None and self.kind != "past":
             raise ConfigError("local=true needs group, the rows that share a shift, such as group=32")
         if not self.local and self.group is not None:
             raise ConfigError(f"group={self.group} is of a local shift: add local=true, or leave it out")
-        return self
-
-    @model_validator(mode="after")
-    def _past_is_of_the_whole_batch(self) -> "Extrapolate":
-        if self.local and self.kind == "past":
-            raise ConfigError(
-                "local=true would keep a past gradient for every group of rows: use kind noise or fresh, or leave out "
-                "local and group"
-            )
         return self
 
     @property

@@ -134,7 +134,7 @@ def _check_no_noise(what: str, growth: GrowthPolicy, optimizer: OptimizerSpec, m
     if asks:
         raise ConfigError(
             f"{asks[0]} measures noise by how micro-batches of an update differ, and {what} adds what their shifts "
-            "make of it: use extrapolate.kind past, or noise without local, or choose what does not go by noise"
+            "make of it: use extrapolate.kind past or noise without local, or choose what does not go by noise"
         )
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,15 @@ from distgrow.data.seeding import seed_generators
 from distgrow.engine.batches import Loss, checked_loss
 from distgrow.engine.clipping import gradients
 from distgrow.engine.extrapolation import Extrapolation
+from distgrow.engine.own_gradient import OwnGradient
 from distgrow.engine.state import read, written
 from distgrow.engine.stats import MakeStats, UpdateStats
 from distgrow.engine.torch import TorchEngine
 from distgrow.engine.update import Applied
 
-#: The past gradient's file in a checkpoint.
+#: The past gradient's file in a checkpoint, and each rank's if it has its own.
 FILE = "extrapolation.pt"
+OWN_FILE = "extrapolation-{}.pt"
 
 
 class ExtrapolatingEngine(TorchEngine):
@@ -35,6 +38,9 @@ class ExtrapolatingEngine(TorchEngine):
         super().__init__(model, loss, **settings)
         self._extrapolate, self._extrapolated = extrapolate, 0  # rows of the present update evaluated for its shift
         self._shift = Extrapolation(extrapolate, self._optimizer_spec, self.optimizer, self._objective)
+        self._past = extrapolate.kind == "past"
+        own = self._past and extrapolate.local and self.world.size > 1  # one rank's own is that of the batch
+        self._own = OwnGradient(self._shift.parameters, self._optimizer_spec.clip) if own else None
 
     def update(self, plan: Plan, micro_batches: Iterable[Any], votes: Sequence[bool] = ()) -> Outcome:
         """See Engine."""
@@ -56,7 +62,7 @@ class ExtrapolatingEngine(TorchEngine):
         elif twice:
             self.evaluations += sum(plan.sizes(rank))
         self._extrapolated = plan.batch if twice else 0
-        with self._shift.held(plan, rank):
+        with self._shift.held(plan, rank), nullcontext() if self._own is None else self._own.adding():
             return super().accumulate(plan, micro_batches, votes, rank=rank)
 
     def _take(self, plan: Plan, stats: UpdateStats) -> bool:
@@ -86,8 +92,8 @@ class ExtrapolatingEngine(TorchEngine):
 
     def _apply(self, plan: Plan, stats: UpdateStats) -> Applied:
         applied = super()._apply(plan, stats)
-        if applied.applied and self._extrapolate.kind == "past":
-            self._shift.take()
+        if applied.applied and self._past:
+            self._shift.take(None if self._own is None else self._own.mean(stats.weight))
         return applied
 
     def all_seen(self) -> bool:
@@ -96,20 +102,28 @@ class ExtrapolatingEngine(TorchEngine):
 
     def reserve(self, plan: Plan) -> list[Tensor]:
         """See AccumulatingEngine; the shift takes memory, too."""
-        copies = self._shift.missing
+        copies = self._shift.missing + (self._own is not None)
         return [*super().reserve(plan), *(torch.empty_like(p) for p in self._parameters for _ in range(copies))]
 
     def snapshot(self) -> dict[str, bytes]:
-        """See Engine; a past gradient is beside the rest."""
+        """See Engine; a past gradient is beside the rest, every rank's if it has its own."""
         files = super().snapshot()
-        past = {"past": self._shift.state()}
-        return {**files, FILE: written(past)} if files and self._extrapolate.kind == "past" else files
+        kept = self._past and (self.world.rank == 0 or self._own is not None)
+        return {**files, self._file: written({"past": self._shift.state()})} if kept else files
+
+    @property
+    def _file(self) -> str:
+        return OWN_FILE.format(self.world.rank) if self._extrapolate.local else FILE
 
     def load(self, folder: Path) -> None:
-        """See Engine."""
+        """See Engine; ranks of another number than those that wrote their own past gradients begin without."""
         super().load(folder)
-        if self._extrapolate.kind == "past":
-            try:
-                self._shift.load(read(folder / FILE, self.world.device)["past"])
-            except (OSError, ValueError) as error:
-                raise ConfigError(f"{folder} has no past gradient of this model: {error}; begin a new run") from None
+        if not self._past:
+            return
+        if self._extrapolate.local and len(list(folder.glob(OWN_FILE.format("*")))) not in (0, self.world.size):
+            self._shift.forget()
+            return
+        try:
+            self._shift.load(read(folder / self._file, self.world.device)["past"])
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{folder} has no past gradient of this model: {error}; begin a new run") from None

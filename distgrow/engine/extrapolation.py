@@ -42,10 +42,10 @@ class Extrapolation:
             objective: Model and loss. Its parameters with a gradient are shifted.
         """
         self.spec, self._optimizer, self._metric = spec, optimizer, optimizer_spec.preconditioner()
-        self._parameters = [parameter for parameter in objective.trained() if parameter.requires_grad]
+        self.parameters = self._parameters = [p for p in objective.trained() if p.requires_grad]
         self._kept: list[Tensor] = []  # values of the parameters while they are shifted
         self._source: Gradient = [None] * len(self._parameters)
-        self._buffers = Buffers(objective) if spec.local and spec.kind == "fresh" else None
+        self._buffers = Buffers(objective) if spec.group is not None and spec.kind == "fresh" else None
         self._plan: Plan | None = None  # of the update under way, inside `held`
         self._group = 0  # of rows, of the global batch: the next one
 
@@ -74,7 +74,7 @@ class Extrapolation:
             self._kept = _copied(self._kept, values)
         self._plan, self._group = plan, rank * plan.accum
         try:
-            if not self.spec.local:
+            if self.spec.group is None:
                 self._shift(self._directions(0))
             yield
         finally:
@@ -87,7 +87,7 @@ class Extrapolation:
         Args:
             loss: Computes the micro-batch's mean loss. None: it counts nothing.
         """
-        if self._plan is None or not self.spec.local:
+        if self._plan is None or self.spec.group is None:
             return
         self._restore()
         if self._buffers is not None:
@@ -114,13 +114,20 @@ class Extrapolation:
 
     # ── the gradient that shifts ────────────────────────────────────────────────────────────────────────────────
 
-    def take(self) -> None:
-        """Keep the gradients that the parameters have now."""
+    def take(self, own: Gradient | None = None) -> None:
+        """Keep a gradient for the next shift: `own`, or copies of those that the parameters have now."""
+        if own is not None:
+            self._source = own
+            return
         pairs = zip((parameter.grad for parameter in self._parameters), self._source, strict=True)
         with memory_for("the gradient that shifts the parameters", _REMEDY):
             self._source = [
                 None if now is None else now.clone() if place is None else place.copy_(now) for now, place in pairs
             ]
+
+    def forget(self) -> None:
+        """Drop what `take` has kept: nothing is shifted until it is called again."""
+        self._source = [None] * len(self._parameters)
 
     def state(self) -> Gradient:
         """Return the gradient that `take` has kept."""

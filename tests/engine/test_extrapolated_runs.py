@@ -195,6 +195,7 @@ def test_a_mean_over_items_is_shifted_by_the_mean_over_items(tmp_path: Path) -> 
 
 PAST, FRESH = Extrapolate(kind="past", rate=0.1), Extrapolate(kind="fresh", rate=0.1)
 GROUPS = Extrapolate(kind="noise", rate=0.1, local=True, group=4)
+OWN = Extrapolate(kind="past", rate=0.1, local=True)
 NICE: dict[str, Any] = {"samples": 64, "smoothness": 1.0, "largest_smoothness": 2.0, "mu": 0.1, "optimum_sq": 1.0}
 
 
@@ -206,6 +207,7 @@ NICE: dict[str, Any] = {"samples": 64, "smoothness": 1.0, "largest_smoothness": 
         (PAST, {"growth": tau_nice(**NICE, epsilon=0.1), "stages": None}, r"growth.kind=tau_nice .*noise_scale"),
         (FRESH, {"growth": noise_scale(start=4, cap=8), "stages": None}, r"growth.kind=noise_scale.*fresh.*kind past"),
         (FRESH, {"growth": adascale(start=4, scale=2), "stages": None}, r"growth.kind=adascale.*fresh"),
+        (OWN, {"growth": noise_scale(start=4, cap=8), "stages": None}, r"noise_scale.*past with local=true"),
         (GROUPS, {"optimizer": CLARS()}, r"optimizer.kind=clars.*local=true"),
         (FRESH, {"run": RunSpec(noise=Measuring(every=1))}, r"run.noise.every=1.*fresh"),
         (GROUPS, {"run": RunSpec(noise=Measuring(by_parameter=True))}, r"run.noise.by_parameter=true.*local=true"),
@@ -239,7 +241,10 @@ def test_what_cannot_be_right_is_refused_by_name(
         ("extrapolate={kind: future, rate: 1}", r"extrapolate.kind=.?future"),
         ("extrapolate={kind: noise, rate: 0.1, local: true}", r"extrapolate.*local=true needs group"),
         ("extrapolate={kind: noise, rate: 0.1, group: 8}", r"extrapolate.*group=8.*local=true"),
-        ("extrapolate={kind: past, rate: 0.1, local: true, group: 8}", r"extrapolate.*local=true.*noise or fresh"),
+        (
+            "extrapolate={kind: past, rate: 0.1, local: true, group: 8}",
+            r"extrapolate.*group=8.*leave it out.*noise or fresh",
+        ),
     ],
 )
 def test_bad_keys_are_refused(override: str, keys: str) -> None:
