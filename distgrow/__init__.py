@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from distgrow.growth.increase import increase
     from distgrow.growth.late import late
     from distgrow.growth.linear import linear
+    from distgrow.growth.matched import matched
     from distgrow.growth.noise_scale import noise_scale
     from distgrow.growth.noise_scale import noise_scale as noise_scale_tracking
     from distgrow.growth.norm_threshold import norm_threshold
@@ -101,6 +102,7 @@ _HOMES = {
     "growth.increase": "increase",
     "growth.late": "late",
     "growth.linear": "linear",
+    "growth.matched": "matched",
     "growth.noise_scale": "noise_scale",
     "growth.norm_threshold": "norm_threshold",
     "growth.optimal": "optimal",

@@ -36,6 +36,7 @@ ROOT = Path(__file__).parent.parent
 MODULES = (
     "sgd",
     "staged",
+    "last_iterate",
     "noise",
     "allocation",
     "finite_sum",

@@ -215,7 +215,7 @@ class LR(Spec):
     rule: Rule | None = None
     """How η follows the batch. Default: sqrt (linear for the optimizer clars), but constant for auto, late,
     progress_test, critical_batch, noise_scale, cabs and tau_adaptive, and γ = 1.4 for norm_threshold. Growth that
-    replaces a decay (seesaw, increase) or sets the temperature brings its own."""
+    replaces a decay (seesaw, increase) or sets the temperature (temperature, matched) brings its own."""
     decay: Decay = NoDecay()
     """How η falls along the samples axis."""
 

@@ -14,6 +14,7 @@ from distgrow.growth.exponential import Exponential
 from distgrow.growth.increase import Increase
 from distgrow.growth.late import Late
 from distgrow.growth.linear import Linear
+from distgrow.growth.matched import Matched
 from distgrow.growth.noise_scale import NoiseScale
 from distgrow.growth.norm_threshold import NormThreshold
 from distgrow.growth.optimal import Optimal
@@ -32,6 +33,7 @@ Growth = Annotated[
     | Steps
     | Optimal
     | Late
+    | Matched
     | Seesaw
     | Increase
     | TauNice

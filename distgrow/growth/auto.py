@@ -13,6 +13,7 @@ from distgrow.core.spec import PosFloat, PosInt, at_least, by_position
 from distgrow.core.stages import Listed, Stages, Trigger
 from distgrow.growth.adaptive import Endless
 from distgrow.growth.base import Measure, Moment, needs_samples
+from distgrow.theory.last_iterate import share_at
 from distgrow.theory.noise import removable_loss
 
 Part = Annotated[float, Field(gt=0, lt=1)]
@@ -92,9 +93,9 @@ class Auto(Endless):
     def due(self, stage: int) -> float:
         """Return the part of the budget at which a stage ends at the latest.
 
-        It is where the line is half-way, by ratio, to the next stage.
+        It is where the line of `matched` growth at constant η is half-way, by ratio, to the next stage.
         """
-        return self.hold + (1 - self.hold) * (1 - self.factor ** -(stage + 0.5))
+        return share_at(self.factor ** -(stage + 0.5), self.hold)
 
     def stages_up(self, progress: Progress, now: Moment) -> int:
         stage, applied = progress.stage, progress.ledger.applied

@@ -75,6 +75,11 @@ class GrowthPolicy(Spec):
         """Return whether the policy's rule holds for SGD without momentum alone."""
         return False
 
+    @property
+    def held(self) -> str:
+        """Return why the batch may never grow, and the way out."""
+        return f"the first stage of growth.kind={self.name} is longer than the budget; shorten it or raise the budget"
+
     # ── the batch ───────────────────────────────────────────────────────────────────────────────────────────────
 
     @property

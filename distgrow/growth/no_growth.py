@@ -8,7 +8,4 @@ def no_growth(controller: Controller) -> str | None:
     """Return a sentence, if growth that has more than one stage cannot leave its first; else None."""
     if controller.growth.last_stage == 0 or any(stage for stage, _, _ in controller.outline(Progress(), soonest=True)):
         return None
-    return (
-        f"the batch never grows: the first stage of growth.kind={controller.growth.name} is longer than the budget; "
-        "shorten it or raise the budget"
-    )
+    return f"the batch never grows: {controller.growth.held}"

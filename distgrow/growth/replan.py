@@ -1,6 +1,7 @@
 """Replan: what another budget changes in the decisions of a run, those made and those to come. Pure."""
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -123,10 +124,23 @@ def _places(old: Controller, new: Controller, at: Progress) -> Iterator[tuple[in
     done, end = at.ledger.applied, min(old.samples(), new.samples())
     yield at.stage, done
     by_samples = not old.growth.adaptive and old.stage_ends.axis == "samples"
-    spread = [*_spread(0, min(done, end) - 1), *_spread(done + 1, end - 1)]
-    for samples in spread:
+    spread = {*_spread(0, min(done, end) - 1), *_spread(done + 1, end - 1)}
+    for samples in sorted(spread | {place for place in _experts_change(old, at, end) if place != done}):
         stage = stage_at(old.stage_ends, 0, samples, old.growth.last_stage) if by_samples else at.stage
         yield stage, samples
+
+
+def _experts_change(old: Controller, at: Progress, end: int) -> Iterator[int]:
+    """Yield the samples below `end` before and after each change of the number of active experts."""
+
+    def experts(samples: int) -> float:
+        return _active(old, replace(at, ledger=replace(at.ledger, applied=samples)))
+
+    place = 0
+    while old.active is not None and place < end:
+        now = experts(place)
+        place = bisect_left(range(end), True, lo=place, key=lambda samples, now=now: experts(samples) != now)
+        yield from range(place - 1, min(place + 1, end))
 
 
 def _spread(first: int, last: int) -> list[int]:

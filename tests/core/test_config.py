@@ -90,6 +90,7 @@ def test_every_shipped_config_survives_being_written_out(path: Path, tmp_path: P
         "{kind: list, batches: [4, 8, 30]}",
         "{kind: exponential, factor: 1.1}",
         "{kind: late, cap: 64}",
+        "{kind: matched, cap: 64, hold: 0.2}",
         "{kind: adaptive, norm: estimated}",
         "{kind: progress, cap: 64, dwell: {samples: 500}, early: 2.0}",
         "{kind: tracking, cap: 64, smoothness: 2.0}",

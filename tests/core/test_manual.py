@@ -81,7 +81,18 @@ def test_every_key_has_a_docstring_and_a_row_with_its_default() -> None:
 
 @pytest.mark.parametrize(
     "kind",
-    ["auto", "linear", "exponential", "late", "seesaw", "norm_threshold", "progress_test", "noise_scale", "cabs"],
+    [
+        "auto",
+        "linear",
+        "exponential",
+        "late",
+        "matched",
+        "seesaw",
+        "norm_threshold",
+        "progress_test",
+        "noise_scale",
+        "cabs",
+    ],
 )
 def test_the_defaults_that_the_reference_tells_are_those_of_the_config(kind: str) -> None:
     section = reference.configuration().split(f"### `growth: {{kind: {kind}}}`")[1].split("\n### ")[0]

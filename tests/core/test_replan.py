@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from distgrow import (
@@ -24,6 +24,7 @@ from distgrow import (
     exponential,
     late,
     linear,
+    matched,
     noise_scale,
     optimal,
     seesaw,
@@ -51,6 +52,7 @@ SCHEDULES: dict[str, tuple[dict[str, Any], bool]] = {
     "warm-up": ({"growth": constant(4), "lr": constant_lr(0.1, WSD(warmup=0.1, decay=0))}, True),
     "late": ({"growth": late(4, 16)}, True),
     "optimal": ({"growth": optimal(4, cap=16)}, True),
+    "matched": ({"growth": matched(4, 16), "lr": LR(decay=WSD())}, True),
     "auto": ({"growth": auto(4, depth=3)}, True),
     "seesaw": ({"growth": seesaw(4, cap=16), "lr": LR(decay=Cosine())}, True),
     "average of the budget": ({"growth": constant(4), "average": ema()}, True),
@@ -80,6 +82,7 @@ def at(samples: int) -> Progress:
 
 @settings(max_examples=150, deadline=None)
 @given(st.sampled_from(sorted(SCHEDULES)), st.integers(200, 900), st.integers(200, 900), st.integers(0, 900))
+@example("active experts", 554, 555, 2)
 def test_no_change_is_found_only_where_every_update_up_to_the_first_end_is_the_same(
     name: str, first: int, second: int, done: int
 ) -> None:
