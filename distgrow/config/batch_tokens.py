@@ -5,6 +5,7 @@ from typing import Any
 
 from distgrow.core.errors import ConfigError
 from distgrow.tasks.builtin import Text
+from distgrow.tasks.token_data import TokenData
 
 
 def with_batches_in_samples(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -44,6 +45,7 @@ def _tokens_of(task: Any) -> int | None:
     """Return the tokens of every sample of a task, as a config gives it; None if that is not known."""
     if not isinstance(task, Mapping):
         return None
-    is_text = task.get("kind") == "text"
-    tokens = task.get("length", Text.model_fields["length"].default) if is_text else task.get("tokens")
+    specs = {"text": Text, "corpus": TokenData, "hf": TokenData}
+    spec = specs.get(str(task.get("kind")))
+    tokens = task.get("tokens") if spec is None else task.get("length", spec.model_fields["length"].default)
     return tokens if isinstance(tokens, int) and tokens > 0 else None

@@ -60,7 +60,7 @@ class Run(Settings):
     task: TaskSpec = Digits()
     """Data and loss."""
     model: Model | None = None
-    """The model. Default: mlp for digits, resnet8 for cifar10, gpt for text, corpus and raven."""
+    """The model. Default: mlp for digits, resnet8 for cifar10, gpt for text, corpus and raven; hf brings its own."""
     growth: Growth = Auto()  # pyright: ignore[reportIncompatibleVariableOverride]  # narrower, and frozen
     """How the batch grows. Default: auto."""
     optimizer: Optimizer = SGD()  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -111,6 +111,11 @@ class Run(Settings):
                 "number, or use engine.kind=torch"
             )
         return self
+
+    def specs(self) -> dict[str, Spec]:
+        """See Settings; with task and model, whose keys of older runs are read through them, too."""
+        own = {"task": self.task, "model": self.model}
+        return {**super().specs(), **{name: spec for name, spec in own.items() if spec is not None}}
 
     def group(self, asked: int) -> Group:
         """Return the rule by which groups of other sizes follow one that was started with `asked` ranks."""

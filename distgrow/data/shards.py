@@ -19,6 +19,8 @@ from distgrow.core.errors import ConfigError
 LINES = 1024
 _BLOCK = 2**23  # bytes that are searched for line ends at a time
 _KINDS = {".parquet": "parquet", ".arrow": "arrow", ".feather": "arrow", ".jsonl": "jsonl", ".ndjson": "jsonl"}
+#: Ends of the names of files of rows.
+FORMATS = tuple(_KINDS)
 _PACKED = (".gz", ".zst", ".bz2", ".xz", ".lz4")
 
 

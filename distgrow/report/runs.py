@@ -1,10 +1,11 @@
 """What run folders hold, read and checked: a Record of each run; knows nothing of plots and pages."""
 
+import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -28,6 +29,7 @@ class Record:
     events: Sequence[Event]  #: its other lines, each with the SFO total at its time
     ledger: Ledger
     last: Event  #: its last line
+    sample: str | None = None  #: what the model has made last, such as a text
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -131,4 +133,14 @@ def newest(name: str, folder: RunFolder, log: Log) -> Record | None:
     last = log.last()
     if not len(log) or last is None:
         return None
-    return Record(name=name, config=config, steps=log.steps(), events=log.events(), ledger=log.ledger(), last=last)
+    parts: dict[str, Any] = {"steps": log.steps(), "events": log.events(), "ledger": log.ledger(), "last": last}
+    return Record(name=name, config=config, sample=_sample(folder.samples), **parts)
+
+
+def _sample(file: Path) -> str | None:
+    """Return the last of the samples that a run has kept; None if there are none, or it is being written."""
+    try:
+        made = json.loads(file.read_text(encoding="utf-8").splitlines()[-1])["made"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    return made if isinstance(made, str) else json.dumps(made, ensure_ascii=False, indent=1)

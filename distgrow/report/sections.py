@@ -48,6 +48,7 @@ def section(record: Record, planned: Planned | None, update_s: float | None) -> 
         "stages": stage_table(record, planned),
         "events": shorten(list(_events(record)), MOST_ROWS),
         "parameters": parameter_table(record),
+        "sample": record.sample,
         "config": record.config,
     }
 
@@ -91,7 +92,9 @@ def _tokens(record: Record) -> str | None:
     tokens, rate = record.steps["tokens"], record.steps["tokens_per_s"]
     if not len(tokens) or not np.isfinite(tokens[-1]):
         return None
-    return f"{tokens[-1]:,.0f} tokens, {np.nanmedian(rate):,.0f} tokens/s."
+    mfu = record.steps["mfu"]
+    share = f" at an MFU of {np.nanmedian(mfu):.1%}" if len(mfu) and np.isfinite(mfu).any() else ""
+    return f"{tokens[-1]:,.0f} tokens, {np.nanmedian(rate):,.0f} tokens/s{share}."
 
 
 def _pruned(record: Record) -> str | None:

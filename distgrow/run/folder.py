@@ -39,6 +39,7 @@ class RunFolder:
         self.metrics = self.path / "metrics.jsonl"
         self.checkpoints = self.path / "checkpoints"
         self.tensorboard = self.path / "tensorboard"
+        self.samples = self.path / "samples.jsonl"  #: what the model has made, such as texts
         self.pretrained = self.path / "pretrained"  #: config and tokenizer of a Hugging Face model
         self.ray = self.path / ".ray"
         self.stop = self.path / ".stop"  #: somebody creates it to make the run checkpoint and end

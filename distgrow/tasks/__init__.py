@@ -6,7 +6,8 @@ from pydantic import Field
 
 from distgrow.tasks.builtin import Cifar10, Digits, Text
 from distgrow.tasks.corpus import Corpus
+from distgrow.tasks.hf import HuggingFace
 from distgrow.tasks.raven import Raven
 from distgrow.tasks.user import Target
 
-TaskSpec = Annotated[Digits | Cifar10 | Text | Corpus | Raven | Target, Field(discriminator="kind")]
+TaskSpec = Annotated[Digits | Cifar10 | Text | Corpus | HuggingFace | Raven | Target, Field(discriminator="kind")]

@@ -106,6 +106,16 @@ class GPT(Spec):
     """Attention heads; they divide the width."""
     dropout: Fraction = 0.0
     """Dropped share of activations while training."""
+    positions: Literal["learned", "rotary"] = "learned"
+    """learned: a vector for each place, added to the tokens'; rotary: queries and keys turned by their place, which
+    needs an even width of a head."""
+    mlp: Literal["gelu", "swiglu"] = "gelu"
+    """gelu: two layers, 4 × the width between them; swiglu: a gated layer of 8/3 × the width, without biases."""
+    tied: bool = True
+    """Whether the output layer has the weights of the tokens' embedding."""
+    checkpoint_blocks: Literal["none", "all", "second"] = "none"
+    """Blocks whose activations are computed again for the gradient, in place of being kept: none, all, or every second
+    one. Same gradients, less memory, up to a third more time."""
     experts: Annotated[PosInt | None, BeforeValidator(_none_if_0)] = None
     """Experts of a block, each an MLP. Default, or 0: one MLP and no router."""
     active: PosInt | ActiveExperts | None = None
@@ -117,7 +127,7 @@ class GPT(Spec):
     """Weight in the loss of the uneven load of experts, T·Σ f·p̄ of each sample. Default: 0.01 with experts."""
 
     @model_validator(mode="after")
-    def _experts_fit(self) -> "GPT":
+    def _parts_fit(self) -> "GPT":
         _check_experts(self)
         return self
 
@@ -131,18 +141,27 @@ class GPT(Spec):
             )
         if self.width % self.heads:
             raise ConfigError(f"model.heads={self.heads} does not divide model.width={self.width}")
-        shape = {"layers": self.layers, "width": self.width, "heads": self.heads, "dropout": self.dropout}
+        if self.positions == "rotary" and self.width // self.heads % 2:
+            raise ConfigError(
+                f"model.positions=rotary turns pairs of numbers, but model.width={self.width} has "
+                f"{self.width // self.heads} for each of model.heads={self.heads}: allowed are even ones; give another "
+                "width or number of heads, or positions=learned"
+            )
+        names = ("layers", "width", "heads", "dropout", "positions", "tied", "checkpoint_blocks")
+        shape = {name: getattr(self, name) for name in names}
         return models.GPT(inputs.vocabulary, inputs.length, causal=inputs.causal, **shape, **self._feed())
 
     def _feed(self) -> dict[str, Any]:
-        """Return what makes the feed-forward layers, if there are experts."""
+        """Return what makes the feed-forward layers: one MLP in each block, or experts."""
         from distgrow.tasks import experts, models
 
+        make = {"gelu": models.feed_forward, "swiglu": models.SwiGLU}[self.mlp]
         if self.experts is None or self.active is None:
-            return {}
+            return {"feed": make}
         active = experts.Active(self.active if isinstance(self.active, int) else self.active.start)
         coefficient = BALANCE if self.balance is None else self.balance
         settings = {"count": self.experts, "active": active, "capacity": self.capacity, "coefficient": coefficient}
+        settings["make"] = make
         return {"active": active, "feed": partial(models.experts, **settings)}
 
 
@@ -153,6 +172,11 @@ def _check_experts(model: GPT) -> None:
         if others := [name for name, value in given.items() if value is not None]:
             raise ConfigError(f"{others[0]} is of experts, and the model has none: give experts=8, or leave it out")
         return
+    if model.checkpoint_blocks != "none":
+        raise ConfigError(
+            f"checkpoint_blocks={model.checkpoint_blocks} computes blocks again after the loss has read the balance of "
+            f"experts={model.experts}: leave out one of both"
+        )
     if model.active is None:
         raise ConfigError(f"experts={model.experts} needs active, how many of them a token uses: give active=2")
     most = model.active if isinstance(model.active, int) else model.active.most

@@ -25,6 +25,9 @@ class Task:
     items: Callable[[Any], Any] | None = None  #: collated batch → what its loss is a mean over; default: its rows
     #: tokens of every sample, or collated batch → its tokens; default: its items
     tokens: "int | Callable[[Any], Any] | None" = None
+    flops_per_token: float | None = None  #: of a training step, without what is computed again; for the share of a GPU
+    #: model → what it makes, such as a text, for RUN/samples.jsonl at the end of the run
+    sample: "Callable[[nn.Module], Any] | None" = None
 
 
 def test_sets(test: Any, key: str = "test") -> dict[str, Any]:

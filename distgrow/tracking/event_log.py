@@ -21,6 +21,7 @@ class EventLog:
         self.tracker = tracker
         self._waiting: list[Callable[[], Event]] = []
         self._due = 0.0
+        self.mfu_of_token: float | None = None  #: share of the devices' peak that one token a second takes, if known
         self.began = time.monotonic()  #: when the run would have begun if it had never been interrupted
 
     def seconds(self) -> float:
@@ -41,7 +42,8 @@ class EventLog:
 
         An update may take a few hundred microseconds, and events are cheaper to make and write together.
         """
-        make = partial(update_event, progress, plan, outcome, epoch=epoch, samples_per_s=samples_per_s)
+        speed = {"samples_per_s": samples_per_s, "mfu_of_token": self.mfu_of_token}
+        make = partial(update_event, progress, plan, outcome, epoch=epoch, **speed)
         self._waiting.append(partial(make, time_s=self.seconds()))
         if time.monotonic() >= self._due or not may_wait(self.tracker):
             self.write()

@@ -125,6 +125,7 @@ class Update(Event):
     samples_per_s: OldAmount
     tokens: OldCount = None  #: applied so far, if they are counted
     tokens_per_s: OldAmount = None
+    mfu: OldAmount = None  #: share of the devices' peak FLOP/s that the model's FLOPs take, if both are known
     active: OldCount = None  #: experts that a token uses, if their number is scheduled
     compute: OldAmount = None  #: Σ b·density so far, in samples of the dense model, once weights are pruned
     density: OldAmount = None  #: share of the kernels' weights that is left, once some are pruned

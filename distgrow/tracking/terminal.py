@@ -93,6 +93,8 @@ class Terminal:
         if event.get("tokens_per_s"):
             tokens = f"{rate * event['tokens_per_s'] / event['samples_per_s']:,.0f}"
             unit += f" · {tokens} tokens/s"
+        if event.get("mfu"):
+            unit += f" · MFU {rate * event['mfu'] / event['samples_per_s']:.1%}"
         return standing_of(event, self._budget, self._updates, rate, unit=unit)
 
 

@@ -1,7 +1,7 @@
 """The event of an update, and how its batch is split."""
 
 from functools import partial
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from distgrow.core.plan import Plan
 from distgrow.core.progress import Outcome, Progress, finite
@@ -23,9 +23,26 @@ def shape_of(plan: Plan) -> Shape:
 
 
 def update_event(
-    progress: Progress, plan: Plan, outcome: Outcome, *, epoch: int, time_s: float, samples_per_s: float
+    progress: Progress,
+    plan: Plan,
+    outcome: Outcome,
+    *,
+    epoch: int,
+    time_s: float,
+    samples_per_s: float,
+    mfu_of_token: float | None = None,
 ) -> Step | Skip:
-    """Return the event of an update; `progress` is what it left, `epoch` the samples of one pass."""
+    """Return the event of an update.
+
+    Args:
+        progress: What the update left.
+        plan: How it was split.
+        outcome: What it did.
+        epoch: Samples of one pass.
+        time_s: Seconds of the run.
+        samples_per_s: Samples of its batch in a second.
+        mfu_of_token: Share of the devices' peak that one token a second takes. None: not known.
+    """
     skip = partial(Skip, empty=outcome.empty or None, late=outcome.late or None)
     ledger, made = progress.ledger, Step if outcome.applied else skip
     return made(
@@ -47,12 +64,18 @@ def update_event(
         sfo_discarded=ledger.discarded,
         sfo_probe=ledger.probe,
         time_s=time_s,
-        samples_per_s=samples_per_s,
+        **_speeds(plan, outcome, samples_per_s, mfu_of_token),
         tokens=progress.tokens or None,
-        tokens_per_s=samples_per_s * outcome.tokens / plan.batch if outcome.tokens else None,
         delay=outcome.delay or None,
         active=plan.active,
         compute=progress.compute if progress.spared else None,
         density=progress.density if progress.spared else None,
         sfo_extrapolated=ledger.extrapolated or None,
     )
+
+
+def _speeds(plan: Plan, outcome: Outcome, samples_per_s: float, mfu_of_token: float | None) -> dict[str, Any]:
+    """Return how fast an update was, by the keys of its event."""
+    tokens_per_s = samples_per_s * outcome.tokens / plan.batch if outcome.tokens else None
+    mfu = None if tokens_per_s is None or mfu_of_token is None else tokens_per_s * mfu_of_token
+    return {"samples_per_s": samples_per_s, "tokens_per_s": tokens_per_s, "mfu": mfu}

@@ -11,9 +11,9 @@ from torch import nn
 
 from distgrow.core.errors import ConfigError
 from distgrow.data.seeding import kept_generators, seed_generators
-from distgrow.run.folder import storing
+from distgrow.run.folder import RunFolder, storing
 from distgrow.tasks.named import named
-from distgrow.training.hooks import EndRun, EvaluationMade, Hook, KeepCheckpoint, RunBegun
+from distgrow.training.hooks import EndRun, EvaluationMade, Hook, HookPlace, KeepCheckpoint, RunBegun, RunEnded
 
 Mode = Literal["min", "max"]
 #: The name under which KeepBest keeps a checkpoint.
@@ -118,19 +118,43 @@ class EarlyStopping(_Watching):
         self._waited = state["waited"]
 
 
-class LogSamples(Hook):
-    """Write what the model makes, such as generated text, to RUN/samples.jsonl after every evaluation."""
+class _Sampling(Hook):
+    """Write what the model makes to RUN/samples.jsonl."""
 
     def __init__(self, sample: Callable[[nn.Module], Any] | str) -> None:
         """Take `sample(model)`, or its package.module:name.
 
         It returns anything that JSON can hold. Every rank calls it, in eval mode, with equal random generators.
         """
+        name = type(self).__name__
         if isinstance(sample, str):
-            sample = named("LogSamples.sample", sample)
+            sample = named(f"{name}.sample", sample)
         if not callable(sample):
-            raise ConfigError(f"LogSamples: sample={sample!r} must be a function sample(model)")
+            raise ConfigError(f"{name}: sample={sample!r} must be a function sample(model)")
         self._sample = sample
+
+    def begin(self, run: RunBegun) -> None:
+        """Remember the model and the file."""
+        self._model, self._file = run.model, RunFolder(run.dir).samples
+        self._writes = run.rank == 0
+
+    def write(self, place: HookPlace) -> None:
+        """Call the function, and write a line. The model's mode and the generators are the same afterwards."""
+        training, device = self._model.training, next(self._model.parameters()).device
+        self._model.eval()
+        try:
+            with torch.no_grad(), kept_generators(device):
+                seed_generators(place.samples, device)
+                made = self._sample(self._model)
+        finally:
+            self._model.train(training)
+        if self._writes:
+            line = {"step": place.step, "samples": place.samples, "epoch": place.epoch, "made": made}
+            _append(self._file, _line(type(self).__name__, line))
+
+
+class LogSamples(_Sampling):
+    """Write what the model makes, such as generated text, to RUN/samples.jsonl after every evaluation."""
 
     def begin(self, run: RunBegun) -> None:
         """Remember the model and the file.
@@ -140,29 +164,27 @@ class LogSamples(Hook):
         """
         if not run.tests:
             raise ConfigError("LogSamples goes by evaluations: it needs a test set, which the task has not")
-        self._model, self._file = run.model, run.dir / "samples.jsonl"
-        self._writes = run.rank == 0
+        super().begin(run)
 
     def after_eval(self, evaluation: EvaluationMade) -> None:
         """Call the function, and write a line."""
-        training, device = self._model.training, next(self._model.parameters()).device
-        self._model.eval()
-        try:
-            with torch.no_grad(), kept_generators(device):
-                seed_generators(evaluation.samples, device)
-                made = self._sample(self._model)
-        finally:
-            self._model.train(training)
-        if self._writes:
-            line = {"step": evaluation.step, "samples": evaluation.samples, "epoch": evaluation.epoch, "made": made}
-            _append(self._file, _line(line))
+        self.write(evaluation)
 
 
-def _line(values: Mapping[str, Any]) -> str:
+class SampleAtEnd(_Sampling):
+    """Write what the model makes, such as generated text, to RUN/samples.jsonl once the run is finished."""
+
+    def end(self, run: RunEnded) -> None:
+        """Call the function, and write a line, unless the run can be resumed."""
+        if run.finished:
+            self.write(run)
+
+
+def _line(hook: str, values: Mapping[str, Any]) -> str:
     try:
         return json.dumps(values, ensure_ascii=False)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"LogSamples: sample(model) must return what JSON can hold: {error}") from None
+        raise ConfigError(f"{hook}: sample(model) must return what JSON can hold: {error}") from None
 
 
 def _append(file: Path, line: str) -> None:

@@ -122,6 +122,9 @@ class RunSpec(Spec):
     """How samples are loaded."""
     noise: Measuring = Measuring()
     """How gradient noise is measured."""
+    peak_flops: PosFloat | None = None
+    """FLOP/s of one rank's device at its best, for the share of them that a language model takes: `mfu`. Default: those
+    of the GPU, if its name is known."""
     trackers: TrackerSpecs = []
     """Services to report to, beside metrics.jsonl: wandb, mlflow."""
     log_every: PosInt = 1

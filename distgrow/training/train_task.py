@@ -31,10 +31,12 @@ from distgrow.tracking.base import Tracker
 from distgrow.tracking.open import check as check_packages
 from distgrow.tracking.open import reporting, tracking
 from distgrow.training.build_hooks import build_hooks
+from distgrow.training.evaluation_hooks import SampleAtEnd
 from distgrow.training.initial_weights import begin_with
 from distgrow.training.loss_check import check_loss
 from distgrow.training.settings import Settings
 from distgrow.training.trainer import Result, Trainer
+from distgrow.training.utilisation import mfu_of_token
 
 
 def train_task(
@@ -72,7 +74,7 @@ def train_task(
     resume.check_rebudget(rebudget)
     settings = settings.in_samples(task.tokens)
     _check_parts(task, settings)
-    hooks = build_hooks(settings.run, hooks)
+    hooks = build_hooks(settings.run, [*hooks, *([] if task.sample is None else [SampleAtEnd(task.sample)])])
     ranks = joined(settings.engine.device, alone=settings.engine.needs_group) if world is None else nullcontext(world)
     with ExitStack() as contexts:
         world = contexts.enter_context(ranks)
@@ -137,6 +139,7 @@ def _train_in(
         reporting(run.trackers, folder, recorded, world, lines) as tracker,
     ):
         trainer = Trainer(task, controller, engine, tracker, folder, run, world, stop, store, hooks, origin)
+        trainer.events.mfu_of_token = mfu_of_token(task, settings.engine, run.peak_flops, world)
         measure = settings.engine.max_micro == "auto"
         try:
             result = trainer.resume(measure=measure) if resume else trainer.begin(measure=measure)
