@@ -17,7 +17,13 @@ if TYPE_CHECKING:
     from distgrow.core.order import Order
     from distgrow.core.plan import Plan, split
     from distgrow.core.progress import Ledger, Outcome, Progress
-    from distgrow.core.sampling import nice_sampling, partition_sampling, stratified_sampling
+    from distgrow.core.sampling import (
+        independent_sampling,
+        nice_sampling,
+        partition_independent_sampling,
+        partition_sampling,
+        stratified_sampling,
+    )
     from distgrow.core.sparsity import Sparsity, sparsity
     from distgrow.core.stages import every, min_stage
     from distgrow.core.stages import min_stage as dwell
@@ -84,7 +90,8 @@ _HOMES = {
     "core.order": "Order",
     "core.plan": "Plan split",
     "core.progress": "Ledger Outcome Progress",
-    "core.sampling": "nice_sampling partition_sampling stratified_sampling",
+    "core.sampling": "independent_sampling nice_sampling partition_independent_sampling partition_sampling "
+    "stratified_sampling",
     "core.sparsity": "Sparsity sparsity",
     "core.stages": "every min_stage",
     "data.mixture": "Mixture",

@@ -28,16 +28,29 @@ class Plan:
     active: int | None = None  #: experts that a token uses; None: as many as the model has always used
     density: float = 1.0  #: share of the weights of kernels that are not 0; it falls where the model is pruned
     optimizer: OptimizerPlan | None = None  #: what its settings follow from; None: they do not follow the batch
+    expected: int | None = None  #: mean of B, by which sums are divided, where B is drawn; None: B is no random number
+    draw: int = 0  #: applied updates before this one, where B is drawn; it tells apart updates at one position
 
     @property
     def parts(self) -> int:
         """Return the number of micro-batches of all ranks: as many independent gradients."""
         return self.world * self.accum
 
+    @property
+    def scheduled(self) -> int:
+        """Return the batch that the schedule gives: the mean of B if B is drawn, else B."""
+        return self.batch if self.expected is None else self.expected
+
+    @property
+    def told(self) -> int:
+        """Return a number above 0 that ranks compare: they must have drawn and scheduled alike."""
+        return self.batch + (self.expected or 0)
+
     def rows(self, start: int, rank: int) -> list[range]:
         """Return the stream positions of `rank`'s micro-batches if the global batch begins at position `start`.
 
-        Shares of ranks, and micro-batches of a rank, are contiguous, differ by at most one row and are never empty.
+        Shares of ranks, and micro-batches of a rank, are contiguous, differ by at most one row and, unless B is drawn,
+        are never empty.
         Over all ranks they cover `range(start, start + batch)` exactly once.
         """
         first, last = cut(self.batch, self.world, rank), cut(self.batch, self.world, rank + 1)
@@ -55,9 +68,10 @@ class Plan:
     def weight(self, rows: int) -> float:
         """Return the factor of a micro-batch's mean loss that makes the average over ranks the mean over the B samples.
 
-        For a probe it is NaN, which no engine applies.
+        If B is drawn, that average is the sum over the samples divided by the mean of B. For a probe it is NaN, which
+        no engine applies.
         """
-        return math.nan if self.probe else rows * self.world / self.batch
+        return math.nan if self.probe else rows * self.world / self.scheduled
 
 
 def cut(total: int, parts: int, k: int) -> int:
@@ -87,6 +101,13 @@ def split(batch: int, world: int, max_micro: int) -> tuple[int, int]:
             f"max_micro={max_micro} cannot split batch={batch} over world={world}: a rank would have an empty "
             f"micro-batch; raise engine.max_micro to 2 or make every batch a multiple of {world}"
         )
+    return -(-largest // accum), accum
+
+
+def split_drawn(batch: int, world: int, max_micro: int) -> tuple[int, int]:
+    """Return (micro, accum) like `split`, for a batch that is drawn: shares and micro-batches may be empty."""
+    largest = max(1, -(-batch // world))
+    accum = -(-largest // max_micro)
     return -(-largest // accum), accum
 
 

@@ -1,7 +1,9 @@
 """Samplings: which rows an update draws, by arithmetic from (seed, first position, batch); knows no data set.
 
-Every kind draws each sample with probability b/n into a batch of b, so the batch's plain mean gradient is unbiased.
-Rows of one update are all different. Updates are independent: of the n samples of an epoch some come twice, some not.
+Every kind draws each sample with probability b/n. Most draw b rows, so the batch's plain mean gradient is unbiased.
+Independent kinds draw a random number of rows, b on average: their sum of gradients over b, not over that number, is
+unbiased. Rows of one update are all different. Updates are independent: of the n samples of an epoch some come twice,
+some not.
 """
 
 from abc import ABC, abstractmethod
@@ -26,6 +28,12 @@ class SamplingSpec(Spec, ABC):
     """Say how the rows of an update are drawn, independently of all other updates."""
 
     shows_noise: ClassVar[bool]  #: whether micro-batches differ as batches do, so that they show the gradient's noise
+    draws_size: ClassVar[bool] = False  #: whether the number of rows is random
+
+    @property
+    def name(self) -> str:
+        """Return the sampling's `sampling.kind`."""
+        return type(self).model_fields["kind"].default
 
     def check(self, n: int) -> None:
         """Check that a training set of `n` samples can be drawn from so.
@@ -40,20 +48,45 @@ class SamplingSpec(Spec, ABC):
         """Return the largest batch."""
         return n
 
-    def rows(self, n: int, seed: int, start: int, batch: int, offsets: Int64s) -> Int64s:
+    def size(self, n: int, seed: int, start: int, draw: int, batch: int) -> int:
+        """Return the number of rows of an update whose mean is `batch`: that itself, unless it is random.
+
+        For the other arguments see `rows`.
+        """
+        return self._size(n, _key(seed, start, draw), batch) if self.draws_size else batch
+
+    def rows(self, n: int, seed: int, start: int, batch: int, offsets: Int64s, draw: int = 0) -> Int64s:
         """Return the rows at `offsets` of an update.
 
         Args:
             n: Samples of the training set.
             seed: Of the run.
             start: The first stream position of the update.
-            batch: Samples of the update, at most `largest(n)`.
+            batch: Samples of the update, at most `largest(n)`, or what `size` has drawn.
             offsets: Places in the update, 0 … batch − 1.
+            draw: Applied updates before this one, if the number of rows is random: it may be 0, and `start` then stays.
         """
-        return self._drawn(n, mix_int(mix_int(seed, _SALT), start), batch, offsets)
+        return self._drawn(n, _key(seed, start, draw), batch, offsets)
+
+    def _size(self, n: int, key: int, batch: int) -> int:
+        return batch
 
     @abstractmethod
     def _drawn(self, n: int, key: int, batch: int, offsets: Int64s) -> Int64s: ...
+
+
+def _key(seed: int, start: int, draw: int) -> int:
+    key = mix_int(mix_int(seed, _SALT), start)
+    return mix_int(key, draw) if draw else key
+
+
+def _binomial(n: int, mean: int, key: int) -> int:
+    """Return how many of n coins show heads, each with probability mean/n.
+
+    RandomState's numbers are the same in every version of numpy, unlike those of its Generator, so that a run can be
+    resumed with another one.
+    """
+    return int(np.random.RandomState([key % 2**32, key >> 32]).binomial(n, mean / n))
 
 
 class NiceSampling(SamplingSpec):
@@ -102,19 +135,59 @@ class InParts(SamplingSpec):
         return [0, *accumulate(self.sizes(n))]
 
 
-class PartitionSampling(InParts):
-    """Every update draws one part, with a probability proportional to its rows, and a subset of that part alone."""
+class IndependentSampling(SamplingSpec):
+    """Every update takes each row by a coin of its own, with probability b/n: a random number of rows, b on average.
 
-    kind: Literal["partition"] = "partition"
+    The rows that all coins choose are a binomial number of them, and given that number any subset alike.
+    """
+
+    shows_noise: ClassVar[bool] = False
+    draws_size: ClassVar[bool] = True
+
+    kind: Literal["independent"] = "independent"
+
+    def _size(self, n: int, key: int, batch: int) -> int:
+        return _binomial(n, batch, mix_int(key, 0))
+
+    def _drawn(self, n: int, key: int, batch: int, offsets: Int64s) -> Int64s:
+        return Order(n=n, seed=mix_int(key, 1))(offsets)[1]
+
+
+class OnePart(InParts):
+    """A sampling whose every update draws one part, with a probability proportional to its rows, and rows of it."""
 
     def largest(self, n: int) -> int:
         """Return the rows of the smallest part."""
         return min(self.sizes(n))
 
-    def _drawn(self, n: int, key: int, batch: int, offsets: Int64s) -> Int64s:
+    def _part(self, n: int, key: int) -> range:
         edges = self._edges(n)
         part = bisect_right(edges, mix_int(key, 0) % n) - 1
-        return edges[part] + Order(n=edges[part + 1] - edges[part], seed=mix_int(key, 1))(offsets)[1]
+        return range(edges[part], edges[part + 1])
+
+    def _drawn(self, n: int, key: int, batch: int, offsets: Int64s) -> Int64s:
+        part = self._part(n, key)
+        return part.start + Order(n=len(part), seed=mix_int(key, 1))(offsets)[1]
+
+
+class PartitionSampling(OnePart):
+    """Every update draws one part, with a probability proportional to its rows, and a subset of that part alone."""
+
+    kind: Literal["partition"] = "partition"
+
+
+class PartitionIndependentSampling(OnePart):
+    """Every update draws one part, with a probability proportional to its rows, and takes each row of it by a coin.
+
+    Of part j each row is taken with probability b/n_j: a random number of rows, b on average.
+    """
+
+    draws_size: ClassVar[bool] = True
+
+    kind: Literal["partition_independent"] = "partition_independent"
+
+    def _size(self, n: int, key: int, batch: int) -> int:
+        return _binomial(len(self._part(n, key)), batch, mix_int(key, 2))
 
 
 class StratifiedSampling(InParts):
@@ -137,7 +210,10 @@ class StratifiedSampling(InParts):
         return rows
 
 
-Sampling = Annotated[NiceSampling | PartitionSampling | StratifiedSampling, Field(discriminator="kind")]
+Sampling = Annotated[
+    NiceSampling | IndependentSampling | PartitionSampling | PartitionIndependentSampling | StratifiedSampling,
+    Field(discriminator="kind"),
+]
 
 
 def nice_sampling() -> NiceSampling:
@@ -145,9 +221,19 @@ def nice_sampling() -> NiceSampling:
     return NiceSampling()
 
 
+def independent_sampling() -> IndependentSampling:
+    """Return the sampling whose every update takes each row by a coin of its own, b rows on average."""
+    return IndependentSampling()
+
+
 def partition_sampling(parts: int | Sequence[int]) -> PartitionSampling:
     """Return the sampling whose every update draws a subset of one part; `parts`: their number, or their rows."""
     return PartitionSampling(parts=parts if isinstance(parts, int) else list(parts))
+
+
+def partition_independent_sampling(parts: int | Sequence[int]) -> PartitionIndependentSampling:
+    """Return the sampling whose every update takes each row of one part by a coin; `parts`: their number, or rows."""
+    return PartitionIndependentSampling(parts=parts if isinstance(parts, int) else list(parts))
 
 
 def stratified_sampling(parts: int | Sequence[int]) -> StratifiedSampling:

@@ -24,6 +24,7 @@ from distgrow.data.spec import Loading
 from distgrow.data.stream import SampledStream, Stream, micro_batches
 from distgrow.distributed.world import World
 from distgrow.growth.controller import Controller
+from distgrow.growth.draws import draws_size
 from distgrow.run.stop import leave_stopping_to_the_trainer
 
 #: What torch says if loader processes find no room in shared memory.
@@ -154,6 +155,9 @@ def shared_memory_told(what: str) -> Iterator[None]:
 
 def _forecast(controller: Controller, rank: int, progress: Progress, *, sampled: bool) -> Iterator[Sequence[int]]:
     """Yield the positions of every micro-batch of `rank` to come."""
+    if draws_size(controller.sampling):
+        yield from _drawn_forecast(controller, rank, progress)
+        return
     for stride in controller.forecast(progress):
         batch, start = stride.plan.batch, stride.begin.samples
         for k in range(stride.updates):
@@ -161,6 +165,17 @@ def _forecast(controller: Controller, rank: int, progress: Progress, *, sampled:
             micro, accum = controller.split(progress, batch, controller.noise_window(progress, batch))
             plan = replace(stride.plan, micro=micro, accum=accum)
             yield from micro_batches(plan, start + k * batch, rank, sampled=sampled)
+
+
+def _drawn_forecast(controller: Controller, rank: int, progress: Progress) -> Iterator[Sequence[int]]:
+    """Do as `_forecast` where the number of rows is drawn anew for each update."""
+    while not controller.done(progress):
+        progress = controller.advance(progress)
+        if controller.hands_over(progress.stage):
+            return
+        plan = controller.plan(progress)
+        yield from micro_batches(plan, progress.samples, rank, sampled=True)
+        progress = progress.repeat(plan.batch, 1)
 
 
 class _Sampler:

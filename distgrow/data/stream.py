@@ -63,6 +63,7 @@ class BatchPositions(Sequence[int]):
 
     rows: range
     update: range
+    draw: int = 0  #: see Plan
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -89,9 +90,9 @@ class SampledStream(SampleStream):
         self.sampling = sampling
 
     def _look_up(self, positions: Sequence[int]) -> tuple[Int64s, UInt64s]:
-        update = positions.update if isinstance(positions, BatchPositions) else positions
+        update, draw = (positions.update, positions.draw) if isinstance(positions, BatchPositions) else (positions, 0)
         where = np.arange(positions[0], positions[-1] + 1)
-        rows = self.sampling.rows(self.size, self.seed, update[0], len(update), where - update[0])
+        rows = self.sampling.rows(self.size, self.seed, update[0], len(update), where - update[0], draw)
         return rows, seeds(self.seed, where)
 
 
@@ -108,7 +109,8 @@ def micro_batches(plan: Plan, start: int, rank: int, *, sampled: bool) -> Sequen
         sampled: Whether they are for a SampledStream, which needs BatchPositions.
     """
     rows = plan.rows(start, rank)
-    return [BatchPositions(part, range(start, start + plan.batch)) for part in rows] if sampled else rows
+    update = range(start, start + plan.batch)
+    return [BatchPositions(part, update, plan.draw) for part in rows] if sampled else rows
 
 
 def check_sampled(dataset: Any) -> None:

@@ -4,9 +4,10 @@ from distgrow.core.budget import Budget
 from distgrow.core.errors import ConfigError
 from distgrow.core.extrapolate import Extrapolate
 from distgrow.core.noise_stats import Measuring
+from distgrow.core.sampling import SamplingSpec
 from distgrow.core.sparsity import Sparsity
 from distgrow.engine.asynchronous.spec import Async
-from distgrow.engine.spec import DeepSpeed, EngineSpec
+from distgrow.engine.spec import DeepSpeed, EngineSpec, Torch
 from distgrow.growth.base import GrowthPolicy, Measure
 from distgrow.optim import OptimizerSpec
 
@@ -66,6 +67,27 @@ def check_prunes(sparsity: Sparsity | None, engine: EngineSpec, extrapolate: Ext
         )
         + "leave out sparsity"
     )
+
+
+def check_drawn_sizes(sampling: SamplingSpec | None, engine: EngineSpec, extrapolate: Extrapolate | None) -> None:
+    """Check that updates may have any number of samples, if the sampling draws it.
+
+    Raises:
+        ConfigError: They may not.
+    """
+    if sampling is None or not sampling.draws_size:
+        return
+    what = f"sampling.kind={sampling.name} draws updates of any size"
+    if not isinstance(engine, Torch):
+        raise ConfigError(
+            f"{what}, some of which leave ranks without a sample, which engine.kind={engine.kind} cannot train on: use "
+            "engine.kind=torch, or sampling.kind=nice"
+        )
+    if extrapolate is not None and extrapolate.local:
+        raise ConfigError(
+            f"{what}, and extrapolate.local=true shifts each group or rank by its own mean: leave out "
+            "extrapolate.local, or use sampling.kind=nice"
+        )
 
 
 def _check_delayed(growth: GrowthPolicy, optimizer: OptimizerSpec, delay: int) -> None:

@@ -121,7 +121,7 @@ class DataParallel:
         stats = self._module.channel.read(votes)
         if stats.failed > 0:
             return stats
-        if not self._find_unused and math.isclose(stats.batch * self._world.size, plan.batch, rel_tol=1e-5):
+        if not self._find_unused and math.isclose(stats.batch * self._world.size, plan.told, rel_tol=1e-5):
             raise ConfigError(
                 "the loss did not depend on all parameters in this update, and several ranks need every gradient: set "
                 "requires_grad=False where it never does, engine.find_unused=true where it sometimes does not, or "

@@ -54,6 +54,8 @@ class Weights:
     def of(self, batch: Any, rows: int) -> float:
         """Return the factor of a micro-batch's mean loss; 0 if it counts nothing, and so has no mean loss."""
         plan = self._plan
+        if not rows:
+            return 0.0
         count = float(rows) if self._items is None else count_items(self._items, batch)
         self.tokens += self._tokens_of(batch, rows, count)
         if self._items is None or plan.probe:

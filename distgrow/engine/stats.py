@@ -25,7 +25,7 @@ class UpdateStats(NamedTuple):
     micro_sq: Tensor | float = 0.0  #: its term of Σ n_i|g_i|²/B over micro-batches; 0 unless `measured`
     measured: float = 0.0  #: 1: `micro_sq` is known
     failed: float = 0.0  #: 1: memory did not hold its part, so nobody may apply the update
-    batch: float = 0.0  #: the plan's
+    batch: float = 0.0  #: what the plan tells of it
     lr: float = 0.0  #: the plan's
     weight: float = 0.0  #: of its losses, together; with items, what gradient and loss are to be divided by
     parts: float = 0.0  #: its micro-batches, but for those without items
@@ -88,8 +88,8 @@ def check_agreed(plan: Plan, stats: UpdateStats, world: World) -> None:
     """
     rounding = (3 + world.size) * 2**-22
     batch, lr = stats.batch, stats.lr
-    if abs(batch - plan.batch) > rounding * plan.batch or abs(lr - plan.lr) > rounding * plan.lr + _NO_LR:
+    if abs(batch - plan.told) > rounding * plan.told or abs(lr - plan.lr) > rounding * plan.lr + _NO_LR:
         raise TrainingFailed(
-            f"rank {world.rank} is at batch {plan.batch} and lr {plan.lr:g}, where the mean over ranks is {batch:g} "
+            f"rank {world.rank} is at batch {plan.told} and lr {plan.lr:g}, where the mean over ranks is {batch:g} "
             f"and {lr:g}: they have not decided alike; go on with --resume"
         )

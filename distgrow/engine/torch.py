@@ -67,7 +67,7 @@ class TorchEngine(AccumulatingEngine):
     def backward(self, plan: Plan, batch: Any, weight: float, stats: MakeStats | None) -> Tensor | None:
         """See AccumulatingEngine. The last backward averages over ranks; the ones before it do not communicate."""
         parallel, loss = self._parallel, None
-        if not weight and parallel is None:
+        if not weight and parallel is None and plan.expected is None:
             return torch.zeros((), device=self.world.device)
         try:
             with nullcontext() if parallel is None or stats is not None else parallel.ddp.no_sync():
@@ -92,6 +92,8 @@ class TorchEngine(AccumulatingEngine):
             batch = self.place(batch)
             if self._parallel is not None:
                 return self._parallel.loss(batch, weight, stats)
+            if batch is None:
+                return self._objective(None, weight)
             loss = checked_loss(self._loss(self.model, batch))
             return loss if weight == 1 else loss * weight
 
@@ -112,7 +114,7 @@ class TorchEngine(AccumulatingEngine):
             self._forget()
 
     def _apply(self, plan: Plan, stats: UpdateStats) -> Applied:
-        if self._parallel is None and (stats.failed or not stats.parts):
+        if self._parallel is None and (stats.failed or (not stats.parts and plan.expected is None)):
             return self._dropped(stats, math.nan, failed=stats.failed > 0)
         self._check_use(stats)
         reduced, grad_norm = self._reduced(plan, stats)

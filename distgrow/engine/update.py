@@ -246,7 +246,7 @@ class AccumulatingEngine(ABC):
             loss=loss,
             micro_sq=0.0 if total is None else total,
             measured=float(total is not None),
-            batch=float(plan.batch),
+            batch=float(plan.told),
             lr=plan.lr,
             weight=weights.total,
             parts=float(weights.parts),

@@ -77,14 +77,19 @@ def check_sampling(
     if sampling is None:
         return
     sampling.check(epoch)
+    if sampling.draws_size and policy.adaptive:
+        raise ConfigError(
+            f"growth.kind={policy.name} decides by what it measures of updates, and sampling.kind={sampling.name} "
+            "draws updates of any size: use a growth.kind that is planned, such as exponential, or sampling.kind=nice"
+        )
     if sampling.shows_noise or not (Measure.NOISE in needs or measuring.asked):
         return
     asked = "run.noise.by_parameter=true" if measuring.by_parameter else f"run.noise.every={measuring.every}"
     what = asked if Measure.NOISE not in needs else "the optimizer"
     what = f"growth.kind={policy.name}" if Measure.NOISE in policy.needs else what
     raise ConfigError(
-        f"{what} measures noise by how micro-batches of an update differ, which is not how batches in parts differ; "
-        "use sampling.kind=nice, leave out sampling, or choose what does not go by noise"
+        f"{what} measures noise by how micro-batches of an update differ, which is not how batches of sampling.kind="
+        f"{sampling.name} differ; use sampling.kind=nice, leave out sampling, or choose what does not go by noise"
     )
 
 

@@ -23,6 +23,7 @@ from distgrow.growth.adaptive import Adaptive, NormProbing
 from distgrow.growth.answers import check_needs, check_sampling, checked_batch, checked_rate, checked_state
 from distgrow.growth.at_growth import marked, optimizer_plan
 from distgrow.growth.base import GrowthPolicy, Measure, Moment, check_settings
+from distgrow.growth.draws import drawn_batch, draws_size, problems_of, split_of
 from distgrow.growth.outline import Stride, outline, problems, shorten
 
 
@@ -139,17 +140,20 @@ class Controller:
         return self.growth.probe_count(updates, stage) if isinstance(self.growth, NormProbing) else 0
 
     def batch(self, progress: Progress) -> int:
-        """Return the samples of the next update."""
-        left = self.budget.left(progress, self.epoch)
-        return shorten(checked_batch(self.growth, progress.stage), left, self.growth.start)
+        """Return the samples of the next update, or their mean if they are drawn."""
+        batch, left = checked_batch(self.growth, progress.stage), self.budget.left(progress, self.epoch)
+        return batch if draws_size(self.sampling) else shorten(batch, left, self.growth.start)
 
     def plan(self, progress: Progress) -> Plan:
         """Return the next update. Raise ConfigError if its batch cannot be split over the world."""
         batch = self.batch(progress)
         window = self.noise_window(progress, batch)
-        micro, accum = self.split(progress, batch, window)
+        drawn = drawn_batch(self.sampling, self.epoch, self.seed, progress, batch)
+        micro, accum = self.split(progress, drawn.batch, window)
         return Plan(
-            batch=batch,
+            batch=drawn.batch,
+            expected=drawn.expected,
+            draw=drawn.draw,
             world=self.world,
             micro=micro,
             accum=accum,
@@ -174,7 +178,7 @@ class Controller:
         """
         if window and self._whole(progress, batch):
             return split(batch, 1, -(-batch // 2))  # one part alone does not show its noise
-        return split(batch, self.world, self._most_rows(progress))
+        return split_of(self.sampling, batch, self.world, self._most_rows(progress))
 
     def noise_window(self, progress: Progress, batch: int) -> int:
         """Return how many measured updates the noise's means remember; 0 if the next update is not measured.
@@ -230,7 +234,7 @@ class Controller:
                 return
             progress = progress.grow(stage - progress.stage)
             stride = Stride(begin=progress, plan=self.plan(progress), updates=updates)
-            assert stride.plan.batch == batch
+            assert stride.plan.scheduled == batch
             yield stride
             progress = progress.repeat(batch, updates)
 
@@ -284,8 +288,7 @@ class Controller:
         """Return what keeps a batch of a stage from being drawn, split or measured."""
         world, adaptive = self.ranks(stage), self._adaptive
         found = adaptive.problems(stage, world, self.max_micro, self.measuring.every) if adaptive is not None else []
-        if self.sampling is not None and batch > (most := self.sampling.largest(self.epoch)):
-            found.append(f"batch={batch} of stage {stage} exceeds what sampling can draw, {most} rows")
+        found += problems_of(self.sampling, self.epoch, stage, batch)
         return found + problems(self.growth, stage, batch, epoch=self.epoch, world=world, max_micro=self.max_micro)
 
     def outline(self, progress: Progress, *, soonest: bool = False) -> Iterator[tuple[int, int, int]]:
@@ -293,4 +296,5 @@ class Controller:
 
         Adaptive growth is taken to be at every stage as late as it may (mostly never) or, `soonest`, as early.
         """
-        return outline(self.growth, self._earliest if soonest else self.stage_ends, self.budget, self.epoch, progress)
+        ends, whole = self._earliest if soonest else self.stage_ends, draws_size(self.sampling)
+        return outline(self.growth, ends, self.budget, self.epoch, progress, whole=whole)

@@ -31,7 +31,7 @@ class Stride:
 
 
 def outline(
-    growth: GrowthPolicy, trigger: Trigger, budget: Budget, epoch: int, progress: Progress
+    growth: GrowthPolicy, trigger: Trigger, budget: Budget, epoch: int, progress: Progress, *, whole: bool = False
 ) -> Iterator[tuple[int, int, int]]:
     """Yield (stage, batch, updates) of the run to come if no update is skipped.
 
@@ -41,6 +41,7 @@ def outline(
         budget: Where the run ends.
         epoch: Samples of one pass over the training set.
         progress: Where the outline begins.
+        whole: Whether no batch is shortened, and the last update may go beyond the budget.
 
     Raises:
         ConfigError: The run would have more than MOST_STAGES stages.
@@ -55,8 +56,10 @@ def outline(
                 "growth.cap, lengthen the stages, raise growth.factor or growth.increment, or lower the budget"
             )
         stage = stage_at(trigger, stage, step if by_steps else applied, last)
-        batch = shorten(checked_batch(growth, stage), left, start)
-        updates = last_step - step if math.isinf(left) else max(1, (left - min(start, batch)) // batch)
+        batch = checked_batch(growth, stage)
+        batch = batch if whole else shorten(batch, left, start)
+        spared = batch - 1 if whole else -min(start, batch)  # of the budget, for the last update
+        updates = last_step - step if math.isinf(left) else max(1, (left + spared) // batch)
         if stage < last and (end := trigger.end(stage)) < math.inf:
             updates = min(updates, end - step if by_steps else -((applied - end) // batch))
         yield stage, batch, int(updates)

@@ -22,7 +22,7 @@ from distgrow.distributed.world import World
 from distgrow.engine.batches import Buffers, checked_loss, drawn_rows
 from distgrow.growth.controller import Controller
 from distgrow.integrations.record import recorder
-from distgrow.integrations.session_checks import check_length, check_names, count_items, on_world
+from distgrow.integrations.session_checks import check_names, check_rows, count_items, on_world
 
 #: Updates in a row whose gradient is not finite, after which the run ends, as `run.max_skips` of fit().
 MAX_SKIPS = 20
@@ -70,7 +70,7 @@ class GrowthSession:
         self.world, self.progress = world or World(), Progress()
         self.controller = on_world(controller, self.world)
         check_rows_by_number(dataset, "the training set")
-        check_length(dataset, controller)
+        check_rows(dataset, controller)
         self.controller.check()
         self._positions = open_stream(
             dataset, seed=controller.seed, collate=rows.get("collate"), sampling=controller.sampling

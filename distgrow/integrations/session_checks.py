@@ -7,6 +7,7 @@ from typing import Any
 from distgrow.core.errors import ConfigError
 from distgrow.distributed.world import World
 from distgrow.growth.controller import Controller
+from distgrow.growth.draws import draws_size
 
 
 def check_names(rows: Mapping[str, Any], known: type) -> None:
@@ -71,8 +72,13 @@ def on_world(controller: Controller, world: World) -> Controller:
     return replace(controller, world=world.size)
 
 
-def check_length(dataset: Any, controller: Controller) -> None:
-    """Raise ConfigError if the schedule is for another number of samples."""
+def check_rows(dataset: Any, controller: Controller) -> None:
+    """Raise ConfigError if the schedule is for another number of samples, or updates have any number of them."""
+    if draws_size(controller.sampling):
+        raise ConfigError(
+            "the controller's sampling draws updates of any size, which other trainers divide by their own size; use "
+            "sampling.kind=nice, or train with distgrow.fit"
+        )
     if len(dataset) != controller.epoch:
         raise ConfigError(
             f"the training set has {len(dataset)} samples, but the controller was made for epoch={controller.epoch}; "

@@ -34,7 +34,9 @@ def measured(run: str, given: Pace | None = None) -> Pace:
     try:
         events = history(read_events(folder.metrics))
         steps = [event for event in events if isinstance(event, Step) and event.world and event.samples_per_s]
-        updates = [(step.batch, step.world or 1, step.batch / (step.samples_per_s or 1)) for step in steps]
+        updates = [
+            (step.batch, step.world or 1, (step.drawn or step.batch) / (step.samples_per_s or 1)) for step in steps
+        ]
         resizes = [event.seconds for event in events if isinstance(event, Resize) and event.seconds is not None]
         pace = fitted(updates, resizes)
     except ConfigError as error:

@@ -18,6 +18,7 @@ from distgrow.engine.asynchronous.spec import Async
 from distgrow.engine.spec import DeepSpeed, EngineSpec
 from distgrow.growth.at_growth import optimizer_plan
 from distgrow.growth.controller import Controller
+from distgrow.growth.draws import draws_size
 from distgrow.growth.no_growth import no_growth
 from distgrow.optim import OptimizerSpec
 from distgrow.planning.check import problems
@@ -37,6 +38,8 @@ RESET = "the optimizer's first moments begin anew wherever the batch changes"
 NOT_SGD = "theory: its bound is one of SGD without momentum; nothing is predicted for this optimizer"
 
 SHIFTED = "theory: its bound is one of gradients at the parameters; nothing is predicted with extrapolate"
+
+DRAWN = "rows are drawn by coins: batches are means, and the first update that reaches the budget is the last"
 
 TWICE = "extrapolate.kind=fresh evaluates each sample twice: twice the gradient evaluations that are shown"
 
@@ -91,6 +94,7 @@ def _remarks(run: Run, controller: Controller) -> list[str]:
         *([word] if (word := no_growth(controller)) is not None else []),
         *controller.growth.remarks(),
         *([RESET] if controller.at_growth.moments == "reset" else []),
+        *([DRAWN] if draws_size(controller.sampling) else []),
         *([AUTO] if run.engine.max_micro == "auto" else []),
         *([NOT_SGD] if run.theory is not None and not run.optimizer.plain_sgd else []),
         *([SHIFTED] if run.theory is not None and run.extrapolate is not None else []),

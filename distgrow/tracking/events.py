@@ -131,6 +131,7 @@ class Update(Event):
     density: OldAmount = None  #: share of the kernels' weights that is left, once some are pruned
     delay: OldCount = None  #: updates after which the gradient is applied, if not at once; `lr` is the gradient's own
     sfo_extrapolated: OldCount = None  #: if any
+    drawn: OldCount = None  #: samples of the update, if their number is random; `batch` is then its mean
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,7 @@ class Shape(TypedDict):
 
 def shape_of(plan: Plan) -> Shape:
     """Return how the plan splits its batch."""
-    return Shape(batch=plan.batch, micro=plan.micro, accum=plan.accum, world=plan.world)
+    return Shape(batch=plan.scheduled, micro=plan.micro, accum=plan.accum, world=plan.world)
 
 
 def update_event(
@@ -70,6 +70,7 @@ def update_event(
         active=plan.active,
         compute=progress.compute if progress.spared else None,
         density=progress.density if progress.spared else None,
+        drawn=None if plan.expected is None else plan.batch,
         sfo_extrapolated=ledger.extrapolated or None,
     )
 

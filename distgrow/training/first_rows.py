@@ -16,6 +16,7 @@ from distgrow.engine.metrics import check_metrics
 from distgrow.engine.objective import WeightedLoss, check_single_row
 from distgrow.engine.trial_rows import ROWS, draw, placed, unchanged
 from distgrow.growth.controller import Controller
+from distgrow.growth.draws import draws_size
 from distgrow.tasks.task import Task, test_sets
 from distgrow.tracking.events import RESERVED
 
@@ -96,6 +97,8 @@ def has_batch_norm(module: nn.Module) -> bool:
 
 def smallest_micro(controller: Controller) -> int:
     """Return the rows of the smallest micro-batch of the run that the controller forecasts."""
+    if draws_size(controller.sampling):
+        return 1
     plans = (stride.plan for stride in controller.forecast())
     return min((plan.batch // plan.world // plan.accum for plan in plans), default=ROWS)
 
@@ -104,6 +107,8 @@ def _check_one_row(objective: WeightedLoss, row: Any, controller: Controller) ->
     """Check that the model trains on one row, as BatchNorm does if each row has several positions."""
     start, world, micro = controller.growth.start, controller.world, controller.max_micro
     where = f"growth.start={start} on {world} ranks with engine.max_micro={micro} has micro-batches of one row"
+    if draws_size(controller.sampling):
+        where = "sampling draws a random number of rows, so that some micro-batch has one row"
     try:
         with torch.no_grad():
             objective.train().loss(objective.model, row)

@@ -16,7 +16,7 @@ from distgrow.core.sparsity import Sparsity
 from distgrow.core.spec import Spec
 from distgrow.core.stages import Stages
 from distgrow.engine.asynchronous.spec import Async
-from distgrow.engine.compatible import check_compatible, check_extrapolation, check_prunes
+from distgrow.engine.compatible import check_compatible, check_drawn_sizes, check_extrapolation, check_prunes
 from distgrow.engine.spec import EngineSpec, Torch, most_rows
 from distgrow.growth.base import GrowthPolicy, Measure, with_rule
 from distgrow.growth.controller import Controller
@@ -81,6 +81,7 @@ class Settings(Spec):
         if self.extrapolate is not None:
             parts: dict[str, Any] = {"growth": self.growth, "optimizer": self.optimizer, "engine": self.engine}
             check_extrapolation(self.extrapolate, **parts, measuring=self.run.noise, budget=self.budget)
+        check_drawn_sizes(self.sampling, self.engine, self.extrapolate)
         check_prunes(self.sparsity, self.engine, self.extrapolate)
 
     def kept_in(self, path: str) -> Self:

@@ -158,6 +158,11 @@ def _check_parts(task: Task, settings: Settings) -> None:
             (check_training_set if name == "train" else check_rows_by_number)(dataset, name)
     if settings.sampling is not None:
         check_sampled(task.train)
+        if settings.sampling.draws_size and task.items is not None:
+            raise ConfigError(
+                f"sampling.kind={settings.sampling.name} divides by the planned batch, in samples, and items say that "
+                "the loss is a mean over something else: leave out items, or use sampling.kind=nice"
+            )
     for name, dataset in test_sets(task.test).items():
         check_rows_by_number(dataset, f"test[{name!r}]" if name else "test")
         if len(dataset) == 0:

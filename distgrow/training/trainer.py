@@ -269,7 +269,7 @@ class Trainer:
         """Log the step line of this update, unless run.log_every leaves it out. Only rank 0 has where to log it."""
         epoch = self.controller.epoch
         logs = self.run.logs((before.step, before.samples), (progress.step, progress.samples), epoch)
-        if self.world.rank > 0 or (outcome.applied and not logs):
+        if self.world.rank > 0 or not progress.samples or (outcome.applied and not logs):
             return
         rate = plan.batch / seconds if seconds > 0 else 0.0
         self.events.update(progress, plan, outcome, epoch=epoch, samples_per_s=rate)
