@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from distgrow.data.packed import Packed
     from distgrow.data.sharded import Files
     from distgrow.engine.asynchronous.spec import Async
+    from distgrow.engine.fsdp.spec import FSDP
     from distgrow.engine.spec import Torch
     from distgrow.growth.adascale import adascale
     from distgrow.growth.auto import auto
@@ -98,6 +99,7 @@ _HOMES = {
     "data.packed": "Packed",
     "data.sharded": "Files",
     "engine.asynchronous.spec": "Async",
+    "engine.fsdp.spec": "FSDP",
     "engine.spec": "Torch",
     "growth.adascale": "adascale",
     "growth.auto": "auto",

@@ -172,7 +172,7 @@ fit(model, loss, train, **COMMON, sparsity=sparsity(0.5))
 fit(nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10)), loss, train, **COMMON, init="runs/1")
 
 # %% engine
-# At most 16 rows at once: larger batches are accumulated. DeepSpeed(zero=2) shards the optimizer.
+# At most 16 rows at once: larger batches are accumulated. FSDP() shards the model, DeepSpeed(zero=1) the optimizer.
 fit(model, loss, train, **COMMON, engine=Torch(max_micro=16))
 
 # %% run

@@ -4,17 +4,18 @@ import contextlib
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from distgrow.checkpoint import pretrained
+from distgrow.checkpoint import pretrained, safetensors_file
 from distgrow.checkpoint.exported_run import Source, checkpoint, opened
 from distgrow.core.errors import ConfigError, RunError
 from distgrow.engine.deepspeed import shard_weights
 from distgrow.engine.deepspeed.shard_files import listed, restricted
+from distgrow.engine.fsdp import HEAD
 from distgrow.engine.state import serialised
 
 FILE = "model.safetensors"
@@ -24,7 +25,7 @@ FILE = "model.safetensors"
 class Weights:
     """Hold the state of a model, and the checkpoint that it is from."""
 
-    state: dict[str, Any]
+    state: Mapping[str, Any]
     checkpoint: Path  #: only its name counts if the run is in object storage
     damaged: tuple[str, ...] = ()  #: what is wrong with newer checkpoints
     place: str = ""  #: the checkpoint's path or URI, for messages
@@ -53,12 +54,14 @@ def export(
             if file is None and pretrained.kept(source.folder):
                 file = Path(target)
                 with appearing(file) as partial:
-                    pretrained.write(weights.state, source.folder.pretrained, partial)
+                    pretrained.write(dict(weights.state), source.folder.pretrained, partial)
                 return file, weights
             file = file or Path(target) / FILE
             with appearing(file.parent) as partial:
-                data = serialised(weights.state) if file.suffix == ".pt" else _safetensors(weights.state)
-                (partial / file.name).write_bytes(data)
+                if file.suffix == ".pt":
+                    (partial / file.name).write_bytes(serialised(dict(weights.state)))
+                else:
+                    safetensors_file.write(weights.state, partial / file.name, getattr(weights.state, "kind", None))
         except OSError as error:
             raise RunError(f"cannot write {file}: {error.strerror}; give another path, or free its own") from None
     return file, weights
@@ -127,7 +130,8 @@ def load_weights(
 def weights_of(run: str | Path, *, best: bool = False, average: bool = False, step: int | None = None) -> Weights:
     """Return the weights of a run's checkpoint, on the CPU; see `export`."""
     with opened(run) as source:
-        return _weights(source, best=best, average=average, step=step)
+        weights = _weights(source, best=best, average=average, step=step)
+        return replace(weights, state=dict(weights.state))
 
 
 def _weights(source: Source, *, best: bool, average: bool, step: int | None) -> Weights:
@@ -141,9 +145,14 @@ def _weights(source: Source, *, best: bool, average: bool, step: int | None) -> 
     return Weights(model, Path(source.store.where) / name, tuple(damaged), place)
 
 
-def _state(checkpoint: Path, *, average: bool) -> dict[str, Any]:
+def _state(checkpoint: Path, *, average: bool) -> Mapping[str, Any]:
     """Return the model's state in a checkpoint, or that with averages in it. It is empty if there are none."""
-    if "engine.pt" not in (listed(checkpoint) or ()):
+    files = listed(checkpoint) or ()
+    if HEAD in files:
+        from distgrow.engine.fsdp.weights import Weights as Sharded  # loads torch's DCP
+
+        return Sharded(checkpoint, average=average)
+    if "engine.pt" not in files:
         return shard_weights.weights(checkpoint, average=average)
     state = restricted(checkpoint / "engine.pt", ())
     model = {**state["model"], **state.get("evaluated", {})}  # the latter of optimizers with an evaluation mode
@@ -179,18 +188,6 @@ def _file(target: str | Path) -> Path | None:
     if path.suffix not in (".safetensors", ".pt"):
         raise ConfigError(f"{target}: weights are written to NAME.safetensors, NAME.pt or a folder; give one of these")
     return path
-
-
-def _safetensors(state: Mapping[str, Any]) -> bytes:
-    """Return tensors as safetensors, which knows no shared ones: each name gets its own copy."""
-    from safetensors.torch import save
-
-    others = [name for name, value in state.items() if not isinstance(value, Tensor)]
-    if others:
-        raise ConfigError(
-            f"safetensors hold tensors alone, and {others[0]} of the model's state is none; write NAME.pt"
-        )
-    return save({name: value.clone().contiguous() for name, value in state.items()}, metadata={"format": "pt"})
 
 
 def _listed(what: str, names: Sequence[str]) -> list[str]:

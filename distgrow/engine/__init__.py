@@ -1,6 +1,7 @@
-"""All that computes gradients and steps: torch, DDP, DeepSpeed and asynchronous workers, noise hooks and probes."""
+"""All that computes gradients and steps: torch, DDP, DeepSpeed, FSDP, asynchronous workers, noise hooks, probes."""
 
 from distgrow.engine.asynchronous.spec import Async
+from distgrow.engine.fsdp.spec import FSDP
 from distgrow.engine.spec import DeepSpeed, Engine, EngineSpec, Torch
 
-__all__ = ["Async", "DeepSpeed", "Engine", "EngineSpec", "Torch"]
+__all__ = ["FSDP", "Async", "DeepSpeed", "Engine", "EngineSpec", "Torch"]

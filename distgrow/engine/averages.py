@@ -52,6 +52,11 @@ class WeightAverage:
             if name in masks:
                 mean.mul_(masks[name])
 
+    @property
+    def names(self) -> list[str]:
+        """Return the tensors' names."""
+        return list(self._names)
+
     def state(self) -> dict[str, Tensor]:
         """Return the averages by the tensors' names; empty if no update was taken in yet."""
         return dict(zip(self._names, self._mean, strict=True)) if self.begun else {}

@@ -36,7 +36,7 @@ def checked_loss(loss: Any) -> Tensor:
     return loss
 
 
-MORE_MEMORY = "use more workers, a smaller model, or engine.kind=deepspeed with zero=3 or offload"
+MORE_MEMORY = "use more workers, a smaller model, engine.kind=fsdp, or deepspeed with zero=3"
 
 
 @contextmanager

@@ -63,7 +63,7 @@ def check_prunes(sparsity: Sparsity | None, engine: EngineSpec, extrapolate: Ext
         + (
             "has with zero=1, precision=float32 and without offloading alone: set these, or use engine.kind=torch, or "
             if isinstance(engine, DeepSpeed)
-            else "does not send to its workers: use engine.kind=torch, or "
+            else "does not have: use engine.kind=torch, or "
         )
         + "leave out sparsity"
     )

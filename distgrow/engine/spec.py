@@ -14,6 +14,7 @@ from distgrow.core.progress import Outcome, Withdrawn
 from distgrow.core.sparsity import Sparsity
 from distgrow.core.spec import PosFloat, PosInt, Spec, default_kind
 from distgrow.engine.asynchronous.spec import Async
+from distgrow.engine.fsdp.spec import FSDP
 from distgrow.optim import OptimizerSpec
 
 if TYPE_CHECKING:
@@ -276,4 +277,4 @@ class DeepSpeed(Spec):
         return engine
 
 
-EngineSpec = Annotated[Torch | DeepSpeed | Async, Field(discriminator="kind"), default_kind("torch")]
+EngineSpec = Annotated[Torch | DeepSpeed | FSDP | Async, Field(discriminator="kind"), default_kind("torch")]

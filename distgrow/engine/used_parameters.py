@@ -14,11 +14,11 @@ class UsedParameters:
     """Watch which parameters get a gradient.
 
     DeepSpeed reduces gradients in the order in which they come. If ranks, or micro-batches of a rank, use different
-    parameters, it adds up gradients of different ones, and says so only if their sizes differ.
+    parameters, it adds up gradients of different ones, and says so only if their sizes differ. So does fully_shard.
     """
 
-    def __init__(self, named: Mapping[str, nn.Parameter], world: World) -> None:
-        self._names, self._world = list(named), world
+    def __init__(self, named: Mapping[str, nn.Parameter], world: World, kind: str = "deepspeed") -> None:
+        self._names, self._world, self._kind = list(named), world, kind
         self._seen = set[int]()  # of the micro-batch under way
         self._first: set[int] | None = None
         self._agreed = False
@@ -67,8 +67,9 @@ class UsedParameters:
         names = [self._names[k] for k in sorted(used ^ self._seen)]
         shown = ", ".join(names[:5]) + (" …" if len(names) > 5 else "")
         raise ConfigError(
-            f"the loss depends on {shown} in some micro-batches alone, which engine.kind=deepspeed cannot reduce: use "
-            "engine={kind: torch, find_unused: true}, or let every parameter take part, as loss + 0 * parameter.sum()"
+            f"the loss depends on {shown} in some micro-batches alone, which engine.kind={self._kind} cannot reduce"
+            f": use engine={{kind: {'fsdp' if self._kind == 'fsdp' else 'torch'}, find_unused: true}}, or let every "
+            "parameter take part, as loss + 0 * parameter.sum()"
         )
 
 

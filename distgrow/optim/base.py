@@ -32,6 +32,9 @@ class OptimizerSpec(Spec, ABC):
     """How the learning rate follows a growing batch, if neither `lr.rule` nor the policy says. None: as √b."""
     per_tensor: ClassVar[bool] = False
     """Whether a step uses a norm, or the shape, of a whole parameter; ZeRO's flat shards have neither."""
+    joins: ClassVar[bool] = False
+    """Whether its steps can be made on rows of parameters, as its torch optimizer has `joined` to ask other ranks; see
+    distgrow.optim.joined."""
     goes_by_parts: ClassVar[bool] = False
     """Whether steps use the norms of the gradients of single micro-batches, which are then measured. The torch
     optimizer has a method `see` for them."""

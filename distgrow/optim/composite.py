@@ -1,6 +1,6 @@
 """Composite: several torch optimizers as one, each over its own parameters."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,12 +17,12 @@ class Composite(torch.optim.Optimizer):
         """
         self.optimizers = list(optimizers)
         super().__init__(self._groups(), dict(self.optimizers[0].defaults))
-        self._join()
+        self.join()
 
     def _groups(self) -> list[dict[str, Any]]:
         return [group for optimizer in self.optimizers for group in optimizer.param_groups]
 
-    def _join(self) -> None:
+    def join(self) -> None:
         """Show the groups and states that the optimizers have now."""
         self.param_groups = self._groups()
         self.state = _States(self.optimizers)  # pyright: ignore[reportAttributeAccessIssue]
@@ -57,7 +57,7 @@ class Composite(torch.optim.Optimizer):
             raise ValueError(f"it holds {len(states)} optimizers, of which there are {len(self.optimizers)} now")
         for optimizer, state in zip(self.optimizers, states, strict=True):
             optimizer.load_state_dict(state)
-        self._join()
+        self.join()
 
 
 class _States:
@@ -83,6 +83,15 @@ class _States:
     def values(self) -> Iterator[dict[str, Any]]:
         """Yield the states of all parameters that have one."""
         return (state for optimizer in self._optimizers for state in optimizer.state.values())
+
+
+def repoint(optimizer: torch.optim.Optimizer, parameters: Mapping[int, torch.Tensor]) -> None:
+    """Let an optimizer that has made no step train others in place of its parameters, which are given by their id."""
+    for one in getattr(optimizer, "optimizers", [optimizer]):
+        for group in one.param_groups:
+            group["params"] = [parameters[id(parameter)] for parameter in group["params"]]
+    if isinstance(optimizer, Composite):
+        optimizer.join()
 
 
 def has_modes(optimizer: torch.optim.Optimizer) -> bool:

@@ -1,6 +1,6 @@
 """LAMB."""
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 class LAMB(Layerwise):
     """Adam whose step of each parameter is as long as the learning rate times the parameter (You et al. 2019)."""
+
+    joins: ClassVar[bool] = True
 
     kind: Literal["lamb"] = "lamb"
     clip: PosFloat | None = 1.0

@@ -21,6 +21,8 @@ class LARS(Layerwise):
     l2: ClassVar[bool] = True
     undamped: ClassVar[bool] = True
 
+    joins: ClassVar[bool] = True
+
     kind: Literal["lars"] = "lars"
     trust: PosFloat = 0.001
     """ϑ: a step's length at learning rate 1, as a share of the parameter's norm."""

@@ -20,6 +20,7 @@ class Muon(OptimizerSpec):
     """torch.optim.Muon for matrices. AdamW trains vectors, convolutions, embeddings and what `exclude` names."""
 
     per_tensor: ClassVar[bool] = True
+    joins: ClassVar[bool] = True
     always_shown: ClassVar[bool] = True
 
     kind: Literal["muon"] = "muon"
@@ -65,8 +66,7 @@ class Muon(OptimizerSpec):
         Raises:
             ConfigError: No matrix is left for Muon, or a group, or a name that is excluded, has no parameter.
         """
-        import torch
-
+        from distgrow.optim import joined
         from distgrow.optim.composite import Composite
 
         matrices, others = self._parted(named, model)
@@ -75,7 +75,7 @@ class Muon(OptimizerSpec):
                 "optimizer.kind=muon finds no matrix to train: all parameters are vectors, convolutions, embeddings "
                 "or named by optimizer.exclude; use optimizer.kind=adamw"
             )
-        muon = torch.optim.Muon(
+        muon = joined.Muon(
             [group.for_torch() for group in matrices], lr=0.0, weight_decay=self.weight_decay, momentum=self.momentum,
             nesterov=self.nesterov, ns_steps=self.ns_steps, adjust_lr_fn=self.adjust,
         )  # fmt: skip

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from distgrow.optim.base import parameters_of
 from distgrow.optim.direction import real
+from distgrow.optim.joined import Joined
 from distgrow.optim.layerwise import TRUSTED
 from distgrow.optim.layout import one_layout
 
@@ -20,6 +21,8 @@ _MEANS = ("square_sum", "square_weight")
 
 class _TrustRatio(torch.optim.Optimizer, ABC):
     """Step group by group; a subclass gives `_step`."""
+
+    joined: Joined | None = None  #: None: parameters are whole
 
     def __init__(self, groups: list[Group], **settings: Any) -> None:
         super().__init__(groups, {"lr": 0.0, "weight_decay": 0.0, "max_ratio": None, TRUSTED: True, **settings})
@@ -47,6 +50,11 @@ class _TrustRatio(torch.optim.Optimizer, ABC):
     def _begin(self, state: dict[str, Any], parameter: Tensor) -> None:
         """Add what else a parameter keeps from its first step on."""
 
+    def _norms(self, tensors: list[Any]) -> Tensor:
+        """Return the norm of each whole tensor, in single precision at least."""
+        norms = _norms(tensors)
+        return norms if self.joined is None else self.joined.norms(norms)
+
     def _momentum(self, given: list[Tensor], steps: list[Tensor], group: Group, *, lr: float, decay: float) -> None:
         """Make SGD's step v ← m·v + step + βw, w ← w − γv; v begins as the first step."""
         momentum, weights = group["momentum"], [real(p) for p in given]
@@ -71,7 +79,7 @@ class LARS(_TrustRatio):
         if not group[TRUSTED]:
             self._momentum(given, gradients, group, lr=group["lr"], decay=decay)
             return
-        size, gradient = _norms(given), _norms(gradients)
+        size, gradient = self._norms(given), self._norms(gradients)
         ratio = group["trust"] * size / (gradient + decay * size + group["eps"])
         ratios = _limited(ratio, size * gradient == 0, group)
         steps = _scaled(_decayed(gradients, given, decay), ratios)
@@ -95,7 +103,7 @@ class CLARS(_TrustRatio):
             keep: What the weights of earlier batches are multiplied by.
             clipped: What the gradients that the parameters have now were multiplied by.
         """
-        whole = _norms([parameter.grad for parameter in parts_sq]).div_(clipped).square_()
+        whole = self._norms([parameter.grad for parameter in parts_sq]).div_(clipped).square_()
         between = torch.stack(list(parts_sq.values())) - whole
         variance = between.mul_(batch / (parts - 1))  # tr Σ without bias, whatever sizes the parts have
         squares = whole + variance * (1 - 1 / batch)  # |G|² + tr Σ with |G|² = |g|² − tr Σ/batch
@@ -119,7 +127,7 @@ class CLARS(_TrustRatio):
         if not group[TRUSTED]:
             self._momentum(given, gradients, group, lr=group["lr"], decay=decay)
             return
-        size, spread = _norms(given), self._spread(given, gradients)
+        size, spread = self._norms(given), self._spread(given, gradients)
         ratio = group["trust"] * size / (spread + group["eps"])
         kept = self._buffers(given, "momentum_buffer")[0] if group["momentum"] else []
         steps = _accumulated(kept, _decayed(gradients, given, decay), group["momentum"])
@@ -127,7 +135,7 @@ class CLARS(_TrustRatio):
 
     def _spread(self, given: list[Tensor], gradients: list[Tensor]) -> Tensor:
         """Return a, one number a parameter."""
-        norms = _norms(gradients).unbind()
+        norms = self._norms(gradients).unbind()
         states = [self.state[parameter] for parameter in given]
         seen = [(s["square_sum"] / s["square_weight"]).sqrt() if "square_sum" in s else None for s in states]
         return torch.stack([norm if a is None else a for a, norm in zip(seen, norms, strict=True)])
@@ -142,7 +150,7 @@ class LAMB(_TrustRatio):
     def _step(self, given: list[Tensor], group: Group) -> None:
         steps = _decayed(self._adam(given, group), given, group["weight_decay"])
         if group[TRUSTED]:
-            size, step = _norms(given), _norms(steps)
+            size, step = self._norms(given), self._norms(steps)
             steps = _scaled(steps, _limited(size / step, size * step == 0, group))
         _move(given, steps, group["lr"])
 

@@ -15,6 +15,12 @@ FREE = (
     "engine.workers",
     "engine.wait_s",
     "engine.resources",
+    "engine.wrap",
+    "engine.shard",
+    "engine.replicas",
+    "engine.reduce",
+    "engine.offload",
+    "engine.checkpoint_blocks",
     "run",
 )
 

@@ -18,6 +18,7 @@ from distgrow.core.scaling import Group
 from distgrow.core.sparsity import Sparsity
 from distgrow.core.stages import Stages
 from distgrow.engine.asynchronous.spec import Async
+from distgrow.engine.fsdp.spec import FSDP
 from distgrow.engine.spec import DeepSpeed, Torch
 from distgrow.growth.base import GrowthPolicy
 from distgrow.optim import OptimizerSpec
@@ -42,7 +43,7 @@ _SPECS: Mapping[str, tuple[tuple[type, ...], bool, str]] = {
     "extrapolate": ((Extrapolate,), True, "an extrapolation, such as Extrapolate(kind='past', rate=0.05)"),
     "sparsity": ((Sparsity,), True, "a sparsity, such as sparsity(0.8)"),
     "init": ((Init, str, Path), True, "a run's folder, a file of weights, or init_from('runs/first')"),
-    "engine": ((Torch, DeepSpeed, Async), True, "an engine, such as Torch(max_micro=64)"),
+    "engine": ((Torch, DeepSpeed, FSDP, Async), True, "an engine, such as Torch(max_micro=64)"),
     "run": ((RunSpec,), True, "a RunSpec, such as RunSpec(dir='runs/first')"),
 }
 

@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import shutil
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ def trained(folder: Path, *engines: str) -> Found:
     return folder, torch.load(folder / "found.pt", weights_only=True)
 
 
-def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
+def same(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
     return a.keys() == b.keys() and all(a[k].dtype == b[k].dtype and torch.equal(a[k], b[k]) for k in a)
 
 

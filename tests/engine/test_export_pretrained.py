@@ -105,7 +105,7 @@ def test_a_run_in_object_storage_is_exported_by_its_uri_or_by_its_folder(tmp_pat
         export(run, tmp_path / f"out{k}")
         loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / f"out{k}")
         assert same(loaded.state_dict(), model.state_dict())
-        assert same(weights_of(run).state, model.state_dict())
+        assert same(dict(weights_of(run).state), model.state_dict())
     newest = max((tmp_path / "store/run/checkpoints").iterdir())
     (newest / "engine.pt").write_bytes(b"")
     with pytest.raises(ConfigError, match="engine.pt does not match its digest"):

@@ -1,0 +1,248 @@
+"""The FSDP engine: torch's fully_shard under distgrow's own accumulation; decides nothing about batch or rate."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distgrow.core.errors import ConfigError, TrainingFailed
+from distgrow.core.plan import Plan
+from distgrow.distributed.world import World
+from distgrow.engine.batches import MORE_MEMORY, Buffers, Loss, Metrics, map_leaves, place, ran_out_of_memory
+from distgrow.engine.clipping import clip_over_items
+from distgrow.engine.fsdp.mesh import mesh_of
+from distgrow.engine.fsdp.shards import Rows, Shards, check_parameters, give_back
+from distgrow.engine.fsdp.spec import FSDP
+from distgrow.engine.fsdp.state import State
+from distgrow.engine.fsdp.wrap import Undo, checkpoint_in_place, chosen, compile_units, units_of
+from distgrow.engine.functional import FunctionalObjective
+from distgrow.engine.items import Items
+from distgrow.engine.noise.hooks import MicroBatchNorms, StepProducts
+from distgrow.engine.objective import WeightedLoss, empty_copy
+from distgrow.engine.stats import MakeStats, UpdateStats, check_agreed
+from distgrow.engine.update import AccumulatingEngine, Applied
+from distgrow.engine.used_parameters import UsedParameters
+from distgrow.optim import OptimizerSpec
+from distgrow.optim.at_growth import assign, reset_moments
+from distgrow.optim.composite import has_modes, repoint
+
+
+class FSDPEngine(AccumulatingEngine):
+    """Train with parameters, gradients and optimizer state in shards."""
+
+    sharded = True
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        *,
+        metrics: Metrics | None,
+        spec: FSDP,
+        optimizer: OptimizerSpec,
+        world: World,
+        items: Items | None = None,
+    ) -> None:
+        if spec.offload and world.device.type == "cpu":
+            raise ConfigError("engine.offload=true keeps shards in the host's memory for a GPU, and there is none here")
+        self.spec, self._empty = spec, empty_copy(model, loss)
+        super().__init__(model, loss, metrics=metrics, optimizer=optimizer, world=world, items=items)
+        root = _Root(model, loss).train()
+        named = dict(root.named_parameters())
+        check_parameters(named)
+        mesh, units = mesh_of(spec, world), units_of(model, spec.wrap)
+        world.share([tensor.detach() for tensor in (*named.values(), *root.buffers())])
+        self.optimizer = optimizer.ready(self._objective.named(), model)
+        if has_modes(self.optimizer):
+            raise ConfigError(
+                f"optimizer.kind={optimizer.name} evaluates at other parameters than it trains, which engine.kind=fsdp "
+                "does not: use engine.kind=torch"
+            )
+        self._undo = Undo(root)
+        self._prepare(root, units)
+        self._shards = Shards(root, [unit for _, unit in units], spec, mesh)
+        repoint(self.optimizer, {id(p): self._shards.local[name] for name, p in named.items()})
+        for one in getattr(self.optimizer, "optimizers", [self.optimizer]):
+            if optimizer.joins and hasattr(one, "joined"):
+                one.joined = Rows(self._shards)
+        self._root = self._objective = root
+        self._watch(optimizer, items)
+        self._state = State(root, self.optimizer, self._shards)
+
+    def _prepare(self, root: "_Root", units: list[tuple[str, nn.Module]]) -> None:
+        """Do to units what comes before they are cut."""
+        for unit in chosen(units, self.spec.checkpoint_blocks):
+            checkpoint_in_place(unit)
+        if self.spec.compile:
+            compile_units(units, root.model)
+        if self.spec.precision == "bfloat16":
+            root.model.register_forward_hook(lambda _, given, returned: map_leaves(_single, returned))
+
+    def _watch(self, optimizer: OptimizerSpec, items: Items | None) -> None:
+        """Measure and check what parameters get while they are gathered."""
+        whole = self._shards.whole
+        self._parameters, self._buffers = list(whole.values()), Buffers(self._root)
+        self._norms = MicroBatchNorms(self._parameters, self.world.size)
+        self._products = _ShardProducts(optimizer, self._shards.replicas)
+        trained = {name.removeprefix("model."): p for name, p in whole.items() if p.requires_grad}
+        self._used = None if self.spec.find_unused else UsedParameters(trained, self.world, "fsdp")
+        evaluated = self._metrics
+        self._metrics = lambda model, batch: self._root(None, 0.0, call=partial(evaluated, model, batch))
+        self._last: Any = None  # with items, the last micro-batch
+        self._counted: Any = None  # the last of those that count something
+        if items is not None and isinstance(self._loss, nn.Module) and list(self._loss.parameters()):
+            raise ConfigError("items and a loss with parameters of its own need engine.kind=torch")
+
+    # ── an update ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    def backward(self, plan: Plan, batch: Any, weight: float, stats: MakeStats | None) -> Tensor | None:
+        """See AccumulatingEngine. The last backward averages over ranks."""
+        if self._items is not None:
+            self._last, self._counted = batch, batch if weight else self._counted
+        self._shards.sync(last=stats is not None)
+        with self._no_way_back(plan.micro):
+            loss = self._root(self.place(batch), weight) if weight else self._nothing()
+            if weight:
+                self.check_leaves(loss)
+            if self._used is not None:
+                self._used.begin()
+            loss.backward()
+            if self._used is not None:
+                self._used.end()
+        return loss.detach().float()
+
+    def _nothing(self) -> Tensor:
+        """Return 0 through all that has a gradient, in place of a loss that may be 0/0: ranks gather together."""
+        if self._counted is not None:
+            return self._root(self.place(self._counted), 0.0)
+        return self._root(self.place(self._last), 0.0, without_loss=True)
+
+    def skip(self, *, last: bool) -> None:
+        """See AccumulatingEngine; no rank goes on once memory did not hold a micro-batch."""
+        raise AssertionError("a lack of memory ends the run")
+
+    def apply(self, plan: Plan, stats: UpdateStats) -> Applied:
+        """See AccumulatingEngine."""
+        try:
+            with torch.no_grad(), self._no_way_back(plan.micro):
+                return self._apply(plan, stats)
+        finally:
+            self._shards.forget()
+
+    def _apply(self, plan: Plan, stats: UpdateStats) -> Applied:
+        reduced, grad_norm = self._reduced(plan, stats)
+        weight = reduced.weight if self._items is not None else 1.0
+        grad_norm = clip_over_items(list(self._shards.local.values()), self._optimizer_spec.clip, weight, grad_norm)
+        if not math.isfinite(grad_norm):
+            return Applied(stats=reduced, grad_norm=grad_norm, applied=False)
+        self._products.before_step(self.optimizer)
+        self._products.fetch()
+        assign(self.optimizer.param_groups, plan)
+        if plan.optimizer is not None and plan.optimizer.reset:
+            reset_moments(self.optimizer)
+        self.optimizer.step()
+        self._products.after_step(self.optimizer)
+        return Applied(stats=reduced, grad_norm=grad_norm, applied=True)
+
+    def _reduced(self, plan: Plan, stats: UpdateStats) -> tuple[UpdateStats, float]:
+        """Return the means of `stats` over ranks, and the norm of the gradient, all by one sum."""
+        gradients = self._shards.take_gradients()
+        norms = torch.stack(torch._foreach_norm(gradients)) if gradients else torch.zeros(1)  # pyright: ignore[reportPrivateImportUsage]
+        square = float(norms.double().square().sum())
+        means = [value / self.world.size for value in stats.numbers()]
+        *numbers, square = self.world.sum([*means, square / self._shards.replicas])
+        reduced = UpdateStats.unpack(numbers, len(stats.votes))
+        check_agreed(plan, reduced, self.world)
+        if self._used is not None:
+            self._used.agree()
+        return reduced, math.sqrt(square) if square >= 0 else math.nan
+
+    @contextmanager
+    def _no_way_back(self, micro: int) -> Iterator[None]:
+        """TrainingFailed where memory does not hold what ranks do together here: the others cannot be called back."""
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            if not ran_out_of_memory(error):
+                raise
+            raise TrainingFailed(
+                f"rank {self.world.rank} ran out of memory with micro-batches of {micro} rows, within a step that "
+                "engine.kind=fsdp cannot repeat; "
+                + (f"set engine.max_micro={micro // 2} and go on with --resume" if micro > 1 else MORE_MEMORY)
+            ) from error
+
+    # ── beside updates ──────────────────────────────────────────────────────────────────────────────────────────
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """See AccumulatingEngine; not inference mode, as gathered tensors are used in training again."""
+        with torch.no_grad():
+            yield
+        self._shards.rest()
+
+    def averaged(self) -> dict[str, Tensor]:
+        """See AccumulatingEngine: shards, in the precision of steps."""
+        shards = {name: shard.detach() for name, shard in self._shards.local.items() if shard.requires_grad}
+        return {**shards, **dict(self._root.named_buffers())}
+
+    def functional(self) -> FunctionalObjective:
+        """See Engine; every rank gathers all parameters."""
+        return FunctionalObjective(
+            self._empty,
+            parameters={name: self._shards.gathered(name) for name in self._shards.cut},
+            buffers=dict(self._root.named_buffers()),
+            penalties=self._penalties,
+            world=self.world,
+        )
+
+    def snapshot(self) -> dict[str, bytes]:
+        """See Engine; every rank holds its shards."""
+        return self._state.snapshot(self._average, first=self.world.rank == 0)
+
+    def load(self, folder: Path) -> None:
+        """See Engine."""
+        self._state.load(folder, self.average, self.world)
+
+    def close(self) -> None:
+        """See Engine; every rank gathers all parameters."""
+        self._norms.close()
+        if self._used is not None:
+            self._used.close()
+        whole = {name: self._shards.gathered(name) for name in self._shards.cut}
+        self._undo()
+        give_back(self._root, whole, self._shards.cut)
+
+    def place(self, batch: Any) -> Any:
+        """See AccumulatingEngine."""
+        return place(batch, self.world.device, torch.bfloat16 if self.spec.precision == "bfloat16" else None)
+
+
+class _Root(WeightedLoss):
+    """WeightedLoss that all forwards go through: fully_shard has one root."""
+
+    def forward(self, batch: Any, weight: float, *, without_loss: bool = False, call: Any = None) -> Any:
+        """See WeightedLoss; `call` is called in place of the loss."""
+        return super().forward(batch, weight, without_loss=without_loss) if call is None else call()
+
+
+class _ShardProducts(StepProducts):
+    """StepProducts of shards that several ranks hold."""
+
+    def __init__(self, spec: OptimizerSpec, replicas: int) -> None:
+        super().__init__(spec)
+        self._replicas = replicas
+
+    def results(self, grad_norm: float) -> tuple[float, float]:
+        """See StepProducts; a rank counts for its share of those that hold the same."""
+        penalty, product = super().results(grad_norm)
+        return penalty / self._replicas, product / self._replicas
+
+
+def _single(leaf: Any) -> Any:
+    """Return a leaf of what a model returns in single precision."""
+    return leaf.float() if isinstance(leaf, Tensor) and leaf.dtype == torch.bfloat16 else leaf

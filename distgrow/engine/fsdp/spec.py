@@ -1,0 +1,130 @@
+"""FSDP: the settings of torch's fully_shard, and what goes with them; importing this loads no torch."""
+
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import field_validator, model_validator
+
+from distgrow.core.errors import ConfigError
+from distgrow.core.extrapolate import Extrapolate
+from distgrow.core.sparsity import Sparsity
+from distgrow.core.spec import PosInt, Spec
+from distgrow.optim import OptimizerSpec
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from distgrow.distributed.world import World
+    from distgrow.engine.batches import Loss, Metrics
+    from distgrow.engine.items import Items, Tokens
+    from distgrow.engine.spec import Engine
+
+
+class FSDP(Spec):
+    """torch's fully_shard (FSDP2): parameters, gradients and optimizer state are cut into shards, unit by unit."""
+
+    needs_group: ClassVar[bool] = True
+    delay: ClassVar[int] = 0
+    tests_progress: ClassVar[bool] = True
+    preconditions: ClassVar[bool] = False
+    measures_parameters: ClassVar[bool] = False
+    resizes_average: ClassVar[bool] = True
+    extrapolates: ClassVar[bool] = False
+    prunes: ClassVar[bool] = False
+    kind: Literal["fsdp"] = "fsdp"
+    wrap: Literal["auto"] | list[str] = "auto"
+    """Classes whose modules are units: a unit's parameters are gathered together. auto: the block that the model
+    repeats. What is in no unit is gathered with the whole model."""
+    shard: Literal["full", "grad_op", "hybrid"] = "full"
+    """full: parameters are gathered anew for backward, and for each micro-batch. grad_op: they stay whole from the
+    first forward of an update to its last backward. hybrid: as full within a host, with a replica on each host."""
+    replicas: PosInt | None = None
+    """hybrid: how many times the parameters are held, by equally many ranks each. Default: once a host."""
+    reduce: Literal["last", "every"] = "last"
+    """last: gradients are reduced once an update, and until then a rank holds whole ones. every: after each
+    micro-batch, so that a rank holds its shard of them alone."""
+    max_micro: PosInt = 64
+    """Rows of a micro-batch, at most; a batch that needs more is accumulated."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16: gathered parameters and activations; shards, reductions and steps stay in float32."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: the GPU of the local rank where there is one."""
+    offload: bool = False
+    """Keep shards, their gradients and the optimizer's state in the host's memory; it needs a GPU."""
+    checkpoint_blocks: Literal["none", "all", "second"] = "none"
+    """Units whose activations are computed again in backward: none, all, or every second."""
+    compile: bool = False
+    """torch.compile each unit; a micro-batch that grows is compiled again, so hold it fixed by a low max_micro."""
+    find_unused: bool = False
+    """Let ranks go on when a parameter takes part in the loss of some micro-batches only: others send zeros for it."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _knows_what_is_asked(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("max_micro") == "auto":
+            raise ConfigError(
+                "max_micro=auto cannot be measured with engine.kind=fsdp, whose ranks cannot go on once one is out of "
+                "memory; give max_micro a number"
+            )
+        if isinstance(values, dict) and values.get("delay"):
+            raise ConfigError(
+                f"delay={values['delay']} is unknown to engine.kind=fsdp, which applies gradients at once: use "
+                "engine.kind=torch, or leave delay out"
+            )
+        return values
+
+    @field_validator("wrap", mode="before")
+    @classmethod
+    def _is_a_list(cls, value: Any) -> Any:
+        if isinstance(value, str) and value != "auto":
+            raise ConfigError(f"wrap={value} must be auto or a list of class names: wrap=[{value}]")
+        if isinstance(value, list) and not value:
+            raise ConfigError("wrap=[] names no class: give some, such as wrap=[Block], or auto")
+        return value
+
+    @model_validator(mode="after")
+    def _replicates_by_hybrid(self) -> "FSDP":
+        if self.replicas is not None and self.shard != "hybrid":
+            raise ConfigError(
+                f"replicas={self.replicas} needs shard=hybrid, which holds the parameters several times; "
+                f"shard={self.shard} holds them once"
+            )
+        return self
+
+    def check_optimizer(self, optimizer: OptimizerSpec) -> None:
+        """Check that it can make the optimizer's steps.
+
+        Raises:
+            ConfigError: It cannot: a rank's optimizer sees some rows of each parameter alone.
+        """
+        if not optimizer.joins and (fault := optimizer.sharded_fault()):
+            raise ConfigError(
+                f"optimizer.kind={optimizer.name} {fault}, of which engine.kind=fsdp gives each rank some rows: its "
+                "steps would be other ones; use engine.kind=torch, or an optimizer.kind such as adamw, muon or lamb"
+            )
+
+    def resizes(self, optimizer: OptimizerSpec) -> bool:
+        """Return whether a checkpoint goes on with another number of ranks: torch's DCP cuts it anew."""
+        return True
+
+    def build(
+        self,
+        model: "nn.Module",
+        loss: "Loss",
+        *,
+        metrics: "Metrics | None",
+        optimizer: OptimizerSpec,
+        world: "World",
+        items: "Items | None" = None,
+        tokens: "Tokens | None" = None,
+        extrapolate: Extrapolate | None = None,
+        sparsity: Sparsity | None = None,
+    ) -> "Engine":
+        """Build the engine on this rank. Collective: every rank must call."""
+        from distgrow.engine.fsdp.engine import FSDPEngine
+
+        self.check_optimizer(optimizer)
+        assert extrapolate is None, "check_extrapolation refuses it"
+        assert sparsity is None or not sparsity.target, "check_prunes refuses it"
+        engine = FSDPEngine(model, loss, metrics=metrics, spec=self, optimizer=optimizer, world=world, items=items)
+        engine.tokens = items if tokens is None else tokens
+        return engine
