@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup demo test test-faults test-slow test-gpu check docs picture format bench bench-quick clean
+.PHONY: help setup demo test test-faults test-slow test-gpu check docs picture format bench bench-gpu bench-quick clean
 
 help:
 	@echo "make demo     set up, train the digits, write a report"
@@ -15,6 +15,7 @@ help:
 	@echo "make picture  take the picture of the demo's report again"
 	@echo "make format   format the code"
 	@echo "make bench    all benchmarks, their tables into benchmarks/README.md (hours)"
+	@echo "make bench-gpu  the benchmark of one GPU, its tables into benchmarks/README.md (ten minutes)"
 	@echo "make bench-quick  all benchmarks, as a smoke test in minutes"
 	@echo "make clean    remove .venv and what the demo wrote"
 
@@ -74,6 +75,9 @@ format: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/suite.py
+
+bench-gpu: $(READY)
+	$(BIN)/python benchmarks/suite.py --only gpu
 
 bench-quick: $(READY)
 	$(BIN)/python benchmarks/suite.py --quick

@@ -21,7 +21,7 @@ from distgrow.core.progress import Outcome, Progress
 from distgrow.core.stages import Stages
 from distgrow.data import datasets
 from distgrow.distributed.world import World
-from distgrow.engine.spec import DeepSpeed, EngineSpec, most_rows
+from distgrow.engine.spec import DeepSpeed, EngineSpec, Torch, most_rows
 from distgrow.growth import Growth
 from distgrow.growth.base import Measure
 from distgrow.growth.controller import Controller
@@ -31,6 +31,8 @@ from distgrow.optim.sgd import SGD
 from distgrow.run.folder import RunFolder
 from distgrow.run.stop import StopRequests
 from distgrow.tasks import models
+from distgrow.tasks.architectures import GPT, Tokens
+from distgrow.tasks.language import flops_per_token
 from distgrow.tasks.task import Task
 from distgrow.tracking.base import NullTracker
 from distgrow.tracking.jsonl import JSONL
@@ -38,7 +40,11 @@ from distgrow.training.spec import RunSpec
 from distgrow.training.trainer import Result, Trainer
 
 LR_BASE = 0.02
-Model = Literal["cnn", "mlp"]
+Model = Literal["cnn", "mlp", "resnet18", "gpt"]
+#: Tokens of a row of the GPT, and its sizes: 30 million parameters, or a few thousand for smoke runs.
+LENGTH, SMALL_LENGTH = 512, 16
+SHAPE: dict[str, Any] = {"layers": 8, "width": 512, "heads": 8, "positions": "rotary", "mlp": "swiglu"}
+SMALL_SHAPE: dict[str, Any] = {**SHAPE, "layers": 2, "width": 32, "heads": 2}
 
 
 class Loop(Protocol):
@@ -61,20 +67,42 @@ def cnn() -> nn.Module:
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * 4 * 4, 10))
 
 
-def build(model: Model) -> Task:
-    """The digits in memory, for the CNN enlarged to (3, 32, 32)."""
+def build(model: Model, *, small: bool = False) -> Task:
+    """The digits in memory, enlarged to (3, 32, 32) but for the MLP; for the GPT, random tokens.
+
+    `small`: the ResNet has 8 layers and the GPT a few thousand parameters.
+    """
     torch.manual_seed(0)
-    train, _ = datasets.digits()
+    if model == "gpt":
+        return _gpt(small=small)
+    train, test = datasets.digits()
     if model == "mlp":
         return Task(model=models.mlp(64, [128, 64], 10), loss=cross_entropy, train=train)
-    images = F.interpolate(train.inputs, scale_factor=4).expand(-1, 3, -1, -1).contiguous()
-    return Task(model=cnn(), loss=cross_entropy, train=datasets.Arrays(images, train.labels))
+    widths, blocks = ([16, 32, 64], 1) if small else ([64, 128, 256, 512], 2)
+    images = cnn() if model == "cnn" else models.resnet(3, 10, widths=widths, blocks=blocks, norm=models.batch_norm)
+    return Task(model=images, loss=cross_entropy, train=enlarged(train), test=enlarged(test))
+
+
+def enlarged(digits: datasets.Arrays) -> datasets.Arrays:
+    """The digits in the shape of CIFAR's images."""
+    images = F.interpolate(digits.inputs, scale_factor=4).expand(-1, 3, -1, -1).contiguous()
+    return datasets.Arrays(images, digits.labels)
+
+
+def _gpt(*, small: bool) -> Task:
+    length, shape = (SMALL_LENGTH, SMALL_SHAPE) if small else (LENGTH, SHAPE)
+    vocabulary, rows = (64, 256) if small else (8192, 2048)
+    tokens = torch.randint(vocabulary, (rows, length + 1))
+    model = GPT(**shape).build(Tokens(length=length, vocabulary=vocabulary))
+    flops = flops_per_token(model, layers=shape["layers"], width=shape["width"], length=length)
+    data = datasets.Arrays(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
+    return Task(model=model, loss=cross_entropy, train=data, tokens=length, flops_per_token=flops)
 
 
 def cross_entropy(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    """Mean over the rows."""
+    """Mean over the rows, or over their tokens."""
     inputs, labels = batch
-    return F.cross_entropy(model(inputs), labels)
+    return F.cross_entropy(model(inputs).flatten(0, -2), labels.flatten())
 
 
 def torchs(optimizer: str, task: Task) -> torch.optim.Optimizer:
@@ -104,11 +132,17 @@ class Rows:
 
 
 class Bare:
-    """The loop that one writes by hand: DDP and no_sync."""
+    """The loop that one writes by hand: DDP and no_sync, autocast and compilation as `engine` has them."""
 
-    def __init__(self, task: Task, world: World, *, optimizer: str = "SGD", logging: bool = False) -> None:
-        self.logging, self.rows = logging, Rows(task, world)
-        self.model = task.model
+    def __init__(
+        self, task: Task, world: World, *, engine: Torch | None = None, optimizer: str = "SGD", logging: bool = False
+    ) -> None:
+        engine = engine or Torch()
+        self.logging, self.rows, self.device = logging, Rows(task, world), world.device
+        self.model, self.loss = task.model.to(world.device), task.loss
+        self.half = engine.precision == "bfloat16"
+        if engine.compile:
+            self.model.compile()
         self.ddp = DistributedDataParallel(task.model, gradient_as_bucket_view=True) if world.size > 1 else None
         self.optimizer = torchs(optimizer, task)
         self.losses: list[float] = []
@@ -123,8 +157,10 @@ class Bare:
             for k in range(accum):
                 batch = rows[k * micro : (k + 1) * micro]
                 quiet = self.ddp.no_sync() if self.ddp is not None and k < accum - 1 else nullcontext()
+                inputs, labels = self.rows.inputs[batch].to(self.device), self.rows.labels[batch].to(self.device)
                 with quiet:
-                    loss = F.cross_entropy(model(self.rows.inputs[batch]), self.rows.labels[batch])
+                    with torch.autocast(self.device.type, torch.bfloat16) if self.half else nullcontext():
+                        loss = self.loss(model, (inputs, labels))
                     (loss / accum if accum > 1 else loss).backward()
                 losses.append(loss.detach())
             if self.logging:
@@ -237,4 +273,5 @@ def bare_loop(
     """The hand-written loop that an engine is held against; `optimizer` as for `build_job`."""
     if isinstance(engine, DeepSpeed):
         return BareDeepSpeed(task, world, engine.zero, accum, logging=logging)
-    return Bare(task, world, optimizer=optimizer or "SGD", logging=logging)
+    plain = engine if isinstance(engine, Torch) else None
+    return Bare(task, world, engine=plain, optimizer=optimizer or "SGD", logging=logging)

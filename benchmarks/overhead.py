@@ -38,6 +38,7 @@ class Case:
     engine: EngineSpec
     accum: int
     updates: int  #: of a block
+    small: bool = False  #: of a smoke run
     limit: float  #: largest ratio to the bare loop that is good enough
 
 
@@ -93,11 +94,19 @@ def block(work: Callable[[], object], world: World) -> Block:
 
     def run() -> float:
         world.sum([0.0])
+        settle(world)
         began = time.perf_counter()
         work()
+        settle(world)
         return time.perf_counter() - began
 
     return run
+
+
+def settle(world: World) -> None:
+    """Wait until the device has done what it was given."""
+    if world.device.type == "cuda":
+        torch.cuda.synchronize(world.device)
 
 
 def distgrow_block(job: Trainer, updates: int, world: World) -> Block:
@@ -122,10 +131,11 @@ def measure_overhead(case: Case, world: World, rounds: int, folder: Path, optimi
     micro = case.engine.max_micro
     assert isinstance(micro, int)
     growth = Constant(start=micro * case.accum * world.size)
-    job = build_job(build(case.model), world, growth, engine=case.engine, folder=folder, optimizer=optimizer)
+    own, *others = (build(case.model, small=case.small) for _ in range(3))
+    job = build_job(own, world, growth, engine=case.engine, folder=folder, optimizer=optimizer)
     bare, logging = (
-        bare_loop(build(case.model), world, case.engine, case.accum, optimizer=optimizer, logging=logging)
-        for logging in (False, True)
+        bare_loop(task, world, case.engine, case.accum, optimizer=optimizer, logging=logging)
+        for task, logging in zip(others, (False, True), strict=True)
     )
     blocks = {
         "distgrow": distgrow_block(job, case.updates, world),
@@ -136,7 +146,7 @@ def measure_overhead(case: Case, world: World, rounds: int, folder: Path, optimi
     job.events.tracker.close()
     return Overhead(
         model=case.model,
-        engine=f"ZeRO {case.engine.zero}" if isinstance(case.engine, DeepSpeed) else "torch",
+        engine=label(case.engine),
         world=world.size,
         micro=micro,
         accum=case.accum,
@@ -148,12 +158,20 @@ def measure_overhead(case: Case, world: World, rounds: int, folder: Path, optimi
     )
 
 
+def label(engine: EngineSpec) -> str:
+    """Return an engine in a word or two."""
+    if isinstance(engine, DeepSpeed):
+        return f"ZeRO {engine.zero}"
+    precision = "" if engine.precision == "float32" else engine.precision
+    return ", ".join(filter(None, [engine.kind, precision, "compiled" * getattr(engine, "compile", False)]))
+
+
 def measure_transition(model: Model, world: World, runs: int, folder: Path) -> Transition:
     """Whole runs of a growing run and of a bare loop whose batch changes at the same updates, taking turns."""
     start, count, updates = 16 * world.size, 4, 24
     growth = Exponential(start=start, factor=2, cap=start * 2 ** (count - 1))
     stages = Stages(every=Every(steps=updates))
-    job = build_job(build(model), world, growth, engine=Torch(device="cpu", max_micro=64), folder=folder, stages=stages)
+    job = build_job(build(model), world, growth, engine=Torch(max_micro=64), folder=folder, stages=stages)
     job.controller = replace(job.controller, budget=Budget(steps=count * updates))
     bare = Bare(build(model), world)
     extra: dict[str, list[float]] = {"distgrow": [], "bare": []}
@@ -166,6 +184,7 @@ def measure_transition(model: Model, world: World, runs: int, folder: Path) -> T
             share = 16 * 2**stage
             for _ in range(updates):
                 bare.updates(1, min(64, share), max(1, share // 64))
+                settle(world)
                 moments.append(time.perf_counter())
         extra["bare"] += extra_of_first(moments, updates)
     job.events.tracker.close()

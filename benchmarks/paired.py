@@ -84,7 +84,8 @@ def spread(values: Sequence[float]) -> Spread:
 
 def hardware() -> str:
     """The machine and the torch that a table was measured on."""
-    return f"{_cpu()}, {os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__}"
+    gpu = f"{torch.cuda.get_device_name()}, " if torch.cuda.is_available() else ""
+    return f"{gpu}{_cpu()}, {os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__}"
 
 
 def _cpu() -> str:

@@ -181,15 +181,17 @@ def reports(recovery: Recovery, stalls: dict[float, Stall]) -> list[Report]:
         Report(
             title="Seconds that training waited for checkpoints, small GPT, one process",
             columns=["interval s", "MB", "written", "run s", "waited s", "of the run", "each s", "updates", "target"],
-            rows=[
-                [
-                    f"{every_s:g}", f"{row.checkpoint_mb:.1f}", str(row.checkpoints), f"{row.seconds:.0f}",
-                    f"{row.stalled:.2f}", f"{row.share:.2%}", f"{row.behind:.3f}", f"× {row.slower:.2f}",
-                    f"≤ {STALL_LIMIT:.0%} {'met' if row.share <= STALL_LIMIT else 'missed'}",
-                ]
-                for every_s, row in stalls.items()
-            ],
+            rows=[stall_cells(every_s, row) for every_s, row in stalls.items()],
         ),
+    ]
+
+
+def stall_cells(every_s: float, row: Stall) -> list[str]:
+    """Return a row of the table of checkpoints that were made each `every_s`."""
+    return [
+        f"{every_s:g}", f"{row.checkpoint_mb:.1f}", str(row.checkpoints), f"{row.seconds:.0f}",
+        f"{row.stalled:.2f}", f"{row.share:.2%}", f"{row.behind:.3f}", f"× {row.slower:.2f}",
+        f"≤ {STALL_LIMIT:.0%} {'met' if row.share <= STALL_LIMIT else 'missed'}",
     ]  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from suite_sections import Run, finished, section_of, source, stale
 
 HERE = Path(__file__).parent
@@ -37,6 +38,7 @@ class Benchmark:
     limit_s: float = HOUR
     quick_limit_s: float = 600
     needs: str | None = None  #: what it cannot run without: a path
+    on_gpu: bool = False  #: whether it cannot run without a GPU, but for its smoke run
     writes_itself: bool = False  #: whether its `--readme` writes the section
     images: tuple[tuple[str, str], ...] = ()  #: (caption, file) of what it draws, beside the README
 
@@ -44,8 +46,10 @@ class Benchmark:
         """Return the command without the interpreter."""
         return [self.script, *(self.quick if quick else self.options)]
 
-    def lacks(self, root: Path) -> str | None:
+    def lacks(self, root: Path, *, quick: bool) -> str | None:
         """Return what it needs and does not find, in words."""
+        if self.on_gpu and not quick and not torch.cuda.is_available():
+            return "there is no GPU that torch sees"
         missing = [path for path in (self.script, self.needs) if path is not None and not (root / path).exists()]
         return f"there is no {missing[0]}" if missing else None
 
@@ -67,6 +71,10 @@ SUITE = (
         script="benchmarks/overhead.py",
         options=("--engine", "deepspeed"),
         quick=("--engine", "deepspeed", "--quick"),
+    ),
+    Benchmark(
+        name="gpu", script="benchmarks/gpu.py", options=("--device", "cuda"), quick=("--device", "cpu", "--quick"),
+        on_gpu=True, limit_s=HOUR / 4,
     ),
     Benchmark(
         name="loader", script="benchmarks/loader.py", options=("--path", IMAGES), quick=("--path", IMAGES, "--quick"),
@@ -144,7 +152,7 @@ class Suite:
         commit, failures = source(self.root), list[str]()
         for benchmark in benchmarks:
             run = Run(command=" ".join(["python", *benchmark.command(quick=self.quick)]), commit=commit)
-            if missing := benchmark.lacks(self.root):
+            if missing := benchmark.lacks(self.root, quick=self.quick):
                 tell(f"{benchmark.name}: left out: {missing}")
                 stale(self.into, benchmark.name, f"left it out: {missing}", run)
                 continue

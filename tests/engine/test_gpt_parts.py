@@ -1,11 +1,13 @@
 """Options of the built-in GPT: rotary positions, SwiGLU, untied embeddings, and blocks that are computed again."""
 
+import json
 import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch._inductor.config
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -177,3 +179,20 @@ def test_a_model_in_bfloat16_by_muon_trains_resumes_and_exports(tied: bool, tmp_
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         assert float(task.loss(task.model.eval(), batch)) == pytest.approx(result.metrics["loss"], rel=0.02)
     assert isinstance(parse(config).engine, Torch)
+
+
+@pytest.mark.slow
+@torch._inductor.config.patch(compile_threads=1)  # more are never joined
+def test_a_compiled_model_with_all_options_makes_the_updates_of_the_plain_one(tmp_path: Path) -> None:
+    losses = []
+    for compiled in (False, True):
+        config: dict[str, Any] = {
+            "task": {"kind": "text", "length": 16, "path": __file__},
+            "model": {"kind": "gpt", **SMALL, "positions": "rotary", "mlp": "swiglu", "checkpoint_blocks": "second"},
+            "growth": {"kind": "constant", "start": 8}, "optimizer": {"kind": "muon"}, "lr": {"base": 0.01},
+            "engine": {"kind": "torch", "compile": compiled}, "budget": {"steps": 3},
+            "run": {"dir": str(tmp_path / str(compiled)), "eval": {"every_epochs": 1000}},
+        }  # fmt: skip
+        lines = (parse(config).fit().dir / "metrics.jsonl").read_text().splitlines()
+        losses.append([event["loss"] for event in map(json.loads, lines) if event["event"] == "step"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -192,8 +193,15 @@ def test_a_file_cannot_be_the_cache(texts: Path, tmp_path: Path) -> None:
 
 def test_the_config_of_the_gpt_trains_and_learns(distgrow: Commands) -> None:
     """As it is, but for a smaller model and budget: on bytes that no download brings."""
-    small = ["model.layers=1", "model.width=32", "task.length=32", "budget.tokens=65536", "growth.start={tokens: 512}"]
-    small += ["run.dir=run", "run.eval.every_tokens=32768", "task.sample=20", "growth.cap={tokens: 4096}"]
+    small = ["model.layers=1", "model.width=32", "task.length=32", "budget.tokens=32768", "growth.start={tokens: 512}"]
+    text = Path(sysconfig.get_paths()["stdlib"]) / "argparse.py"
+    small += [
+        "run.dir=run",
+        f"task.path={text}",
+        "run.eval.every_tokens=16384",
+        "task.sample=20",
+        "growth.cap={tokens: 4096}",
+    ]
     assert distgrow("train", str(ROOT / "configs/gpt.yaml"), *small).code == 0
     bits = [line["bits_per_byte"] for line in events(distgrow.folder / "run", "eval")]
     assert len(bits) == 2
