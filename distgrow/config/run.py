@@ -9,7 +9,7 @@ from pydantic import model_validator
 from distgrow.checkpoint.remote import build_store
 from distgrow.config.batch_tokens import with_batches_in_samples
 from distgrow.config.megatron import with_schedule_as_stages
-from distgrow.core.active_experts import ActiveExperts
+from distgrow.core.active_experts import ActiveExperts, ExpertWeights
 from distgrow.core.errors import ConfigError
 from distgrow.core.progress import Progress
 from distgrow.core.scaling import Group, scaling_policy
@@ -74,6 +74,10 @@ class Run(Settings):
         """Return how the number of active experts changes; None: it does not."""
         active = self.model.active if isinstance(self.model, GPT) else None
         return active if isinstance(active, ActiveExperts) else None
+
+    def expert_weights(self) -> ExpertWeights | None:
+        """Return the weights of a model with experts; None: it has none."""
+        return self.model.expert_weights() if isinstance(self.model, GPT) else None
 
     def applicable_theory(self) -> Theory | None:
         """Return the constants if the bound of theory/sgd.py holds for optimizer and gradients, else None."""

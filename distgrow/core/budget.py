@@ -27,7 +27,7 @@ class Budget(Spec):
     """Gradient evaluations: applied, skipped and probes; work that a fault makes redo is not charged to it."""
     compute: PosInt | None = None
     """Applied samples times the density of the model: the samples of a dense run that costs as much. The run's samples
-    follow from `sparsity`; without it they are these."""
+    follow from `sparsity` and `model.active`; without both they are these."""
     tokens: PosInt | None = None
     """Applied tokens. If samples have different numbers of them, they are counted, the update that reaches them is the
     last, and `samples` says about how many samples they are, which stages and decays go by."""

@@ -27,6 +27,7 @@ class Plan:
     average: float = 0.0  #: weight of the parameters after this update in their average; 0: they are not taken in
     active: int | None = None  #: experts that a token uses; None: as many as the model has always used
     density: float = 1.0  #: share of the weights of kernels that are not 0; it falls where the model is pruned
+    share: float = 1.0  #: share of the weights of kernels that a token uses; below 1 where experts are not active
     optimizer: OptimizerPlan | None = None  #: what its settings follow from; None: they do not follow the batch
     expected: int | None = None  #: mean of B, by which sums are divided, where B is drawn; None: B is no random number
     draw: int = 0  #: applied updates before this one, where B is drawn; it tells apart updates at one position
@@ -35,6 +36,11 @@ class Plan:
     def parts(self) -> int:
         """Return the number of micro-batches of all ranks: as many independent gradients."""
         return self.world * self.accum
+
+    @property
+    def spared(self) -> float:
+        """Return the samples that pruning and experts spare: batch·(1 − density·share)."""
+        return self.batch * (1 - self.density * self.share)
 
     @property
     def scheduled(self) -> int:

@@ -42,6 +42,7 @@ class Lost:
     stage: int  #: of the batch schedule
     tokens: int = 0  #: in it, if they are counted
     finite: bool = True  #: False: its gradient was not finite; True: it came too late
+    spared: float = 0.0  #: its samples that were spared
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,8 +108,8 @@ class Progress:
     noise: Noise = field(default_factory=Noise)
     tokens: int = 0  #: applied tokens, if they are counted
     probe_samples: int = -1  #: positions consumed at the last exact probe, for whatever it was made; -1: none was
-    density: float = 1.0  #: of the last applied update
-    spared: float = 0.0  #: samples that pruning has spared: Σ b·(1 − density) over applied updates
+    density: float = 1.0  #: of the last applied update, as the model is pruned
+    spared: float = 0.0  #: samples that pruning and experts have spared: Σ b·(1 − density) over applied updates
     ended: str | None = None  #: why a hook has ended the run before its budget
     ledger: Ledger = field(default_factory=Ledger)
 
@@ -142,7 +143,7 @@ class Progress:
             tokens=self.tokens + outcome.tokens,
             probe_samples=self.probe_samples,
             density=plan.density,
-            spared=self.spared + batch * (1 - plan.density),
+            spared=self.spared + plan.spared,
             ledger=replace(ledger, applied=ledger.applied + batch),
         )
         return after if outcome.withdrawn is None else after.without(outcome.withdrawn, skips=self.skips)
@@ -171,6 +172,7 @@ class Progress:
             stage_step=self.stage_step - len(here),
             skips=skips + len(failed) if failed else self.skips,
             tokens=self.tokens - sum(lost.tokens for lost in withdrawn.lost),
+            spared=self.spared - sum(lost.spared for lost in withdrawn.lost),
             ledger=ledger,
         )
 

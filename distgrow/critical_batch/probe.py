@@ -103,7 +103,7 @@ def probe_batch(path: str, options: ProbeOptions) -> None:
             console.print(f"damaged and not used: {damage}")
         seed_generators(run.run.seed)
         task = world.on_all_ranks(lambda: run.task.build(run.model))
-        schedule = replace(run.controller(world.size), epoch=size_of(task.train))
+        schedule = replace(run.controller(world.size), epoch=size_of(task.train), weights=None)
         samples, powers = resolve(options, trunk, schedule.epoch, samples_left(trunk, schedule))
         branches: list[BranchResult] = []
         with linked_checkpoint(trunk, out, world) as folder:

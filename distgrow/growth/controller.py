@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from distgrow.core.active_experts import ActiveExperts
+from distgrow.core.active_experts import ActiveExperts, ExpertWeights
 from distgrow.core.average import AverageSpec
 from distgrow.core.budget import Budget
 from distgrow.core.errors import ConfigError
@@ -36,6 +36,7 @@ class Controller:
     lr: LR = field(default_factory=LR)
     average: AverageSpec | None = None  #: of the parameters
     active: ActiveExperts | None = None  #: of a token, if their number changes
+    weights: ExpertWeights | None = None  #: of a model with experts, whose compute is counted by them
     sampling: SamplingSpec | None = None  #: of the rows of updates; None: each row once an epoch
     sparsity: Sparsity | None = None  #: of the model; None: it stays dense
     needs: frozenset[Measure] = frozenset()  #: what the optimizer needs to be measured, beside what growth needs
@@ -151,12 +152,8 @@ class Controller:
         drawn = drawn_batch(self.sampling, self.epoch, self.seed, progress, batch)
         micro, accum = self.split(progress, drawn.batch, window)
         return Plan(
-            batch=drawn.batch,
-            expected=drawn.expected,
-            draw=drawn.draw,
-            world=self.world,
-            micro=micro,
-            accum=accum,
+            batch=drawn.batch, expected=drawn.expected, draw=drawn.draw,
+            world=self.world, micro=micro, accum=accum,
             lr=self.rate(progress, batch),
             stage=progress.stage,
             seed=mix_int(self.seed, progress.samples),
@@ -167,8 +164,9 @@ class Controller:
             average=self.average.weight(progress.ledger.applied, batch, self.whole_axis) if self.average else 0.0,
             active=self.active and self.active.at(progress, self.whole_axis),
             density=self.sparsity.planned(progress, batch, self.whole_axis.samples) if self.sparsity else 1.0,
+            share=self.weights.at(progress, self.whole_axis) if self.weights else 1.0,
             optimizer=optimizer_plan(self.at_growth, self.growth, self.lr, progress, batch),
-        )
+        )  # fmt: skip
 
     def split(self, progress: Progress, batch: int, window: int) -> tuple[int, int]:
         """Return (micro, accum) of the next update if it has `batch` samples and this noise window.

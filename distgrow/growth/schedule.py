@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from distgrow.core.active_experts import ActiveExperts
+from distgrow.core.active_experts import ActiveExperts, ExpertWeights
 from distgrow.core.average import AverageSpec
 from distgrow.core.budget import Budget
 from distgrow.core.endless import ENDLESS, ONE_STAGE, refuse_epochs
@@ -27,6 +27,7 @@ class Schedule:
     lr: LR = field(default_factory=LR)
     average: AverageSpec | None = None
     active: ActiveExperts | None = None
+    weights: ExpertWeights | None = None
     sampling: SamplingSpec | None = None
     sparsity: Sparsity | None = None
     needs: frozenset[Measure] = frozenset()  #: what the optimizer needs to be measured, beside what growth needs
@@ -61,6 +62,7 @@ class Schedule:
             lr=self.lr,
             average=self.average,
             active=self.active,
+            weights=self.weights,
             sampling=self.sampling,
             sparsity=self.sparsity,
             needs=self.needs,

@@ -102,6 +102,7 @@ def _remarks(run: Run, controller: Controller) -> list[str]:
         *(_delayed(run, controller) if run.engine.delay else []),
         *(_asynchronous(run.engine, controller) if isinstance(run.engine, Async) else []),
         *_pruning(controller),
+        *_experts(controller),
         *([PROBED] if run.run.probe.every_epochs is not None and run.budget.sfo is not None else []),
     ]
 
@@ -166,14 +167,32 @@ def _settings(controller: Controller, optimizer: OptimizerSpec, stage: Stage) ->
 
 
 def _densities(controller: Controller, stage: Stage) -> dict[str, str]:
-    """Return the density of the model at the stage's first and last update; nothing if it stays dense."""
-    if controller.sparsity is None:
-        return {}
-    total = controller.whole_axis.samples
-    shown = [
-        f"{controller.sparsity.planned(stage.progress(step), stage.batch, total):.4g}" for step in (0, stage.steps - 1)
+    """Return active experts and density at the stage's first and last update; nothing if the model is dense."""
+    sparsity, weights, axis, found = controller.sparsity, controller.weights, controller.whole_axis, dict[str, str]()
+    ends = [stage.progress(step) for step in (0, stage.steps - 1)]
+    if weights is not None:
+        found["active"] = _range(f"{weights.active.at(progress, axis)}" for progress in ends)
+    if sparsity is not None or weights is not None:
+        shares = [1.0 if weights is None else weights.at(progress, axis) for progress in ends]
+        left = [1.0 if sparsity is None else sparsity.planned(p, stage.batch, axis.samples) for p in ends]
+        found["density"] = _range(f"{one * other:.4g}" for one, other in zip(left, shares, strict=True))
+    return found
+
+
+def _range(values: Iterable[str]) -> str:
+    return " – ".join(dict.fromkeys(values))
+
+
+def _experts(controller: Controller) -> list[str]:
+    """Return what active experts make of the run's compute; nothing if there are none, or the model is pruned, too."""
+    weights, sparsity, total = controller.weights, controller.sparsity, controller.whole_axis.samples
+    if weights is None or (sparsity is not None and sparsity.target):
+        return []
+    mean = weights.average
+    return [
+        f"a token uses {mean:.4g} of the blocks' weights on average: a compute of {mean * total:,.0f} evaluations with "
+        f"all {weights.experts} experts"
     ]
-    return {"density": " – ".join(dict.fromkeys(shown))}
 
 
 def _pruning(controller: Controller) -> list[str]:

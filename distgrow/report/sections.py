@@ -98,14 +98,14 @@ def _tokens(record: Record) -> str | None:
 
 
 def _pruned(record: Record) -> str | None:
-    """Return what a model that was pruned has cost, in words; None if it is dense."""
+    """Return what a model that was pruned, or has experts, has cost, in words; None if all its weights were used."""
     steps = record.steps
     if not len(steps["compute"]) or not np.isfinite(compute := steps["compute"][-1]):
         return None
     applied = steps["sfo"][-1] - sum(steps[f"sfo_{part}"][-1] for part in PARTS[1:])
     return (
-        f"Pruned to a density of {steps['density'][-1]:.4g}, {compute / applied:.4g} on average: a compute of "
-        f"{compute:,.0f} evaluations of the dense model."
+        f"A density of {steps['density'][-1]:.4g} in the end, {compute / applied:.4g} on average: a compute of "
+        f"{compute:,.0f} evaluations with all weights."
     )
 
 

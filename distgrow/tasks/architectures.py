@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from distgrow.core.active_experts import ActiveExperts
+from distgrow.core.active_experts import ActiveExperts, ExpertWeights
 from distgrow.core.errors import ConfigError
 from distgrow.core.spec import Fraction, PosInt, Spec
 
@@ -151,6 +151,15 @@ class GPT(Spec):
         shape = {name: getattr(self, name) for name in names}
         return models.GPT(inputs.vocabulary, inputs.length, causal=inputs.causal, **shape, **self._feed())
 
+    def expert_weights(self) -> ExpertWeights | None:
+        """Return the weights of the kernels of all blocks; None without experts."""
+        if self.experts is None or self.active is None:
+            return None
+        active = ActiveExperts(start=self.active, end=self.active) if isinstance(self.active, int) else self.active
+        each = 8 * self.width**2 if self.mlp == "gelu" else 3 * self.width * swiglu_width(self.width)
+        shared = 4 * self.width**2 + self.experts * self.width  # attention and router
+        return ExpertWeights(shared=self.layers * shared, each=self.layers * each, experts=self.experts, active=active)
+
     def _feed(self) -> dict[str, Any]:
         """Return what makes the feed-forward layers: one MLP in each block, or experts."""
         from distgrow.tasks import experts, models
@@ -163,6 +172,11 @@ class GPT(Spec):
         settings = {"count": self.experts, "active": active, "capacity": self.capacity, "coefficient": coefficient}
         settings["make"] = make
         return {"active": active, "feed": partial(models.experts, **settings)}
+
+
+def swiglu_width(width: int) -> int:
+    """Return the inner width of a SwiGLU layer, 8/3 of the outer one, rounded up to a multiple of 8."""
+    return -(-8 * width // 24) * 8
 
 
 def _check_experts(model: GPT) -> None:

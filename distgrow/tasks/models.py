@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from distgrow.tasks.architectures import swiglu_width
 from distgrow.tasks.experts import Active, Experts
 
 
@@ -91,7 +92,7 @@ class SwiGLU(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        inner = -(-8 * width // 24) * 8
+        inner = swiglu_width(width)
         self.gate, self.up = nn.Linear(width, inner, bias=False), nn.Linear(width, inner, bias=False)
         self.down = nn.Linear(inner, width, bias=False)
 

@@ -127,8 +127,8 @@ class Update(Event):
     tokens_per_s: OldAmount = None
     mfu: OldAmount = None  #: share of the devices' peak FLOP/s that the model's FLOPs take, if both are known
     active: OldCount = None  #: experts that a token uses, if their number is scheduled
-    compute: OldAmount = None  #: Σ b·density so far, in samples of the dense model, once weights are pruned
-    density: OldAmount = None  #: share of the kernels' weights that is left, once some are pruned
+    compute: OldAmount = None  #: Σ b·density so far, in samples of the model with all weights, once it is less
+    density: OldAmount = None  #: share of the kernels' weights that is left and that a token uses, once it is less
     delay: OldCount = None  #: updates after which the gradient is applied, if not at once; `lr` is the gradient's own
     sfo_extrapolated: OldCount = None  #: if any
     drawn: OldCount = None  #: samples of the update, if their number is random; `batch` is then its mean

@@ -69,7 +69,7 @@ def update_event(
         delay=outcome.delay or None,
         active=plan.active,
         compute=progress.compute if progress.spared else None,
-        density=progress.density if progress.spared else None,
+        density=progress.density * plan.share if progress.spared else None,
         drawn=None if plan.expected is None else plan.batch,
         sfo_extrapolated=ledger.extrapolated or None,
     )

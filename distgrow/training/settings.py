@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any, Self
 
-from distgrow.core.active_experts import ActiveExperts
+from distgrow.core.active_experts import ActiveExperts, ExpertWeights
 from distgrow.core.average import Average
 from distgrow.core.budget import Budget
 from distgrow.core.endless import ENDLESS, refuse_epochs
@@ -98,8 +98,7 @@ class Settings(Spec):
             ConfigError: Something is in tokens, and samples have different numbers of them, or nobody knows.
         """
         each = tokens if isinstance(tokens, int) else None
-        density = 1.0 if self.sparsity is None else self.sparsity.average_density
-        budget = self.budget.in_samples(each).at_density(density)
+        budget = self.budget.in_samples(each).at_density(self._average_density())
         stages = self.stages.model_copy(update={"every": self.stages.every.in_samples(each)})
         changed = {"stages": stages, "budget": budget, "run": self.run.in_samples(each)}
         return self.model_copy(update=changed)
@@ -112,6 +111,7 @@ class Settings(Spec):
             lr=with_rule(self.growth, self.lr, self.optimizer.growth_rule),
             average=self.average,
             active=self.active_experts(),
+            weights=self.expert_weights(),
             sampling=self.sampling,
             sparsity=self.sparsity,
             at_growth=self.optimizer.at_growth,
@@ -122,6 +122,26 @@ class Settings(Spec):
     def active_experts(self) -> ActiveExperts | None:
         """Return how the number of active experts changes; None: it does not, or the settings know no model."""
         return None
+
+    def expert_weights(self) -> ExpertWeights | None:
+        """Return the weights of a model with experts; None: it has none, or the settings know no model."""
+        return None
+
+    def _average_density(self) -> float:
+        """Return the mean share of the weights that a sample costs, along the samples of the run.
+
+        Raises:
+            ConfigError: The budget is in compute, and pruning and a changing number of experts make it hard to tell.
+        """
+        weights, density = self.expert_weights(), 1.0 if self.sparsity is None else self.sparsity.average_density
+        if weights is None:
+            return density
+        if self.budget.compute is not None and density < 1 and (active := self.active_experts()) is not None:
+            raise ConfigError(
+                f"budget.compute={self.budget.compute} leaves the samples of a run open whose sparsity and "
+                f"model.active ({active.start} to {active.end}) change together: give budget.samples, or let one be"
+            )
+        return density * weights.average
 
     def controller_of(self, epoch: int, world: int, group: Group | None = None) -> Controller:
         """Return the schedule on `world` ranks for a training set of `epoch` samples.

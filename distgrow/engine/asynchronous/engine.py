@@ -187,7 +187,9 @@ class AsyncEngine(TorchEngine):
         delay = self._version - job.version
         factor = self._async.factor(delay) if gradient.finite else 0.0
         if factor == 0:
-            lost = Lost(batch=plan.batch, stage=plan.stage, tokens=job.tokens, finite=gradient.finite)
+            lost = Lost(
+                batch=plan.batch, stage=plan.stage, tokens=job.tokens, finite=gradient.finite, spared=plan.spared
+            )
             self._withdrawn = replace(self._withdrawn, lost=(*self._withdrawn.lost, lost))
             return Taken(gradient, delay, lost)
         for parameter, value in zip(self._parameters, gradient.values, strict=True):
