@@ -176,6 +176,26 @@ def fit_batch(
     fit(runs, metric, target, None if out is None else Path(out))
 
 
+@app.command("what-if")
+def what_if(
+    run: Annotated[str, typer.Argument(help="The folder of a run.")],
+    policy: Annotated[
+        list[str] | None, typer.Option(help="A schedule: its name, a growth as YAML, or a config; may be repeated.")
+    ] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Every schedule that does not measure; the default.")
+    ] = False,
+    metric: Annotated[
+        str | None, typer.Option(help="A metric of the test set that falls; default: the training loss.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of the table.")] = False,
+) -> None:
+    """Predict what other schedules would have come to with the budget of a run; nothing is trained."""
+    from distgrow.planning.what_if.show import show
+
+    show(run, policy or (), everything=everything, metric=metric, as_json=as_json)
+
+
 @app.command()
 def export(
     run: Annotated[str, typer.Argument(help="The run's folder, or its URI in object storage.")],
@@ -216,9 +236,10 @@ def report(
         leave()  # a thread that is drawing would abort an interpreter that is finalised
     if host is not None or port is not None:
         raise ConfigError("--host and --port are for --serve; give that too, or leave them out")
+    from distgrow.planning.what_if.outlook import foresee_more
     from distgrow.report.write import write
 
-    return typer.echo(write(runs, out, foresee, update_s))
+    return typer.echo(write(runs, out, foresee_more, update_s))
 
 
 def _in_group(action: Callable[..., Any], *words: Any, **settings: Any) -> NoReturn:

@@ -38,6 +38,7 @@ MODULES = (
     "staged",
     "last_iterate",
     "noise",
+    "scaling_law",
     "allocation",
     "finite_sum",
     "parts",

@@ -1,1 +1,1 @@
-"""What a config will do and cost, before it runs."""
+"""What a config will do and cost, before it runs, and what other schedules would have come to."""

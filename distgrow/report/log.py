@@ -28,7 +28,8 @@ _SPENT = tuple(f"sfo_{part}" for part in PARTS[1:])
 #: What is kept of a step line.
 COLUMNS = (
     *("step", "samples", "time_s", "sfo", "epoch", "stage", "batch", "lr", "loss", "grad_norm", "world"),
-    *("noise_scale", "samples_per_s", "tokens", "tokens_per_s", "mfu", "compute", "density", *_SPENT),
+    *("noise_trace", "noise_scale", "samples_per_s", "tokens", "tokens_per_s", "mfu", "compute", "density"),
+    *_SPENT,
 )
 _CHECKS = {name: check for name, check, _ in fields_of(Step) if name in COLUMNS}
 _NEEDED = {"event", *(name for name, _, optional in fields_of(Step) if not optional)}

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from distgrow.report.runs import Record
 from distgrow.tracking.events import GradientProbe
+from distgrow.tracking.pace import duration
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,12 +29,26 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Prospect:
+    """Hold what another schedule would probably come to with the same budget."""
+
+    name: str
+    loss: float  #: at its end
+    low: float  #: lower end of the interval of 90 %
+    high: float
+    updates: int
+    batch: int  #: the largest
+    seconds: float | None = None  #: None: the pace is not known
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Planned:
     """Hold one forecast, or the slowest and the fastest of growth that measures."""
 
     forecasts: tuple[Forecast, ...]
     after: Mapping[int, int] = field(default_factory=dict)  #: stage → applied samples by its end; empty for two
     target: Target | None = None
+    prospects: tuple[Prospect, ...] = ()  #: of other schedules, the best first
 
 
 #: Returns the plan of a run, or None if its config does not hold one.
@@ -53,6 +68,20 @@ def comparison(record: Record, planned: Planned) -> list[list[str]]:
         ["largest batch", between([forecast.batch for forecast in forecasts]), f"{largest:,}{so_far}"],
     ]
     return rows if planned.target is None else [*rows, *_of_target(record, planned.target)]
+
+
+def prospects(planned: Planned) -> list[list[str]]:
+    """Return rows of schedule, loss, interval, updates and seconds."""
+    return [
+        [
+            each.name,
+            f"{each.loss:.4g}",
+            f"{each.low:.4g} – {each.high:.4g}",
+            f"{each.updates:,}",
+            "—" if each.seconds is None else duration(each.seconds),
+        ]
+        for each in planned.prospects
+    ]
 
 
 def between(numbers: Sequence[int]) -> str:

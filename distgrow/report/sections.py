@@ -10,7 +10,7 @@ import numpy as np
 from distgrow.core.progress import Ledger
 from distgrow.report import constant
 from distgrow.report.marks import MARKS
-from distgrow.report.planned import Planned, comparison
+from distgrow.report.planned import Planned, comparison, prospects
 from distgrow.report.runs import Record
 from distgrow.tracking.base_event import PARTS, Event
 from distgrow.tracking.events import OutOfMemory, ParameterNoise, Resize, Resume, Skip, Stage
@@ -42,6 +42,7 @@ def section(record: Record, planned: Planned | None, update_s: float | None) -> 
         "total": f"{record.ledger.total:,}",
         "ledger": ledger(record.ledger),
         "planned": None if planned is None else comparison(record, planned),
+        "prospects": None if planned is None else prospects(planned),
         "first_batch": f"{record.first_batch:,}",
         "constant": constant.comparison(record, update_s),
         "assumption": constant.assumption(record, update_s),

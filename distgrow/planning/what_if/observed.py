@@ -1,0 +1,135 @@
+"""What a recorded run shows of its loss: mean losses, when they were seen, and the course of (η, b) up to there."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from distgrow.core.errors import ConfigError
+from distgrow.report.log import Array
+from distgrow.report.runs import Record
+from distgrow.theory.scaling_law import Course
+from distgrow.tracking.events import Evaluation
+
+#: Of the samples: where the fit begins, as the law is none of the first updates.
+BEGIN = 0.25
+#: Means of the training loss, at most; fewer if they would be of fewer lines each. Evaluations are never merged.
+MEANS, LINES = 48, 4
+#: Of each mean, and of all of them: what has to be there at least.
+FEWEST_UPDATES, FEWEST_EVALUATIONS = 100, 12
+#: Parts of the course from one mean to the next.
+PARTS = 6
+#: A run that goes on has to have spent so much of its budget.
+SPENT = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observed:
+    """Hold the losses of a run in the order of their updates."""
+
+    losses: Array  #: means
+    errors: Array  #: their standard errors; 0 if they are not known
+    course: Course
+    ends: Array  #: the part of the course that each loss was seen after
+    samples: int  #: of the whole run, as its budget has it
+    variance: float | None  #: tr Σ as measured, the median over the second half; None: it was not
+
+
+def observed(record: Record, metric: str | None = None) -> Observed:
+    """Return what a run shows.
+
+    Args:
+        record: The run.
+        metric: A metric of its test set that falls. None: the training loss.
+
+    Raises:
+        ConfigError: The run is too short, has not come far enough or has no such metric.
+    """
+    budget = record.budget or record.ledger.applied
+    if not record.ended and record.ledger.applied < SPENT * budget:
+        share = record.ledger.applied / budget
+        raise ConfigError(
+            f"{record.name} has spent {share:.0%} of its budget, too little to tell its end; wait for {SPENT:.0%}"
+        )
+    lines = _Lines(record)
+    if len(lines.step) < FEWEST_UPDATES:
+        raise ConfigError(
+            f"{record.name} shows {len(lines.step)} updates with a loss, too few for a fit; it needs {FEWEST_UPDATES}: "
+            "lower run.log_every, or give a longer run"
+        )
+    places, losses, errors = _means(lines) if metric is None else _evaluations(record, metric, lines)
+    course, ends = lines.course(places)
+    total = record.ledger.applied if record.ended else round(budget)
+    return Observed(
+        losses=losses, errors=errors, course=course, ends=ends, samples=total, variance=_variance(record, lines)
+    )
+
+
+class _Lines:
+    """Hold the columns of the updates that have a loss and move."""
+
+    def __init__(self, record: Record) -> None:
+        steps = record.steps
+        kept = np.isfinite(steps["loss"]) & (steps["lr"] > 0)
+        self.step, self.samples, self.lr, self.loss = (steps[key][kept] for key in ("step", "samples", "lr", "loss"))
+        self.updates = np.maximum(np.diff(self.step, prepend=0.0), 1.0)
+        self.batch = np.maximum(np.diff(self.samples, prepend=0.0), 1.0) / self.updates
+
+    def course(self, places: Sequence[int]) -> tuple[Course, Array]:
+        """Return the course in PARTS parts from one place to the next, and the part that ends before each place."""
+        cuts = {0, len(self.step)}
+        for first, last in pairwise([0, *places, len(self.step)]):
+            cuts |= set(np.linspace(first, last, PARTS + 1).round().astype(int).tolist())
+        edges = np.array(sorted(cuts))
+
+        def sums(values: Array) -> Array:
+            return np.add.reduceat(values, edges[:-1])
+
+        updates = sums(self.updates)
+        rates = sums(self.updates * self.lr) / updates
+        batches = rates**2 * updates / sums(self.updates * self.lr**2 / self.batch)
+        return Course(updates=updates, rates=rates, batches=batches), np.searchsorted(edges, places) - 1
+
+
+def _means(lines: _Lines) -> tuple[list[int], Array, Array]:
+    """Return the middles, means and standard errors of the training loss over blocks of lines."""
+    share = lines.samples / lines.samples[-1]
+    wanted = np.union1d(np.geomspace(BEGIN, 1, MEANS // 2), np.linspace(BEGIN, 1, MEANS // 2))
+    edges = [int(np.searchsorted(share, BEGIN))]
+    for edge in np.searchsorted(share, wanted[1:], side="right"):
+        if edge - edges[-1] >= LINES:
+            edges.append(int(edge))
+    blocks = [lines.loss[first:last] for first, last in pairwise(edges)]
+    scatter = [np.sqrt(np.mean(np.diff(block) ** 2) / 2 / len(block)) for block in blocks]  # without the trend
+    middles = [max(1, (first + last) // 2) for first, last in pairwise(edges)]
+    return middles, np.array([block.mean() for block in blocks]), np.array(scatter)
+
+
+def _evaluations(record: Record, metric: str, lines: _Lines) -> tuple[list[int], Array, Array]:
+    """Return the lines that evaluations came after, the evaluated metric, and zeros."""
+    found = {line.step: line.metrics[metric] for line in record.of(Evaluation) if metric in line.metrics}
+    seen = [(step, value) for step, value in found.items() if step >= BEGIN * lines.step[-1]]
+    if len(seen) < FEWEST_EVALUATIONS:
+        known = ", ".join(record.metrics) or "none"
+        raise ConfigError(
+            f"--metric={metric}: {record.name} has evaluated it {len(seen)} times, too few for a fit; it needs "
+            f"{FEWEST_EVALUATIONS} (its metrics: {known}); evaluate more often (run.eval), or leave --metric out for "
+            "the training loss"
+        )
+    steps, values = np.asarray(seen, float).T
+    places = np.searchsorted(lines.step, steps, side="right")
+    return places.tolist(), values, np.zeros(len(values))
+
+
+def _variance(record: Record, lines: _Lines) -> float | None:
+    """Return tr Σ over the second half of the run: the median of what was measured, else the mean of b·‖g‖².
+
+    The latter is tr Σ + b·‖∇f‖², which is close to it once noise outweighs the gradient.
+    """
+    half = record.steps["samples"] >= lines.samples[-1] / 2
+    traces, squares = record.steps["noise_trace"][half], (record.steps["batch"] * record.steps["grad_norm"] ** 2)[half]
+    measured, bounds = traces[traces > 0], squares[np.isfinite(squares) & (squares > 0)]
+    if len(measured):
+        return float(np.median(measured))
+    return float(np.mean(bounds)) if len(bounds) else None

@@ -1,0 +1,159 @@
+"""what_if(): other schedules for a recorded run, ranked by the loss that the fitted law predicts; trains nothing."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from distgrow.core.errors import ConfigError, RunError
+from distgrow.core.lr import Span
+from distgrow.core.pace import Pace, Stretch, cost, fitted
+from distgrow.core.progress import Progress
+from distgrow.core.yaml_text import plain, read_text
+from distgrow.growth.base import Capped, with_rule
+from distgrow.growth.controller import Controller
+from distgrow.growth.matched import Matched
+from distgrow.optim.sgd import SGD
+from distgrow.planning.forecast import Recorded, even, foresee, stages
+from distgrow.planning.what_if.candidates import Setting, wanted
+from distgrow.planning.what_if.fit import Fit, fit
+from distgrow.planning.what_if.observed import Observed, observed
+from distgrow.report.planned import Planned, Prospect
+from distgrow.report.runs import Record
+from distgrow.theory.scaling_law import course
+
+#: Schedules that a report shows.
+SHOWN = 3
+#: What changes the model or the gradients as a run goes on, which the law does not know.
+UNKNOWN = ("sparsity", "active", "extrapolate")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outlook:
+    """Hold what is predicted for the budget of one run."""
+
+    name: str  #: of the run
+    metric: str
+    loss: float  #: that the run has come to, as the law has it
+    updates: int
+    seconds: float
+    ended: bool
+    seen: Observed
+    fit: Fit
+    pace: Pace | None
+    why_no_pace: str  #: empty if there is one
+    prospects: Sequence[Prospect]  #: the least loss first
+    left_out: Mapping[str, str]  #: schedules that this budget cannot have, and why
+
+
+def what_if(
+    record: Record, policies: Sequence[str] = (), *, everything: bool = False, metric: str | None = None
+) -> Outlook:
+    """Return what other schedules would have come to.
+
+    Args:
+        record: The run.
+        policies: Schedules; see candidates.wanted.
+        everything: Whether to add every schedule that does not measure.
+        metric: A metric of the test set that falls; None: the training loss.
+
+    Raises:
+        ConfigError: The run shows too little, or a policy cannot be carried out.
+    """
+    config = _config(record)
+    seen = observed(record, metric)
+    setting = _setting(record, config, seen)
+    momentum = config.optimizer.momentum if isinstance(config.optimizer, SGD) else None
+    law = fit(seen, momentum)
+    pace, why = _pace(record)
+    prospects, left_out = list[Prospect](), dict[str, str]()
+    for name, values in wanted(setting, list(policies), everything):
+        try:
+            controller = setting.controller(values)
+        except ConfigError as error:
+            if name in policies or name not in setting.all():
+                raise ConfigError(f"--policy={name}: {error}") from None
+            left_out[name] = str(error)
+            continue
+        prospects.append(_prospect(name, controller, law, pace, _world(record)))
+    return Outlook(
+        name=record.name,
+        metric=metric or "training loss",
+        loss=law.end,
+        updates=record.updates,
+        seconds=record.last.time_s,
+        ended=record.ended,
+        seen=seen,
+        fit=law,
+        pace=pace,
+        why_no_pace=why,
+        prospects=sorted(prospects, key=lambda prospect: prospect.loss),
+        left_out=left_out,
+    )
+
+
+def foresee_more(record: Record) -> Planned | None:
+    """Return the plan of a run with the best of its prospects, if it shows enough for them."""
+    planned = foresee(record)
+    try:
+        best = what_if(record).prospects[:SHOWN] if planned is not None and record.ended else ()
+    except (ConfigError, RunError):
+        best = ()
+    return None if planned is None else replace(planned, prospects=tuple(best))
+
+
+def _config(record: Record) -> Recorded:
+    """Return what a run's config.yaml says of its schedule."""
+    try:
+        values: Any = plain(read_text(record.config, "config.yaml"))
+        config = Recorded.model_validate(values)
+    except (ValidationError, ValueError, RecursionError):
+        raise ConfigError(f"{record.name}: its config.yaml holds no growth and lr that this version can read") from None
+    if found := [key for key in UNKNOWN if values.get(key) is not None]:
+        raise ConfigError(f"{record.name} has {found[0]}, of which the law of what-if knows nothing; give another run")
+    return config.model_copy(update={"lr": with_rule(config.growth, config.lr, config.optimizer.growth_rule)})
+
+
+def _setting(record: Record, config: Recorded, seen: Observed) -> Setting:
+    """Return what all schedules share with the run."""
+    epoch, start = max(1, round(record.epoch)), record.first_batch
+    span = Span(samples=seen.samples, epoch=epoch)
+    own = config.growth.cap if isinstance(config.growth, Capped) else None
+    cap = own or Matched(start=start).for_run(span).cap or start
+    return Setting(start=start, cap=max(start, cap), lr=config.lr, samples=seen.samples, epoch=epoch)
+
+
+def _world(record: Record) -> int:
+    """Return the ranks of the last update; 1 if the run does not say."""
+    world = record.steps["world"][-1]
+    return int(world) if world > 0 else 1
+
+
+def _pace(record: Record) -> tuple[Pace | None, str]:
+    """Return the pace of the run's updates, or why there is none."""
+    steps, seconds = record.steps, record.seconds()
+    known = np.isfinite(seconds) & (steps["world"] > 0)
+    columns = (steps["batch"][known].astype(int), steps["world"][known].astype(int), seconds[known])
+    try:
+        return fitted(zip(*(column.tolist() for column in columns), strict=True)), ""
+    except ConfigError as error:
+        return None, str(error)
+
+
+def _prospect(name: str, controller: Controller, law: Fit, pace: Pace | None, world: int) -> Prospect:
+    """Return what a schedule comes to."""
+    parts = [part for stage in stages(controller) for part in even(controller, stage)]
+    loss, low, high = law.predict(course(parts))
+    outline = list(controller.outline(Progress()))
+    stretches = [Stretch(batch=batch, updates=updates, world=world) for _, batch, updates in outline]
+    return Prospect(
+        name=name,
+        loss=loss,
+        low=low,
+        high=high,
+        updates=sum(updates for _, _, updates in outline),
+        batch=max(batch for _, batch, _ in outline),
+        seconds=None if pace is None else cost(pace, stretches).seconds,
+    )
