@@ -108,12 +108,13 @@ def plan(
     rows: Annotated[int, typer.Option(help="Stages to print, at most.", min=2)] = 40,
 ) -> None:
     """Show every stage before anything runs; exit code 2 if the plan cannot be carried out."""
-    from distgrow.planning.cost import measured
+    from distgrow.planning.cost import measured, measured_scale
     from distgrow.planning.table import show
 
     run = _load(config, overrides)
     pace = run.launch.pace if like is None else measured(like, run.launch.pace)
-    possible = show(run, world, rows, pace)
+    scale = measured_scale(like) if like is not None else run.theory.noise_scale if run.theory is not None else None
+    possible = show(run, world, rows, pace, scale)
     if run.optimizer.groups or run.optimizer.no_decay or run.optimizer.always_shown:
         _show_groups(run)
     if not possible:

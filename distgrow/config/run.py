@@ -29,6 +29,7 @@ from distgrow.run.resume_mode import Resume, ResumeMode
 from distgrow.tasks import TaskSpec
 from distgrow.tasks.architectures import GPT, Model
 from distgrow.tasks.builtin import Digits
+from distgrow.theory.noise import noise_scale
 from distgrow.theory.sgd import Constants
 from distgrow.training.settings import Settings
 
@@ -48,6 +49,11 @@ class Theory(Spec):
     """Δ = f(θ₀) − f*, loss."""
     epsilon: PosFloat
     """ε, the target of ‖∇f‖."""
+
+    @property
+    def noise_scale(self) -> float:
+        """Return B = σ²/ε² at the target, samples."""
+        return noise_scale(self.variance, self.epsilon**2)
 
     def constants(self) -> Constants:
         """Return L, σ² and Δ."""

@@ -1,6 +1,8 @@
 """Cost of a plan in seconds and worker-seconds, beside the cost on its largest number of workers throughout."""
 
-from collections.abc import Iterator
+import math
+import statistics
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from distgrow.core.errors import ConfigError
@@ -8,6 +10,7 @@ from distgrow.core.pace import Pace, Stretch, cost, fitted
 from distgrow.core.progress import Progress
 from distgrow.growth.controller import Controller
 from distgrow.run.folder import RunFolder
+from distgrow.theory.noise import fastest_batch, half_batch, steps_overhead, time_to_progress
 from distgrow.tracking.events import Resize, Step
 from distgrow.tracking.read import history, read_events
 
@@ -42,6 +45,49 @@ def measured(run: str, given: Pace | None = None) -> Pace:
     except ConfigError as error:
         raise ConfigError(f"--like {run}: {error}") from None
     return pace if resizes or given is None else pace.model_copy(update={"resize_s": given.resize_s})
+
+
+def measured_scale(run: str) -> float | None:
+    """Return the noise scale of an earlier run, the median over its second half; None: it was not measured."""
+    steps = [event for event in history(read_events(RunFolder(run).metrics)) if isinstance(event, Step)]
+    half = steps[-1].samples / 2 if steps else 0
+    scales = [step.noise_scale for step in steps if step.samples >= half and step.noise_scale and step.noise_scale > 0]
+    return statistics.median(scales) if scales else None
+
+
+def fastest(controller: Controller, pace: Pace, scale: float | None, *, soonest: bool = False) -> list[str]:
+    """Return the batch at which half of an update is overhead and, if B is known, the fastest one, for each world.
+
+    Args:
+        controller: The decisions of the run.
+        pace: Speed of a worker.
+        scale: B, the noise scale. None: it is not known.
+        soonest: As in Controller.outline.
+    """
+    if pace.latency_s == 0:
+        return []
+    parts = list(stretches(controller, soonest=soonest))
+    worlds = sorted({stretch.world for stretch in parts})
+    halves = [f"{half_batch(pace.latency_s, world * pace.samples_per_s):,.0f} on {world:,}" for world in worlds]
+    line = f"half of an update is latency at a batch of {', '.join(halves)} worker{'s' * (worlds != [1])}"
+    if scale is None:
+        return [line]
+    return [
+        line,
+        *(_fastest_on(world, pace, scale, [part for part in parts if part.world == world]) for world in worlds),
+    ]
+
+
+def _fastest_on(world: int, pace: Pace, scale: float, parts: Sequence[Stretch]) -> str:
+    """Return the fastest batch on so many workers, and the time of `parts` over that of the same progress at it."""
+    latency, rate = pace.latency_s, world * pace.samples_per_s
+    best = fastest_batch(latency, rate, scale)
+    made = math.fsum(part.updates / steps_overhead(part.batch, scale) for part in parts)
+    spent = math.fsum(part.updates * pace.update_s(part.batch, world) for part in parts)
+    return (
+        f"at a noise scale of {scale:,.0f}, progress on {world:,} worker{'s' * (world > 1)} is fastest at a batch of "
+        f"{best:,.0f}; its stages take {spent / made / time_to_progress(best, latency, rate, scale):.2f} × as long"
+    )
 
 
 def savings(controller: Controller, pace: Pace, *, soonest: bool = False) -> list[str]:

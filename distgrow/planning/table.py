@@ -22,7 +22,7 @@ from distgrow.growth.draws import draws_size
 from distgrow.growth.no_growth import no_growth
 from distgrow.optim import OptimizerSpec
 from distgrow.planning.check import problems
-from distgrow.planning.cost import savings
+from distgrow.planning.cost import fastest, savings
 from distgrow.planning.forecast import BOUNDS, Stage, sfo_to_target, stages, turns
 from distgrow.theory import sgd, staleness
 from distgrow.theory.pruning import pruned_samples
@@ -50,7 +50,7 @@ PROBED = "run.probe's evaluations are charged to budget.sfo: there will be fewer
 AUTO = "engine.max_micro=auto: shown as if memory held every share; it is measured when the run begins"
 
 
-def show(run: Run, world: int | None, rows: int, pace: Pace | None = None) -> bool:
+def show(run: Run, world: int | None, rows: int, pace: Pace | None = None, scale: float | None = None) -> bool:
     """Print the plan to standard output, and its problems to standard error.
 
     Of adaptive growth there are two tables, the bounds of what the run may do.
@@ -60,6 +60,7 @@ def show(run: Run, world: int | None, rows: int, pace: Pace | None = None) -> bo
         world: Number of ranks. If None, each stage has the number that it wants.
         rows: Most rows of a table: the first and the last stages. All stages are computed and checked.
         pace: Speed of a worker. If given, seconds and worker-seconds are printed too.
+        scale: Noise scale of the gradient. If given too, so is the fastest batch.
 
     Returns:
         Whether the run can be carried out.
@@ -76,11 +77,18 @@ def show(run: Run, world: int | None, rows: int, pace: Pace | None = None) -> bo
         late = run.engine.delay > 0 or isinstance(run.engine, Async)
         theory = None if late else run.applicable_theory()
         predicted = predictions(theory, controller, soonest=soonest)
-        costs = savings(controller, pace, soonest=soonest) if pace is not None else []
+        costs = _costs(controller, pace, scale, soonest)
         _print(text, [*sums, *reductions, *predicted, *costs])
     _print(text, _remarks(run, controller))
     _print(Console(stderr=True, highlight=False, soft_wrap=True), [f"distgrow: {problem}" for problem in violated])
     return not violated
+
+
+def _costs(controller: Controller, pace: Pace | None, scale: float | None, soonest: bool) -> list[str]:
+    """Return the seconds of the plan and the fastest batch, if the pace is known."""
+    if pace is None:
+        return []
+    return [*fastest(controller, pace, scale, soonest=soonest), *savings(controller, pace, soonest=soonest)]
 
 
 def _print(console: Console, lines: Iterable[str]) -> None:

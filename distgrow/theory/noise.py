@@ -92,6 +92,41 @@ def steps_overhead(batch: float, scale: float) -> float:
     return 1 + scale / batch
 
 
+def half_batch(latency: float, rate: float) -> float:
+    """Return n½ = a·r, samples: the batch at which half of an update is its fixed part.
+
+    An update of b samples takes a + b/r: a (`latency`) seconds whatever the batch, at r (`rate`) samples a second.
+
+    Source: elementary; after n½ of Hockney & Jesshope 1988 for vector computers.
+    """
+    if not latency >= 0:
+        raise ValueError(f"latency={latency} must be at least 0 seconds")
+    check_positive(rate=rate)
+    return latency * rate
+
+
+def fastest_batch(latency: float, rate: float, scale: float) -> float:
+    """Return b* = √(n½·B), the batch at which the time to the same loss is least; B is the noise scale.
+
+    An update takes a + b/r and makes the progress 1/(1 + B/b) of one without noise.
+
+    Source: derived for this project, after McCandlish et al. 2018, arXiv 1812.06162.
+    """
+    check_positive(scale=scale)
+    return math.sqrt(half_batch(latency, rate) * scale)
+
+
+def time_to_progress(batch: float, latency: float, rate: float, scale: float) -> float:
+    """Return (a + b/r)(1 + B/b), seconds to the progress of one update without noise.
+
+    It is least at `fastest_batch`: (√a + √(B/r))².
+
+    Source: derived for this project, after McCandlish et al. 2018, arXiv 1812.06162.
+    """
+    check_positive(batch=batch, rate=rate, scale=scale)
+    return (latency + batch / rate) * steps_overhead(batch, scale)
+
+
 def temperature(lr: float, batch: float, power: float = 1.0) -> float:
     """Return T = η/b^power, power 1 for SGD and ½ for Adam: runs of equal T follow one path in samples.
 
