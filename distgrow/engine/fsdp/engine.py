@@ -1,7 +1,7 @@
 """The FSDP engine: torch's fully_shard under distgrow's own accumulation; decides nothing about batch or rate."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -66,6 +66,7 @@ class FSDPEngine(AccumulatingEngine):
         self._undo = Undo(root)
         self._prepare(root, units)
         self._shards = Shards(root, [unit for _, unit in units], spec, mesh)
+        root.answer_calls_of_the_model(self._shards.rest)
         repoint(self.optimizer, {id(p): self._shards.local[name] for name, p in named.items()})
         for one in getattr(self.optimizer, "optimizers", [self.optimizer]):
             if optimizer.joins and hasattr(one, "joined"):
@@ -225,9 +226,29 @@ class FSDPEngine(AccumulatingEngine):
 class _Root(WeightedLoss):
     """WeightedLoss that all forwards go through: fully_shard has one root."""
 
+    _inside = False  #: whether a forward is under way
+
     def forward(self, batch: Any, weight: float, *, without_loss: bool = False, call: Any = None) -> Any:
         """See WeightedLoss; `call` is called in place of the loss."""
-        return super().forward(batch, weight, without_loss=without_loss) if call is None else call()
+        self._inside = True
+        try:
+            return super().forward(batch, weight, without_loss=without_loss) if call is None else call()
+        finally:
+            self._inside = False
+
+    def answer_calls_of_the_model(self, rest: Callable[[], None]) -> None:
+        """Let calls of the model from elsewhere, such as a hook's, go through this module too; `rest` follows them."""
+        direct: Any = getattr(self.model, "_compiled_call_impl", None) or self.model._call_impl
+
+        def through(*args: Any, **kwargs: Any) -> Any:
+            if self._inside:
+                return direct(*args, **kwargs)
+            made = self(None, 0.0, call=partial(direct, *args, **kwargs))
+            if not torch.is_grad_enabled():
+                rest()
+            return made
+
+        self.model._compiled_call_impl = through
 
 
 class _ShardProducts(StepProducts):
