@@ -218,9 +218,9 @@ class Endless(Trainer):
         super().__init__(*parts)
         self.moments = deque[float](maxlen=1000)
 
-    def log(self, before: Progress, progress: Progress, plan: Plan, outcome: Outcome, seconds: float) -> None:
+    def log(self, progress: Progress, plan: Plan, outcome: Outcome, seconds: float) -> None:
         """Log, then look at the clock."""
-        super().log(before, progress, plan, outcome, seconds)
+        super().log(progress, plan, outcome, seconds)
         self.moments.append(time.perf_counter())
 
     def finish(self, progress: Progress) -> Result:

@@ -21,7 +21,8 @@ from paired import Report, arguments, keep, show
 
 from distgrow.core.plan import Plan
 from distgrow.distributed.world import World
-from distgrow.engine.spec import Async, Engine, Torch
+from distgrow.engine.protocol import Engine
+from distgrow.engine.spec import Async, Torch
 from distgrow.optim.sgd import SGD
 from distgrow.report.plots import COLOURS
 from distgrow.tasks.builtin import Digits

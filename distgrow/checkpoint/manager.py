@@ -16,7 +16,7 @@ from distgrow.core.errors import RunError
 from distgrow.core.progress import Progress
 from distgrow.core.spec import Spec
 from distgrow.distributed.world import World
-from distgrow.engine.spec import Engine
+from distgrow.engine.protocol import Engine
 from distgrow.run import resize_request
 from distgrow.run.folder import RunFolder
 from distgrow.run.resume_mode import ResumeMode
@@ -138,6 +138,7 @@ class CheckpointManager:
         self._kept: dict[str, int] = {}  # steps whose checkpoints are kept, by their names
         self._step = self._samples = 0  # of the newest checkpoint
         self._requested = False  # a checkpoint has been requested since the newest was begun
+        self._old_votes = 0  # updates whose votes were cast before that
         self._keeps = False  # a checkpoint is to be written, as it is kept by a name
         self._charged = 0  # evaluations of the ledger that these processes did not make themselves
         self._stall_s = 0.0
@@ -152,10 +153,10 @@ class CheckpointManager:
             requested: Whether somebody has asked for a checkpoint.
         """
         self._requested = self._requested or requested
-        steps = self._spec.every_steps
-        by_steps = steps is not None and progress.step + 1 - self._step >= steps
+        steps, updates = self._spec.every_steps, 1 + self._engine.ahead  # until the wish is known
+        by_steps = steps is not None and progress.step + updates - self._step >= steps
         samples = self._spec.every_samples
-        by_samples = samples is not None and progress.samples + batch - self._samples >= samples
+        by_samples = samples is not None and progress.samples + updates * batch - self._samples >= samples
         return self._requested or by_steps or by_samples or time.monotonic() - self._begun_at >= self._spec.every_s
 
     def writing(self) -> bool:
@@ -172,6 +173,9 @@ class CheckpointManager:
             due: Whether any rank wants a checkpoint of `progress`.
             writing: Whether any rank was still writing before the update.
         """
+        old, self._old_votes = self._old_votes, 0
+        if old:  # the votes are from before the newest checkpoint was begun
+            due, writing = False, True
         if self._writer and not writing:
             self._settle()
         if due or self._keeps:
@@ -219,6 +223,7 @@ class CheckpointManager:
         self._begun_at, self._newest = began, (progress, self._beside.version)
         self._step, self._samples = progress.step, progress.samples
         self._requested = self._keeps = False
+        self._old_votes = self._engine.ahead
         self._stall_s = time.monotonic() - began
 
     def _settle(self) -> None:

@@ -16,7 +16,7 @@ from distgrow.checkpoint.storage import MANIFEST, Store, at, free_name
 from distgrow.core.errors import RunError
 from distgrow.core.progress import Progress
 from distgrow.distributed.world import World
-from distgrow.engine.spec import Engine
+from distgrow.engine.protocol import Engine
 
 _PROGRESS, _FACTS, _KEPT = "progress.json", "facts.json", "kept.json"
 

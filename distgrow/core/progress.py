@@ -69,6 +69,10 @@ class Outcome:
     extrapolated: int = 0  #: of its samples, those that were evaluated a second time, for the gradient's point
     withdrawn: Withdrawn | None = None  #: of earlier updates; the present one counts as applied beside it
     fault: str | None = None  #: why no update can follow
+    told: bool = True  #: False: what the update gave is told with the next one, and nothing is known yet
+    of: Plan | None = (
+        None  #: the update before, if all but `out_of_memory` is what that one gave; None: the present one
+    )
 
     @property
     def late(self) -> bool:
@@ -93,6 +97,10 @@ class Progress:
     With asynchronous workers an update counts once its batch is handed out. Whether its gradient will be applied is not
     known then. If it is not, the update is withdrawn: its samples move from applied to discarded (it came too late) or
     to skipped (not finite), and the budget, which reads applied, has as many left. A stage that is over stays over.
+
+    With `engine.ahead` an update counts once it is begun, too. What it gave, its loss, norm, noise and tokens, is known
+    after the next one has begun: decisions see what updates up to the last but one gave. One that was not finite is
+    withdrawn then.
     """
 
     step: int = 0  #: applied updates
@@ -128,7 +136,6 @@ class Progress:
         if not outcome.applied and outcome.withdrawn is None:
             skipped = replace(ledger, skipped=ledger.skipped + batch)
             return replace(self, samples=self.samples + batch, skips=self.skips + 1, ledger=skipped)
-        noise = self.noise if plan.density == self.density else self.noise.on_new_stage()  # of another model
         after = Progress(
             step=self.step + 1,
             samples=self.samples + batch,
@@ -139,14 +146,38 @@ class Progress:
             grown_samples=self.grown_samples,
             micro_limit=self.micro_limit,
             policy=self.policy,
-            noise=noise.after(batch, outcome.measured.parts or plan.parts, plan.window, outcome.measured, outcome.loss),
-            tokens=self.tokens + outcome.tokens,
+            noise=self.noise if plan.density == self.density else self.noise.on_new_stage(),  # of another model
+            tokens=self.tokens,
             probe_samples=self.probe_samples,
             density=plan.density,
             spared=self.spared + plan.spared,
             ledger=replace(ledger, applied=ledger.applied + batch),
         )
-        return after if outcome.withdrawn is None else after.without(outcome.withdrawn, skips=self.skips)
+        return after.heard(outcome.of or plan, outcome, skips=self.skips)
+
+    def heard(self, plan: Plan, outcome: Outcome, *, skips: int) -> "Progress":
+        """Return the progress with what an update gave that is counted already.
+
+        Args:
+            plan: That update's. What it shows of the noise is left out if another stage has begun since.
+            outcome: What it gave.
+            skips: Updates skipped in a row before it.
+        """
+        noise, parts = self.noise, outcome.measured.parts or plan.parts
+        if plan.stage == self.stage:
+            noise = noise.after(plan.batch, parts, plan.window, outcome.measured, outcome.loss)
+        heard = replace(self, noise=noise, tokens=self.tokens + outcome.tokens)
+        return heard if outcome.withdrawn is None else heard.without(outcome.withdrawn, skips=skips)
+
+    def as_if_known(self, outcome: Outcome, noise: Noise) -> "Progress":
+        """Return the progress as it would have been if what its last update gave had been known at once.
+
+        Args:
+            outcome: What it gave.
+            noise: The statistics with it.
+        """
+        known = replace(self, noise=noise, tokens=self.tokens + outcome.tokens)
+        return known if outcome.withdrawn is None else known.without(outcome.withdrawn, skips=self.skips)
 
     def without(self, withdrawn: Withdrawn, *, skips: int = 0) -> "Progress":
         """Return the progress without updates that were counted as applied and were not.

@@ -2,6 +2,7 @@
 
 from distgrow.engine.asynchronous.spec import Async
 from distgrow.engine.fsdp.spec import FSDP
-from distgrow.engine.spec import DeepSpeed, Engine, EngineSpec, Torch
+from distgrow.engine.protocol import Engine
+from distgrow.engine.spec import DeepSpeed, EngineSpec, Torch
 
 __all__ = ["FSDP", "Async", "DeepSpeed", "Engine", "EngineSpec", "Torch"]

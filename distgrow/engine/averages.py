@@ -22,11 +22,20 @@ class WeightAverage:
         self.begun = False
 
     @torch.no_grad()
-    def update(self, weight: float) -> None:
-        """Take in the tensors as they are now: ā ← ā + weight·(θ − ā). A weight of 0 changes nothing."""
+    def update(self, weight: float, unless: Tensor | None = None) -> None:
+        """Take in the tensors as they are now: ā ← ā + weight·(θ − ā). A weight of 0 changes nothing.
+
+        Args:
+            weight: That of θ.
+            unless: One truth value on the device. If it is true, nothing changes.
+        """
         if weight == 0:
             return
         self.begun = True
+        if unless is not None:
+            for mean, now in zip(self._mean, self._now, strict=True):
+                mean.lerp_(now, (~unless).to(mean.dtype) * weight)
+            return
         torch._foreach_lerp_(self._mean, self._now, weight)  # pyright: ignore[reportPrivateImportUsage]
 
     @contextmanager

@@ -82,11 +82,11 @@ class Buffers:
         if self._now:
             torch._foreach_copy_(self._kept, self._now)  # pyright: ignore[reportPrivateImportUsage]
 
-    def restore(self) -> None:
-        """Restore the values of the last copy."""
-        with torch.no_grad():
-            for now, kept in zip(self._now, self._kept, strict=True):
-                now.copy_(kept)
+    @torch.no_grad()
+    def restore(self, where: Tensor | None = None) -> None:
+        """Restore the values of the last copy; if `where` is given, one truth value on the device, where that is so."""
+        for now, kept in zip(self._now, self._kept, strict=True):
+            now.copy_(kept if where is None else torch.where(where, kept, now))
 
 
 def place(batch: Any, device: torch.device, dtype: torch.dtype | None) -> Any:

@@ -29,3 +29,11 @@ def clip_over_items(parameters: Sequence[nn.Parameter], clip: float | None, weig
     if math.isfinite(norm) and factor != weight:
         torch._foreach_mul_(gradients(parameters), factor / weight)  # pyright: ignore[reportPrivateImportUsage]
     return norm
+
+
+def clip_on_device(parameters: Sequence[nn.Parameter], clip: float | None, weight: Tensor, norm: Tensor) -> Tensor:
+    """Do as `clip_over_items` with numbers that are on the device, in double precision. The host does not wait."""
+    norm = norm.double() / weight.double()  # NaN if there were no items
+    factor = 1.0 if clip is None else torch.clamp(clip / (norm + 1e-6), max=1.0)
+    torch._foreach_mul_(gradients(parameters), factor / weight.double())  # pyright: ignore[reportPrivateImportUsage]
+    return norm

@@ -1,5 +1,7 @@
 """Which growth, optimizer and engine go together, by what each says that it can; importing this loads no torch."""
 
+from collections.abc import Mapping
+
 from distgrow.core.budget import Budget
 from distgrow.core.errors import ConfigError
 from distgrow.core.extrapolate import Extrapolate
@@ -101,6 +103,46 @@ def _check_delayed(growth: GrowthPolicy, optimizer: OptimizerSpec, delay: int) -
         raise ConfigError(
             f"engine.delay={delay} applies gradients late, and optimizer.kind={optimizer.name} goes by the "
             "micro-batches of the present one: set engine.delay=0, or optimizer.kind lars or lamb"
+        )
+
+
+def check_ahead(
+    engine: EngineSpec,
+    *,
+    growth: GrowthPolicy,
+    optimizer: OptimizerSpec,
+    measuring: Measuring,
+    budget: Budget,
+    others: Mapping[str, bool],
+) -> None:
+    """Check that nothing needs to know at once what an update gave, if the engine tells it with the next one.
+
+    Args:
+        engine: The engine.
+        growth: The growth policy.
+        optimizer: The optimizer.
+        measuring: Of the noise.
+        budget: The run's.
+        others: What else needs to know at once, by its key: whether it is used.
+
+    Raises:
+        ConfigError: Something does.
+    """
+    if not engine.ahead:
+        return
+    late = {
+        "growth.norm=preconditioned": Measure.PRECONDITIONED in growth.needs,
+        f"growth.kind={growth.name} with optimizer.kind={optimizer.name}": (
+            Measure.PROGRESS in growth.needs and optimizer.per_tensor
+        ),
+        "run.noise.by_parameter=true": measuring.by_parameter,
+        f"budget.tokens={budget.tokens}, which are counted,": budget.tokens is not None and budget.samples is not None,
+        **others,
+    }
+    if asks := [what for what, does in late.items() if does]:
+        raise ConfigError(
+            f"{asks[0]} needs at once what an update gave, which engine.ahead={engine.ahead} tells one update later: "
+            "set engine.ahead=0, or leave it out"
         )
 
 

@@ -42,8 +42,12 @@ class StatsChannel(nn.Module):
 
     def read(self, votes: int) -> UpdateStats:
         """Return the means over ranks, after the last backward; `votes` is how many were sent. Waits for a GPU."""
+        return UpdateStats.unpack(self.sent().tolist(), votes)
+
+    def sent(self) -> Tensor:
+        """Return the packed means over ranks, after the last backward; the next update overwrites them."""
         assert self.zeros.grad is not None
-        return UpdateStats.unpack(self.zeros.grad.tolist(), votes)
+        return self.zeros.grad
 
     def clear(self) -> None:
         """Drop the stats: the update is over."""
@@ -118,7 +122,19 @@ class DataParallel:
             TrainingFailed: Ranks are not at the same batch and learning rate.
             ConfigError: DDP has not averaged, as it waits for gradients that will not come.
         """
-        stats = self._module.channel.read(votes)
+        return self.checked(plan, self._module.channel.read(votes))
+
+    def sent(self) -> Tensor:
+        """Return the packed means over ranks of their stats, on their device, to be read later."""
+        return self._module.channel.sent()
+
+    def checked(self, plan: Plan, stats: UpdateStats) -> UpdateStats:
+        """Return the means over ranks of their stats after a check, unless a rank had no memory for its part.
+
+        Raises:
+            TrainingFailed: Ranks are not at the same batch and learning rate.
+            ConfigError: DDP has not averaged, as it waits for gradients that will not come.
+        """
         if stats.failed > 0:
             return stats
         if not self._find_unused and math.isclose(stats.batch * self._world.size, plan.told, rel_tol=1e-5):

@@ -21,9 +21,8 @@ from distgrow.engine.clipping import gradients
 from distgrow.engine.extrapolation import Extrapolation
 from distgrow.engine.own_gradient import OwnGradient
 from distgrow.engine.state import read, written
-from distgrow.engine.stats import MakeStats, UpdateStats
+from distgrow.engine.stats import Applied, MakeStats, UpdateStats
 from distgrow.engine.torch import TorchEngine
-from distgrow.engine.update import Applied
 
 #: The past gradient's file in a checkpoint, and each rank's if it has its own.
 FILE = "extrapolation.pt"

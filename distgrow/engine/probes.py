@@ -15,7 +15,7 @@ from distgrow.data.seeding import kept_generators, seed_generators
 from distgrow.distributed.world import World
 from distgrow.engine.functional import Vector
 from distgrow.engine.items import Items, count_items
-from distgrow.engine.spec import Engine
+from distgrow.engine.protocol import Engine
 
 Batches = Iterable[tuple[Any, int]]
 

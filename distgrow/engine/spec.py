@@ -1,20 +1,16 @@
-"""What an engine is, and the specs of engines and optimizers; importing this loads no torch."""
+"""The specs of engines; importing this loads no torch."""
 
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from distgrow.core.errors import ConfigError
 from distgrow.core.extrapolate import Extrapolate
-from distgrow.core.plan import Plan
-from distgrow.core.progress import Outcome, Withdrawn
 from distgrow.core.sparsity import Sparsity
 from distgrow.core.spec import PosFloat, PosInt, Spec, default_kind
 from distgrow.engine.asynchronous.spec import Async
 from distgrow.engine.fsdp.spec import FSDP
+from distgrow.engine.protocol import Engine
 from distgrow.optim import OptimizerSpec
 
 if TYPE_CHECKING:
@@ -22,70 +18,7 @@ if TYPE_CHECKING:
 
     from distgrow.distributed.world import World
     from distgrow.engine.batches import Loss, Metrics
-    from distgrow.engine.functional import FunctionalObjective
     from distgrow.engine.items import Items, Tokens
-
-
-class Engine(Protocol):
-    """All that computes: parameters, gradients, optimizer state."""
-
-    evaluations: int
-    """Per-sample gradient evaluations that this rank has really made, counted from the data."""
-
-    groups: list[str]
-    """A line for each group of parameters; none if all train alike."""
-
-    def update(self, plan: Plan, micro_batches: Iterable[Any], votes: Sequence[bool] = ()) -> Outcome:
-        """Accumulate, reduce, clip, step. Collective: every rank must call.
-
-        A gradient that is not finite is not applied, nor one that a rank had no memory for: parameters, buffers and
-        the optimizer's state are then what they were. `votes` are this rank's wishes; the outcome tells which of
-        them any rank had.
-        """
-        ...
-
-    def drain(self) -> bool:
-        """Apply every gradient in flight, in order, as the run is over. Return whether there was any. Collective."""
-        ...
-
-    def withdrawn(self) -> Withdrawn | None:
-        """Return what has become of updates otherwise than they were counted, since it was last told; None: nothing."""
-        ...
-
-    def settings(self, plan: Plan) -> dict[str, float]:
-        """Return the optimizer's settings that follow the batch, as they are at an update, by the keys of AtGrowth."""
-        ...
-
-    def parameter_noise(self) -> dict[str, tuple[float, float]]:
-        """Return |∇f|² and tr Σ of each parameter by its name, NaN where they are not known; empty: not measured."""
-        ...
-
-    def evaluate(self, batches: Iterable[tuple[Any, int]]) -> dict[str, float]:
-        """Means over all ranks' (batch, rows of it that count), in eval mode. Collective: every rank must call.
-
-        Every rank has as many batches.
-        """
-        ...
-
-    def at_average(self) -> AbstractContextManager[bool]:
-        """Give the model the average of its parameters inside the context. Yield False if there is none. Collective."""
-        ...
-
-    def functional(self) -> "FunctionalObjective":
-        """Return the objective at the present parameters, in eval mode. Using it moves no parameter. Collective."""
-        ...
-
-    def snapshot(self) -> dict[str, bytes]:
-        """Parameters, buffers and optimizer state as they are now: the files that this rank has to keep. Collective."""
-        ...
-
-    def load(self, folder: Path) -> None:
-        """Read the files of all ranks' snapshots, on any number of ranks; executes no code from them. Collective."""
-        ...
-
-    def close(self) -> None:
-        """Give the model back whole, without hooks; the engine is of no use afterwards. Collective."""
-        ...
 
 
 def _rows_or_auto(given: Any) -> Any:
@@ -133,8 +66,29 @@ class Torch(Spec):
     """τ, updates after which a gradient is applied: the parameters after update t have taken in gradients up to t − τ.
     0: at once."""
 
+    ahead: Literal[0, 1] = 0
+    """Updates that are begun before the host knows what the last one gave. 1: a GPU never waits for the host, decisions
+    see what updates up to the last but one gave, and a step that is not finite is undone on the device. With delay=1
+    several ranks average a gradient while they compute the next. 0: at once."""
+
+    @model_validator(mode="after")
+    def _one_in_flight(self) -> "Torch":
+        if self.ahead and (self.delay > 1 or (self.delay and self.find_unused)):
+            what = f"delay={self.delay}" if self.delay > 1 else "delay=1 and find_unused=true"
+            raise ConfigError(f"ahead={self.ahead} does not go with {what}: set ahead=0, or delay=0")
+        return self
+
     def check_optimizer(self, optimizer: OptimizerSpec) -> None:
-        """Check that it can make the optimizer's steps: it can make all."""
+        """Check that it can make the optimizer's steps: with ahead=0 it can make all.
+
+        Raises:
+            ConfigError: It cannot.
+        """
+        if self.ahead and not optimizer.skips_on_device:
+            raise ConfigError(
+                f"engine.ahead={self.ahead} needs an optimizer that can skip a step on the device, which "
+                f"optimizer.kind={optimizer.name} cannot: use optimizer.kind sgd, adamw or muon, or set engine.ahead=0"
+            )
 
     def resizes(self, optimizer: OptimizerSpec) -> bool:
         """Return whether a checkpoint goes on with another number of ranks."""
@@ -154,12 +108,16 @@ class Torch(Spec):
         sparsity: Sparsity | None = None,
     ) -> Engine:
         """Build the engine on this rank. Collective: every rank must call."""
+        from distgrow.engine.ahead import AheadEngine
         from distgrow.engine.extrapolated import ExtrapolatingEngine
+        from distgrow.engine.overlapped import OverlappedEngine
         from distgrow.engine.torch import TorchEngine
 
+        self.check_optimizer(optimizer)
         parts: dict[str, Any] = {"metrics": metrics, "optimizer": optimizer, "world": world, "items": items}
         if extrapolate is None:
-            engine = TorchEngine(model, loss, spec=self, **parts)
+            kinds = {0: TorchEngine, 1: OverlappedEngine if self.delay else AheadEngine}
+            engine = kinds[self.ahead](model, loss, spec=self, **parts)
         else:
             engine = ExtrapolatingEngine(model, loss, extrapolate=extrapolate, spec=self, **parts)
         engine.tokens = items if tokens is None else tokens
@@ -172,6 +130,7 @@ class DeepSpeed(Spec):
 
     needs_group: ClassVar[bool] = True
     delay: ClassVar[int] = 0
+    ahead: ClassVar[int] = 0
     tests_progress: ClassVar[bool] = True
     preconditions: ClassVar[bool] = False
     measures_parameters: ClassVar[bool] = False

@@ -1,4 +1,4 @@
-"""UpdateStats: what ranks tell each other about one update, beside its gradient; knows no engine."""
+"""What ranks tell each other about one update beside its gradient, and what has become of that; knows no engine."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -9,6 +9,7 @@ from torch import Tensor
 from distgrow.core.errors import TrainingFailed
 from distgrow.core.plan import Plan
 from distgrow.distributed.world import World
+from distgrow.engine.noise.hooks import Sums
 
 #: Votes that an update can carry.
 MAX_VOTES = 4
@@ -71,6 +72,22 @@ class UpdateStats(NamedTuple):
         return [float(value) for value in self.pack()]
 
 
+class Applied(NamedTuple):
+    """Hold what has become of an update's gradient."""
+
+    stats: UpdateStats  #: means over ranks
+    grad_norm: float
+    applied: bool
+    metric_sq: float | None = None  #: |g|² in the metric of the optimizer's steps, before clipping, if it was asked for
+    average: float | None = None  #: weight of the parameters in their average; None: what the plan says
+    out_of_memory: bool = False  #: a rank had no memory for its part
+    products: Sums | None = None  #: of the step; None: those that were looked at last
+
+
+#: The place of the weight in packed stats.
+WEIGHT = UpdateStats._fields.index("weight")
+#: The places in packed stats of what is added up over ranks: the others are means.
+ADDED = [1, 7, 8, 9]
 #: Makes a rank's stats from the weighted loss of its last micro-batch, once backward has come to all gradients.
 MakeStats = Callable[[Tensor], UpdateStats]
 #: Numbers of packed stats.

@@ -22,9 +22,9 @@ from distgrow.engine.noise.metric import Roots
 from distgrow.engine.objective import compile_in_place, empty_copy, to_precision
 from distgrow.engine.spec import Torch
 from distgrow.engine.state import load_module, read, written
-from distgrow.engine.stats import MakeStats, UpdateStats
+from distgrow.engine.stats import Applied, MakeStats, UpdateStats
 from distgrow.engine.torch_step import TorchStep
-from distgrow.engine.update import AccumulatingEngine, Applied
+from distgrow.engine.update import AccumulatingEngine
 from distgrow.engine.used_parameters import check_gradients
 from distgrow.optim import OptimizerSpec
 from distgrow.optim.sgd import SGD
@@ -59,8 +59,12 @@ class TorchEngine(AccumulatingEngine):
             optimizer, self.optimizer, self._parameters,
             norms=self._norms, products=self._products, world=world, items=items is not None, delay=self.delay,
         )  # fmt: skip
-        settings = {"bucket_mb": self.spec.bucket_mb, "find_unused": self.spec.find_unused}
-        self._parallel = DataParallel(model, loss, world, **settings) if world.size > 1 else None
+        self._parallel = self._data_parallel(model, loss) if world.size > 1 else None
+
+    def _data_parallel(self, model: nn.Module, loss: Loss) -> DataParallel | None:
+        """Return what averages gradients over ranks as backward makes them; None: `apply` does it."""
+        spec = self.spec
+        return DataParallel(model, loss, self.world, bucket_mb=spec.bucket_mb, find_unused=spec.find_unused)
 
     # ── an update ───────────────────────────────────────────────────────────────────────────────────────────────
 

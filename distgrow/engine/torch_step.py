@@ -11,13 +11,14 @@ from distgrow.core.plan import Plan
 from distgrow.distributed.world import World
 from distgrow.engine.averages import WeightAverage
 from distgrow.engine.batches import check_memory, memory_for
-from distgrow.engine.clipping import clip_factor, clip_over_items, norm_of
+from distgrow.engine.clipping import clip_factor, clip_on_device, clip_over_items, norm_of
 from distgrow.engine.delayed import Delayed
 from distgrow.engine.masks import Masks
 from distgrow.engine.noise.hooks import MicroBatchNorms, StepProducts
 from distgrow.engine.noise.metric import Roots, StepMetric
 from distgrow.engine.noise.parameters import ParameterNoise
 from distgrow.engine.noise.part_norms import tell_parts
+from distgrow.engine.skipping import undone_where
 from distgrow.engine.stats import UpdateStats
 from distgrow.optim import OptimizerSpec
 from distgrow.optim.at_growth import assign, reset_moments
@@ -75,6 +76,10 @@ class TorchStep:
         """Divide the gradient by the items' `weight`, clip it, and return its norm between; `norm` without items."""
         return clip_over_items(self._parameters, self._clip, weight, norm) if self._items else norm
 
+    def clipped_over_items(self, weight: Tensor, norm: Tensor) -> Tensor:
+        """Do as `over_items`, on the device: the host does not wait."""
+        return clip_on_device(self._parameters, self._clip, weight, norm) if self._items else norm
+
     def make(self, plan: Plan, stats: UpdateStats, grad_norm: float) -> tuple[float, float | None]:
         """Step, or keep the gradient until it is due. Collective.
 
@@ -107,6 +112,19 @@ class TorchStep:
     def _listeners(self, plan: Plan) -> list[Any]:
         """Return who wants to know the norms of micro-batches, parameter by parameter."""
         return [self.optimizer] * self._by_parts + [self.noise] * plan.by_parameter
+
+    def step_unless(self, bad: Tensor, plan: Plan) -> list[list[Tensor]]:
+        """Step unless `bad`, one truth value on the device, is true, which the host does not wait for.
+
+        Returns:
+            Inner products: see StepProducts.terms.
+        """
+        self._products.before_step(self.optimizer)
+        terms = self._products.terms()
+        with undone_where(bad, self.optimizer):
+            self.step(plan)
+        self._products.after_step(self.optimizer)
+        return terms
 
     def step(self, plan: Plan) -> None:
         """Make one optimizer step, with the settings that the plan gives each parameter group."""

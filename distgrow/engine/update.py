@@ -6,7 +6,7 @@ An engine is a subclass that gives `backward`, `skip` and `apply`.
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -26,19 +26,8 @@ from distgrow.engine.noise.hooks import MicroBatchNorms, StepProducts
 from distgrow.engine.noise.metric import Roots
 from distgrow.engine.noise.shown import shown_noise
 from distgrow.engine.objective import WeightedLoss, check_dense, check_leaves, check_single_row, penalties_of
-from distgrow.engine.stats import LOW, MakeStats, UpdateStats
+from distgrow.engine.stats import LOW, Applied, MakeStats, UpdateStats
 from distgrow.optim import OptimizerSpec
-
-
-class Applied(NamedTuple):
-    """Hold what has become of an update's gradient."""
-
-    stats: UpdateStats  #: means over ranks
-    grad_norm: float
-    applied: bool
-    metric_sq: float | None = None  #: |g|² in the metric of the optimizer's steps, before clipping, if it was asked for
-    average: float | None = None  #: weight of the parameters in their average; None: what the plan says
-    out_of_memory: bool = False  #: a rank had no memory for its part
 
 
 class AccumulatingEngine(ABC):
@@ -46,6 +35,7 @@ class AccumulatingEngine(ABC):
 
     sharded: ClassVar[bool] = False  #: whether a rank's optimizer sees only its shards of the gradient
     delay: int = 0  #: updates after which a gradient is applied
+    ahead: int = 0  #: updates after which `update` tells what an update gave
 
     def __init__(
         self,
@@ -111,6 +101,10 @@ class AccumulatingEngine(ABC):
         """See Engine; by default nothing is in flight."""
         return False
 
+    def last(self) -> tuple[Plan, Outcome] | None:
+        """See Engine; by default everything is told at once."""
+        return None
+
     def withdrawn(self) -> Withdrawn | None:
         """See Engine; by default updates are what they were counted as."""
         return None
@@ -156,6 +150,10 @@ class AccumulatingEngine(ABC):
             self._buffers.restore()
         elif average := plan.average if result.average is None else result.average:
             self.average().update(average)
+        return self._outcome(plan, result)
+
+    def _outcome(self, plan: Plan, result: Applied) -> Outcome:
+        """Return what an update gave. Collective."""
         if result.out_of_memory:
             return Outcome(applied=False, out_of_memory=True)
         empty = self._items is not None and not result.stats.weight
@@ -166,21 +164,27 @@ class AccumulatingEngine(ABC):
             empty=empty,
             loss=float(result.stats.loss),
             grad_norm=result.grad_norm,
-            measured=shown_noise(
-                plan,
-                result.stats,
-                self._products,
-                self.world,
-                grad_norm=result.grad_norm,
-                metric_sq=result.metric_sq,
-                sharded=self.sharded,
-                items=self._items is not None,
-            )
-            if result.applied
-            else Measured(),
+            measured=self._measured(plan, result) if result.applied else Measured(),
             tokens=result.stats.all_tokens(self.world.size),
             votes=tuple(cast > 0 for cast in result.stats.votes),
             delay=self.delay,
+        )
+
+    def _measured(self, plan: Plan, result: Applied) -> Measured:
+        """Return what an applied update has shown of the noise. Collective."""
+        if not (plan.window or plan.product):
+            return Measured()
+        sums = self._products.fetch() if result.products is None else result.products
+        return shown_noise(
+            plan,
+            result.stats,
+            self._products.results(sums, result.grad_norm),
+            self.world,
+            grad_norm=result.grad_norm,
+            metric_sq=result.metric_sq,
+            sharded=self.sharded,
+            stepped=self._products.wanted,
+            items=self._items is not None,
         )
 
     def _begin(self, plan: Plan) -> None:

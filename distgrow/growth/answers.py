@@ -6,7 +6,8 @@ from collections.abc import Set
 from distgrow.core.errors import ConfigError
 from distgrow.core.lr import LR, Span
 from distgrow.core.noise_stats import Measuring
-from distgrow.core.progress import PolicyState, Progress
+from distgrow.core.plan import Plan
+from distgrow.core.progress import Outcome, PolicyState, Progress
 from distgrow.core.sampling import SamplingSpec
 from distgrow.growth.adaptive import NormProbing
 from distgrow.growth.base import GrowthPolicy, Measure
@@ -93,13 +94,20 @@ def check_sampling(
     )
 
 
-def checked_state(policy: GrowthPolicy, before: PolicyState, state: PolicyState) -> PolicyState:
-    """Return the policy's state after an update; it was `before`.
+def checked_state(policy: GrowthPolicy, progress: Progress, plan: Plan, outcome: Outcome) -> PolicyState:
+    """Return the policy's state once it knows what an update gave.
+
+    Args:
+        policy: The policy.
+        progress: The progress before it knew.
+        plan: The update's.
+        outcome: What it gave.
 
     Raises:
         ConfigError: A checkpoint could not give it back as it is: it is no dict of plain numbers by names.
     """
-    if state is before:
+    state = policy.after(progress, plan, outcome)
+    if state is progress.policy:
         return state
     if not isinstance(state, dict):
         raise ConfigError(f"{_of(policy)}.after returned {type(state).__name__}; it must return a dict")

@@ -117,10 +117,16 @@ class Controller:
 
     def after(self, progress: Progress, plan: Plan, outcome: Outcome) -> Progress:
         """Return the progress after an update that began at `progress`, with the policy's own state."""
-        state = checked_state(self.growth, progress.policy, self.growth.after(progress, plan, outcome))
-        after = progress.after(plan, outcome).with_policy(state)
+        after = progress.after(plan, outcome)
+        if outcome.told:
+            after = after.with_policy(checked_state(self.growth, progress, outcome.of or plan, outcome))
         self.budget.check_counted(after)
         return after
+
+    def heard(self, progress: Progress, plan: Plan, outcome: Outcome) -> Progress:
+        """Return the progress with what an update gave that is counted already."""
+        state = checked_state(self.growth, progress, plan, outcome)
+        return progress.heard(plan, outcome, skips=progress.skips).with_policy(state)
 
     def probe_due(self, progress: Progress) -> bool:
         """Return whether growth needs ‖∇f‖ measured exactly before it decides the stage."""
@@ -154,9 +160,7 @@ class Controller:
         return Plan(
             batch=drawn.batch, expected=drawn.expected, draw=drawn.draw,
             world=self.world, micro=micro, accum=accum,
-            lr=self.rate(progress, batch),
-            stage=progress.stage,
-            seed=mix_int(self.seed, progress.samples),
+            lr=self.rate(progress, batch), stage=progress.stage, seed=mix_int(self.seed, progress.samples),
             window=window,
             by_parameter=self.measuring.by_parameter,
             preconditioned=Measure.PRECONDITIONED in self._needs,
@@ -195,17 +199,15 @@ class Controller:
         return self.max_micro if progress.micro_limit is None else min(self.max_micro, progress.micro_limit)
 
     def _whole(self, progress: Progress, batch: int) -> bool:
-        """Return whether one rank can take the batch in one micro-batch."""
         return self.world == 1 and batch <= self._most_rows(progress)
 
     def ranks(self, stage: int) -> int:
         """Return the number of ranks that a stage wants."""
-        if self.group is None:
-            return self.world
-        return self.group.scaling_policy(stage, self.growth.stage_batch(stage), self.max_micro)
+        group, batch = self.group, self.growth.stage_batch(stage)
+        return self.world if group is None else group.scaling_policy(stage, batch, self.max_micro)
 
     def hands_over(self, stage: int) -> bool:
-        """Return whether another group of ranks has to take over before the first update of a stage."""
+        """Return whether another group of ranks takes over before a stage."""
         return self.group is not None and self.ranks(stage) != self.group.asked
 
     def trial(self, micro: int) -> Plan:

@@ -1,6 +1,5 @@
 """AdamW."""
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -21,6 +20,7 @@ class AdamW(OptimizerSpec):
     """torch.optim.AdamW."""
 
     adam_moments: ClassVar[bool] = True
+    skips_on_device: ClassVar[bool] = True
 
     kind: Literal["adamw"] = "adamw"
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
@@ -67,8 +67,8 @@ def _last(states: Sequence[dict[str, Any]], group: dict[str, Any]) -> "Iterator[
     from distgrow.optim.direction import real
 
     beta1, _ = group["betas"]
-    for state, steps, root in zip(states, _steps(states, group), _roots(states, group), strict=True):
-        yield torch.div(real(state["exp_avg"]), root, out=root).div_(1 - beta1**steps)
+    for state, root in zip(states, _roots(states, group), strict=True):
+        yield torch.div(real(state["exp_avg"]), root, out=root).div_(1 - beta1 ** _steps(state, group))
 
 
 def _scales(states: Sequence[dict[str, Any]], group: dict[str, Any]) -> "Iterator[Tensor]":
@@ -83,13 +83,17 @@ def _roots(states: Sequence[dict[str, Any]], group: dict[str, Any]) -> "Iterator
     from distgrow.optim.direction import real
 
     _, beta2 = group["betas"]
-    for state, steps in zip(states, _steps(states, group), strict=True):
-        yield real(state["exp_avg_sq"]).sqrt().div_(math.sqrt(1 - beta2**steps)).add_(group["eps"])
+    for state in states:
+        share = 1 - beta2 ** _steps(state, group)
+        yield real(state["exp_avg_sq"]).sqrt().div_(share**0.5).add_(group["eps"])
 
 
-def _steps(states: Sequence[dict[str, Any]], group: dict[str, Any]) -> list[float]:
-    """Return the steps that each parameter of a group has taken; DeepSpeed's kernels count them in the group."""
+def _steps(state: dict[str, Any], group: dict[str, Any]) -> "Tensor | float":
+    """Return the steps that a parameter has taken; DeepSpeed's kernels count them in the group.
+
+    A number that is on a device stays there, in double precision.
+    """
     import torch
 
-    counts: list[Any] = [state.get("step", group.get("step")) for state in states]
-    return torch.stack(counts).tolist() if counts and isinstance(counts[0], torch.Tensor) else counts
+    steps: Any = state.get("step", group.get("step"))
+    return steps.double() if isinstance(steps, torch.Tensor) else float(steps)

@@ -31,6 +31,7 @@ class OptimizerSpec(Spec, ABC):
     growth_rule: ClassVar[Rule | None] = None
     """How the learning rate follows a growing batch, if neither `lr.rule` nor the policy says. None: as √b."""
     per_tensor: ClassVar[bool] = False
+    skips_on_device: ClassVar[bool] = False  #: whether a step that is not finite can be undone on the device alone
     """Whether a step uses a norm, or the shape, of a whole parameter; ZeRO's flat shards have neither."""
     joins: ClassVar[bool] = False
     """Whether its steps can be made on rows of parameters, as its torch optimizer has `joined` to ask other ranks; see

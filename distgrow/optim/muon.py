@@ -22,6 +22,7 @@ class Muon(OptimizerSpec):
     per_tensor: ClassVar[bool] = True
     joins: ClassVar[bool] = True
     always_shown: ClassVar[bool] = True
+    skips_on_device: ClassVar[bool] = True
 
     kind: Literal["muon"] = "muon"
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.95

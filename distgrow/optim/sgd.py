@@ -20,6 +20,7 @@ class SGD(OptimizerSpec):
 
     scaling: ClassVar[Literal["linear", "sqrt"]] = "linear"
     l2: ClassVar[bool] = True
+    skips_on_device: ClassVar[bool] = True
 
     kind: Literal["sgd"] = "sgd"
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0

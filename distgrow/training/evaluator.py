@@ -15,7 +15,7 @@ from distgrow.engine.active import activate
 from distgrow.engine.batches import memory_for
 from distgrow.engine.functional import Vector
 from distgrow.engine.probes import Probe
-from distgrow.engine.spec import Engine
+from distgrow.engine.protocol import Engine
 from distgrow.growth.controller import Controller
 from distgrow.tasks.task import Task, test_sets
 from distgrow.theory.noise import directed_critical_batch, noise_scale

@@ -7,7 +7,7 @@ from distgrow.core.plan import largest
 from distgrow.core.progress import Progress
 from distgrow.data.loader import Loader
 from distgrow.engine.batches import MORE_MEMORY
-from distgrow.engine.spec import Engine
+from distgrow.engine.protocol import Engine
 from distgrow.growth.controller import Controller
 from distgrow.tracking.event_log import EventLog
 from distgrow.tracking.events import MemoryProbe

@@ -16,7 +16,13 @@ from distgrow.core.sparsity import Sparsity
 from distgrow.core.spec import Spec
 from distgrow.core.stages import Stages
 from distgrow.engine.asynchronous.spec import Async
-from distgrow.engine.compatible import check_compatible, check_drawn_sizes, check_extrapolation, check_prunes
+from distgrow.engine.compatible import (
+    check_ahead,
+    check_compatible,
+    check_drawn_sizes,
+    check_extrapolation,
+    check_prunes,
+)
 from distgrow.engine.spec import EngineSpec, Torch, most_rows
 from distgrow.growth.base import GrowthPolicy, Measure, with_rule
 from distgrow.growth.controller import Controller
@@ -78,11 +84,18 @@ class Settings(Spec):
                 f"run.noise.by_parameter=true measures whole gradients by micro-batches, which engine.kind="
                 f"{self.engine.kind} does not show: use engine.kind=torch, or leave it out"
             )
+        parts: dict[str, Any] = {"growth": self.growth, "optimizer": self.optimizer}
+        parts |= {"engine": self.engine, "measuring": noise, "budget": self.budget}
         if self.extrapolate is not None:
-            parts: dict[str, Any] = {"growth": self.growth, "optimizer": self.optimizer, "engine": self.engine}
-            check_extrapolation(self.extrapolate, **parts, measuring=self.run.noise, budget=self.budget)
+            check_extrapolation(self.extrapolate, **parts)
         check_drawn_sizes(self.sampling, self.engine, self.extrapolate)
         check_prunes(self.sparsity, self.engine, self.extrapolate)
+        others = {
+            "extrapolate": self.extrapolate is not None,
+            "sparsity": self.sparsity is not None,
+            "a sampling of random sizes": self.sampling is not None and self.sampling.draws_size,
+        }
+        check_ahead(**parts, others=others)
 
     def kept_in(self, path: str) -> Self:
         """Return the same settings with another `run.dir`."""

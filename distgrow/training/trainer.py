@@ -15,7 +15,7 @@ from distgrow.data.dataset import facts_of
 from distgrow.data.loader import DirectLoader, build_loader
 from distgrow.data.stream import open_stream
 from distgrow.distributed.world import World
-from distgrow.engine.spec import Engine
+from distgrow.engine.protocol import Engine
 from distgrow.growth.controller import Controller
 from distgrow.run import resize_request
 from distgrow.run.folder import RunFolder
@@ -151,9 +151,8 @@ class Trainer:
             if outcome.out_of_memory:
                 self.shrink(before, progress, plan)
                 continue
-            self.log(before, progress, plan, outcome, time.monotonic() - began)
+            self.tell(before, progress, plan, outcome, time.monotonic() - began)
             votes = Votes(*outcome.votes)
-            self.hooks.after_update(progress, plan, outcome)
             if votes.stop or outcome.fault or progress.skips >= self.run.max_skips:
                 return self.stop_early(progress, outcome.fault)
             if votes.end:
@@ -202,17 +201,22 @@ class Trainer:
         self.announce(progress, self.controller.plan(progress), again=True)
 
     def finish(self, progress: Progress) -> Result:
-        """Apply what is in flight, then make the last probe, the last checkpoint and the last evaluation.
+        """End the run: hear what the last update gave, apply what is in flight, and probe, save and evaluate.
 
         If something in flight could not be applied, and the budget has as much left, train on.
         """
-        if self.engine.drain():
+        last, drained = self.engine.last(), self.engine.drain()
+        if last is not None:
+            plan, outcome = last
+            before, progress = progress, self.controller.heard(progress, plan, outcome)
+            self.tell(before, progress, plan, outcome)
+        if drained:
             self.checkpoints.outdate()
             self.evaluator.outdate()
             if (withdrawn := self.engine.withdrawn()) is not None:
                 progress = progress.without(withdrawn, skips=progress.skips)
-            if not self.controller.done(progress):
-                return self.train(progress)
+        if not self.controller.done(progress):
+            return self.train(progress)
         progress = self.evaluator.last(progress, self.events)
         if not self.hooks.stateful:
             self.checkpoints.save(progress)
@@ -265,11 +269,20 @@ class Trainer:
             shape: dict[str, Any] = {**shape_of(plan), **self.engine.settings(plan)}
             self.events.log(Stage(**self.events.place(progress), epoch=epoch, stage=plan.stage, lr=plan.lr, **shape))
 
-    def log(self, before: Progress, progress: Progress, plan: Plan, outcome: Outcome, seconds: float) -> None:
-        """Log the step line of this update, unless run.log_every leaves it out. Only rank 0 has where to log it."""
-        epoch = self.controller.epoch
-        logs = self.run.logs((before.step, before.samples), (progress.step, progress.samples), epoch)
-        if self.world.rank > 0 or not progress.samples or (outcome.applied and not logs):
+    def tell(self, before: Progress, progress: Progress, plan: Plan, outcome: Outcome, seconds: float = 0) -> None:
+        """Log the line of the update that `outcome` is of, and call the hooks. `progress` knows what it gave."""
+        if not outcome.told:
+            return
+        if outcome.of is not None:
+            plan, progress = outcome.of, before.as_if_known(outcome, progress.noise)
+        self.log(progress, plan, outcome, seconds)
+        self.hooks.after_update(progress, plan, outcome)
+
+    def log(self, progress: Progress, plan: Plan, outcome: Outcome, seconds: float) -> None:
+        """Log the step line of an update, unless run.log_every leaves it out. Only rank 0 has where to log it."""
+        before, here = (progress.step - 1, progress.samples - plan.batch), (progress.step, progress.samples)
+        logs = not outcome.applied or self.run.logs(before, here, self.controller.epoch)
+        if self.world.rank > 0 or not progress.samples or not logs:
             return
         rate = plan.batch / seconds if seconds > 0 else 0.0
-        self.events.update(progress, plan, outcome, epoch=epoch, samples_per_s=rate)
+        self.events.update(progress, plan, outcome, epoch=self.controller.epoch, samples_per_s=rate)

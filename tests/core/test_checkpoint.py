@@ -31,6 +31,11 @@ class Files:
     def drain(self) -> bool:
         raise AssertionError("not used")
 
+    ahead = 0
+
+    def last(self) -> Any:
+        return None
+
     def withdrawn(self) -> Any:
         raise AssertionError("not used")
 

@@ -35,6 +35,11 @@ class NoState:
     def drain(self) -> bool:
         raise AssertionError("not used")
 
+    ahead = 0
+
+    def last(self) -> Any:
+        return None
+
     def withdrawn(self) -> Any:
         raise AssertionError("not used")
 

@@ -106,6 +106,11 @@ FEATURES: dict[str, Callable[[], dict[str, Any]]] = {
     "fresh gradients": lambda: {"extrapolate": Extrapolate(kind="fresh", rate=0.1), "average": ema(samples=100)},
     "noise in groups": lambda: {"extrapolate": Extrapolate(kind="noise", rate=0.1, local=True, group=4)},
     "a delay": lambda: {"engine": Torch(delay=3), "average": ema(samples=100)},
+    "ahead": lambda: {"engine": Torch(ahead=1), "average": ema(samples=100)},
+    "ahead, over items": lambda: {**FEATURES["items"](), "engine": Torch(ahead=1)},
+    "ahead, by noise": lambda: {**FEATURES["growth by noise"](), "engine": Torch(ahead=1)},
+    "ahead, by progress": lambda: {**FEATURES["growth by progress"](), "engine": Torch(ahead=1)},
+    "ahead and late": lambda: {"engine": Torch(ahead=1, delay=1), "average": ema(samples=100)},
     "pruning": lambda: {"sparsity": sparsity(0.8, every=0.05), "average": ema(samples=100)},
     "pruning under a delay": lambda: {"engine": Torch(delay=3), "sparsity": sparsity(0.8, every=0.05)},
 }
@@ -150,12 +155,18 @@ def told(folder: Path) -> dict[Any, Any]:
     }
 
 
-#: But for what is refused under clars: a delay, and shifts that hide noise.
+def refused(optimizer: str, feature: str) -> bool:
+    """Return whether the two do not go together."""
+    if optimizer == "clars":  # a delay, shifts that hide noise, and steps that cannot be undone on the device
+        return any(word in feature for word in ("delay", "ahead", "fresh gradients", "noise in groups"))
+    return "ahead" in feature and (optimizer == "own" or (optimizer, feature) == ("muon", "ahead, by progress"))
+
+
 MATRIX = [
     pytest.param(optimizer, feature, marks=[] if optimizer == "adamw" else pytest.mark.slow)
     for optimizer in OPTIMIZERS
     for feature in FEATURES
-    if optimizer != "clars" or ("delay" not in feature and feature not in ("fresh gradients", "noise in groups"))
+    if not refused(optimizer, feature)
 ]
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from distgrow.engine.asynchronous.workers import Start
     from distgrow.engine.batches import Loss, Metrics
     from distgrow.engine.items import Items, Tokens
-    from distgrow.engine.spec import Engine
+    from distgrow.engine.protocol import Engine
 
 _SCHEDULES = "a schedule such as growth.kind exponential, linear or steps"
 
@@ -32,6 +32,7 @@ class Async(Spec):
     tests_progress: ClassVar[bool] = False
     preconditions: ClassVar[bool] = False
     measures_parameters: ClassVar[bool] = False
+    ahead: ClassVar[int] = 0
     resizes_average: ClassVar[bool] = True
     extrapolates: ClassVar[bool] = False
     prunes: ClassVar[bool] = False

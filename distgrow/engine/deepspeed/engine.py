@@ -28,8 +28,8 @@ from distgrow.engine.masks import Masks, masks_of
 from distgrow.engine.objective import empty_copy
 from distgrow.engine.spec import DeepSpeed
 from distgrow.engine.state import read, written
-from distgrow.engine.stats import MakeStats, UpdateStats, check_agreed
-from distgrow.engine.update import AccumulatingEngine, Applied
+from distgrow.engine.stats import Applied, MakeStats, UpdateStats, check_agreed
+from distgrow.engine.update import AccumulatingEngine
 from distgrow.engine.used_parameters import UsedParameters
 from distgrow.optim import OptimizerSpec
 from distgrow.optim.at_growth import assign, reset_moments

@@ -22,7 +22,7 @@ from distgrow.engine.fsdp.state import State
 from distgrow.engine.fsdp.wrap import Undo, checkpoint_in_place, chosen, compile_units, units_of
 from distgrow.engine.functional import FunctionalObjective
 from distgrow.engine.items import Items
-from distgrow.engine.noise.hooks import MicroBatchNorms, StepProducts
+from distgrow.engine.noise.hooks import MicroBatchNorms, StepProducts, Sums
 from distgrow.engine.objective import WeightedLoss, empty_copy
 from distgrow.engine.stats import MakeStats, UpdateStats, check_agreed
 from distgrow.engine.update import AccumulatingEngine, Applied
@@ -258,9 +258,9 @@ class _ShardProducts(StepProducts):
         super().__init__(spec)
         self._replicas = replicas
 
-    def results(self, grad_norm: float) -> tuple[float, float]:
+    def results(self, sums: Sums, grad_norm: float) -> tuple[float, float]:
         """See StepProducts; a rank counts for its share of those that hold the same."""
-        penalty, product = super().results(grad_norm)
+        penalty, product = super().results(sums, grad_norm)
         return penalty / self._replicas, product / self._replicas
 
 

@@ -24,6 +24,7 @@ class FSDP(Spec):
 
     needs_group: ClassVar[bool] = True
     delay: ClassVar[int] = 0
+    ahead: ClassVar[int] = 0
     tests_progress: ClassVar[bool] = True
     preconditions: ClassVar[bool] = False
     measures_parameters: ClassVar[bool] = False

@@ -5,9 +5,10 @@ take it. In between an engine may accumulate, average over ranks, clip and shard
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import Any
+from itertools import chain, islice
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -102,6 +103,20 @@ class MicroBatchNorms:
         return torch.stack(self._each_squares).sum(0)
 
 
+class Sums(NamedTuple):
+    """Hold inner products of g, p = θ and u, added up over parameters."""
+
+    gp: float
+    pp: float
+    gu: float
+    pu: float
+    tested: bool  #: whether there was a step before, with the direction u
+
+
+#: Those of a step that was not looked at.
+NO_SUMS = Sums(0.0, 0.0, 0.0, 0.0, tested=False)
+
+
 class StepProducts:
     """Hold an optimizer's step against the parameters and against the step before it, by inner products.
 
@@ -112,7 +127,7 @@ class StepProducts:
         self._clip, self._l2, self._direction = spec.clip, spec.l2, spec.direction()
         self._penalised = self._product = False
         self._terms: dict[str, list[Tensor]] = {}  # of inner products of g, p = θ and u
-        self._sums: dict[str, float] | None = None
+        self._sums: Sums | None = None
 
     def watch(self, optimizer: torch.optim.Optimizer) -> None:
         """Look at every step of `optimizer` from now on, where the engine does not step it itself.
@@ -177,24 +192,35 @@ class StepProducts:
         """Return how many tensors of the parameters' size are kept for `plan`."""
         return self._direction.copies if plan.product else 0
 
-    def fetch(self) -> dict[str, float]:
+    def fetch(self) -> Sums:
         """Return the inner products, added up over parameters. Waits for a GPU the first time it is called."""
         if not self.wanted:
-            return dict.fromkeys(self._terms, 0.0)
+            return NO_SUMS
         if self._sums is None:
-            self._sums = {name: sum(torch.stack(t).tolist()) if t else 0.0 for name, t in self._terms.items()}
+            terms = self.terms()
+            self._sums = summed(torch.stack(flat).tolist() if (flat := [*chain(*terms)]) else [], terms)
         return self._sums
 
-    def results(self, grad_norm: float) -> tuple[float, float]:
+    def terms(self) -> list[list[Tensor]]:
+        """Return the inner products of each parameter, in the order of Sums."""
+        return [*self._terms.values()]
+
+    def results(self, sums: Sums, grad_norm: float) -> tuple[float, float]:
         """Return what the penalty adds to squared norms, and the product with the last step, of the shards seen here.
 
         With g the gradient before clipping and `grad_norm` its norm, these are 2λ⟨g, θ⟩ + λ²|θ|² and ⟨g + λθ, u⟩. The
         second is NaN if there was no step before.
         """
         clipped = 1.0 if self._clip is None else min(1.0, self._clip / (grad_norm + 1e-6))
-        sums = self.fetch()
-        product = sums["gu"] / clipped + sums["pu"] if self._terms["gu"] else math.nan
-        return 2 * sums["gp"] / clipped + sums["pp"], product
+        product = sums.gu / clipped + sums.pu if sums.tested else math.nan
+        return 2 * sums.gp / clipped + sums.pp, product
+
+
+def summed(values: Sequence[float], terms: Sequence[Sequence[Tensor]]) -> Sums:
+    """Return the sums of inner products, whose `values` are those of `terms` one after the other."""
+    numbers = iter(values)
+    gp, pp, gu, pu = (sum(islice(numbers, len(part))) for part in terms)
+    return Sums(gp, pp, gu, pu, tested=len(terms[2]) > 0)
 
 
 def _norm(gradient: Tensor) -> Tensor:

@@ -1,0 +1,47 @@
+"""An optimizer step that is undone on the device if its gradient was not finite; the host does not wait to know."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from distgrow.optim.composite import Composite
+
+
+@contextmanager
+def undone_where(bad: Tensor, optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Undo the step inside the context if `bad` is true.
+
+    Fused kernels look at it themselves. For others parameters and state are copied before the step, which takes their
+    memory once more.
+
+    Args:
+        bad: One truth value on the parameters' device.
+        optimizer: It makes one step inside the context. It must have made one before.
+    """
+    parts = optimizer.optimizers if isinstance(optimizer, Composite) else [optimizer]
+    fused = [part for part in parts if looks_itself(part)]
+    for part in fused:
+        part.grad_scale, part.found_inf = None, bad.float()  # pyright: ignore[reportAttributeAccessIssue]
+    tensors = [tensor for part in parts if part not in fused for tensor in _tensors(part)]
+    kept = [tensor.clone() for tensor in tensors]
+    try:
+        yield
+    finally:
+        for part in fused:
+            del part.grad_scale, part.found_inf  # pyright: ignore[reportAttributeAccessIssue]
+    for tensor, before in zip(tensors, kept, strict=True):
+        tensor.copy_(torch.where(bad, before, tensor))
+
+
+def looks_itself(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether an optimizer's kernels skip a step that a gradient scaler would skip."""
+    return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
+
+
+def _tensors(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """Return the parameters that have a gradient, and their state."""
+    parameters = [p.detach() for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    states = [optimizer.state[p] for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    return parameters + [value for state in states for value in state.values() if isinstance(value, Tensor)]
