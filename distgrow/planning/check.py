@@ -27,6 +27,7 @@ def check(run: Run, world: int | None = None, stands_at: Callable[[], Progress] 
     Raises:
         ConfigError: if it cannot be carried out.
     """
+    run.task.check(run.model)
     controller = run.controller(world)
     check_probes(run, controller)
     controller.check_resumed(stands_at)
@@ -54,8 +55,9 @@ def problems(run: Run, controller: Controller) -> list[str]:
     violated = (problem for at in controller.reach() for problem in controller.problems(*at))
     rates = (problem for stage in stages(controller, soonest=True) for problem in unstable(limit, controller, stage))
     first = list(dict.fromkeys(islice(chain(violated, rates), MOST_PROBLEMS)))
-    try:
-        check_probes(run, controller)
-    except ConfigError as error:
-        first.append(str(error))
+    for checked in (lambda: run.task.check(run.model), lambda: check_probes(run, controller)):
+        try:
+            checked()
+        except ConfigError as error:
+            first.append(str(error))
     return first

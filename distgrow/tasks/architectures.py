@@ -52,7 +52,7 @@ class Softmax(Spec):
         """Build the model for these inputs. Raise ConfigError if it does not fit them."""
         from distgrow.tasks import models
 
-        images = _images(self.kind, inputs)
+        images = _images(self, inputs)
         return models.softmax_regression(images.channels * images.height * images.width, images.classes)
 
 
@@ -67,7 +67,7 @@ class MLP(Spec):
         """Build the model for these inputs. Raise ConfigError if it does not fit them."""
         from distgrow.tasks import models
 
-        images = _images(self.kind, inputs)
+        images = _images(self, inputs)
         return models.mlp(images.channels * images.height * images.width, self.hidden, images.classes)
 
 
@@ -82,7 +82,7 @@ class ResNet(Spec):
         """Build the model for these inputs. Raise ConfigError if it does not fit them."""
         from distgrow.tasks import models
 
-        images = _images(self.kind, inputs)
+        images = _images(self, inputs)
         norm = {"batch": models.batch_norm, "sync_batch": models.sync_batch_norm, "group": models.group_norm}[self.norm]
         if self.kind == "resnet18":
             return models.resnet(images.channels, images.classes, widths=[64, 128, 256, 512], blocks=2, norm=norm)
@@ -135,18 +135,8 @@ class GPT(Spec):
         """Build the model for these inputs. Raise ConfigError if it does not fit them."""
         from distgrow.tasks import models
 
-        if not isinstance(inputs, Tokens):
-            raise ConfigError(
-                "model.kind=gpt needs task.kind=text, corpus or raven; for images use softmax, mlp or a resnet"
-            )
-        if self.width % self.heads:
-            raise ConfigError(f"model.heads={self.heads} does not divide model.width={self.width}")
-        if self.positions == "rotary" and self.width // self.heads % 2:
-            raise ConfigError(
-                f"model.positions=rotary turns pairs of numbers, but model.width={self.width} has "
-                f"{self.width // self.heads} for each of model.heads={self.heads}: allowed are even ones; give another "
-                "width or number of heads, or positions=learned"
-            )
+        check_model(self, type(inputs))
+        assert isinstance(inputs, Tokens)
         names = ("layers", "width", "heads", "dropout", "positions", "tied", "checkpoint_blocks")
         shape = {name: getattr(self, name) for name in names}
         return models.GPT(inputs.vocabulary, inputs.length, causal=inputs.causal, **shape, **self._feed())
@@ -203,10 +193,40 @@ def _check_experts(model: GPT) -> None:
         )
 
 
+def _check_gpt(model: GPT) -> None:
+    """Check that a transformer's sizes go together. Raise ConfigError if they do not."""
+    if model.width % model.heads:
+        raise ConfigError(f"model.heads={model.heads} does not divide model.width={model.width}")
+    if model.positions == "rotary" and model.width // model.heads % 2:
+        raise ConfigError(
+            f"model.positions=rotary turns pairs of numbers, but model.width={model.width} has "
+            f"{model.width // model.heads} for each of model.heads={model.heads}: allowed are even ones; give another "
+            "width or number of heads, or positions=learned"
+        )
+
+
 Model = Annotated[Softmax | MLP | ResNet | GPT, Field(discriminator="kind")]
 
 
-def _images(kind: str, inputs: Inputs) -> Images:
-    if not isinstance(inputs, Images):
-        raise ConfigError(f"model.kind={kind} needs images; for task.kind=text, corpus or raven use model.kind=gpt")
+def check_model(model: Model, inputs: type[Inputs]) -> None:
+    """Check that a model takes a task's inputs.
+
+    Raises:
+        ConfigError: It does not, or its sizes do not go together.
+    """
+    if isinstance(model, GPT):
+        if inputs is not Tokens:
+            raise ConfigError(
+                "model.kind=gpt needs task.kind=text, corpus or raven; for images use softmax, mlp or a resnet"
+            )
+        _check_gpt(model)
+    elif inputs is not Images:
+        raise ConfigError(
+            f"model.kind={model.kind} needs images; for task.kind=text, corpus or raven use model.kind=gpt"
+        )
+
+
+def _images(model: Model, inputs: Inputs) -> Images:
+    check_model(model, type(inputs))
+    assert isinstance(inputs, Images)
     return inputs

@@ -9,7 +9,7 @@ from distgrow.core.errors import ConfigError
 from distgrow.core.spec import PosInt, Spec
 from distgrow.data import files
 from distgrow.distributed.environment import expanded
-from distgrow.tasks.architectures import GPT, MLP, Images, Inputs, Model, ResNet, Tokens
+from distgrow.tasks.architectures import GPT, MLP, Images, Inputs, Model, ResNet, Tokens, check_model
 from distgrow.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -31,6 +31,11 @@ class Digits(Spec):
     def train_size(self) -> int:
         """Count the samples of the training set without loading it."""
         return 1437
+
+    def check(self, model: Model | None) -> None:
+        """Check that the task can be built with a model, as far as no data tells. Raise ConfigError if not."""
+        if model is not None:
+            check_model(model, Images)
 
     def build(self, model: Model | None) -> Task:
         """Build model, loss and data."""
@@ -59,6 +64,11 @@ class Cifar10(Spec):
         """Count the samples of the training set without loading it."""
         rows = files.parquet_rows(files.parquet_files(Path(self.path), "train"))
         return rows if self.subset is None else min(rows, self.subset)
+
+    def check(self, model: Model | None) -> None:
+        """Check that the task can be built with a model, as far as no data tells. Raise ConfigError if not."""
+        if model is not None:
+            check_model(model, Images)
 
     def build(self, model: Model | None) -> Task:
         """Build model, loss and data."""
@@ -93,6 +103,11 @@ class Text(Spec):
     def train_size(self) -> int:
         """Count the samples of the training set."""
         return (len(self._split()[0]) - 1) // self.length
+
+    def check(self, model: Model | None) -> None:
+        """Check that the task can be built with a model, as far as no data tells. Raise ConfigError if not."""
+        if model is not None:
+            check_model(model, Tokens)
 
     def build(self, model: Model | None) -> Task:
         """Build model, loss and data."""

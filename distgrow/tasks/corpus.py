@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from distgrow.tasks.architectures import GPT, Model, Tokens
+from distgrow.tasks.architectures import GPT, Model, Tokens, check_model
 from distgrow.tasks.builtin import built
 from distgrow.tasks.task import Task
 from distgrow.tasks.token_data import TokenData
@@ -12,6 +12,11 @@ class Corpus(TokenData):
     """Next-token prediction on tokens in Parquet, Arrow or JSONL files, or on texts, packed into windows."""
 
     kind: Literal["corpus"] = "corpus"
+
+    def check(self, model: Model | None) -> None:
+        """Check that the task can be built with a model, as far as no data tells. Raise ConfigError if not."""
+        if model is not None:
+            check_model(model, Tokens)
 
     def build(self, model: Model | None) -> Task:
         """Build model, loss and data."""

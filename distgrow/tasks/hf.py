@@ -27,12 +27,16 @@ class HuggingFace(TokenData):
     config: Path
     """A config.json, for random weights; or a folder with one, whose *.safetensors are loaded if it has such."""
 
+    def check(self, model: Model | None) -> None:
+        """Check that the task can be built with a model, as far as no data tells. Raise ConfigError if not."""
+        if model is not None:
+            raise ConfigError("task.kind=hf brings its own model: remove model")
+
     def build(self, model: Model | None) -> Task:
         """Build model, loss and data."""
         from distgrow.tasks.language import flops_per_token, language_task
 
-        if model is not None:
-            raise ConfigError("task.kind=hf brings its own model: remove model")
+        self.check(model)
         place, needed = Place(self.config), self.tokens_needed()
         with _told(f"task.config={self.config}"):
             module = _model(place)

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from distgrow.core.errors import ConfigError
 from distgrow.core.spec import PosInt, Spec
-from distgrow.tasks.architectures import GPT, Model, Tokens
+from distgrow.tasks.architectures import GPT, Model, Tokens, check_model
 from distgrow.tasks.builtin import built
 from distgrow.tasks.task import Task
 
@@ -43,6 +43,12 @@ class Raven(Spec):
         """Count the puzzles of the training set."""
         return self.rows
 
+    def check(self, model: Model | None) -> None:
+        """Check that the task can be built with a model, as far as no data tells. Raise ConfigError if not."""
+        if model is not None:
+            check_model(model, Tokens)
+        self._multisets()
+
     def build(self, model: Model | None) -> Task:
         """Build model, loss and data."""
         from torch.nn import functional as F
@@ -68,12 +74,19 @@ class Raven(Spec):
 
     def _puzzles(self) -> tuple[Any, Any]:
         from distgrow.core.order import mix_int
-        from distgrow.data.raven import Puzzles, multisets
+        from distgrow.data.raven import Puzzles
 
-        known, new = multisets(self.features, self.held_out, self.seed)
-        if not len(new):
-            raise ConfigError(f"task.held_out={self.held_out:g} of {len(known)} multisets is less than one; raise it")
+        known, new = self._multisets()
         return (
             Puzzles(self.rows, known, mix_int(self.seed, 1), shuffled=self.shuffled),
             Puzzles(self.test, new, mix_int(self.seed, 2), shuffled=self.shuffled),
         )
+
+    def _multisets(self) -> tuple[Any, Any]:
+        """Return the multisets of rules of training and test set. Raise ConfigError if the latter has none."""
+        from distgrow.data.raven import multisets
+
+        known, new = multisets(self.features, self.held_out, self.seed)
+        if not len(new):
+            raise ConfigError(f"task.held_out={self.held_out:g} of {len(known)} multisets is less than one; raise it")
+        return known, new

@@ -42,10 +42,14 @@ class Target(Spec):
 
         return size_of(self.build(None).train)
 
-    def build(self, model: Model | None) -> Task:
-        """Model, loss and data."""
+    def check(self, model: Model | None) -> None:
+        """Check that the task can be built with a model, as far as no data tells. Raise ConfigError if not."""
         if model is not None:
             raise ConfigError("task.kind=target brings its own model: remove model")
+
+    def build(self, model: Model | None) -> Task:
+        """Model, loss and data."""
+        self.check(model)
         made = called("task.target", self.target, self.args)
         if isinstance(made, tuple) and len(made) in (3, 4):
             made = Task(model=made[0], loss=made[1], train=made[2], test=made[3] if len(made) == 4 else None)

@@ -180,6 +180,18 @@ def test_what_cannot_be_pickled_is_refused(cluster: None, tmp_path: Path) -> Non
         run(tmp_path, line(), Async(precision="float64"), loss)
 
 
+@pytest.mark.parametrize("resources", [{"CPU": 1, "quantum": 2}, {"CPU": 4}])
+def test_resources_that_no_host_has_are_named_and_nothing_is_lost(
+    cluster: None, resources: dict[str, float], tmp_path: Path
+) -> None:
+    engine = Async(precision="float64", resources=resources, wait_s=1)
+    most = {"quantum": "CPU: 3, quantum: 0"}.get(list(resources)[-1], "CPU: 3")
+    with pytest.raises(ConfigError, match=rf"engine.resources=.*the most that any has is {most}: lower"):
+        run(tmp_path, line(), engine, loss_at(tmp_path, linear=True))
+    assert counted(tmp_path) == 0
+    assert run(tmp_path, line(), Async(precision="float64"), loss_at(tmp_path, linear=True), resume=True).finished
+
+
 @pytest.mark.slow
 def test_an_error_of_the_loss_in_a_worker_is_raised_as_it_is(cluster: None, tmp_path: Path) -> None:
     tester = os.getpid()

@@ -142,7 +142,7 @@ class AsyncEngine(TorchEngine):
             self._out -= 1
             self._note_death(happened.job)
         else:
-            self._compute_here()
+            self._compute_here(happened.why)
         return True
 
     def _check(self, came: Came) -> None:
@@ -166,9 +166,9 @@ class AsyncEngine(TorchEngine):
         self._withdrawn = replace(self._withdrawn, wasted=self._withdrawn.wasted + job.plan.batch)
         self._waiting.appendleft(job)
 
-    def _compute_here(self) -> None:
+    def _compute_here(self, why: str) -> None:
         """Compute in this process what is left to do, as no worker is there, so that the run ends with a checkpoint."""
-        self._fault = f"there has been no worker for {self._async.wait_s:g} s (engine.wait_s)"
+        self._fault = f"there has been no worker for {self._async.wait_s:g} s (engine.wait_s){why}"
         kept = [buffer.detach().clone() for buffer in self._objective.buffers()]
         here = self._parts()
         own = Gradients(

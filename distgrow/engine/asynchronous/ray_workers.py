@@ -60,7 +60,7 @@ class RayWorkers:
         """Start the workers; wait for all of them, or for `spec.wait_s` seconds.
 
         Raises:
-            ConfigError: Model, loss or items cannot be pickled.
+            ConfigError: Model, loss or items cannot be pickled, or no host has a worker's resources.
         """
         try:
             pickled = cloudpickle.dumps(parts)  # pyright: ignore[reportPrivateImportUsage]
@@ -72,6 +72,7 @@ class RayWorkers:
         self._spec, self._ours = spec, not ray.is_initialized()
         if self._ours:
             _connect(spec)
+            self._check_hosts()  # no other host will come
         self._arguments = (ray.put(pickled), list(sys.path))
         self._seen = time.monotonic()  # when a worker was last there
         self._slots = [self._started() for _ in range(spec.workers)]
@@ -79,10 +80,17 @@ class RayWorkers:
             began = self._seen
             self._look(LOOK_S)
             self._seen = began
+        if not any(slot.there for slot in self._slots):
+            self._check_hosts()
         self._seen = time.monotonic()
 
+    def _check_hosts(self) -> None:
+        if lacking := _lacking(_wanted(self._spec)):
+            self.close()
+            raise ConfigError(f"engine.kind=async: {lacking}")
+
     def _started(self) -> _Slot:
-        resources = dict(self._spec.resources) or {"CPU": 1, **({"GPU": 1} if self._spec.device == "cuda" else {})}
+        resources = _wanted(self._spec)
         options: dict[str, Any] = {"num_cpus": resources.pop("CPU", 0), "num_gpus": resources.pop("GPU", 0)}
         # not in the placement group of the rank, which has no room for others
         make = ray.remote(_Worker).options(**options, resources=resources, max_restarts=0, scheduling_strategy="SPREAD")
@@ -115,7 +123,8 @@ class RayWorkers:
                 self._seen = time.monotonic()
             elif time.monotonic() - self._seen > self._spec.wait_s:
                 self._seen = time.monotonic()
-                return Gone()
+                lacking = _lacking(_wanted(self._spec))
+                return Gone(why=f": {lacking}" if lacking else "")
 
     def _look(self, timeout_s: float) -> tuple[Came | Died | None, bool]:
         """Wait for one answer. Return what it is, and whether there was any."""
@@ -147,6 +156,24 @@ class RayWorkers:
             ray.kill(slot.actor)
         if self._ours:
             ray.shutdown()
+
+
+def _wanted(spec: Async) -> dict[str, float]:
+    """Return the resources of a worker."""
+    return dict(spec.resources) or {"CPU": 1, **({"GPU": 1} if spec.device == "cuda" else {})}
+
+
+def _lacking(wanted: dict[str, float]) -> str | None:
+    """Return what no host of the cluster has, in words; None if one has a worker's resources in all."""
+    hosts: list[dict[str, float]] = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if any(all(host.get(name, 0) >= amount for name, amount in wanted.items()) for host in hosts):
+        return None
+    shown = ", ".join(f"{name}: {amount:g}" for name, amount in wanted.items())
+    most = ", ".join(f"{name}: {max((host.get(name, 0) for host in hosts), default=0):g}" for name in wanted)
+    return (
+        f"no host has engine.resources={{{shown}}} of a worker, the most that any has is {most}: lower "
+        "engine.resources, or start Ray on a host that has them"
+    )
 
 
 def _connect(spec: Async) -> None:

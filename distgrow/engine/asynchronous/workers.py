@@ -57,6 +57,8 @@ class Died:
 class Gone:
     """Hold that there has been no worker for `wait_s`."""
 
+    why: str = ""  #: if that is known, after a colon
+
 
 class Workers(Protocol):
     """Compute gradients elsewhere. Workers may die, and others take their places."""
