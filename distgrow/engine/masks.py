@@ -15,6 +15,7 @@ from distgrow.core.errors import ConfigError
 from distgrow.core.sparsity import Sparsity
 from distgrow.distributed.world import World
 from distgrow.engine.batches import memory_for
+from distgrow.engine.computed_weights import check_not_computed, computed_from
 
 #: Modules whose parameters are no kernels, whatever their shape.
 _OTHERS = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
@@ -145,12 +146,15 @@ def kernels_of(model: nn.Module, named: Mapping[str, nn.Parameter], sparsity: Sp
         sparsity: It says which of them stay dense.
 
     Raises:
-        ConfigError: Nothing can be pruned, nothing would be left, or a name that stays dense meets nothing.
+        ConfigError: Nothing can be pruned, nothing would be left, a name that stays dense meets nothing, or layers
+            compute their weights from what would be pruned.
     """
     layers = [part for part in model.modules() if isinstance(part, nn.MultiheadAttention) or not any(part.children())]
     own = [(part, name, p) for part in layers for name, p in part.named_parameters(recurse=False)]
     inside = {id(p) for part, name, p in own if not isinstance(part, _OTHERS) and not name.startswith("bias")}
     inside -= {id(p) for part, _, p in own if isinstance(part, _OTHERS)}
+    computed = {id(p) for part in model.modules() if not isinstance(part, _OTHERS) for p in computed_from(part)}
+    inside |= computed
     found = {name: p for name, p in named.items() if id(p) in inside and p.dim() >= 2 and p.requires_grad}
     shown = ", ".join(list(found)[:12]) + (" …" if len(found) > 12 else "")
     for expression in sparsity.keep_dense:
@@ -161,6 +165,7 @@ def kernels_of(model: nn.Module, named: Mapping[str, nn.Parameter], sparsity: Sp
             )
     dense = [name for name in found if any(re.search(expression, name) for expression in sparsity.keep_dense)]
     kernels = {name: parameter for name, parameter in found.items() if name not in dense}
+    check_not_computed(name for name, parameter in kernels.items() if id(parameter) in computed)
     if not kernels:
         raise ConfigError(
             f"sparsity.target={sparsity.target:g} finds nothing to prune: "
