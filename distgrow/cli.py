@@ -108,13 +108,11 @@ def plan(
     rows: Annotated[int, typer.Option(help="Stages to print, at most.", min=2)] = 40,
 ) -> None:
     """Show every stage before anything runs; exit code 2 if the plan cannot be carried out."""
-    from distgrow.planning.cost import measured, measured_scale
+    from distgrow.planning.cost import pace_and_scale
     from distgrow.planning.table import show
 
     run = _load(config, overrides)
-    pace = run.launch.pace if like is None else measured(like, run.launch.pace)
-    scale = measured_scale(like) if like is not None else run.theory.noise_scale if run.theory is not None else None
-    possible = show(run, world, rows, pace, scale)
+    possible = show(run, world, rows, *pace_and_scale(run, like))
     if run.optimizer.groups or run.optimizer.no_decay or run.optimizer.always_shown:
         _show_groups(run)
     if not possible:
@@ -144,9 +142,7 @@ def verify(config: Config, overrides: Overrides = None) -> None:
 @app.command("probe-batch")
 def probe_batch(
     checkpoint: Annotated[str, typer.Argument(help="RUN/checkpoints/step-…, or RUN for its newest.")],
-    samples: Annotated[
-        int | None, typer.Option(help="Samples of each branch; default: 500 batches, or what is left.", min=1)
-    ] = None,
+    samples: Annotated[int | None, typer.Option(help="Of each branch; default: 500 batches or less.", min=1)] = None,
     up_to: Annotated[int | None, typer.Option(help="Largest k of 1, 2, 4 …; default: 16, or what fits.", min=2)] = None,
     rule: Annotated[Scaling, typer.Option(help="LR against k; auto: linear for SGD, else sqrt.")] = "auto",
     tolerance: Annotated[float, typer.Option(help="Loss that counts as no worse.", min=0.0)] = 0.01,
@@ -159,9 +155,20 @@ def probe_batch(
     if not math.isfinite(tolerance):
         raise ConfigError(f"--tolerance={tolerance}: must be a number of at least 0, in units of the loss")
     options = ProbeOptions(samples=samples, up_to=up_to, rule=rule, tolerance=tolerance, out=out)
-    if launched():
-        _in_group(measure, checkpoint, options)
-    measure(checkpoint, options)
+    _everywhere(measure, checkpoint, options)
+
+
+@app.command("range-test")
+def range_test(
+    config: Config,
+    overrides: Overrides = None,
+    updates: Annotated[int, typer.Option(help="Updates of each run.")] = 200,
+    out: Annotated[str | None, typer.Option(help="Folder for the results; default: where run.dir lies.")] = None,
+) -> None:
+    """Find the largest stable learning rate at b₀ by short runs at lr.base times powers of 2; propose one."""
+    from distgrow.critical_batch.range_test import range_test as test
+
+    _everywhere(test, _load(config, overrides), updates, out)
 
 
 @app.command("fit-batch")
@@ -180,15 +187,9 @@ def fit_batch(
 @app.command("what-if")
 def what_if(
     run: Annotated[str, typer.Argument(help="The folder of a run.")],
-    policy: Annotated[
-        list[str] | None, typer.Option(help="A schedule: its name, a growth as YAML, or a config; may be repeated.")
-    ] = None,
-    everything: Annotated[
-        bool, typer.Option("--all", help="Every schedule that does not measure; the default.")
-    ] = False,
-    metric: Annotated[
-        str | None, typer.Option(help="A metric of the test set that falls; default: the training loss.")
-    ] = None,
+    policy: Annotated[list[str] | None, typer.Option(help="A name, YAML, or a config; may be repeated.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Every schedule that measures nothing.")] = False,
+    metric: Annotated[str | None, typer.Option(help="A test metric that falls; default: the training loss.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of the table.")] = False,
 ) -> None:
     """Predict what other schedules would have come to with the budget of a run; nothing is trained."""
@@ -241,6 +242,13 @@ def report(
     from distgrow.report.write import write
 
     return typer.echo(write(runs, out, foresee_more, update_s))
+
+
+def _everywhere(action: Callable[..., Any], *words: Any) -> None:
+    """Run an action here, or on every rank of the group that torchrun made."""
+    if launched():
+        _in_group(action, *words)
+    action(*words)
 
 
 def _in_group(action: Callable[..., Any], *words: Any, **settings: Any) -> NoReturn:

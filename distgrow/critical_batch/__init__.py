@@ -1,1 +1,1 @@
-"""The critical batch, measured by branches of a checkpoint (`probe-batch`) or by runs at several (`fit-batch`)."""
+"""The critical batch by branches of a checkpoint or by runs at several, and the largest stable learning rate."""

@@ -18,6 +18,7 @@ from rich.table import Table
 
 from distgrow.checkpoint.spec import Checkpointing
 from distgrow.checkpoint.storage import Folder
+from distgrow.config.run import Run
 from distgrow.core.budget import Budget
 from distgrow.core.errors import ConfigError, Diverged, TrainingFailed
 from distgrow.core.probe_schedule import Probing
@@ -38,6 +39,7 @@ from distgrow.data.dataset import size_of
 from distgrow.data.seeding import seed_generators
 from distgrow.distributed.world import World, joined
 from distgrow.engine.asynchronous.spec import Async
+from distgrow.growth.controller import Controller
 from distgrow.run.folder import RunFolder, storing
 from distgrow.run.stop import StopRequests
 from distgrow.tasks.task import Task
@@ -151,6 +153,29 @@ def train_branch(
     active = growth.trunk.active and growth.trunk.active.held(trunk.progress, growth.trunk.whole_axis)
     controller = replace(growth.trunk, growth=growth, budget=budget, stages=Stages(), active=active, sparsity=None)
     controller.check(trunk.progress)
+    recorder, result = trained(run, controller, task, folder, world)
+    return _result(trunk, growth, recorder, result, time.monotonic() - began)
+
+
+def trained(
+    run: Run, controller: Controller, task: Task, folder: RunFolder, world: World, *, begin: bool = False
+) -> tuple[Recorder, Result | None]:
+    """Train a copy of the task's model, and keep nothing of it but its events. Collective: every rank must call.
+
+    Args:
+        run: The settings of what is not decided by `controller`.
+        controller: The decisions.
+        task: Model, loss and data.
+        folder: A folder that holds the checkpoint to go on from, if any.
+        world: The ranks.
+        begin: True: from the first sample. False: from the checkpoint.
+
+    Returns:
+        The events on rank 0, and the result; None if training diverged.
+
+    Raises:
+        TrainingFailed: It was stopped on request.
+    """
     seed_generators(run.run.seed)
     model, recorder = copy.deepcopy(task.model), Recorder()
     engine = run.engine.build(
@@ -177,12 +202,12 @@ def train_branch(
     )
     with stop.watched():
         try:
-            result = trainer.resume(measure=False)
+            result = trainer.begin(measure=False) if begin else trainer.resume(measure=False)
         except Diverged:
             result = None
     if result is not None and not result.finished:
         raise TrainingFailed("stopped on request; nothing was written")
-    return _result(trunk, growth, recorder, result, time.monotonic() - began)
+    return recorder, result
 
 
 def _branch_settings(spec: RunSpec, folder: RunFolder) -> RunSpec:

@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from distgrow.config.run import Run
 from distgrow.core.errors import ConfigError
 from distgrow.core.pace import Pace, Stretch, cost, fitted
 from distgrow.core.progress import Progress
@@ -45,6 +46,17 @@ def measured(run: str, given: Pace | None = None) -> Pace:
     except ConfigError as error:
         raise ConfigError(f"--like {run}: {error}") from None
     return pace if resizes or given is None else pace.model_copy(update={"resize_s": given.resize_s})
+
+
+def pace_and_scale(run: Run, like: str | None) -> tuple[Pace | None, float | None]:
+    """Return the pace and the noise scale: those of the run folder `like`, or of the config; None: not known.
+
+    Raises:
+        ConfigError: as in `measured`.
+    """
+    if like is None:
+        return run.launch.pace, None if run.theory is None else run.theory.noise_scale
+    return measured(like, run.launch.pace), measured_scale(like)
 
 
 def measured_scale(run: str) -> float | None:

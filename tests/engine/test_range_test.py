@@ -1,0 +1,129 @@
+"""range-test finds a limit of stability that is known in closed form, charges what it took and leaves no run behind."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distgrow.config.load import parse
+from distgrow.config.run import Run
+from distgrow.core.errors import ConfigError
+from distgrow.critical_batch.range_test import (
+    MOST,
+    RateResult,
+    answers,
+    next_power,
+    range_test,
+    sentences,
+    stable,
+    start_loss,
+)
+
+#: f(θ) = ½·4·θ² for every sample, from θ = 1: plain SGD is stable below η = 2/4.
+CODE = """
+import torch
+from torch import nn
+from distgrow import Task
+
+class Point(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.theta = nn.Parameter(torch.ones(1))
+    def forward(self, x):
+        return self.theta
+
+def task():
+    def loss(model, batch):
+        return 2.0 * (model(batch[0]) ** 2).mean()
+    return Task(model=Point(), loss=loss, train=[(torch.zeros(1),) for _ in range(4000)])
+"""
+
+
+def result(power: int, loss: float, first: float = 2.0) -> RateResult:
+    return RateResult(power=power, lr=0.1 * 2.0**power, first=first, loss=loss, evaluations=1, seconds=0.0)
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    (tmp_path / "one_point.py").write_text(CODE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    return parse(
+        {
+            "task": {"kind": "target", "target": "one_point:task"},
+            "growth": {"kind": "exponential", "start": 8, "cap": 64},
+            "lr": {"base": 0.1},
+            "budget": {"epochs": 1},
+            "run": {"dir": str(tmp_path / "runs/one")},
+        }
+    )
+
+
+@given(st.integers(-MOST - 3, MOST + 3))
+def test_the_search_ends_at_the_edge_wherever_it_is(edge: int) -> None:
+    """Runs up to `edge` are stable."""
+    tried = dict[int, bool]()
+    while (power := next_power(tried)) is not None:
+        assert power not in tried
+        tried[power] = power <= edge
+    kept = [power for power in tried if tried[power]]
+    assert max(kept, default=None) == (None if edge < -MOST else min(edge, MOST))
+    assert len(tried) == min(abs(edge) + 1 + (0 <= edge < MOST), MOST + 1)
+
+
+def test_the_limit_and_the_proposal_are_those_of_the_closed_form(run: Run, tmp_path: Path) -> None:
+    range_test(run, updates=20)
+    found = json.loads((tmp_path / "runs/range-test-one.json").read_text())
+    assert found["largest_stable_lr"] == pytest.approx(0.4)  # 0.8 is above 2/4
+    assert found["proposed_lr"] == pytest.approx(0.2)  # |1 − 4η| is least
+    assert [each["lr"] for each in found["runs"]] == pytest.approx([0.1, 0.2, 0.4, 0.8])
+    for each in found["runs"]:  # the mean loss of the last five updates, each before its update
+        fall = (1 - 4 * each["lr"]) ** 2
+        assert each["loss"] == pytest.approx(sum(2 * fall**k for k in range(15, 20)) / 5, rel=1e-4)
+    assert found["first_loss"] == pytest.approx(sum(2 * 0.2 ** (2 * k) for k in range(8)) / 8, rel=1e-4)
+    assert found["evaluations"] == 4 * 20 * 8
+
+
+def test_from_above_it_goes_down_to_the_limit(run: Run, tmp_path: Path) -> None:
+    range_test(run.model_copy(update={"lr": run.lr.model_copy(update={"base": 3.2})}), 20, str(tmp_path / "out"))
+    found = json.loads((tmp_path / "out/range-test-one.json").read_text())
+    assert found["largest_stable_lr"] == pytest.approx(0.4)
+    assert len(found["runs"]) == 4
+
+
+def test_no_run_is_left_behind(run: Run, tmp_path: Path) -> None:
+    range_test(run, updates=20)
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"range-test-one.json", "range-test-one.png"}
+    assert run.fit().finished  # its folder is still free
+
+
+@pytest.mark.parametrize(
+    ("changed", "updates", "told"),
+    [
+        ({}, 5, "--updates=5"),
+        ({"growth": {"kind": "constant", "start": 9000}}, 20, "training set"),
+    ],
+)
+def test_what_cannot_be_tried_is_refused(run: Run, changed: dict[str, object], updates: int, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        range_test(parse({**run.model_dump(mode="json"), **changed}), updates)
+
+
+# ── what follows from runs ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_run_that_ends_above_its_beginning_is_unstable_even_if_its_own_first_losses_are_higher() -> None:
+    found = [result(0, 1.0), result(1, 5.0, first=9.0), result(2, math.inf, first=math.inf)]
+    assert start_loss(found) == 2.0
+    assert [stable(each, 2.0) for each in found] == [True, False, False]
+    assert answers(found) == (0.1, 0.1)
+
+
+def test_an_edge_that_was_not_found_is_told() -> None:
+    assert "the edge is above it" in sentences([result(0, 1.0), result(1, 0.5)], 8)[0]
+    assert "the edge" not in sentences([result(0, 1.0), result(1, 3.0)], 8)[0]
+    assert "half of it is safer" in sentences([result(0, 1.0), result(1, 3.0)], 8)[1]
+    assert "no learning rate down to 0.1 is stable" in sentences([result(0, 3.0, first=2.0)], 8)[0]
