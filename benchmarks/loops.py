@@ -32,7 +32,7 @@ from distgrow.run.folder import RunFolder
 from distgrow.run.stop import StopRequests
 from distgrow.tasks import models
 from distgrow.tasks.architectures import GPT, Tokens
-from distgrow.tasks.language import flops_per_token
+from distgrow.tasks.flops import flops_per_token
 from distgrow.tasks.task import Task
 from distgrow.tracking.base import NullTracker
 from distgrow.tracking.jsonl import JSONL

@@ -100,6 +100,17 @@ class Run(Settings):
         return self
 
     @model_validator(mode="after")
+    def _blocks_are_computed_again_once(self) -> "Run":
+        own = self.model.checkpoint_blocks if isinstance(self.model, GPT) else "none"
+        engines = getattr(self.engine, "checkpoint_blocks", "none")
+        if own != "none" != engines:
+            raise ConfigError(
+                f"model.checkpoint_blocks={own} and engine.checkpoint_blocks={engines} would compute blocks again "
+                "twice: leave one out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _workers_can_follow_the_stages(self) -> "Run":
         workers, launch = self.launch.workers, self.launch
         if isinstance(self.engine, Async):

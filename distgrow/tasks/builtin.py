@@ -1,5 +1,6 @@
 """The built-in tasks: digits, CIFAR-10, text."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -112,11 +113,13 @@ class Text(Spec):
     def build(self, model: Model | None) -> Task:
         """Build model, loss and data."""
         from distgrow.data import datasets
+        from distgrow.tasks.flops import flops_of_gpt
 
-        train, test, vocabulary = self._split()
-        module = built(model or GPT(), Tokens(length=self.length, vocabulary=vocabulary))
+        model, (train, test, vocabulary) = model or GPT(), self._split()
+        module = built(model, Tokens(length=self.length, vocabulary=vocabulary))
         parts = (datasets.Tokens(part, self.length) for part in (train, test))
-        return _classification(module, *parts, tokens=self.length)
+        task = _classification(module, *parts, tokens=self.length)
+        return replace(task, flops_per_token=flops_of_gpt(model, module, self.length))
 
     def _split(self) -> tuple[Any, Any, int]:
         text = files.read_text(Path(self.path) if self.path else None, self.pattern)

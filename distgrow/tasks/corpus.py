@@ -20,11 +20,10 @@ class Corpus(TokenData):
 
     def build(self, model: Model | None) -> Task:
         """Build model, loss and data."""
-        from distgrow.tasks.language import flops_per_token, language_task
+        from distgrow.tasks.flops import flops_of_gpt
+        from distgrow.tasks.language import language_task
 
         model = model or GPT()
         module = built(model, Tokens(length=self.length, vocabulary=self.tokens_needed()))
-        flops = None
-        if isinstance(model, GPT) and model.experts is None:
-            flops = flops_per_token(module, layers=model.layers, width=model.width, length=self.length)
+        flops = flops_of_gpt(model, module, self.length)
         return language_task(self, module, lambda model, tokens: model(tokens), flops)

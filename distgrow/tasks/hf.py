@@ -34,7 +34,8 @@ class HuggingFace(TokenData):
 
     def build(self, model: Model | None) -> Task:
         """Build model, loss and data."""
-        from distgrow.tasks.language import flops_per_token, language_task
+        from distgrow.tasks.flops import flops_per_token
+        from distgrow.tasks.language import language_task
 
         self.check(model)
         place, needed = Place(self.config), self.tokens_needed()

@@ -1,4 +1,4 @@
-"""language_task(): next-token prediction by a model on packed windows: loss, metrics, FLOPs and samples of text."""
+"""language_task(): next-token prediction by a model on packed windows: loss, metrics and samples of text."""
 
 import math
 from collections.abc import Callable
@@ -76,15 +76,3 @@ def sampler(data: TokenData, tokenizer: Tokenizer, logits: Logits, count: int) -
         return tokenizer.decode(text)
 
     return sample
-
-
-def flops_per_token(model: nn.Module, *, layers: int, width: int, length: int) -> float:
-    """Return the FLOPs of a training step for each token: 6·N + 12·layers·width·length.
-
-    N counts the parameters that take part in a product for every token: all but tables that are only looked up, the
-    embeddings of places and, unless it is the output layer, too, that of tokens. The second term is that of attention
-    over the whole length. After Chowdhery et al. 2022 (PaLM), appendix B, arXiv 2204.02311.
-    """
-    parts = [part for part in model.modules() if not isinstance(part, nn.Embedding)]
-    used = {id(p): p.numel() for part in parts for p in part.parameters(False)}
-    return 6.0 * sum(used.values()) + 12.0 * layers * width * length

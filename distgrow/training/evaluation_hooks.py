@@ -2,7 +2,9 @@
 
 import json
 import math
+import sys
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -143,7 +145,7 @@ class _Sampling(Hook):
         training, device = self._model.training, next(self._model.parameters()).device
         self._model.eval()
         try:
-            with torch.no_grad(), kept_generators(device):
+            with torch.no_grad(), kept_generators(device), _uncompiled():
                 seed_generators(place.samples, device)
                 made = self._sample(self._model)
         finally:
@@ -178,6 +180,13 @@ class SampleAtEnd(_Sampling):
         """Call the function, and write a line, unless the run can be resumed."""
         if run.finished:
             self.write(run)
+
+
+def _uncompiled() -> AbstractContextManager[Any]:
+    """Let compiled models run as they are inside the context: a few rows of another shape are not worth compiling."""
+    if "torch._dynamo" not in sys.modules:
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")
 
 
 def _line(hook: str, values: Mapping[str, Any]) -> str:

@@ -9,12 +9,13 @@ import pytest
 import torch
 import torch._inductor.config
 import torch.nn.functional as F
+import yaml
 from torch import Tensor, nn
 
 from distgrow import load_weights
 from distgrow.checkpoint.export import export
 from distgrow.config.load import parse
-from distgrow.core.errors import ConfigError
+from distgrow.core.errors import ConfigError, RunError
 from distgrow.engine.spec import Torch
 from distgrow.tasks import models
 from distgrow.tasks.architectures import GPT, Tokens
@@ -179,6 +180,31 @@ def test_a_model_in_bfloat16_by_muon_trains_resumes_and_exports(tied: bool, tmp_
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         assert float(task.loss(task.model.eval(), batch)) == pytest.approx(result.metrics["loss"], rel=0.02)
     assert isinstance(parse(config).engine, Torch)
+
+
+def test_a_run_whose_config_was_written_before_there_were_options_resumes(tmp_path: Path) -> None:
+    config: dict[str, Any] = {
+        "task": {"kind": "text", "length": 16, "path": __file__}, "model": {"kind": "gpt", **SMALL},
+        "growth": {"kind": "constant", "start": 8}, "budget": {"steps": 2}, "run": {"dir": str(tmp_path / "run")},
+    }  # fmt: skip
+    progress = parse(config).fit().progress
+    recorded = tmp_path / "run/config.yaml"
+    values = yaml.safe_load(recorded.read_text())
+    for name in ("positions", "mlp", "tied", "checkpoint_blocks"):
+        del values["model"][name]
+    del values["run"]["peak_flops"]
+    recorded.write_text(yaml.safe_dump(values))
+    assert parse(config).fit(resume=True).progress == progress
+    config["model"]["mlp"] = "swiglu"
+    with pytest.raises(RunError, match=r"model\.mlp: 'gelu' in the folder, 'swiglu' now"):
+        parse(config).fit(resume=True)
+
+
+def test_blocks_that_would_be_computed_again_twice_are_refused() -> None:
+    values = {"task": {"kind": "text"}, "model": {"kind": "gpt", "checkpoint_blocks": "all"}, "budget": {"steps": 1}}
+    parse({**values, "engine": {"kind": "fsdp"}})
+    with pytest.raises(ConfigError, match=r"model\.checkpoint_blocks=all and engine\.checkpoint_blocks=second"):
+        parse({**values, "engine": {"kind": "fsdp", "checkpoint_blocks": "second"}})
 
 
 @pytest.mark.slow

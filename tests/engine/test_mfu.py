@@ -17,11 +17,13 @@ from distgrow.engine.spec import Torch
 from distgrow.report.runs import read
 from distgrow.report.sections import sentence
 from distgrow.tasks.architectures import GPT
+from distgrow.tasks.builtin import Text
 from distgrow.tasks.corpus import Corpus
 from distgrow.tasks.task import Task
 from distgrow.tracking.terminal import Terminal
 from distgrow.training.utilisation import mfu_of_token
 
+BYTES: dict[str, Any] = {"tokenizer": "bytes"}
 WIDTH, LAYERS, LENGTH, VOCABULARY = 24, 3, 16, 256
 
 
@@ -34,6 +36,12 @@ def test_flops_of_the_gpt_are_counted_by_hand(tied: bool, positions: Any) -> Non
     block = 12 * WIDTH**2 + (3 + 1 + 4 + 1) * WIDTH + 2 * 2 * WIDTH
     parameters = LAYERS * block + 2 * WIDTH + VOCABULARY * WIDTH
     assert task.flops_per_token == 6 * parameters + 12 * LAYERS * WIDTH * LENGTH
+
+
+def test_the_task_of_a_text_counts_the_same_flops() -> None:
+    model = GPT(width=WIDTH, layers=LAYERS, heads=2)
+    tasks = [kind(path=__file__, length=LENGTH, **more).build(model) for kind, more in ((Text, {}), (Corpus, BYTES))]
+    assert tasks[0].flops_per_token == tasks[1].flops_per_token is not None
 
 
 def test_flops_of_experts_are_not_claimed() -> None:
@@ -52,6 +60,10 @@ def test_flops_of_experts_are_not_claimed() -> None:
         ("NVIDIA H100 NVL", "bfloat16", False, 835.5),
         ("NVIDIA H200", "float16", False, 989.4),
         ("NVIDIA L40S", "bfloat16", False, 362.0),
+        ("NVIDIA L40", "bfloat16", False, 181.0),
+        ("NVIDIA L4", "bfloat16", False, 121.0),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", "bfloat16", False, None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", "bfloat16", False, None),
         ("NVIDIA GeForce RTX 4090", "bfloat16", False, 165.2),
         ("NVIDIA H100 80GB HBM3", "float64", False, None),
         ("AMD Instinct MI300X", "bfloat16", False, None),
