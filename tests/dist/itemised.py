@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from distgrow import RunSpec, budget, constant_lr, fit, steps
 from distgrow.core.noise_stats import Measuring
 from distgrow.distributed.world import World, joined
+from distgrow.engine.fsdp.spec import FSDP
 from distgrow.engine.spec import DeepSpeed, EngineSpec, Torch
 from distgrow.launch.local import leave
 from distgrow.optim import OptimizerSpec
@@ -26,8 +27,11 @@ ENGINES: dict[str, EngineSpec] = {
     "zero 1": DeepSpeed(zero=1, max_micro=2),
     "zero 2": DeepSpeed(zero=2, max_micro=2),
     "zero 3": DeepSpeed(zero=3, max_micro=2),
+    "full": FSDP(max_micro=2, wrap=["Linear"]),
+    "grad_op": FSDP(max_micro=2, shard="grad_op", reduce="every"),
     "zero 1, bfloat16": DeepSpeed(zero=1, max_micro=2, precision="bfloat16"),
     "zero 2, bfloat16": DeepSpeed(zero=2, max_micro=2, precision="bfloat16"),
+    "full, bfloat16": FSDP(max_micro=2, precision="bfloat16"),
 }
 #: Those that need whole parameters train under torch alone.
 OPTIMIZERS: dict[str, OptimizerSpec] = {

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from distgrow.core.plan import Plan
 from distgrow.data.datasets import digits
 from distgrow.distributed.world import World, joined
+from distgrow.engine.fsdp.spec import FSDP
 from distgrow.engine.spec import DeepSpeed, EngineSpec, Torch
 from distgrow.launch.local import leave
 from distgrow.optim import Optimizer
@@ -28,6 +29,11 @@ ENGINES: dict[str, EngineSpec] = {
     "zero 1": DeepSpeed(zero=1),
     "zero 2": DeepSpeed(zero=2),
     "zero 3": DeepSpeed(zero=3),
+    "full": FSDP(),
+    "grad_op": FSDP(shard="grad_op"),
+    "every": FSDP(reduce="every"),
+    "hybrid": FSDP(shard="hybrid", replicas=2),
+    "full, bfloat16": FSDP(precision="bfloat16"),
     "zero 2, offload": DeepSpeed(zero=2, offload_optimizer=True),
     "zero 1, bfloat16": DeepSpeed(zero=1, precision="bfloat16"),
     "zero 3, bfloat16": DeepSpeed(zero=3, precision="bfloat16"),

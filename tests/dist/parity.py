@@ -14,6 +14,7 @@ from distgrow.checkpoint.spec import Checkpointing
 from distgrow.core.noise_stats import Measuring
 from distgrow.data.datasets import digits
 from distgrow.distributed.world import World, joined
+from distgrow.engine.fsdp.spec import FSDP
 from distgrow.engine.spec import DeepSpeed, EngineSpec, Torch
 from distgrow.launch.local import leave
 from distgrow.optim import OptimizerSpec
@@ -23,6 +24,7 @@ ENGINES: dict[str, EngineSpec] = {
     "zero 1": DeepSpeed(zero=1, max_micro=6),
     "zero 2": DeepSpeed(zero=2, max_micro=6),
     "zero 3": DeepSpeed(zero=3, max_micro=6),
+    "fsdp": FSDP(max_micro=6),
 }
 
 

@@ -13,10 +13,12 @@ from distgrow import SGD, RunSpec, budget, every, exponential, fit, sqrt_lr
 from distgrow.core.probe_schedule import Probing
 from distgrow.data.datasets import Arrays, digits
 from distgrow.distributed.world import World, joined
+from distgrow.engine.fsdp.spec import FSDP
 from distgrow.engine.spec import DeepSpeed, EngineSpec
 from distgrow.launch.local import leave
 
 HALF = {"zero 3, bfloat16": DeepSpeed(zero=3, max_micro=6, precision="bfloat16")}
+FURTHER = {**HALF, "hybrid": FSDP(max_micro=6, shard="hybrid", replicas=2)}
 
 
 def trained(engine: EngineSpec, folder: Path, world: World, probe: Probing) -> torch.Tensor:
@@ -39,7 +41,7 @@ def main(folder: Path, names: list[str]) -> None:
     with joined("cpu", alone=True) as world:
         found: dict[str, Any] = {}
         for name in names:
-            spec = {**ENGINES, **HALF}[name]
+            spec = {**ENGINES, **FURTHER}[name]
             plain = trained(spec, folder / f"{name}, plain", world, Probing())
             probed = trained(spec, folder / name, world, probe)
             found[name] = {"same": bool(torch.equal(plain, probed))}

@@ -37,5 +37,7 @@ def trained(folder: Path, *, resume: bool = False, **engine: Any) -> None:
 if __name__ == "__main__":
     zero = [int(word.removeprefix("zero=")) for word in sys.argv if word.startswith("zero=")]
     sharded = {"kind": "deepspeed", "precision": "float32", "zero": zero[0]} if zero else {}
+    if "fsdp" in sys.argv:
+        sharded = {"kind": "fsdp", "precision": "float32"}
     trained(Path(sys.argv[1]), resume="resume" in sys.argv, **sharded)
     leave()

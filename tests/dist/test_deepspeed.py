@@ -1,4 +1,4 @@
-"""DeepSpeed's ZeRO 1–3 are the same run as plain torch: parameters, ledger, interruptions, refusals."""
+"""DeepSpeed's ZeRO 1–3, and FSDP, are the same run as plain torch: parameters, ledger, interruptions, refusals."""
 
 import json
 import os
@@ -61,7 +61,7 @@ def test_every_optimizer_agrees_between_torch_and_every_stage_of_zero(workers: i
         assert torch.equal(found[f"{where}, {optimizer}, resumed"], found[f"{where}, {optimizer}"])
     for optimizer in OPTIMIZERS:
         reference = found[f"torch, {optimizer}"]
-        for zero in (f"zero {stage}" for stage in (1, 2, 3)):
+        for zero in ("zero 1", "zero 2", "zero 3", "fsdp"):
             assert apart(reference, found[f"{zero}, {optimizer}"]) <= 1e-6, f"{zero}, {optimizer}"
             exported = weights_of(tmp_path / f"{zero}-{optimizer}").state.values()
             assert torch.equal(torch.cat([value.flatten() for value in exported]), found[f"{zero}, {optimizer}"])

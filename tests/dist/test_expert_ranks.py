@@ -69,11 +69,11 @@ def test_two_ranks_go_on_where_one_stopped(whole: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("zero", [1, 2, 3])
-def test_two_ranks_of_zero_make_the_run_of_plain_torch(zero: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", ["zero=1", "zero=2", "zero=3", "fsdp"])
+def test_two_sharded_ranks_make_the_run_of_plain_torch(engine: str, tmp_path: Path) -> None:
     plain, sharded = tmp_path / "plain", tmp_path / "sharded"
     trained(plain, precision="float32")
-    in_ranks("routed.py", str(sharded), f"zero={zero}", workers=2)
+    in_ranks("routed.py", str(sharded), engine, workers=2)
     for line, wanted in zip(told(sharded), told(plain), strict=True):
         assert line.get("active") == wanted.get("active")
         assert line["loss"] == pytest.approx(wanted["loss"], rel=1e-4)

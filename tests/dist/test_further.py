@@ -100,6 +100,7 @@ def test_a_run_that_a_hook_has_ended_goes_on_with_a_larger_budget_alone(distgrow
     "engine",
     [
         "engine.kind=torch",
+        pytest.param("engine.kind=fsdp", marks=pytest.mark.slow),
         pytest.param("engine={kind: deepspeed, zero: 1}", marks=pytest.mark.slow),
         pytest.param("engine={kind: deepspeed, zero: 3}", marks=pytest.mark.slow),
     ],
