@@ -72,6 +72,7 @@ SUITE = (
         options=("--engine", "deepspeed"),
         quick=("--engine", "deepspeed", "--quick"),
     ),
+    Benchmark(name="fsdp", script="benchmarks/fsdp.py"),
     Benchmark(
         name="gpu", script="benchmarks/gpu.py", options=("--device", "cuda"), quick=("--device", "cpu", "--quick"),
         on_gpu=True, limit_s=HOUR / 4,

@@ -142,6 +142,11 @@ def check_dense(objective: WeightedLoss) -> None:
             )
 
 
+def on_meta(module: nn.Module) -> bool:
+    """Return whether a module has parameters without numbers, on the meta device."""
+    return any(parameter.is_meta for parameter in module.parameters())
+
+
 def to_precision(module: nn.Module, device: torch.device, dtype: torch.dtype | None) -> None:
     """Move a module to a device, its floating-point and complex numbers to the precision `dtype`, in place."""
     module._apply(lambda tensor: tensor.to(device, in_precision(tensor, dtype) or tensor.dtype))

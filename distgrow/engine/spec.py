@@ -48,6 +48,7 @@ class Torch(Spec):
     resizes_average: ClassVar[bool] = True  #: whether an average goes on with another number of ranks
     extrapolates: ClassVar[bool] = True  #: whether it can evaluate gradients at a shifted point
     prunes: ClassVar[bool] = True  #: whether it can keep pruned weights at 0
+    cuts_model: ClassVar[bool] = False  #: whether a model need not fit on a device, nor have numbers before it trains
     kind: Literal["torch"] = "torch"
     max_micro: Micro = 64
     """Rows of a micro-batch, at most; a batch that needs more is accumulated. auto: what memory proves to hold."""
@@ -136,6 +137,7 @@ class DeepSpeed(Spec):
     measures_parameters: ClassVar[bool] = False
     resizes_average: ClassVar[bool] = False
     extrapolates: ClassVar[bool] = False
+    cuts_model: ClassVar[bool] = False
     kind: Literal["deepspeed"] = "deepspeed"
     zero: Literal[1, 2, 3] = 1
     """ZeRO's stage. 2 and 3 reduce every micro-batch, so accumulation multiplies communication there."""

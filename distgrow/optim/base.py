@@ -192,13 +192,13 @@ class OptimizerSpec(Spec, ABC):
 
 
 def fused(groups: list[Group]) -> bool:
-    """Return whether torch's fused kernels can step all parameters: they know no complex numbers, and no strides.
+    """Return whether torch's fused kernels can step all parameters: they know no complex numbers, strides, meta device.
 
     A fused AdamW step takes half the time of the default one, on a CPU too.
     """
     from distgrow.optim.layout import without_gaps
 
-    return not any(parameter.is_complex() or not without_gaps(parameter) for parameter in parameters_of(groups))
+    return not any(p.is_complex() or p.is_meta or not without_gaps(p) for p in parameters_of(groups))
 
 
 def parameters_of(groups: Sequence[Group]) -> "Iterator[nn.Parameter]":

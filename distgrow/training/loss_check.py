@@ -7,15 +7,19 @@ from distgrow.data.dataset import is_stream, size_of
 from distgrow.data.stream import open_stream
 from distgrow.distributed.world import World
 from distgrow.engine.mean_check import check_mean_over_rows
+from distgrow.engine.objective import on_meta
 from distgrow.engine.trial_rows import ROWS
 from distgrow.growth.base import GrowthPolicy, Measure
 from distgrow.growth.controller import Controller
 from distgrow.run.folder import RunFolder
 from distgrow.tasks.task import Task
 from distgrow.training.first_rows import check_first_rows
+from distgrow.training.settings import Settings
 
 
-def check_loss(task: Task, controller: Controller, folder: RunFolder, world: World, *, workers: int = 0) -> None:
+def check_loss(
+    task: Task, controller: Controller, folder: RunFolder, world: World, settings: Settings | None = None
+) -> None:
     """Check that the loss is a mean over rows or items, and what else a few rows show, if no run has begun in `folder`.
 
     Collective: every rank must call.
@@ -27,18 +31,21 @@ def check_loss(task: Task, controller: Controller, folder: RunFolder, world: Wor
         controller: Gives the growth policy, the seed and the largest micro-batch.
         folder: The run's folder.
         world: The ranks.
-        workers: Loader processes of the run. If there are any, one draws the rows of the check as well, for a data set
-            may open files at its first row, and processes that are started later would share them.
+        settings: If the engine cuts the model, that stays on the CPU here; on the meta device nothing is checked. If
+            there are loader processes, one draws the rows of the check as well, for a data set may open files at its
+            first row, and processes that are started later would share them.
 
     Raises:
         ConfigError: The loss is no mean over rows or items; or see check_first_rows.
     """
     most = min(controller.max_micro, ROWS)
+    device = torch.device("cpu") if settings is not None and settings.engine.cuts_model else world.device
+    workers = 0 if settings is None else settings.run.loader.workers
 
     def check() -> None:
-        if not folder.begun():
-            check_first_rows(task, controller, world.device, workers=workers)
-            check_mean(task, controller.growth, controller.seed, world.device, most=most, workers=workers)
+        if not folder.begun() and not on_meta(task.model):
+            check_first_rows(task, controller, device, workers=workers)
+            check_mean(task, controller.growth, controller.seed, device, most=most, workers=workers)
 
     world.on_rank0(check)
 

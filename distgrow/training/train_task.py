@@ -19,7 +19,7 @@ from distgrow.data.seeding import seed_generators
 from distgrow.data.stream import check_sampled
 from distgrow.distributed.world import World, joined
 from distgrow.engine.items import Tokens
-from distgrow.engine.objective import WeightedLoss
+from distgrow.engine.objective import WeightedLoss, on_meta
 from distgrow.growth.base import Measure
 from distgrow.growth.controller import Controller
 from distgrow.growth.no_growth import no_growth
@@ -89,7 +89,7 @@ def train_task(
         recorded, store = {**about, **settings.recorded()}, build_store(folder, storage)
         origin = begin_with(settings.init, task.model, folder.path, store, world)
         check_packages(settings.run.trackers, world)
-        check_loss(task, controller, folder, world, workers=settings.run.loader.workers)
+        check_loss(task, controller, folder, world, settings)
         change = Budgeting(folder, store, settings.budget, plan, accepted=rebudget).change
         with opened(folder, store, world, recorded, settings.specs(), resume=resume, rebudget=change) as begun:
             world.on_rank0(lambda: pretrained.keep(folder, task.model, task.collate, task.train))
@@ -152,6 +152,12 @@ def _train_in(
 def _check_parts(task: Task, settings: Settings) -> None:
     """Check that the parts go together, and what kinds of data sets there are. ConfigError if one does not do."""
     settings.check()
+    if on_meta(task.model) and not (settings.engine.cuts_model and settings.init is None):
+        raise ConfigError(
+            f"the model is on the meta device, where it has no numbers, and engine.kind={settings.engine.kind}"
+            + (" with init" if settings.init is not None else "")
+            + " gives it none: build it on a real device, or use engine.kind=fsdp without init"
+        )
     settings.optimizer.check_own(WeightedLoss(task.model, task.loss).named(), task.model, settings.lr.base)
     for name, dataset in (("train", task.train), ("probe", task.probe)):
         if dataset is not None or name == "train":

@@ -9,13 +9,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from distgrow import RunSpec, budget, constant_lr, every, fit, steps
+from distgrow import LogSamples, RunSpec, budget, constant_lr, every, fit, steps
+from distgrow.data.seeding import seed_generators
 from distgrow.distributed.world import World, joined
+from distgrow.engine.fsdp.meta import Maker
 from distgrow.engine.fsdp.spec import FSDP
 from distgrow.engine.spec import EngineSpec, Torch
 from distgrow.launch.local import leave
+from distgrow.training.spec import Evaluation
 
 ROWS = TensorDataset(torch.randn(48, 6, generator=torch.Generator().manual_seed(0)), torch.arange(48) % 2)
+TEST = TensorDataset(ROWS.tensors[0][:5], ROWS.tensors[1][:5])
 
 
 class Layer(nn.Module):
@@ -87,6 +91,11 @@ def of_parts(model: Any, batch: Any) -> Tensor:
     return nn.functional.cross_entropy(model.decoder(x), batch[1])
 
 
+def called(model: nn.Module) -> list[float]:
+    """What a hook makes of a model that it calls."""
+    return model(TEST.tensors[0]).flatten().tolist()
+
+
 def momentum(model: nn.Module) -> torch.optim.Optimizer:
     """An optimizer that is built already, over the whole parameters."""
     groups = [{"params": [p for p in model.parameters() if p.dim() > 1]}, {"params": [], "weight_decay": 0.1}]
@@ -94,11 +103,28 @@ def momentum(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(groups, lr=0.1, momentum=0.9)
 
 
+class Filled(Tied):
+    """A model that is built without numbers, and says how those begin that have no reset_parameters."""
+
+    def __init__(self) -> None:
+        with torch.device("meta"):
+            super().__init__()
+            self.shift = nn.Parameter(torch.zeros(6))
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if module is self:
+            nn.init.normal_(self.shift, std=0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x + self.shift)
+
+
 MICRO: dict[str, Any] = {"max_micro": 4}
 #: Model, loss and what to shard by.
 CASES: dict[str, tuple[Callable[[], nn.Module], Any, FSDP]] = {
     "tied": (Tied, loss, FSDP(checkpoint_blocks="all", **MICRO)),
     "branched": (Branched, loss, FSDP(find_unused=True, **MICRO)),
+    "filled": (Filled, loss, FSDP(**MICRO)),
     "parted": (Parted, of_parts, FSDP(shard="grad_op", **MICRO)),
     "scaled": (Tied, Scaled, FSDP(**MICRO)),
     "given": (Tied, loss, FSDP(reduce="every", **MICRO)),
@@ -113,12 +139,14 @@ def trained(case: str, engine: EngineSpec | None, folder: Path, world: World) ->
     if engine is None:
         engine = sharding
     torch.manual_seed(0)
-    model = make()
+    model = filled() if case == "filled" and isinstance(engine, Torch) else make()
     judge = judge() if isinstance(judge, type) else judge
     optimizer = momentum(model) if case == "given" else None
+    hooks = [] if judge is of_parts else [LogSamples(called)]
     fit(
-        model, judge, ROWS, growth=steps([8, 16]), stages=every(steps=3), lr=constant_lr(0.1),
-        budget=budget(steps=6), engine=engine, world=world, optimizer=optimizer, run=RunSpec(dir=str(folder)),
+        model, judge, ROWS, growth=steps([8, 16]), stages=every(steps=3), lr=constant_lr(0.1), test=TEST,
+        budget=budget(steps=6), engine=engine, world=world, optimizer=optimizer, hooks=hooks,
+        run=RunSpec(dir=str(folder), eval=Evaluation(every_steps=2)),
     )  # fmt: skip
     own = judge.state_dict() if isinstance(judge, nn.Module) else {}
     return {**model.state_dict(), **{f"loss.{name}": value for name, value in own.items()}}
@@ -136,6 +164,14 @@ def main(folder: Path, cases: list[str]) -> None:
 def alone(case: str, folder: Path) -> dict[str, Tensor]:
     """What plain torch gives back in one process."""
     return trained(case, Torch(max_micro=8), folder, World())
+
+
+def filled() -> nn.Module:
+    """The model as one process makes all of it at once."""
+    model = Filled()
+    seed_generators(0)
+    Maker(model, torch.device("cpu"), torch.initial_seed()).make(model)
+    return model
 
 
 if __name__ == "__main__":

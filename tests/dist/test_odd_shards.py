@@ -1,13 +1,15 @@
 """Models of uncommon make end in shards on two ranks as whole in one process."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from conftest import in_ranks
 from odd_shards import CASES, alone
 
-QUICK = ["tied", "branched", "parted", "scaled", "given", "half"]
+QUICK = ["tied", "filled", "branched", "parted", "scaled", "given", "half"]
 
 
 @pytest.fixture(scope="module")
@@ -16,6 +18,11 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
     in_ranks("odd_shards.py", str(folder), *QUICK, workers=2)
     return folder
+
+
+def samples(run: Path) -> list[dict[str, Any]]:
+    """What a hook has made of the model after each evaluation."""
+    return [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
 
 
 def compare(case: str, folder: Path, other: Path) -> None:
@@ -27,6 +34,13 @@ def compare(case: str, folder: Path, other: Path) -> None:
         if not name.endswith(buffers):  # each rank's are of its own micro-batches
             assert type(value) is type(found[name])
             assert float((found[name] - value).norm()) <= near * float(value.norm()), name
+    if (folder / case / "samples.jsonl").exists():
+        made, wanted = ([row["made"] for row in samples(run)] for run in (folder / case, other))
+        assert len(made) == 3
+        for one, two in zip(made, wanted, strict=True):
+            assert one == pytest.approx(two, rel=1e-4, abs=1e-5)
+    else:
+        assert case in ("parted", "half")
 
 
 @pytest.mark.parametrize("case", QUICK)

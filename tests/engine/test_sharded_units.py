@@ -10,8 +10,11 @@ from torch import Tensor, nn
 
 from distgrow.checkpoint.safetensors_file import write
 from distgrow.core.errors import ConfigError, RunError
+from distgrow.engine.fsdp import HEAD, files
 from distgrow.engine.fsdp.files import metadata
 from distgrow.engine.fsdp.mesh import hosts
+from distgrow.engine.fsdp.meta import Maker
+from distgrow.engine.fsdp.weights import Weights
 from distgrow.engine.fsdp.wrap import Undo, checkpoint_in_place, units_of
 from distgrow.optim.joined import Muon
 from distgrow.optim.trust_ratio import LAMB
@@ -92,6 +95,27 @@ def test_what_is_done_to_modules_is_taken_back() -> None:
     assert [set(vars(part)) for part in model.modules()] == kept
 
 
+def test_a_model_without_numbers_begins_part_by_part_as_at_once() -> None:
+    with torch.device("meta"):
+        whole, parts = Net(), Net()
+    Maker(whole, torch.device("cpu"), 3).make(whole)
+    maker = Maker(parts, torch.device("cpu"), 3)
+    for part in (*reversed(parts.blocks), parts):
+        maker.make(part)
+    assert all(map(torch.equal, whole.parameters(), parts.parameters()))
+    first, second = whole.blocks[0].layers[0].weight, whole.blocks[1].layers[0].weight  # pyright: ignore
+    assert not torch.equal(first, second)
+    assert first.abs().max() <= 0.5 < 1.1 * first.abs().max() + 0.1  # uniform up to 1/sqrt(4)
+
+
+def test_a_parameter_that_nothing_begins_is_refused_by_name() -> None:
+    with torch.device("meta"):
+        model = Net()
+        model.blocks[1].scale = nn.Parameter(torch.ones(4))
+    with pytest.raises(ConfigError, match=r"blocks\.1\.scale of Block"):
+        Maker(model, torch.device("cpu"), 3).make(model)
+
+
 def test_safetensors_written_one_by_one_are_read_by_the_library(tmp_path: Path) -> None:
     shared = torch.randn(3, 4)
     state = {
@@ -105,6 +129,37 @@ def test_safetensors_written_one_by_one_are_read_by_the_library(tmp_path: Path) 
     for name, value in state.items():
         assert found[name].dtype == value.dtype
         assert torch.equal(found[name], value)
+
+
+def peak_kb() -> int:
+    """The largest memory of this process since the last call of `forget_peak`."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+
+def forget_peak() -> None:
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def store(written: dict[str, bytes], folder: Path) -> None:
+    for name, data in written.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(data)
+
+
+def test_an_export_takes_the_memory_of_its_largest_tensors_and_not_of_the_model(tmp_path: Path) -> None:
+    size, count = 2**19, 32  # 2 MiB each
+    store(files.write({f"model.{k}": torch.full((size,), float(k)) for k in range(count)}), tmp_path)
+    torch.save({"rest": {"model.kept": torch.ones(3)}, "tied": {}, "average": {}, "averaged": False}, tmp_path / HEAD)
+    weights = Weights(tmp_path)
+    write({"warm": weights["0"]}, tmp_path / "warm")
+    forget_peak()
+    before = peak_kb()
+    write(weights, tmp_path / "file", weights.kind)
+    assert peak_kb() - before < count * 2048 / 3
+    found = load_file(tmp_path / "file")
+    assert all(torch.equal(found[str(k)], torch.full((size,), float(k))) for k in range(count))
+    assert torch.equal(found["kept"], torch.ones(3))
 
 
 def test_records_of_a_checkpoint_build_nothing_but_dcps_own(tmp_path: Path) -> None:

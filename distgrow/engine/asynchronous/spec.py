@@ -36,6 +36,7 @@ class Async(Spec):
     resizes_average: ClassVar[bool] = True
     extrapolates: ClassVar[bool] = False
     prunes: ClassVar[bool] = False
+    cuts_model: ClassVar[bool] = False
     kind: Literal["async"] = "async"
     workers: PosInt = 2
     """Workers, τ_C: as many gradients are computed at a time. One of them alone is plain training."""

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from distgrow.distributed.world import World
 from distgrow.engine.batches import MORE_MEMORY, Buffers, Loss, Metrics, map_leaves, place, ran_out_of_memory
 from distgrow.engine.clipping import clip_over_items
 from distgrow.engine.fsdp.mesh import mesh_of
+from distgrow.engine.fsdp.meta import Maker
 from distgrow.engine.fsdp.shards import Rows, Shards, check_parameters, give_back
 from distgrow.engine.fsdp.spec import FSDP
 from distgrow.engine.fsdp.state import State
@@ -23,7 +24,7 @@ from distgrow.engine.fsdp.wrap import Undo, checkpoint_in_place, chosen, compile
 from distgrow.engine.functional import FunctionalObjective
 from distgrow.engine.items import Items
 from distgrow.engine.noise.hooks import MicroBatchNorms, StepProducts, Sums
-from distgrow.engine.objective import WeightedLoss, empty_copy
+from distgrow.engine.objective import WeightedLoss, empty_copy, on_meta
 from distgrow.engine.stats import MakeStats, UpdateStats, check_agreed
 from distgrow.engine.update import AccumulatingEngine, Applied
 from distgrow.engine.used_parameters import UsedParameters
@@ -56,7 +57,8 @@ class FSDPEngine(AccumulatingEngine):
         named = dict(root.named_parameters())
         check_parameters(named)
         mesh, units = mesh_of(spec, world), units_of(model, spec.wrap)
-        world.share([tensor.detach() for tensor in (*named.values(), *root.buffers())])
+        maker = Maker(model, world.device, world.on_rank0(torch.initial_seed)) if on_meta(root) else None
+        world.share([t.detach() for t in (*named.values(), *root.buffers()) if not t.is_meta])
         self.optimizer = optimizer.ready(self._objective.named(), model)
         if has_modes(self.optimizer):
             raise ConfigError(
@@ -65,13 +67,13 @@ class FSDPEngine(AccumulatingEngine):
             )
         self._undo = Undo(root)
         self._prepare(root, units)
-        self._shards = Shards(root, [unit for _, unit in units], spec, mesh)
-        root.answer_calls_of_the_model(self._shards.rest)
+        self._shards = Shards(root, [unit for _, unit in units], spec, mesh, maker and maker.make)
         repoint(self.optimizer, {id(p): self._shards.local[name] for name, p in named.items()})
         for one in getattr(self.optimizer, "optimizers", [self.optimizer]):
             if optimizer.joins and hasattr(one, "joined"):
                 one.joined = Rows(self._shards)
         self._root = self._objective = root
+        root.left = self._shards.rest
         self._watch(optimizer, items)
         self._state = State(root, self.optimizer, self._shards)
 
@@ -83,6 +85,7 @@ class FSDPEngine(AccumulatingEngine):
             compile_units(units, root.model)
         if self.spec.precision == "bfloat16":
             root.model.register_forward_hook(lambda _, given, returned: map_leaves(_single, returned))
+        root.let_in()
 
     def _watch(self, optimizer: OptimizerSpec, items: Items | None) -> None:
         """Measure and check what parameters get while they are gathered."""
@@ -224,9 +227,12 @@ class FSDPEngine(AccumulatingEngine):
 
 
 class _Root(WeightedLoss):
-    """WeightedLoss that all forwards go through: fully_shard has one root."""
+    """WeightedLoss that all forwards go through, calls of the model by others too: fully_shard has one root."""
 
-    _inside = False  #: whether a forward is under way
+    def __init__(self, model: nn.Module, loss: Loss) -> None:
+        super().__init__(model, loss)
+        self._inside = False
+        self.left: Callable[[], None] = lambda: None  #: called after a call of the model from elsewhere
 
     def forward(self, batch: Any, weight: float, *, without_loss: bool = False, call: Any = None) -> Any:
         """See WeightedLoss; `call` is called in place of the loss."""
@@ -236,19 +242,21 @@ class _Root(WeightedLoss):
         finally:
             self._inside = False
 
-    def answer_calls_of_the_model(self, rest: Callable[[], None]) -> None:
-        """Let calls of the model from elsewhere, such as a hook's, go through this module too; `rest` follows them."""
-        direct: Any = getattr(self.model, "_compiled_call_impl", None) or self.model._call_impl
+    def let_in(self) -> None:
+        """Let a call of the model that does not come through here do so. Such calls are collective."""
+        forward = self.model.forward
 
-        def through(*args: Any, **kwargs: Any) -> Any:
+        @wraps(forward)
+        def through_root(*args: Any, **kwargs: Any) -> Any:
             if self._inside:
-                return direct(*args, **kwargs)
-            made = self(None, 0.0, call=partial(direct, *args, **kwargs))
-            if not torch.is_grad_enabled():
-                rest()
-            return made
+                return forward(*args, **kwargs)
+            try:
+                return self(None, 0.0, call=lambda: forward(*args, **kwargs))
+            finally:
+                if not torch.is_grad_enabled():
+                    self.left()
 
-        self.model._compiled_call_impl = through
+        self.model.forward = through_root
 
 
 class _ShardProducts(StepProducts):

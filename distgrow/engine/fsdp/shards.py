@@ -4,7 +4,7 @@ A parameter is a DTensor in its module between updates, a plain tensor of this r
 shard, in the same memory), and a whole tensor that autograd sees while its unit is gathered.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -21,7 +21,9 @@ from distgrow.engine.fsdp.spec import FSDP
 class Shards:
     """Cut a module's parameters, unit by unit, and keep their three forms by name."""
 
-    def __init__(self, root: Any, units: list[nn.Module], spec: FSDP, mesh: DeviceMesh) -> None:
+    def __init__(
+        self, root: Any, units: list[nn.Module], spec: FSDP, mesh: DeviceMesh, make: Callable[[nn.Module], None] | None
+    ) -> None:
         """Cut. Collective: every rank must call.
 
         Args:
@@ -29,6 +31,7 @@ class Shards:
             units: Those of its modules whose parameters are gathered together; a unit's own units come after it.
             spec: How to cut.
             mesh: The ranks.
+            make: If given, called with a unit, and at last with the module, before it is cut.
         """
         self.root, self.mesh = root, mesh
         self._deferred = spec.shard == "grad_op"
@@ -38,7 +41,11 @@ class Shards:
             "offload_policy": CPUOffloadPolicy() if spec.offload else OffloadPolicy(),
         }
         for unit in reversed(units):
+            if make is not None:
+                make(unit)
             fully_shard(unit, reshard_after_forward=not self._deferred, **options)
+        if make is not None:
+            make(root)
         fully_shard(root, reshard_after_forward=False if self._deferred else None, **options)
         self._parts: list[Any] = [part for part in root.modules() if isinstance(part, FSDPModule)]
         if spec.find_unused:

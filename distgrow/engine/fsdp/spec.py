@@ -31,6 +31,7 @@ class FSDP(Spec):
     resizes_average: ClassVar[bool] = True
     extrapolates: ClassVar[bool] = False
     prunes: ClassVar[bool] = False
+    cuts_model: ClassVar[bool] = True
     kind: Literal["fsdp"] = "fsdp"
     wrap: Literal["auto"] | list[str] = "auto"
     """Classes whose modules are units: a unit's parameters are gathered together. auto: the block that the model

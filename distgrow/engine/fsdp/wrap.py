@@ -1,8 +1,8 @@
 """Which modules are units, and what is done to a unit before it is cut into shards; knows no engine."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
+from functools import wraps
 from typing import Any
 
 from torch import nn
@@ -86,11 +86,13 @@ def chosen(units: Sequence[tuple[str, nn.Module]], which: str) -> list[nn.Module
 
 def checkpoint_in_place(unit: nn.Module) -> None:
     """Compute a unit's activations again in backward in place of keeping them."""
-    unit.forward = partial(_again, unit.forward)  # pyright: ignore[reportAttributeAccessIssue]
+    forward = unit.forward
 
+    @wraps(forward)
+    def again(*args: Any, **kwargs: Any) -> Any:
+        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
 
-def _again(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+    unit.forward = again
 
 
 def compile_units(units: Sequence[tuple[str, nn.Module]], model: nn.Module) -> None:
