@@ -100,6 +100,7 @@ SUITE = (
         options=("--plots", "benchmarks/plots"),
         images=((STALENESS, "plots/staleness.png"),),
     ),
+    Benchmark(name="overlap", script="benchmarks/overlap.py"),
     Benchmark(name="adam-noise", script="benchmarks/adam_noise.py"),
     Benchmark(name="extrapolation", script="benchmarks/extrapolation.py"),
     Benchmark(

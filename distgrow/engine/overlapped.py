@@ -62,7 +62,7 @@ class OverlappedEngine(AheadEngine):
             )
         self._sent: Sent | None = None
         self._begun = self._moved = False  # whether a step has been made; whether `last` has made one
-        self.world.share([*self._parameters, *self._objective.buffers()])
+        self.world.share([*(p.detach() for p in self._parameters), *self._objective.buffers()])
 
     def _data_parallel(self, model: nn.Module, loss: Loss) -> None:
         """Wrap nothing: this engine averages gradients itself."""

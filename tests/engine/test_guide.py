@@ -10,7 +10,7 @@ import pytest
 import torch
 import warm
 from conftest import ROOT, events, ledger
-from page_scripts import after, alone, execute, flat, scripts
+from page_scripts import after, alone, diffs, execute, flat, scripts
 
 GUIDE = scripts("guide.md")
 
@@ -66,6 +66,19 @@ def test_fit_and_a_loop_with_a_controller_end_with_the_same_parameters(
     run = tmp_path / "fitted/runs/mine"
     assert ledger(run)["applied"] == 4 * 1797
     assert {(step["batch"], step["stage"]) for step in events(run, "step")} >= {(16, 0), (32, 1), (64, 2), (128, 3)}
+
+
+def test_a_controller_in_an_own_loop_with_fully_shard_ends_with_one_processs_parameters_on_two(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = after("from/fsdp.md")
+    assert len([line for line in diffs("from/fsdp.md")[0].splitlines() if line.startswith("+")]) < 40
+    launched(script, tmp_path / "two", workers=2)
+    alone(monkeypatch)
+    execute(script, tmp_path / "one")
+    torch.testing.assert_close(trained(tmp_path / "one"), trained(tmp_path / "two"), rtol=1e-4, atol=1e-5)
+    told = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert int(told[-1][1]) > int(told[0][1]) >= 16  # the batch has grown
 
 
 @pytest.mark.slow

@@ -1,15 +1,27 @@
 """One GPU: the same run as on the CPU, to floating-point tolerance; `pytest -m gpu`."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from conftest import Commands, ledger, parameters
+from torch import Tensor, nn
+
+from distgrow import SGD, AdamW, Muon, Torch
+from distgrow.core.plan import Plan
+from distgrow.distributed.world import World
+from distgrow.engine.ahead import AheadEngine
+from distgrow.optim import OptimizerSpec
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that torch sees"),
 ]
+
+
+def loss(model: nn.Module, batch: Any) -> Tensor:
+    return nn.functional.cross_entropy(model(batch[0]), batch[1])
 
 
 def test_a_gpu_run_agrees_with_the_cpu(distgrow: Commands) -> None:
@@ -33,6 +45,33 @@ def test_a_gpu_run_finishes_and_resumes(distgrow: Commands, overrides: tuple[str
     assert distgrow.train("gpu", *overrides).code == 0
     assert distgrow.train("gpu", *overrides, resume=True).code == 0
     assert ledger(Path(distgrow.folder / "gpu"))["applied"] == 1500
+
+
+@pytest.mark.parametrize("optimizer", [SGD(momentum=0.9), AdamW(), Muon()], ids=lambda spec: spec.name)
+def test_no_update_waits_for_the_gpu_once_one_of_its_size_was_made(optimizer: OptimizerSpec) -> None:
+    """torch raises an error wherever the host would wait, in fifty updates with growth's statistics and an average."""
+    torch.manual_seed(0)
+    device = torch.device("cuda")
+    model = nn.Sequential(nn.Linear(16, 32), nn.BatchNorm1d(32), nn.Tanh(), nn.Linear(32, 4))
+    engine = AheadEngine(model, loss, spec=Torch(ahead=1), optimizer=optimizer, world=World(device=device))
+    product = not optimizer.per_tensor
+    plan = Plan(batch=32, world=1, micro=16, accum=2, lr=0.01, stage=0, window=20, product=product, average=0.1)
+    batches = [(torch.randn(16, 16, device=device), torch.randint(4, (16,), device=device)) for _ in range(2)]
+    for _ in range(2):
+        engine.update(plan, batches)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        outcomes = [engine.update(plan, batches) for _ in range(50)]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(outcome.told and outcome.loss > 0 for outcome in outcomes)
+
+
+def test_a_run_that_does_not_wait_is_the_same_on_a_gpu(distgrow: Commands) -> None:
+    for name, ahead in (("waits", 0), ("goes", 1)):
+        assert distgrow.train(name, "engine.device=cuda", f"engine.ahead={ahead}").code == 0
+    assert torch.equal(parameters(distgrow.folder / "waits"), parameters(distgrow.folder / "goes"))
+    assert ledger(distgrow.folder / "waits") == ledger(distgrow.folder / "goes")
 
 
 def test_verify_holds_on_a_gpu(distgrow: Commands) -> None:

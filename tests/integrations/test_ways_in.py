@@ -26,7 +26,7 @@ def updates(rows: int) -> int:
 
 def test_every_page_of_a_way_in_shows_the_script_before_and_after() -> None:
     pages = sorted((ROOT / "docs/from").glob("*.md"))
-    assert len(pages) == 6
+    assert len(pages) == 7
     for page in pages:
         name = f"from/{page.name}"
         (script,) = scripts(name).values()
