@@ -58,3 +58,20 @@ def test_a_path_that_is_none_ends_with_code_2(distgrow: Commands) -> None:
     finished = distgrow("probe-batch", "nowhere")
     assert finished.code == 2
     assert finished.err.startswith("distgrow: nowhere: there is no such folder")
+
+
+@pytest.mark.slow
+def test_a_group_finds_the_largest_stable_rate_that_one_process_finds(distgrow: Commands) -> None:
+    settings = ("task={kind: digits}", "model={kind: softmax}", "growth={kind: constant, start: 16}", "lr.base=0.5")
+    steady = ("engine.precision=float64", "budget={epochs: 1}", "--updates", "40")
+    (distgrow.folder / "empty.yaml").write_text("{}\n")
+    trial = ("range-test", "empty.yaml", *settings, *steady)
+    one, two = distgrow(*trial, "--out", "one"), distgrow(*trial, "--out", "two", module=torchrun(2))
+    assert (one.code, two.code) == (0, 0), two.err
+    alone, together = (
+        json.loads(next((distgrow.folder / folder).glob("range-test-*.json")).read_text()) for folder in ("one", "two")
+    )
+    assert alone["largest_stable_lr"] == together["largest_stable_lr"] is not None
+    for left, right in zip(alone["runs"], together["runs"], strict=True):
+        assert left["loss"] == pytest.approx(right["loss"], rel=1e-6)
+    assert not list(distgrow.folder.rglob(".range-test*"))
