@@ -151,13 +151,14 @@ def _finite(loss: float | None) -> float:
     return math.inf if loss is None else loss
 
 
-def cells() -> Iterator[Cell]:
-    """Yield all that is tried with the first seed."""
+def cells(*, quick: bool) -> Iterator[Cell]:
+    """Yield all that is tried with the first seed; `quick`: one learning rate and one γ̂ alone."""
+    most = 1 if quick else None
     for name, problem in PROBLEMS.items():
-        for lr in problem.lrs:
+        for lr in problem.lrs[:most]:
             yield from (Cell(problem=name, method=method, lr=lr) for method in ("small", "grown", "large"))
             for method, shift in SHIFTS.items():
-                for rate in RATES[shift["kind"]]:
+                for rate in RATES[shift["kind"]][:most]:
                     share = rate if shift["kind"] == "noise" else rate * lr
                     yield Cell(problem=name, method=method, lr=lr, rate=share)
 
@@ -165,7 +166,7 @@ def cells() -> Iterator[Cell]:
 def tried(pool: ProcessPoolExecutor, *, quick: bool) -> tuple[list[Trained], list[Trained]]:
     """Return the runs of the first seed, and those of other seeds of each method's best cell."""
     updates = 4 if quick else 40
-    first = list(pool.map(train, *zip(*((cell, 0, updates) for cell in cells()), strict=True)))
+    first = list(pool.map(train, *zip(*((cell, 0, updates) for cell in cells(quick=quick)), strict=True)))
     best = dict[tuple[str, str], Trained]()
     for run in first:
         key = (run.cell.problem, run.cell.method)
@@ -230,13 +231,13 @@ def _spread(losses: list[float]) -> str:
 
 def by_lr(problem: str, runs: list[Trained]) -> Report:
     """Return the lowest test loss of all γ̂ at each learning rate, with the seed that chose."""
-    rows = list[list[str]]()
+    rows, lrs = list[list[str]](), sorted({run.cell.lr for run in runs if run.cell.problem == problem})
     for method in ("small", "grown", "large", *SHIFTS):
         own = [run for run in runs if (run.cell.problem, run.cell.method) == (problem, method)]
-        losses = (min(run.whole for run in own if run.cell.lr == lr) for lr in PROBLEMS[problem].lrs)
+        losses = (min(run.whole for run in own if run.cell.lr == lr) for lr in lrs)
         rows.append([method, *(f"{loss:.3f}" for loss in losses)])
     title = f"{problem}: test loss at equal updates by η, of one seed, at the best γ̂"
-    return Report(title=title, columns=["gradients", *(f"η = {lr:g}" for lr in PROBLEMS[problem].lrs)], rows=rows)
+    return Report(title=title, columns=["gradients", *(f"η = {lr:g}" for lr in lrs)], rows=rows)
 
 
 def cost_of(rows: list[Cost]) -> Report:
