@@ -15,6 +15,7 @@ from distgrow.core.pace import Pace
 from distgrow.core.plan import split
 from distgrow.core.progress import Progress
 from distgrow.engine.asynchronous.spec import Async
+from distgrow.engine.fsdp.spec import FSDP
 from distgrow.engine.spec import DeepSpeed, EngineSpec
 from distgrow.growth.at_growth import optimizer_plan
 from distgrow.growth.controller import Controller
@@ -258,14 +259,21 @@ def _probes(controller: Controller, last: Stage) -> list[str]:
 
 
 def communication(engine: EngineSpec, controller: Controller, *, soonest: bool) -> list[str]:
-    """Return the number of reductions of an update if ZeRO reduces every micro-batch of it."""
-    if not isinstance(engine, DeepSpeed) or engine.zero == 1:
-        return []
+    """Return the number of reductions of an update if each micro-batch is reduced, and what units compile anew for."""
     shares = {(batch, controller.ranks(stage)) for stage, batch, _ in controller.outline(Progress(), soonest=soonest)}
-    most = max(split(batch, ranks, controller.max_micro)[1] for batch, ranks in shares)
-    if most == 1:
-        return []
-    return [f"ZeRO {engine.zero} reduces every micro-batch: up to {most} reductions an update; zero=1 needs one"]
+    sizes = [split(batch, ranks, controller.max_micro) for batch, ranks in shares]
+    micros, most = sorted({micro for micro, _ in sizes}), max(accum for _, accum in sizes)
+    found: list[str] = []
+    if isinstance(engine, DeepSpeed) and engine.zero > 1 and most > 1:
+        found = [f"ZeRO {engine.zero} reduces every micro-batch: up to {most} reductions an update; zero=1 needs one"]
+    if isinstance(engine, FSDP) and engine.reduce == "every" and most > 1:
+        found = [f"reduce=every reduces each micro-batch: up to {most} reductions an update; reduce=last needs one"]
+    if isinstance(engine, FSDP) and engine.compile and len(micros) > 1:
+        found.append(
+            f"engine.compile compiles for {len(micros)} sizes of micro-batches, {micros[0]} to {micros[-1]} rows; "
+            f"engine.max_micro={micros[0]} holds the first"
+        )
+    return found
 
 
 def predictions(theory: Theory | None, controller: Controller, *, soonest: bool) -> list[str]:

@@ -196,3 +196,12 @@ def test_a_stage_that_adaptive_growth_may_come_to_is_checked(capsys: pytest.Capt
 def test_adascales_learning_rates_are_said_to_be_without_its_gain(capsys: pytest.CaptureFixture[str]) -> None:
     assert table.show(run_of("growth={kind: adascale, scale: 4}", "stages={}", "lr={base: 0.1}"), 1, rows=20)
     assert "as if AdaScale's gain were 1" in capsys.readouterr().out
+
+
+def test_plan_tells_of_reductions_and_compilations_of_shards(capsys: pytest.CaptureFixture[str]) -> None:
+    growth = "growth={kind: exponential, start: 8, factor: 2, cap: 64}"
+    keys = ("stages={every: {samples: 100}}", "budget={samples: 1000}")
+    table.show(run_of(growth, *keys, "engine={kind: fsdp, reduce: every, compile: true, max_micro: 16}"), None, 40)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "up to 4 reductions an update; reduce=last needs one" in shown
+    assert "compiles for 2 sizes of micro-batches, 8 to 16 rows; engine.max_micro=8" in shown
