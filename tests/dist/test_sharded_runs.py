@@ -120,3 +120,15 @@ def test_bad_settings_end_with_a_message_and_code_2(distgrow: Commands, override
     assert finished.code == 2, finished.err
     assert told in finished.err
     assert "Traceback" not in finished.err
+
+
+@pytest.mark.fault
+def test_the_workers_of_a_later_stage_take_the_shards_over(distgrow: Commands) -> None:
+    whole = (*FSDP, "budget={samples: 1500}")
+    assert distgrow.train("fixed", *whole).code == 0
+    assert distgrow.train("grown", *whole, "launch.workers=[1, 4]").code == 0
+    fixed, grown = distgrow.folder / "fixed", distgrow.folder / "grown"
+    assert [(event["old"], event["new"]) for event in events(grown, "resize")] == [(1, 2), (2, 4)]
+    assert float((flat(fixed) - flat(grown)).norm() / flat(fixed).norm()) < 1e-5
+    assert ledger(grown) == ledger(fixed)
+    assert ledger(grown)["applied"] == 1500

@@ -12,13 +12,13 @@ from hosts import Hosts
 HERE = Path(__file__).parent
 
 
-def undisturbed_run(folder: Path) -> Path:
+def undisturbed_run(folder: Path, *others: str) -> Path:
     """The run of two ranks under torchrun that nothing happens to."""
     commands = Commands(folder)
     commands.environment["PYTHONPATH"] = str(HERE)
     gate = commands.folder / "gate"
     gate.touch()
-    assert commands.train("run", *gated(gate), workers=2).code == 0
+    assert commands.train("run", *gated(gate), *others, workers=2).code == 0
     return commands.folder / "run"
 
 
@@ -59,9 +59,14 @@ def ranks_at_gate(cluster: Hosts, folder: Path) -> list[int]:
 
 def assert_same(run: Path, undisturbed: Path) -> None:
     """The run went on once, and ended as if nothing had happened but work done twice."""
+    assert_resumed(run, undisturbed)
+    assert (parameters(run) == parameters(undisturbed)).all()
+
+
+def assert_resumed(run: Path, undisturbed: Path) -> None:
+    """The run went on once, and counts as if nothing had happened but work done twice."""
     assert len(events(run, "resume")) == 1
     assert [end["reason"] for end in events(run, "end")] == ["done"]
-    assert (parameters(run) == parameters(undisturbed)).all()
     assert ledger(run)["replayed"] > 0
     assert {**ledger(run), "replayed": 0} == ledger(undisturbed)
     resumed = events(run, "resume")[0]["step"]

@@ -5,12 +5,15 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
 pytest.importorskip("ray", reason="needs the extra 'ray'")
 
 from conftest import Commands, events
-from disturbed import HERE, assert_same, ranks_at_gate, start, undisturbed_run, until, words
+from disturbed import HERE, assert_resumed, assert_same, ranks_at_gate, start, undisturbed_run, until, words
 from hosts import RAY_COMMAND, Hosts, hosts, unable
+
+from distgrow.checkpoint.export import weights_of
 
 REASON = unable()
 pytestmark = [
@@ -54,6 +57,24 @@ def test_a_killed_host_costs_time_and_the_other_one_takes_its_worker(
     (folder / "gate").touch()
     assert driver.wait(300) == 0, log.read_text()
     assert_same(folder / "run", undisturbed)
+    cluster.start_ray(hosts_used[1], cpus=2)
+
+
+def test_a_host_with_half_of_a_sharded_model_is_killed_and_the_run_ends_with_the_same_bits(
+    distgrow: Commands, cluster: Hosts
+) -> None:
+    """`engine.kind=fsdp`: what the lost host held comes back from the shards of the last checkpoint."""
+    whole, folder, log = distgrow.folder / "whole", distgrow.folder, distgrow.folder / "log"
+    whole.mkdir()
+    undisturbed = undisturbed_run(whole, "engine.kind=fsdp")
+    driver = start(cluster, folder, "launch.placement=SPREAD", "launch.max_failures=1", "engine.kind=fsdp")
+    hosts_used = [cluster.of(pid) for pid in ranks_at_gate(cluster, folder)]
+    cluster.kill(hosts_used[1])
+    (folder / "gate").touch()
+    assert driver.wait(300) == 0, log.read_text()
+    assert_resumed(folder / "run", undisturbed)
+    ended, expected = weights_of(folder / "run").state, weights_of(undisturbed).state
+    assert all(torch.equal(value, expected[name]) for name, value in ended.items())
     cluster.start_ray(hosts_used[1], cpus=2)
 
 
