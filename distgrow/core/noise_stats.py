@@ -160,19 +160,20 @@ class Noise:
 
     def after(self, batch: int, parts: int, window: int, found: Measured, loss: float = math.nan) -> "Noise":
         """Return the statistics after an applied update of `batch` samples in `parts` parts; see Measuring.window."""
-        noise = self
+        grad_sq, variance, losses, fresh, product, trend = (
+            self.grad_sq, self.variance, self.loss, self.fresh, self.product, self.trend
+        )  # fmt: skip
         if window and parts > 1 and math.isfinite(found.parts_sq) and math.isfinite(found.batch_sq):
             pair, sizes, keep = (found.parts_sq, found.batch_sq), (batch / parts, batch), 1 - 1 / window
-            grad_sq = self.grad_sq.add(grad_sq_estimate(*pair, *sizes), keep, batch)
-            variance = self.variance.add(variance_estimate(*pair, *sizes), keep, batch)
-            losses = self.loss.add(loss, keep, batch) if math.isfinite(loss) else self.loss
-            noise = replace(self, grad_sq=grad_sq, variance=variance, loss=losses, fresh=self.fresh + 1)
+            grad_sq = grad_sq.add(grad_sq_estimate(*pair, *sizes), keep, batch)
+            variance = variance.add(variance_estimate(*pair, *sizes), keep, batch)
+            losses, fresh = losses.add(loss, keep, batch) if math.isfinite(loss) else losses, fresh + 1
         if math.isfinite(loss):
-            noise = replace(noise, trend=noise.trend.add(batch, loss))
+            trend = trend.add(batch, loss)
         if math.isfinite(found.product):
-            age = self.product.count  # value i of k counts i/k: what came right after the change is forgotten
-            noise = replace(noise, product=self.product.add(found.product, age / (age + 1)))
-        return noise
+            age = product.count  # value i of k counts i/k: what came right after the change is forgotten
+            product = product.add(found.product, age / (age + 1))
+        return Noise(grad_sq=grad_sq, variance=variance, loss=losses, fresh=fresh, product=product, trend=trend)
 
     def on_new_stage(self) -> "Noise":
         """Return the statistics without what depends on batch and learning rate."""

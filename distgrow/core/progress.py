@@ -23,6 +23,13 @@ class Ledger:
     probe: int = 0  #: in measurements that move nothing: trials of a micro-batch, exact gradient norms
     extrapolated: int = 0  #: for the point alone where an update's gradient is evaluated
 
+    def with_applied(self, batch: int) -> "Ledger":
+        """Return the counts with a batch that was applied."""
+        return Ledger(
+            applied=self.applied + batch, skipped=self.skipped, replayed=self.replayed, discarded=self.discarded,
+            probe=self.probe, extrapolated=self.extrapolated,
+        )  # fmt: skip
+
     @property
     def total(self) -> int:
         """Return all evaluations: the SFO complexity spent so far."""
@@ -132,11 +139,13 @@ class Progress:
         if outcome.out_of_memory:  # the same batch again: neither the cursor nor the run of skips moves
             discarded = replace(ledger, discarded=ledger.discarded + batch + outcome.extrapolated)
             return replace(self, micro_limit=plan.micro // 2, ledger=discarded)
-        ledger = replace(ledger, extrapolated=ledger.extrapolated + outcome.extrapolated)
+        if outcome.extrapolated:
+            ledger = replace(ledger, extrapolated=ledger.extrapolated + outcome.extrapolated)
         if not outcome.applied and outcome.withdrawn is None:
             skipped = replace(ledger, skipped=ledger.skipped + batch)
             return replace(self, samples=self.samples + batch, skips=self.skips + 1, ledger=skipped)
-        after = Progress(
+        noise = self.noise if plan.density == self.density else self.noise.on_new_stage()  # of another model
+        after = Progress(  # replace() takes many times longer
             step=self.step + 1,
             samples=self.samples + batch,
             stage=self.stage,
@@ -146,28 +155,33 @@ class Progress:
             grown_samples=self.grown_samples,
             micro_limit=self.micro_limit,
             policy=self.policy,
-            noise=self.noise if plan.density == self.density else self.noise.on_new_stage(),  # of another model
-            tokens=self.tokens,
+            noise=self._shown(noise, outcome.of or plan, outcome),
+            tokens=self.tokens + outcome.tokens,
             probe_samples=self.probe_samples,
             density=plan.density,
             spared=self.spared + plan.spared,
-            ledger=replace(ledger, applied=ledger.applied + batch),
+            ledger=ledger.with_applied(batch),
         )
-        return after.heard(outcome.of or plan, outcome, skips=self.skips)
+        return after if outcome.withdrawn is None else after.without(outcome.withdrawn, skips=self.skips)
 
     def heard(self, plan: Plan, outcome: Outcome, *, skips: int) -> "Progress":
         """Return the progress with what an update gave that is counted already.
 
         Args:
-            plan: That update's. What it shows of the noise is left out if another stage has begun since.
+            plan: That update's.
             outcome: What it gave.
             skips: Updates skipped in a row before it.
         """
-        noise, parts = self.noise, outcome.measured.parts or plan.parts
-        if plan.stage == self.stage:
-            noise = noise.after(plan.batch, parts, plan.window, outcome.measured, outcome.loss)
-        heard = replace(self, noise=noise, tokens=self.tokens + outcome.tokens)
+        heard = replace(self, noise=self._shown(self.noise, plan, outcome), tokens=self.tokens + outcome.tokens)
         return heard if outcome.withdrawn is None else heard.without(outcome.withdrawn, skips=skips)
+
+    def _shown(self, noise: Noise, plan: Plan, outcome: Outcome) -> Noise:
+        """Return the statistics with what an update has shown, unless another stage has begun since."""
+        if plan.stage != self.stage:
+            return noise
+        return noise.after(
+            plan.batch, outcome.measured.parts or plan.parts, plan.window, outcome.measured, outcome.loss
+        )
 
     def as_if_known(self, outcome: Outcome, noise: Noise) -> "Progress":
         """Return the progress as it would have been if what its last update gave had been known at once.
