@@ -15,6 +15,7 @@ from distgrow.core.progress import Progress
 from distgrow.core.scaling import Group, scaling_policy
 from distgrow.core.spec import PosFloat, Spec
 from distgrow.distributed.environment import in_ray_package
+from distgrow.engine.ability import Can
 from distgrow.engine.asynchronous.spec import Async
 from distgrow.engine.spec import most_rows
 from distgrow.growth import Growth
@@ -125,7 +126,7 @@ class Run(Settings):
                 f"launch.workers={workers} changes with the stage, for which DeepSpeed's checkpoints need "
                 f"optimizer.kind=adamw; with {self.optimizer.kind} give launch.workers one number, or engine.kind=torch"
             )
-        if launch.elastic and self.average is not None and not self.engine.resizes_average:
+        if launch.elastic and self.average is not None and Can.RESIZE_AVERAGE not in self.engine.can:
             raise ConfigError(
                 f"launch.workers={workers} changes with the stage, but engine.kind={self.engine.kind} cuts "
                 "the average into as many shards as there are ranks; leave out average, give launch.workers one "

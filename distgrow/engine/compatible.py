@@ -8,6 +8,7 @@ from distgrow.core.extrapolate import Extrapolate
 from distgrow.core.noise_stats import Measuring
 from distgrow.core.sampling import SamplingSpec
 from distgrow.core.sparsity import Sparsity
+from distgrow.engine.ability import Can
 from distgrow.engine.asynchronous.spec import Async
 from distgrow.engine.spec import DeepSpeed, EngineSpec, Torch
 from distgrow.growth.base import GrowthPolicy, Measure
@@ -29,13 +30,15 @@ def check_compatible(growth: GrowthPolicy, optimizer: OptimizerSpec, engine: Eng
             f"growth.kind={growth.name} holds for SGD without momentum, optimizer.kind={optimizer.summary} is none: "
             "set optimizer.momentum=0, or use growth.kind noise_scale, or critical_batch with kappa"
         )
-    if Measure.PRECONDITIONED in growth.needs and (optimizer.preconditioner() is None or not engine.preconditions):
+    if Measure.PRECONDITIONED in growth.needs and (
+        optimizer.preconditioner() is None or Can.PRECONDITION not in engine.can
+    ):
         raise ConfigError(
             "growth.norm=preconditioned goes by the second moments of AdamW as plain torch keeps them, and there are "
             f"none with optimizer.kind={optimizer.summary} and engine.kind={engine.kind}: use optimizer.kind=adamw "
             "with engine.kind=torch, or growth.norm=plain"
         )
-    if Measure.PROGRESS in growth.needs and not engine.tests_progress:
+    if Measure.PROGRESS in growth.needs and Can.TEST_PROGRESS not in engine.can:
         raise ConfigError(
             f"growth.kind={growth.name} holds each gradient against the update before, which engine.kind="
             f"{engine.kind} cannot: use engine.kind=torch, or growth.kind critical_batch"
@@ -57,7 +60,7 @@ def check_prunes(sparsity: Sparsity | None, engine: EngineSpec, extrapolate: Ext
             f"sparsity.target={sparsity.target:g} keeps weights at 0, from which extrapolate.kind={extrapolate.kind} "
             "would shift them: leave out one of the two"
         )
-    if engine.prunes:
+    if Can.PRUNE in engine.can:
         return
     raise ConfigError(
         f"sparsity.target={sparsity.target:g} needs the masks where gradients are computed and applied, which "
@@ -161,7 +164,7 @@ def check_extrapolation(
         ConfigError: It does not.
     """
     what = f"extrapolate.kind={extrapolate.kind}"
-    if not engine.extrapolates:
+    if Can.EXTRAPOLATE not in engine.can:
         raise ConfigError(f"{what} is unknown to engine.kind={engine.kind}: use engine.kind=torch, or leave it out")
     if engine.delay:
         raise ConfigError(

@@ -8,6 +8,7 @@ from distgrow.core.errors import ConfigError
 from distgrow.core.extrapolate import Extrapolate
 from distgrow.core.sparsity import Sparsity
 from distgrow.core.spec import PosFloat, PosInt, Spec, default_kind
+from distgrow.engine.ability import Can
 from distgrow.engine.asynchronous.spec import Async
 from distgrow.engine.fsdp.spec import FSDP
 from distgrow.engine.protocol import Engine
@@ -42,13 +43,7 @@ class Torch(Spec):
     """Plain torch in one process, DistributedDataParallel in several."""
 
     needs_group: ClassVar[bool] = False  #: whether one process alone must be a process group too
-    tests_progress: ClassVar[bool] = True  #: whether it can hold gradients against the update before
-    preconditions: ClassVar[bool] = True  #: whether it can measure gradients in the metric of the optimizer's steps
-    measures_parameters: ClassVar[bool] = True  #: whether it can measure noise parameter by parameter
-    resizes_average: ClassVar[bool] = True  #: whether an average goes on with another number of ranks
-    extrapolates: ClassVar[bool] = True  #: whether it can evaluate gradients at a shifted point
-    prunes: ClassVar[bool] = True  #: whether it can keep pruned weights at 0
-    cuts_model: ClassVar[bool] = False  #: whether a model need not fit on a device, nor have numbers before it trains
+    can: ClassVar[Can] = ~Can.CUT_MODEL  #: all else
     kind: Literal["torch"] = "torch"
     max_micro: Micro = 64
     """Rows of a micro-batch, at most; a batch that needs more is accumulated. auto: what memory proves to hold."""
@@ -132,12 +127,6 @@ class DeepSpeed(Spec):
     needs_group: ClassVar[bool] = True
     delay: ClassVar[int] = 0
     ahead: ClassVar[int] = 0
-    tests_progress: ClassVar[bool] = True
-    preconditions: ClassVar[bool] = False
-    measures_parameters: ClassVar[bool] = False
-    resizes_average: ClassVar[bool] = False
-    extrapolates: ClassVar[bool] = False
-    cuts_model: ClassVar[bool] = False
     kind: Literal["deepspeed"] = "deepspeed"
     zero: Literal[1, 2, 3] = 1
     """ZeRO's stage. 2 and 3 reduce every micro-batch, so accumulation multiplies communication there."""
@@ -161,9 +150,10 @@ class DeepSpeed(Spec):
     """Size of a bucket of gradients that is reduced together, MiB."""
 
     @property
-    def prunes(self) -> bool:
-        """Return whether it can keep pruned weights at 0."""
-        return self.zero == 1 and self.precision == "float32" and not self.offload_optimizer
+    def can(self) -> Can:
+        """Return what it can do beside training."""
+        prunes = self.zero == 1 and self.precision == "float32" and not self.offload_optimizer
+        return Can.TEST_PROGRESS | Can.PRUNE if prunes else Can.TEST_PROGRESS
 
     @model_validator(mode="before")
     @classmethod

@@ -6,6 +6,7 @@ from distgrow.core.errors import ConfigError
 from distgrow.data.dataset import is_stream, size_of
 from distgrow.data.stream import open_stream
 from distgrow.distributed.world import World
+from distgrow.engine.ability import Can
 from distgrow.engine.mean_check import check_mean_over_rows
 from distgrow.engine.objective import on_meta
 from distgrow.engine.trial_rows import ROWS
@@ -39,7 +40,7 @@ def check_loss(
         ConfigError: The loss is no mean over rows or items; or see check_first_rows.
     """
     most = min(controller.max_micro, ROWS)
-    device = torch.device("cpu") if settings is not None and settings.engine.cuts_model else world.device
+    device = torch.device("cpu") if settings is not None and Can.CUT_MODEL in settings.engine.can else world.device
     workers = 0 if settings is None else settings.run.loader.workers
 
     def check() -> None:

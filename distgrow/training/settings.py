@@ -15,6 +15,7 @@ from distgrow.core.scaling import Group
 from distgrow.core.sparsity import Sparsity
 from distgrow.core.spec import Spec
 from distgrow.core.stages import Stages
+from distgrow.engine.ability import Can
 from distgrow.engine.asynchronous.spec import Async
 from distgrow.engine.compatible import (
     check_ahead,
@@ -79,7 +80,7 @@ class Settings(Spec):
                 f"run.noise.every={noise.every} measures gradient noise, which engine.kind=async does not: leave it "
                 "out, or use engine.kind=torch"
             )
-        if noise.by_parameter and not self.engine.measures_parameters:
+        if noise.by_parameter and Can.MEASURE_PARAMETERS not in self.engine.can:
             raise ConfigError(
                 f"run.noise.by_parameter=true measures whole gradients by micro-batches, which engine.kind="
                 f"{self.engine.kind} does not show: use engine.kind=torch, or leave it out"

@@ -18,6 +18,7 @@ from distgrow.data.dataset import check_rows_by_number, check_training_set, is_s
 from distgrow.data.seeding import seed_generators
 from distgrow.data.stream import check_sampled
 from distgrow.distributed.world import World, joined
+from distgrow.engine.ability import Can
 from distgrow.engine.items import Tokens
 from distgrow.engine.objective import WeightedLoss, on_meta
 from distgrow.growth.base import Measure
@@ -152,7 +153,7 @@ def _train_in(
 def _check_parts(task: Task, settings: Settings) -> None:
     """Check that the parts go together, and what kinds of data sets there are. ConfigError if one does not do."""
     settings.check()
-    if on_meta(task.model) and not (settings.engine.cuts_model and settings.init is None):
+    if on_meta(task.model) and not (Can.CUT_MODEL in settings.engine.can and settings.init is None):
         raise ConfigError(
             f"the model is on the meta device, where it has no numbers, and engine.kind={settings.engine.kind}"
             + (" with init" if settings.init is not None else "")

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from distgrow import Controller, RunSpec, budget, exponential, fit
 from distgrow.core.errors import ConfigError
 from distgrow.distributed.world import World
+from distgrow.engine.ability import Can
 from distgrow.engine.compatible import check_compatible
 from distgrow.engine.mean_losses import is_mean
 from distgrow.engine.spec import DeepSpeed, Torch
@@ -268,7 +269,7 @@ def test_a_run_that_is_refused_leaves_no_folder(tmp_path: Path) -> None:
 class Blind(Torch):
     """An engine that cannot hold gradients against updates."""
 
-    tests_progress = False
+    can = Can.PRUNE
 
 
 def test_growth_is_refused_what_the_updates_do_not_show(tmp_path: Path) -> None:

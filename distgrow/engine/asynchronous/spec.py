@@ -9,6 +9,7 @@ from distgrow.core.extrapolate import Extrapolate
 from distgrow.core.pace import Seconds
 from distgrow.core.sparsity import Sparsity
 from distgrow.core.spec import PosInt, Spec
+from distgrow.engine.ability import Can
 from distgrow.growth.base import GrowthPolicy, Measure
 from distgrow.optim import OptimizerSpec
 
@@ -29,14 +30,8 @@ class Async(Spec):
 
     needs_group: ClassVar[bool] = False
     delay: ClassVar[int] = 0  #: none that is fixed
-    tests_progress: ClassVar[bool] = False
-    preconditions: ClassVar[bool] = False
-    measures_parameters: ClassVar[bool] = False
     ahead: ClassVar[int] = 0
-    resizes_average: ClassVar[bool] = True
-    extrapolates: ClassVar[bool] = False
-    prunes: ClassVar[bool] = False
-    cuts_model: ClassVar[bool] = False
+    can: ClassVar[Can] = Can.RESIZE_AVERAGE
     kind: Literal["async"] = "async"
     workers: PosInt = 2
     """Workers, τ_C: as many gradients are computed at a time. One of them alone is plain training."""

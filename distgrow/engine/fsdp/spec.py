@@ -8,6 +8,7 @@ from distgrow.core.errors import ConfigError
 from distgrow.core.extrapolate import Extrapolate
 from distgrow.core.sparsity import Sparsity
 from distgrow.core.spec import PosInt, Spec
+from distgrow.engine.ability import Can
 from distgrow.optim import OptimizerSpec
 
 if TYPE_CHECKING:
@@ -25,13 +26,7 @@ class FSDP(Spec):
     needs_group: ClassVar[bool] = True
     delay: ClassVar[int] = 0
     ahead: ClassVar[int] = 0
-    tests_progress: ClassVar[bool] = True
-    preconditions: ClassVar[bool] = False
-    measures_parameters: ClassVar[bool] = False
-    resizes_average: ClassVar[bool] = True
-    extrapolates: ClassVar[bool] = False
-    prunes: ClassVar[bool] = False
-    cuts_model: ClassVar[bool] = True
+    can: ClassVar[Can] = Can.TEST_PROGRESS | Can.RESIZE_AVERAGE | Can.CUT_MODEL
     kind: Literal["fsdp"] = "fsdp"
     wrap: Literal["auto"] | list[str] = "auto"
     """Classes whose modules are units: a unit's parameters are gathered together. auto: the block that the model
