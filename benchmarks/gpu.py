@@ -73,7 +73,8 @@ def cases(device: Any, *, quick: bool) -> Iterator[tuple[Case, str | None]]:
     """Return the rows of the first table, each with the optimizer of torch that both sides have; None: SGD."""
     images, texts = (8, 4) if quick else (128, 32)
     for model in ("cnn", "resnet18"):
-        yield case(model, Torch(device=device, max_micro=images), quick=quick), None
+        for spec in (Torch(device=device, max_micro=images), Torch(device=device, max_micro=images, ahead=1)):
+            yield case(model, spec, quick=quick), None
     for compiled in (False, True):
         engine = Torch(device=device, max_micro=texts, precision="bfloat16", compile=compiled)
         yield case("gpt", engine, quick=quick), "AdamW"

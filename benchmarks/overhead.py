@@ -163,7 +163,8 @@ def label(engine: EngineSpec) -> str:
     if isinstance(engine, DeepSpeed):
         return f"ZeRO {engine.zero}"
     precision = "" if engine.precision == "float32" else engine.precision
-    return ", ".join(filter(None, [engine.kind, precision, "compiled" * getattr(engine, "compile", False)]))
+    words = [engine.kind, precision, "compiled" * getattr(engine, "compile", False), "ahead" * engine.ahead]
+    return ", ".join(filter(None, words))
 
 
 def measure_transition(model: Model, world: World, runs: int, folder: Path) -> Transition:
