@@ -153,6 +153,7 @@ class Progress:
             stage_step=self.stage_step + 1,
             grown_step=self.grown_step,
             grown_samples=self.grown_samples,
+            skips=0 if outcome.told else self.skips,
             micro_limit=self.micro_limit,
             policy=self.policy,
             noise=self._shown(noise, outcome.of or plan, outcome),

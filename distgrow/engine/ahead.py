@@ -86,13 +86,12 @@ class AheadEngine(TorchEngine):
             sent: Packed means over ranks.
             wait: Whether the host looks before it steps.
         """
-        norm = self._step.clipped_norm()
+        norm = self._step.clipped_over_items(sent[WEIGHT], self._step.clipped_norm())
         if wait:
             found = self._unpacked(plan, sent.tolist(), len(mine.votes))
             if found.failed or not norm.isfinite():
                 failed = self.world.sum([mine.failed])[0] > 0
                 return self._skipped(plan, self._dropped(found, float(norm), failed=failed))
-        norm = self._step.clipped_over_items(sent[WEIGHT], norm)
         bad = ~torch.isfinite(norm)
         terms = self._step.step_unless(bad, plan)
         self._buffers.restore(bad)
@@ -102,6 +101,7 @@ class AheadEngine(TorchEngine):
         return Later(lambda: self._read(plan, copy.numbers(), terms, mine))
 
     def _skipped(self, plan: Plan, dropped: Applied) -> Outcome:
+        self._step.reset(plan)  # the next update is planned as if this one had made it
         self._buffers.restore()
         return self._outcome(plan, dropped)
 
@@ -207,9 +207,9 @@ class Untold:
 
     @classmethod
     def of_plain(cls, values: dict[str, Any]) -> "Untold":
-        """Return it from plain values. The inverse of `plain`."""
-        measured = Measured(**values["measured"])
-        return cls(plan_of(values["plan"]), Outcome(**values["outcome"], measured=measured))
+        """Return it from plain values. The inverse of `plain`, but for the votes, which were of the processes then."""
+        outcome = Outcome(**values["outcome"], measured=Measured(**values["measured"]))
+        return cls(plan_of(values["plan"]), replace(outcome, votes=(False,) * len(outcome.votes)))
 
 
 def packed(stats: UpdateStats, device: torch.device) -> Tensor:

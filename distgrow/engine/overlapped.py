@@ -16,7 +16,7 @@ from distgrow.engine.ahead import AheadEngine, Untold, packed
 from distgrow.engine.batches import Loss
 from distgrow.engine.delayed import plain_plan, plan_of
 from distgrow.engine.state import read, written
-from distgrow.engine.stats import ADDED, SIZE, UpdateStats, check_agreed
+from distgrow.engine.stats import ADDED, MAX_VOTES, SIZE, UpdateStats, check_agreed
 from distgrow.engine.used_parameters import check_gradients
 from distgrow.optim.layout import as_laid_out
 
@@ -55,10 +55,11 @@ class OverlappedEngine(AheadEngine):
     def __init__(self, *parts: Any, **settings: Any) -> None:
         """Take the arguments of TorchEngine. Collective: every rank must call."""
         super().__init__(*parts, **settings)
-        if len({(p.dtype, p.device) for p in self._parameters}) > 1 or self._parameters[0].is_complex():
+        kinds = {(p.dtype, p.device) for p in self._parameters}
+        if len(kinds) > 1 or self._parameters[0].dtype not in (torch.float32, torch.float64):
             raise ConfigError(
                 "engine.ahead=1 with engine.delay=1 sends one vector, which parameters of several precisions or "
-                "devices, or complex ones, do not make: set engine.ahead=0"
+                "devices, complex ones, or ones in half precision, do not make: set engine.ahead=0"
             )
         self._sent: Sent | None = None
         self._begun = self._moved = False  # whether a step has been made; whether `last` has made one
@@ -107,6 +108,7 @@ class OverlappedEngine(AheadEngine):
         given = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters]
         alone = self.world.size == 1
         missing = {k for k, p in enumerate(self._parameters) if p.grad is None and (alone or not p.requires_grad)}
+        missing = set[int]() if len(missing) == len(given) else missing  # no items: a gradient of 0/0, not of nothing
         flat = torch.cat([*(gradient.flatten() for gradient in given), vector.to(given[0].dtype)])
         if stats.failed:
             flat[:-SIZE] = math.nan
@@ -166,5 +168,6 @@ class OverlappedEngine(AheadEngine):
         flat, mine = state["flat"], UpdateStats(votes=(0.0,) * state["votes"])
         if flat.numel() != sum(parameter.numel() for parameter in self._parameters) + SIZE:
             raise ConfigError(f"{folder} holds a gradient in flight of another model; give the run back its own")
+        flat[-MAX_VOTES:] = 0  # they were of the processes then
         flat[-SIZE:][ADDED] *= state["ranks"] / self.world.size
         self._sent = Sent(plan_of(state["plan"]), flat, mine, set(state["missing"]), ranks=1)

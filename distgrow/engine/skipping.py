@@ -14,7 +14,7 @@ def undone_where(bad: Tensor, optimizer: torch.optim.Optimizer) -> Iterator[None
     """Undo the step inside the context if `bad` is true.
 
     Fused kernels look at it themselves. For others parameters and state are copied before the step, which takes their
-    memory once more.
+    memory once more. State that the step makes becomes 0, with which those optimizers begin.
 
     Args:
         bad: One truth value on the parameters' device.
@@ -24,15 +24,16 @@ def undone_where(bad: Tensor, optimizer: torch.optim.Optimizer) -> Iterator[None
     fused = [part for part in parts if looks_itself(part)]
     for part in fused:
         part.grad_scale, part.found_inf = None, bad.float()  # pyright: ignore[reportAttributeAccessIssue]
-    tensors = [tensor for part in parts if part not in fused for tensor in _tensors(part)]
-    kept = [tensor.clone() for tensor in tensors]
+    others = [part for part in parts if part not in fused]
+    kept = {tensor: tensor.detach().clone() for part in others for tensor in _tensors(part)}
     try:
         yield
     finally:
         for part in fused:
             del part.grad_scale, part.found_inf  # pyright: ignore[reportAttributeAccessIssue]
-    for tensor, before in zip(tensors, kept, strict=True):
-        tensor.copy_(torch.where(bad, before, tensor))
+    for tensor in [tensor for part in others for tensor in _tensors(part)]:
+        before, after = kept.get(tensor), tensor.detach()
+        after.copy_(torch.where(bad, torch.zeros_like(after) if before is None else before, after))
 
 
 def looks_itself(optimizer: torch.optim.Optimizer) -> bool:
@@ -42,6 +43,6 @@ def looks_itself(optimizer: torch.optim.Optimizer) -> bool:
 
 def _tensors(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     """Return the parameters that have a gradient, and their state."""
-    parameters = [p.detach() for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    states = [optimizer.state[p] for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    states = [optimizer.state[p] for p in parameters]
     return parameters + [value for state in states for value in state.values() if isinstance(value, Tensor)]

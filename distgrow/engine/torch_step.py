@@ -119,6 +119,7 @@ class TorchStep:
         Returns:
             Inner products: see StepProducts.terms.
         """
+        self.reset(plan)  # not undone, as the next update is planned as if this one had been made
         self._products.before_step(self.optimizer)
         terms = self._products.terms()
         with undone_where(bad, self.optimizer):
@@ -129,11 +130,15 @@ class TorchStep:
     def step(self, plan: Plan) -> None:
         """Make one optimizer step, with the settings that the plan gives each parameter group."""
         assign(self.optimizer.param_groups, plan)
-        if plan.optimizer is not None and plan.optimizer.reset:
-            reset_moments(self.optimizer)
+        self.reset(plan)
         self.optimizer.step()
         if self.masks is not None:
             self.masks.zero()  # whatever the optimizer has made of a gradient of 0
+
+    def reset(self, plan: Plan) -> None:
+        """Have the optimizer forget its first moments if the plan says so. Again, it changes nothing more."""
+        if plan.optimizer is not None and plan.optimizer.reset:
+            reset_moments(self.optimizer)
 
     def pruned(self, masks: Masks) -> None:
         """Set to 0 the optimizer's state, and the gradients in flight, of weights that are pruned."""

@@ -126,7 +126,7 @@ class Controller:
     def heard(self, progress: Progress, plan: Plan, outcome: Outcome) -> Progress:
         """Return the progress with what an update gave that is counted already."""
         state = checked_state(self.growth, progress, plan, outcome)
-        return progress.heard(plan, outcome, skips=progress.skips).with_policy(state)
+        return replace(progress, skips=0).heard(plan, outcome, skips=progress.skips).with_policy(state)
 
     def probe_due(self, progress: Progress) -> bool:
         """Return whether growth needs ‖∇f‖ measured exactly before it decides the stage."""

@@ -153,7 +153,7 @@ class Trainer:
                 continue
             self.tell(before, progress, plan, outcome, time.monotonic() - began)
             votes = Votes(*outcome.votes)
-            if votes.stop or outcome.fault or progress.skips >= self.run.max_skips:
+            if votes.stop or outcome.fault or (outcome.told and progress.skips >= self.run.max_skips):
                 return self.stop_early(progress, outcome.fault)
             if votes.end:
                 progress = replace(progress, ended=self.hooks.reason())
@@ -215,6 +215,8 @@ class Trainer:
             self.evaluator.outdate()
             if (withdrawn := self.engine.withdrawn()) is not None:
                 progress = progress.without(withdrawn, skips=progress.skips)
+        if progress.skips >= self.run.max_skips:
+            return self.stop_early(progress)
         if not self.controller.done(progress):
             return self.train(progress)
         progress = self.evaluator.last(progress, self.events)

@@ -3,14 +3,15 @@
 from pathlib import Path
 
 from conftest import in_ranks, ledger
-from untold import ITEMS, trained
+from untold import ITEMS, check_empty, trained
 
 from distgrow.distributed.world import World
 
 
 def test_two_ranks_that_do_not_wait_make_the_run_of_those_that_do(tmp_path: Path) -> None:
-    """To the bit, with growth, an average, a row that is not finite, memory that is short, and after a resume."""
+    """To the bit, with growth, an average, a row that is not finite, no items at first, short memory, a resume."""
     in_ranks("untold.py", str(tmp_path), workers=2)
+    check_empty(tmp_path / "empty", World())
     for name, delay in (("items", 0), ("late", 1)):
         alone, progress = trained(tmp_path / f"alone-{name}", World(), ahead=1, delay=delay, **ITEMS)
         moved, told = trained(tmp_path / name, World(), ahead=1, delay=delay, resume=True, **ITEMS)

@@ -8,7 +8,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distgrow import SGD, AdamW, RunSpec, Torch, budget, constant, ema, every, exponential, fit, noise_scale, sqrt_lr
+from distgrow import (
+    SGD,
+    AdamW,
+    Muon,
+    RunSpec,
+    Torch,
+    budget,
+    constant,
+    ema,
+    every,
+    exponential,
+    fit,
+    noise_scale,
+    sqrt_lr,
+)
 from distgrow.checkpoint.spec import Checkpointing
 from distgrow.core.errors import TrainingFailed
 from distgrow.distributed.world import World, joined
@@ -69,6 +83,29 @@ def halved(folder: Path, world: World) -> None:
     world.sum([0.0])
 
 
+def check_empty(folder: Path, world: World) -> None:
+    """Hold runs whose first batch counts no items, before the optimizer has any state, against those that wait."""
+    seen: list[Tensor] = []
+
+    def looking(model: nn.Module, batch: Any) -> Tensor:
+        seen.extend(batch[0])
+        return loss(model, batch)
+
+    settings: dict[str, Any] = {"growth": constant(10), "stages": None}
+    trained(folder / "order", world, ahead=0, loss=looking, **{**settings, "budget": budget(steps=1)})
+    first = [row for rows in world.gather(seen) for row in rows]
+    rows = [(row, 0 if any(torch.equal(row, one.float()) for one in first) else 1) for row, _ in ROWS]
+    settings |= {**ITEMS, "train": rows, "budget": budget(samples=100)}
+    for name, optimizer in {"sgd": SGD(momentum=0.5), "muon": Muon()}.items():
+        for delay in (0, 1):
+            places = [folder / f"empty-{name}{delay}{ahead}" for ahead in (0, 1)]
+            waits, known = trained(places[0], world, ahead=0, delay=delay, optimizer=optimizer, **settings)
+            goes, told = trained(places[1], world, ahead=1, delay=delay, optimizer=optimizer, **settings)
+            assert torch.equal(waits, goes), (name, delay)
+            assert known.ledger == told.ledger, (name, delay)
+            assert told.ledger.skipped > 0
+
+
 def check(folder: Path, world: World) -> None:
     """Hold runs against each other."""
     for name, more in {
@@ -109,4 +146,5 @@ def check(folder: Path, world: World) -> None:
 if __name__ == "__main__":
     with joined("cpu") as ranks:
         check(Path(sys.argv[1]), ranks)
+        check_empty(Path(sys.argv[1]), ranks)
     leave()
