@@ -37,7 +37,7 @@ class Matched(Geometrical):
     def held(self) -> str:
         return (
             "lr.decay lowers η about as fast as growth.kind=matched lowers η/b: nothing is left for the batch; let "
-            "lr.decay begin later, or lower growth.factor"
+            "lr.decay begin later, or lower growth.hold or growth.factor"
         )
 
     def for_run(self, span: Span) -> "Matched":

@@ -1,6 +1,7 @@
 """what-if finds the numbers of a law again, ranks schedules as a simulation does, and says when it cannot."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from functools import cache
 from itertools import pairwise
@@ -361,6 +362,17 @@ def test_a_policy_that_is_none_is_refused(policy: str, told: str, run: str) -> N
     with pytest.raises(ConfigError) as refused:
         show(run, [policy])
     assert told in str(refused.value)
+
+
+def test_a_metric_that_rises_is_refused(run: str, tmp_path: Path) -> None:
+    own = shutil.copytree(run, tmp_path / "own")
+    lines = Path(run, "metrics.jsonl").read_text().splitlines()
+    for place, line in enumerate(map(json.loads, lines)):
+        if line["event"] == "eval":
+            lines[place] = json.dumps(line | {"accuracy": 1 - line["error"] / 10})
+    Path(own, "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    with pytest.raises(ConfigError, match=r"--metric=accuracy.*losses that fall"):
+        show(str(own), metric="accuracy")
 
 
 def test_a_metric_that_is_not_there_or_seldom_is_refused(run: str) -> None:

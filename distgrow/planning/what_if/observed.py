@@ -117,6 +117,12 @@ def _evaluations(record: Record, metric: str, lines: _Lines) -> tuple[list[int],
             f"{FEWEST_EVALUATIONS} (its metrics: {known}); evaluate more often (run.eval), or leave --metric out for "
             "the training loss"
         )
+    first, last = next(iter(found.values())), float(np.mean([value for _, value in seen[len(seen) // 2 :]]))
+    if last > first:
+        raise ConfigError(
+            f"--metric={metric}: {record.name} began at {first:.4g} and ended near {last:.4g}; the law is of losses "
+            "that fall as a run trains; give such a metric, or leave --metric out for the training loss"
+        )
     steps, values = np.asarray(seen, float).T
     places = np.searchsorted(lines.step, steps, side="right")
     return places.tolist(), values, np.zeros(len(values))
