@@ -90,13 +90,14 @@ class Fit:
     def predict(self, course: Course) -> tuple[float, float, float]:
         """Return the loss at a course's end, and the ends of its interval of 90 %.
 
-        The interval is that of the change against the recorded end, which has been seen.
+        The interval is that of the change against the recorded end, which has been seen. It does not go below 0 if the
+        losses do not.
         """
         loss = float(self.law.loss(course)[0])
         drawn = self.end + np.array([law.loss(course)[0] for law in self.draws]) - self.ends
         error = math.hypot(self.error, CHANGE * (loss - self.end))
         low, high = np.quantile(drawn + np.random.default_rng(SEED).normal(0, error, len(drawn)), [0.05, 0.95])
-        return loss, float(low), float(high)
+        return loss, max(float(low), min(0.0, loss, self.end)), float(high)
 
 
 def fit(seen: Observed, momentum: float | None = 0.0) -> Fit:

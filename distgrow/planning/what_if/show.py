@@ -80,7 +80,7 @@ def _notes(found: Outlook) -> list[str]:
     notes = [
         f"loss = {law.floor:.4g} + {law.scale:.3g}·T^-{law.power:.2f} + {law.noise:.3g}·Σ K·η²/b, "
         f"K(t) = (t/{law.unit:.3g} + 1)^-{law.decay:.2f}, fitted to {len(found.seen.losses)} values of {found.metric}; "
-        f"residual {found.fit.error:.2g}",
+        f"beyond their noise it misses them by {found.fit.error:.2g}",
     ]
     if found.pace is None:
         notes.append(f"no times, as the pace is not known: {found.why_no_pace}")
