@@ -14,6 +14,7 @@ from distgrow.engine.fsdp import HEAD, files
 from distgrow.engine.fsdp.files import metadata
 from distgrow.engine.fsdp.mesh import hosts
 from distgrow.engine.fsdp.meta import Maker
+from distgrow.engine.fsdp.shards import has_room
 from distgrow.engine.fsdp.weights import Weights
 from distgrow.engine.fsdp.wrap import Undo, checkpoint_in_place, units_of
 from distgrow.optim.joined import Muon
@@ -212,3 +213,13 @@ def test_lamb_steps_rows_of_a_parameter_by_the_norms_of_the_whole() -> None:
         one.step()
         other.step()
         torch.testing.assert_close(rows.detach(), whole.detach()[:3], rtol=1e-6, atol=1e-6)
+
+
+def test_a_whole_model_goes_back_to_a_gpu_that_has_room_for_it_and_a_tenth_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (1000, 2000))
+    parts = [torch.zeros(100), torch.zeros(125)]  # 900 bytes
+    assert has_room(torch.device("cuda", 0), parts)
+    assert not has_room(torch.device("cuda", 0), [*parts, torch.zeros(1)])
+    assert has_room(torch.device("cpu"), [*parts, torch.zeros(1000)])

@@ -17,7 +17,7 @@ from distgrow.engine.batches import MORE_MEMORY, Buffers, Loss, Metrics, map_lea
 from distgrow.engine.clipping import clip_over_items
 from distgrow.engine.fsdp.mesh import mesh_of
 from distgrow.engine.fsdp.meta import Maker
-from distgrow.engine.fsdp.shards import Rows, Shards, check_parameters, give_back
+from distgrow.engine.fsdp.shards import Rows, Shards, check_parameters, give_back, has_room
 from distgrow.engine.fsdp.spec import FSDP
 from distgrow.engine.fsdp.state import State
 from distgrow.engine.fsdp.wrap import Undo, checkpoint_in_place, chosen, compile_units, units_of
@@ -213,13 +213,14 @@ class FSDPEngine(AccumulatingEngine):
         self._state.load(folder, self.average, self.world)
 
     def close(self) -> None:
-        """See Engine; every rank gathers all parameters."""
+        """See Engine; every rank gathers all parameters, in the host's memory if its device has no room for them."""
         self._norms.close()
         if self._used is not None:
             self._used.close()
-        whole = {name: self._shards.gathered(name) for name in self._shards.cut}
+        whole = {name: self._shards.gathered(name).cpu() for name in self._shards.cut}
         self._undo()
         give_back(self._root, whole, self._shards.cut)
+        self._root.to(self.world.device if has_room(self.world.device, whole.values()) else "cpu")
 
     def place(self, batch: Any) -> Any:
         """See AccumulatingEngine."""

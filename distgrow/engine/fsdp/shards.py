@@ -4,7 +4,7 @@ A parameter is a DTensor in its module between updates, a plain tensor of this r
 shard, in the same memory), and a whole tensor that autograd sees while its unit is gathered.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -164,6 +164,15 @@ def give_back(module: nn.Module, names: Mapping[str, Tensor], cut: Mapping[str, 
         for name, old in part._parameters.items():
             if old is not None and id(old) in new:
                 part._parameters[name] = new[id(old)]
+
+
+def has_room(device: torch.device, tensors: Iterable[Tensor]) -> bool:
+    """Return whether a device has memory for tensors, beside what it holds, with a tenth to spare."""
+    if device.type != "cuda":
+        return True
+    torch.cuda.empty_cache()
+    free, _ = torch.cuda.mem_get_info(device)
+    return sum(tensor.nbytes for tensor in tensors) <= 0.9 * free
 
 
 def check_parameters(named: Mapping[str, nn.Parameter], reason: str = "engine.kind=fsdp cannot cut") -> None:
