@@ -10,6 +10,7 @@ import inspect
 import io
 import re
 import sys
+import tempfile
 import textwrap
 import tomllib
 from collections.abc import Mapping
@@ -31,6 +32,7 @@ ROOT = DOCS.parent
 PACKAGE = ROOT / "distgrow"
 TEXT = "(?:(?!```).)*"
 PLAN = re.compile(rf"(```yaml\n({TEXT})```{TEXT}```console\n\$ distgrow plan \S+(?: --rows (\d+))?\n){TEXT}(```)", re.S)
+LIBRARY = 4_800_000  #: bytes that stand for the sources of the standard library
 SECTION = "<!-- {name}: generated -->\n{text}\n<!-- {name}: end -->"
 
 
@@ -53,9 +55,12 @@ def pages() -> dict[Path, str]:
 
 def _planned(found: "re.Match[str]") -> str:
     """Return a config, and below it what `distgrow plan` prints of it."""
-    shown = io.StringIO()
-    with redirect_stdout(shown):
-        table.show(parse(yaml.safe_load(found[2])), None, int(found[3] or 40))
+    shown, values = io.StringIO(), yaml.safe_load(found[2])
+    with redirect_stdout(shown), tempfile.TemporaryDirectory() as folder:
+        if values.get("task", {}).get("kind") == "text":  # the standard library, which is another one in each Python
+            values["task"]["path"] = str(Path(folder) / "sources.py")
+            Path(values["task"]["path"]).write_text("#" * LIBRARY)
+        table.show(parse(values), None, int(found[3] or 40))
     return found[1] + "".join(f"{line.rstrip()}\n" for line in shown.getvalue().splitlines()) + found[4]
 
 
