@@ -1,5 +1,6 @@
 """What all tests share: a command line in its own process, runs to compare, and guards against leaks."""
 
+import gc
 import json
 import multiprocessing
 import os
@@ -170,6 +171,11 @@ def nothing_leaks() -> Iterator[None]:
     changed = {k for k in {*environment, *os.environ} if environment.get(k) != os.environ.get(k)}
     assert not [key for key in changed if key.startswith(watched)], f"environment changed: {changed}"
     left = [thread for thread in set(threading.enumerate()) - threads if thread.is_alive() and not thread.daemon]
+    if left:
+        gc.collect()  # threads of a pool that nobody shuts down end with the pool
+        for thread in left:
+            thread.join(5)
+        left = [thread for thread in left if thread.is_alive()]
     assert not left, f"threads left running: {left}"
     assert not multiprocessing.active_children(), "processes were left behind"
     if torch := sys.modules.get("torch"):

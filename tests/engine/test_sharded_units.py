@@ -2,11 +2,13 @@
 
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, Metadata
 
 from distgrow.checkpoint.safetensors_file import write
 from distgrow.core.errors import ConfigError, RunError
@@ -223,3 +225,27 @@ def test_a_whole_model_goes_back_to_a_gpu_that_has_room_for_it_and_a_tenth_more(
     assert has_room(torch.device("cuda", 0), parts)
     assert not has_room(torch.device("cuda", 0), [*parts, torch.zeros(1)])
     assert has_room(torch.device("cpu"), [*parts, torch.zeros(1000)])
+
+
+class Taken:
+    """Pickled as `owner.name`, as Python up to 3.11.3 pickles the members of enumerations."""
+
+    def __init__(self, owner: type, name: str) -> None:
+        self.owner, self.name = owner, name
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (self.owner, self.name)
+
+
+def test_metadata_of_older_pythons_is_read_and_what_else_they_could_take_is_not(tmp_path: Path) -> None:
+    formats = _MEM_FORMAT_ENCODING
+    for owner, name, allowed in (
+        (formats, "TORCH_CHANNELS_LAST", True), (formats, "__class__", False), (Metadata, "__init__", False),
+    ):  # fmt: skip
+        record = Metadata(state_dict_metadata={}, planner_data=Taken(owner, name), storage_data={})
+        (tmp_path / ".metadata").write_bytes(pickle.dumps(record))
+        if allowed:
+            assert metadata(tmp_path / ".metadata").planner_data is formats.TORCH_CHANNELS_LAST
+        else:
+            with pytest.raises(RunError, match=rf"without executing code: it takes {name} of"):
+                metadata(tmp_path / ".metadata")

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
@@ -139,11 +139,24 @@ class _Stream(io.BytesIO):
         super().close()
 
 
+def _memory_format(owner: Any, name: str) -> Any:
+    """Return the member of torch's memory formats with this name, as getattr would; of anything else nothing.
+
+    Raises:
+        UnpicklingError: It is of something else.
+    """
+    if owner is not _MEM_FORMAT_ENCODING or name not in _MEM_FORMAT_ENCODING.__members__:
+        raise pickle.UnpicklingError(f"it takes {name} of {owner!r}")
+    return _MEM_FORMAT_ENCODING[name]
+
+
 class _Unpickler(pickle.Unpickler):
     """Build records of `_RECORDS` and plain values alone."""
 
     def find_class(self, module: str, name: str) -> Any:
         """See pickle.Unpickler."""
+        if (module, name) == ("builtins", "getattr"):
+            return _memory_format  # by which Python up to 3.11.3 finds the member of an enumeration
         if name not in _RECORDS.get(module, ()):
             raise pickle.UnpicklingError(f"it holds {module}.{name}")
         return super().find_class(module, name)
