@@ -1,6 +1,7 @@
 """Joined: what an optimizer of shards, a rank's rows of each parameter, asks for of the whole; knows no engine."""
 
-from typing import Protocol
+import math
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -23,39 +24,65 @@ class Joined(Protocol):
 
 
 class Muon(torch.optim.Muon):
-    """torch.optim.Muon, which makes the step of a whole matrix where a rank has some of its rows."""
+    """torch.optim.Muon that can also step rows of a matrix, and make its momentum orthogonal in float32."""
 
     joined: Joined | None = None  #: None: matrices are whole
+    exact: bool = False  #: whether momentum is made orthogonal in float32 or above; torch does it in bfloat16
 
     @torch.no_grad()
     def step(self, closure: object = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Make one step."""
-        if self.joined is None:
+        if self.joined is None and not self.exact:
             super().step()
             return
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self._step_rows(parameter, group, self.joined)
+                    self._step_matrix(parameter, group)
 
-    def _step_rows(self, parameter: Tensor, group: dict[str, object], joined: Joined) -> None:
-        """Step some rows of a matrix: the momentum is kept of these, and made orthogonal whole, on every rank."""
+    def _step_matrix(self, parameter: Tensor, group: dict[str, Any]) -> None:
+        """Step a matrix or some of its rows. Momentum is kept of these, and made orthogonal whole on every rank."""
         gradient, state, momentum = parameter.grad, self.state[parameter], group["momentum"]
         assert gradient is not None
-        assert isinstance(momentum, float)
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(gradient)
         kept = state["momentum_buffer"].lerp_(gradient, 1 - momentum)
         update = gradient.lerp(kept, momentum) if group["nesterov"] else kept
-        step = joined.own(parameter, _orthogonal(joined.whole(parameter, update), group))
-        parameter.mul_(1 - group["lr"] * group["weight_decay"])  # pyright: ignore[reportOperatorIssue]
-        parameter.add_(step, alpha=group["lr"])  # pyright: ignore[reportArgumentType]
+        whole = update if self.joined is None else self.joined.whole(parameter, update)
+        step = (_exact_step if self.exact else _torchs_step)(whole, group)
+        parameter.mul_(1 - group["lr"] * group["weight_decay"])
+        parameter.add_(step if self.joined is None else self.joined.own(parameter, step), alpha=group["lr"])
 
 
-def _orthogonal(update: Tensor, group: dict[str, object]) -> Tensor:
+def _torchs_step(update: Tensor, group: dict[str, Any]) -> Tensor:
     """Return the step of torch.optim.Muon at learning rate 1, from 0 and without memory, against an update."""
     start = torch.zeros_like(update)
     start.grad = update
     kept = {name: group[name] for name in ("ns_coefficients", "eps", "ns_steps", "adjust_lr_fn")}
-    torch.optim.Muon([start], lr=1.0, weight_decay=0.0, momentum=0.0, nesterov=False, **kept).step()  # pyright: ignore[reportArgumentType]
+    torch.optim.Muon([start], lr=1.0, weight_decay=0.0, momentum=0.0, nesterov=False, **kept).step()
     return start
+
+
+def _exact_step(update: Tensor, group: dict[str, Any]) -> Tensor:
+    """Return the same in the precision of the update, float32 at least."""
+    rows, columns = update.shape
+    orthogonal = newton_schulz(update, group["ns_coefficients"], steps=group["ns_steps"], eps=group["eps"])
+    original = math.sqrt(max(1.0, rows / columns))
+    size = original if group["adjust_lr_fn"] == "original" else 0.2 * math.sqrt(max(rows, columns))
+    return orthogonal.to(update.dtype).mul_(-size)
+
+
+def newton_schulz(matrix: Tensor, coefficients: tuple[float, float, float], *, steps: int, eps: float) -> Tensor:
+    """Return the matrix with the same singular vectors, and singular values near 1.
+
+    Each step maps every singular value s to a·s + b·s³ + c·s⁵, after a division by the Frobenius norm, which is taken
+    as `eps` at least. After Keller Jordan's Muon, https://kellerjordan.github.io/posts/muon, in float32 or above.
+    """
+    a, b, c = coefficients
+    wide = matrix.to(torch.promote_types(matrix.dtype, torch.float32))
+    x = wide.mT if matrix.size(0) > matrix.size(1) else wide
+    x = x / x.norm().clamp(min=eps)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if matrix.size(0) > matrix.size(1) else x

@@ -31,6 +31,9 @@ class Muon(OptimizerSpec):
     """Nesterov's momentum."""
     ns_steps: PosInt = 5
     """Newton-Schulz steps that make a matrix's momentum orthogonal."""
+    ns_precision: Literal["bfloat16", "float32"] = "bfloat16"
+    """What these steps are computed in. torch has bfloat16, which is faster on a GPU. There other last bits of a
+    gradient become other digits, so runs on unlike numbers of ranks differ by some 10⁻³; in float32 by some 10⁻⁶."""
     adjust: Literal["match_rms_adamw", "original"] = "match_rms_adamw"
     """How Muon's learning rate follows a matrix's shape. match_rms_adamw gives steps the size of AdamW's, so that one
     learning rate suits both; original is Keller Jordan's."""
@@ -80,6 +83,7 @@ class Muon(OptimizerSpec):
             [group.for_torch() for group in matrices], lr=0.0, weight_decay=self.weight_decay, momentum=self.momentum,
             nesterov=self.nesterov, ns_steps=self.ns_steps, adjust_lr_fn=self.adjust,
         )  # fmt: skip
+        muon.exact = self.ns_precision == "float32"
         return Composite([muon, self.build([group.for_torch() for group in others])]) if others else muon
 
     def shown(self, named: "Mapping[str, nn.Parameter]", model: "nn.Module") -> list[str]:

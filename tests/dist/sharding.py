@@ -35,7 +35,7 @@ ENGINES: dict[str, EngineSpec] = {
 OPTIMIZERS: dict[str, OptimizerSpec] = {
     "sgd": SGD(momentum=0.9, weight_decay=0.01, clip=0.5),
     "adamw": AdamW(no_decay=True, eps=1e-3, groups=[ParameterGroup(match="out", ndim=2, lr_scale=0.3)]),
-    "muon": Muon(clip=0.5),
+    "muon": Muon(clip=0.5, ns_precision="float32"),
     "lamb": LAMB(weight_decay=0.1),
     "lars": LARS(momentum=0.9, trust=0.1),
 }
