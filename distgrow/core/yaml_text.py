@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,8 @@ def read_file(path: str | Path) -> Any:
             content = file.read(MOST_BYTES + 1)
     except FileNotFoundError:
         raise ConfigError(f"{path}: there is no such config file") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{path} is a folder: give {_files_of(Path(path))}") from None
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
     if len(content) > MOST_BYTES:
@@ -56,6 +59,16 @@ def read_file(path: str | Path) -> Any:
     except UnicodeDecodeError as error:
         line = 1 + content.count(b"\n", 0, error.start)
         raise ConfigError(f"{path}:{line}: is not UTF-8: {error.reason}") from None
+
+
+def _files_of(folder: Path) -> str:
+    """Return which files of a folder may be configs, for a message."""
+    with suppress(OSError):
+        if (folder / "config.yaml").is_file():
+            return f"the config of its run, {folder / 'config.yaml'}"
+        if names := sorted(path.name for path in folder.iterdir() if path.suffix in (".yaml", ".yml")):
+            return "one of its files, such as " + ", ".join(str(folder / name) for name in names[:3])
+    return "a YAML file"
 
 
 def _open_at_once(path: str | Path) -> int:

@@ -70,6 +70,29 @@ def ran_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
+@contextmanager
+def no_way_back(rank: int, micro: int, what: str) -> Iterator[None]:
+    """End the run where memory does not hold what ranks do together: the others cannot be called back.
+
+    Args:
+        rank: This one.
+        micro: Rows of a micro-batch.
+        what: What cannot be repeated, for the message.
+
+    Raises:
+        TrainingFailed: It did not hold it.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not ran_out_of_memory(error):
+            raise
+        raise TrainingFailed(
+            f"rank {rank} ran out of memory with micro-batches of {micro} rows, within a step that {what} cannot "
+            "repeat; " + (f"set engine.max_micro={micro // 2} and go on with --resume" if micro > 1 else MORE_MEMORY)
+        ) from error
+
+
 class Buffers:
     """Keep a copy of a model's buffers (BatchNorm's statistics), to undo an update that is not applied."""
 

@@ -51,7 +51,16 @@ def test_a_file_that_is_no_config_is_refused_by_name(content: bytes, told: str, 
 def test_a_missing_file_and_a_folder_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=re.escape(f"{tmp_path / 'none.yaml'}: there is no such config file")):
         load(tmp_path / "none.yaml")
-    with pytest.raises(ConfigError, match=re.escape(f"{tmp_path}: cannot be read")):
+    with pytest.raises(ConfigError, match=re.escape(f"{tmp_path} is a folder: give a YAML file")):
+        load(tmp_path)
+
+
+def test_a_folder_is_refused_with_the_configs_that_are_in_it(tmp_path: Path) -> None:
+    (tmp_path / "other.yml").touch()
+    with pytest.raises(ConfigError, match=re.escape(f"such as {tmp_path / 'other.yml'}")):
+        load(tmp_path)
+    (tmp_path / "config.yaml").touch()
+    with pytest.raises(ConfigError, match=re.escape(f"the config of its run, {tmp_path / 'config.yaml'}")):
         load(tmp_path)
 
 

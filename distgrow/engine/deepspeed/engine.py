@@ -12,11 +12,11 @@ import torch
 from deepspeed.accelerator import get_accelerator
 from torch import nn
 
-from distgrow.core.errors import ConfigError, RunError, TrainingFailed
+from distgrow.core.errors import ConfigError, RunError
 from distgrow.core.plan import Plan
 from distgrow.core.sparsity import Sparsity
 from distgrow.distributed.world import World
-from distgrow.engine.batches import MORE_MEMORY, Buffers, Loss, Metrics, place, ran_out_of_memory
+from distgrow.engine.batches import Buffers, Loss, Metrics, no_way_back, place, ran_out_of_memory
 from distgrow.engine.deepspeed.config import settings
 from distgrow.engine.deepspeed.optimizer import build_optimizer
 from distgrow.engine.deepspeed.parameters import give_back, masters, prune_shards, refuse_complex
@@ -157,19 +157,9 @@ class DeepSpeedEngine(AccumulatingEngine):
         """See AccumulatingEngine."""
         return self._engine.optimizer.loss_scale if self.spec.precision == "float16" else 1.0
 
-    @contextmanager
-    def _no_way_back(self, micro: int) -> Iterator[None]:
-        """TrainingFailed where memory does not hold what ranks do together here: the others cannot be called back."""
-        try:
-            yield
-        except (RuntimeError, MemoryError) as error:
-            if not ran_out_of_memory(error):
-                raise
-            raise TrainingFailed(
-                f"rank {self.world.rank} ran out of memory with micro-batches of {micro} rows, within a step that ZeRO "
-                f"{self.spec.zero} cannot repeat; "
-                + (f"set engine.max_micro={micro // 2} and go on with --resume" if micro > 1 else MORE_MEMORY)
-            ) from error
+    def _no_way_back(self, micro: int) -> AbstractContextManager[None]:
+        """Return a context that ends the run if memory does not hold what is done in it."""
+        return no_way_back(self.world.rank, micro, f"ZeRO {self.spec.zero}")
 
     # ── beside updates ──────────────────────────────────────────────────────────────────────────────────────────
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial, wraps
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distgrow.core.errors import ConfigError, TrainingFailed
+from distgrow.core.errors import ConfigError
 from distgrow.core.plan import Plan
 from distgrow.distributed.world import World
-from distgrow.engine.batches import MORE_MEMORY, Buffers, Loss, Metrics, map_leaves, place, ran_out_of_memory
+from distgrow.engine.batches import Buffers, Loss, Metrics, map_leaves, no_way_back, place
 from distgrow.engine.clipping import clip_over_items
 from distgrow.engine.fsdp.mesh import mesh_of
 from distgrow.engine.fsdp.meta import Maker
@@ -166,19 +166,9 @@ class FSDPEngine(AccumulatingEngine):
             self._used.agree()
         return reduced, math.sqrt(square) if square >= 0 else math.nan
 
-    @contextmanager
-    def _no_way_back(self, micro: int) -> Iterator[None]:
-        """TrainingFailed where memory does not hold what ranks do together here: the others cannot be called back."""
-        try:
-            yield
-        except (RuntimeError, MemoryError) as error:
-            if not ran_out_of_memory(error):
-                raise
-            raise TrainingFailed(
-                f"rank {self.world.rank} ran out of memory with micro-batches of {micro} rows, within a step that "
-                "engine.kind=fsdp cannot repeat; "
-                + (f"set engine.max_micro={micro // 2} and go on with --resume" if micro > 1 else MORE_MEMORY)
-            ) from error
+    def _no_way_back(self, micro: int) -> AbstractContextManager[None]:
+        """Return a context that ends the run if memory does not hold what is done in it."""
+        return no_way_back(self.world.rank, micro, "engine.kind=fsdp")
 
     # ── beside updates ──────────────────────────────────────────────────────────────────────────────────────────
 
