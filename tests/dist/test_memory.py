@@ -3,8 +3,11 @@
 from typing import Any
 
 import pytest
+import torch
 from conftest import Commands, events, ledger, parameters
 from conftest import wounded as with_faults
+
+from distgrow.checkpoint.export import weights_of
 
 pytestmark = pytest.mark.fault
 
@@ -151,6 +154,32 @@ def test_auto_finds_the_largest_micro_batch_that_every_rank_holds_and_leaves_no_
     assert not events(auto, "oom")
     assert ledger(auto) == {**ledger(fixed), "probe": 2 * sum(probe["micro"] for probe in probes)}
     assert (parameters(auto) == parameters(fixed)).all()  # the statistics of BatchNorm among them
+
+
+@pytest.mark.parametrize(
+    ("way", "ranks", "extra"),
+    [
+        ("forward", [1], ""),
+        pytest.param("backward", [0, 1], "", marks=pytest.mark.slow),
+        pytest.param("backward", [1], ", precision: bfloat16, reduce: every", marks=pytest.mark.slow),
+        pytest.param("forward", [0], ", checkpoint_blocks: all", marks=pytest.mark.slow),
+    ],
+)
+def test_auto_leaves_no_trace_in_shards_that_are_gathered_for_an_update(
+    wounded: Commands, way: str, ranks: list[int], extra: str
+) -> None:
+    given = ("optimizer={kind: adamw}", "lr.base=0.01")
+    for name, micro, rows in (("auto", "auto", 5), ("set", "5", 99)):
+        engine = f"engine={{kind: fsdp, shard: grad_op, wrap: [Linear], max_micro: {micro}{extra}}}"
+        done = wounded.train(name, *task(rows=rows, way=way, ranks=ranks), *given, engine, workers=2)
+        assert done.code == 0, done.err
+    auto, fixed = wounded.folder / "auto", wounded.folder / "set"
+    probes = events(auto, "probe")
+    assert max(probe["micro"] for probe in probes if probe["fits"]) == 5
+    assert ledger(auto) == {**ledger(fixed), "probe": 2 * sum(probe["micro"] for probe in probes)}
+    states = [weights_of(run).state for run in (auto, fixed)]
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
 @pytest.mark.slow

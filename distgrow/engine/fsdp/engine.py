@@ -1,9 +1,9 @@
 """The FSDP engine: torch's fully_shard under distgrow's own accumulation; decides nothing about batch or rate."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from functools import partial, wraps
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +13,28 @@ from torch import Tensor, nn
 from distgrow.core.errors import ConfigError
 from distgrow.core.plan import Plan
 from distgrow.distributed.world import World
-from distgrow.engine.batches import Buffers, Loss, Metrics, map_leaves, no_way_back, place
+from distgrow.engine.batches import (
+    Buffers,
+    Loss,
+    Metrics,
+    map_leaves,
+    memory_for,
+    no_way_back,
+    place,
+    ran_out_of_memory,
+)
 from distgrow.engine.clipping import clip_over_items
 from distgrow.engine.fsdp.mesh import mesh_of
 from distgrow.engine.fsdp.meta import Maker
+from distgrow.engine.fsdp.root import Root, ShardProducts, single
 from distgrow.engine.fsdp.shards import Rows, Shards, check_parameters, give_back, has_room
 from distgrow.engine.fsdp.spec import FSDP
 from distgrow.engine.fsdp.state import State
 from distgrow.engine.fsdp.wrap import Undo, checkpoint_in_place, chosen, compile_units, units_of
 from distgrow.engine.functional import FunctionalObjective
 from distgrow.engine.items import Items
-from distgrow.engine.noise.hooks import MicroBatchNorms, StepProducts, Sums
-from distgrow.engine.objective import WeightedLoss, empty_copy, on_meta
+from distgrow.engine.noise.hooks import MicroBatchNorms
+from distgrow.engine.objective import empty_copy, on_meta
 from distgrow.engine.stats import MakeStats, UpdateStats, check_agreed
 from distgrow.engine.update import AccumulatingEngine, Applied
 from distgrow.engine.used_parameters import UsedParameters
@@ -53,7 +63,7 @@ class FSDPEngine(AccumulatingEngine):
             raise ConfigError("engine.offload=true keeps shards in the host's memory for a GPU, and there is none here")
         self.spec, self._empty = spec, empty_copy(model, loss)
         super().__init__(model, loss, metrics=metrics, optimizer=optimizer, world=world, items=items)
-        root = _Root(model, loss).train()
+        root = Root(model, loss).train()
         named = dict(root.named_parameters())
         check_parameters(named)
         mesh, units = mesh_of(spec, world), units_of(model, spec.wrap)
@@ -77,14 +87,14 @@ class FSDPEngine(AccumulatingEngine):
         self._watch(optimizer, items)
         self._state = State(root, self.optimizer, self._shards)
 
-    def _prepare(self, root: "_Root", units: list[tuple[str, nn.Module]]) -> None:
+    def _prepare(self, root: Root, units: list[tuple[str, nn.Module]]) -> None:
         """Do to units what comes before they are cut."""
         for unit in chosen(units, self.spec.checkpoint_blocks):
             checkpoint_in_place(unit)
         if self.spec.compile:
             compile_units(units, root.model)
         if self.spec.precision == "bfloat16":
-            root.model.register_forward_hook(lambda _, given, returned: map_leaves(_single, returned))
+            root.model.register_forward_hook(lambda _, given, returned: map_leaves(single, returned))
         root.let_in()
 
     def _watch(self, optimizer: OptimizerSpec, items: Items | None) -> None:
@@ -92,7 +102,7 @@ class FSDPEngine(AccumulatingEngine):
         whole = self._shards.whole
         self._parameters, self._buffers = list(whole.values()), Buffers(self._root)
         self._norms = MicroBatchNorms(self._parameters, self.world.size)
-        self._products = _ShardProducts(optimizer, self._shards.replicas)
+        self._products = ShardProducts(optimizer, self._shards.replicas)
         trained = {name.removeprefix("model."): p for name, p in whole.items() if p.requires_grad}
         self._used = None if self.spec.find_unused else UsedParameters(trained, self.world, "fsdp")
         evaluated = self._metrics
@@ -106,6 +116,8 @@ class FSDPEngine(AccumulatingEngine):
 
     def backward(self, plan: Plan, batch: Any, weight: float, stats: MakeStats | None) -> Tensor | None:
         """See AccumulatingEngine. The last backward averages over ranks."""
+        if plan.probe:
+            return self._tried(batch, weight)
         if self._items is not None:
             self._last, self._counted = batch, batch if weight else self._counted
         self._shards.sync(last=stats is not None)
@@ -120,6 +132,42 @@ class FSDPEngine(AccumulatingEngine):
                 self._used.end()
         return loss.detach().float()
 
+    def _tried(self, batch: Any, weight: float) -> Tensor | None:
+        """Compute the gradient of a trial, which no rank waits for; None if memory did not hold it.
+
+        It is accumulated nowhere, as torch's `reset_iter_state` would leave it where it is.
+        """
+        trained = [parameter for parameter in self._shards.whole.values() if parameter.requires_grad]
+        try:
+            loss = self._root(self.place(batch), weight)
+            torch.autograd.grad(loss, trained, allow_unused=True)
+            return loss.detach().float()
+        except (RuntimeError, MemoryError) as error:
+            if not ran_out_of_memory(error):
+                raise
+        return None
+
+    def reserve(self, plan: Plan) -> list[Tensor]:
+        """See AccumulatingEngine: the optimizer's state, averages, and what is accumulated and reduced.
+
+        All parameters are gathered, so that a trial's ranks need not wait for one another.
+        """
+        with no_way_back(self.world.rank, 1, "all parameters together, for engine.max_micro=auto: its ranks"):
+            self._shards.gather()
+        state = 0 if self.optimizer.state else self._optimizer_spec.state_copies
+        copies = state + self._products.copies(plan) + (plan.average > 0)
+        with memory_for("the optimizer's state"):
+            shards = [torch.empty_like(p) for p in self._shards.local.values() for _ in range(copies)]
+            return [*shards, *(torch.empty(size, device=self.world.device) for size in self._shards.accumulated())]
+
+    def _judged(self, stats: UpdateStats) -> Applied:
+        """Return whether every rank's memory held a trial. Collective."""
+        failed = self.world.sum([stats.failed])[0] > 0
+        self._shards.dissolve()
+        if failed and self.world.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return Applied(stats=stats, grad_norm=math.nan, applied=False, out_of_memory=failed)
+
     def _nothing(self) -> Tensor:
         """Return 0 through all that has a gradient, in place of a loss that may be 0/0: ranks gather together."""
         if self._counted is not None:
@@ -127,11 +175,13 @@ class FSDPEngine(AccumulatingEngine):
         return self._root(self.place(self._last), 0.0, without_loss=True)
 
     def skip(self, *, last: bool) -> None:
-        """See AccumulatingEngine; no rank goes on once memory did not hold a micro-batch."""
+        """See AccumulatingEngine; only a trial goes on once memory did not hold a micro-batch, and it has one."""
         raise AssertionError("a lack of memory ends the run")
 
     def apply(self, plan: Plan, stats: UpdateStats) -> Applied:
         """See AccumulatingEngine."""
+        if plan.probe:
+            return self._judged(stats)
         try:
             with torch.no_grad(), self._no_way_back(plan.micro):
                 return self._apply(plan, stats)
@@ -215,54 +265,3 @@ class FSDPEngine(AccumulatingEngine):
     def place(self, batch: Any) -> Any:
         """See AccumulatingEngine."""
         return place(batch, self.world.device, torch.bfloat16 if self.spec.precision == "bfloat16" else None)
-
-
-class _Root(WeightedLoss):
-    """WeightedLoss that all forwards go through, calls of the model by others too: fully_shard has one root."""
-
-    def __init__(self, model: nn.Module, loss: Loss) -> None:
-        super().__init__(model, loss)
-        self._inside = False
-        self.left: Callable[[], None] = lambda: None  #: called after a call of the model from elsewhere
-
-    def forward(self, batch: Any, weight: float, *, without_loss: bool = False, call: Any = None) -> Any:
-        """See WeightedLoss; `call` is called in place of the loss."""
-        self._inside = True
-        try:
-            return super().forward(batch, weight, without_loss=without_loss) if call is None else call()
-        finally:
-            self._inside = False
-
-    def let_in(self) -> None:
-        """Let a call of the model that does not come through here do so. Such calls are collective."""
-        forward = self.model.forward
-
-        @wraps(forward)
-        def through_root(*args: Any, **kwargs: Any) -> Any:
-            if self._inside:
-                return forward(*args, **kwargs)
-            try:
-                return self(None, 0.0, call=lambda: forward(*args, **kwargs))
-            finally:
-                if not torch.is_grad_enabled():
-                    self.left()
-
-        self.model.forward = through_root
-
-
-class _ShardProducts(StepProducts):
-    """StepProducts of shards that several ranks hold."""
-
-    def __init__(self, spec: OptimizerSpec, replicas: int) -> None:
-        super().__init__(spec)
-        self._replicas = replicas
-
-    def results(self, sums: Sums, grad_norm: float) -> tuple[float, float]:
-        """See StepProducts; a rank counts for its share of those that hold the same."""
-        penalty, product = super().results(sums, grad_norm)
-        return penalty / self._replicas, product / self._replicas
-
-
-def _single(leaf: Any) -> Any:
-    """Return a leaf of what a model returns in single precision."""
-    return leaf.float() if isinstance(leaf, Tensor) and leaf.dtype == torch.bfloat16 else leaf

@@ -34,7 +34,7 @@ class Shards:
             make: If given, called with a unit, and at last with the module, before it is cut.
         """
         self.root, self.mesh = root, mesh
-        self._deferred = spec.shard == "grad_op"
+        self._deferred, self._half = spec.shard == "grad_op", spec.precision == "bfloat16"
         options: dict[str, Any] = {
             "mesh": mesh,
             "mp_policy": _precision(spec),
@@ -88,6 +88,31 @@ class Shards:
             self.root.set_requires_all_reduce(last)
         if self._deferred:
             self.root.set_reshard_after_backward(last)
+
+    def gather(self) -> None:
+        """Gather all units, and let no backward reduce gradients, until `dissolve`. Collective."""
+        for part in self._parts:
+            part.unshard()
+        self._communicates(False)
+
+    def dissolve(self) -> None:
+        """Give up what is gathered and accumulated since `gather`."""
+        self._communicates(True)
+        self.rest()
+
+    def _communicates(self, does: bool) -> None:
+        self.root.set_requires_gradient_sync(does)
+        self.root.set_reshard_after_backward(does)
+        self._synced = does
+
+    def accumulated(self) -> list[int]:
+        """Return the sizes of what an update needs beside a trial's gradient: two reductions, and what waits for them.
+
+        In bfloat16 that is the whole gradient in float32. In float32 it is the gradient itself.
+        """
+        sizes = {id(p): p.numel() for p in self.cut.values()}
+        largest = max(sum(sizes.get(id(p), 0) for p in _of_unit(part)) for part in self._parts)
+        return [largest, largest, *(sizes.values() if self._half and not self._every else ())]
 
     def rest(self) -> None:
         """Give up what is gathered, and what forwards without a backward have left."""
@@ -145,6 +170,14 @@ class Rows:
         cut = self._shards.cut[self._names[id(parameter)]]
         alike = DTensor.from_local(whole, cut.device_mesh, [Replicate()] * cut.device_mesh.ndim, run_check=False)
         return alike.redistribute(cut.device_mesh, cut.placements).to_local()
+
+
+def _of_unit(part: nn.Module) -> Iterable[nn.Parameter]:
+    """Return the parameters of a unit that are in none of its own units."""
+    inner = {
+        id(p) for one in part.modules() if one is not part and isinstance(one, FSDPModule) for p in one.parameters()
+    }
+    return [p for p in part.parameters() if id(p) not in inner]
 
 
 def _shard(cut: DTensor) -> nn.Parameter:

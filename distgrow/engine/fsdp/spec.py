@@ -39,8 +39,9 @@ class FSDP(Spec):
     reduce: Literal["last", "every"] = "last"
     """last: gradients are reduced once an update, and until then a rank holds whole ones. every: after each
     micro-batch, so that a rank holds its shard of them alone."""
-    max_micro: PosInt = 64
-    """Rows of a micro-batch, at most; a batch that needs more is accumulated."""
+    max_micro: PosInt | Literal["auto"] = 64
+    """Rows of a micro-batch, at most; a batch that needs more is accumulated. auto: what memory proves to hold, with
+    shard=grad_op."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16: gathered parameters and activations; shards, reductions and steps stay in float32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -57,10 +58,11 @@ class FSDP(Spec):
     @model_validator(mode="before")
     @classmethod
     def _knows_what_is_asked(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("max_micro") == "auto":
+        shard = values.get("shard", "full") if isinstance(values, dict) else "full"
+        if isinstance(values, dict) and values.get("max_micro") == "auto" and shard != "grad_op":
             raise ConfigError(
-                "max_micro=auto cannot be measured with engine.kind=fsdp, whose ranks cannot go on once one is out of "
-                "memory; give max_micro a number"
+                f"max_micro=auto cannot be measured with shard={shard}, whose ranks gather parameters as they compute "
+                "and cannot go on once one is out of memory; give max_micro a number, or use shard=grad_op"
             )
         if isinstance(values, dict) and values.get("delay"):
             raise ConfigError(
