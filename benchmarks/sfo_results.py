@@ -173,11 +173,7 @@ class Store:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        whole = [line for line in self._text().splitlines(keepends=True) if line.endswith("\n")]
-        if len("".join(whole)) < len(self._text()):
-            self.path.write_text("".join(whole), encoding="utf-8")
-        self.results = [Result.from_dict(json.loads(line)) for line in whole]
+        self.results = [Result.from_dict(json.loads(line)) for line in whole_lines(path)]
         self._keys = {result.key for result in self.results}
 
     def __contains__(self, key: str) -> bool:
@@ -190,8 +186,15 @@ class Store:
         self.results.append(result)
         self._keys.add(result.key)
 
-    def _text(self) -> str:
-        return self.path.read_text(encoding="utf-8") if self.path.exists() else ""
+
+def whole_lines(path: Path) -> list[str]:
+    """Return the lines of a file, after its last one has been cut off if a kill has torn it. Make its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    whole = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    if len("".join(whole)) < len(text):
+        path.write_text("".join(whole), encoding="utf-8")
+    return whole
 
 
 # ── over seeds and settings ─────────────────────────────────────────────────────────────────────────────────────

@@ -1,0 +1,181 @@
+"""The tasks of the benchmark of fronts: what is trained, by what, with which budget, batches and loss."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from front_sets import PENALTY, digits_minimum
+
+EPOCH = 1437  #: samples of the digits to train on
+IMAGES = "data/cifar10"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrontTask:
+    """Hold a task with its budget and grids."""
+
+    name: str
+    title: str
+    about: str
+    loss: str  #: what `loss` of an evaluation is, in words
+    base: Mapping[str, Any]  #: task, model, optimizer and engine of a config
+    samples: int  #: the budget, gradient evaluations of every run
+    epoch: int  #: samples of the training set
+    batches: Sequence[int]  #: constant batches
+    starts: Sequence[int]  #: b₀ of growth
+    cap: int  #: the most that growth comes to; nor more than 16·b₀
+    first: int  #: η = 2^first is tried first at the smallest batch
+    lowest: int = -14
+    highest: int = 4
+    power: float = 1.0  #: from one batch to the next the search begins at 2^power times the best η
+    warmup: float = 0.0  #: part of the budget
+    seeds: int = 3
+    rows: int = 2048  #: of an evaluation at once
+    only: Sequence[str] = ()  #: names of schedules; none: all
+
+    def cap_of(self, start: int) -> int:
+        """Return the cap of growth from a batch."""
+        return min(16 * start, self.cap)
+
+
+# ── the tasks ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def powers(first: int, last: int) -> list[int]:
+    """Return the powers of two from one to another."""
+    return [2**k for k in range(first.bit_length() - 1, last.bit_length())]
+
+
+def target(name: str, **args: Any) -> dict[str, Any]:
+    """Return a task's section of a config."""
+    return {"kind": "target", "target": f"front_sets:{name}", "args": args}
+
+
+CPU = {"kind": "torch", "max_micro": 2048, "device": "cpu"}
+
+
+def digits() -> FrontTask:
+    """(a) Softmax regression, plain SGD."""
+    return FrontTask(
+        name="digits",
+        title="The front on digits, softmax regression, 20 % of the labels wrong",
+        about="1,437 samples, plain SGD, weight decay 1e-3 as a part of the objective",
+        loss="the objective over the whole training set, penalty included",
+        base={"task": target("digits_objective"), "optimizer": {"kind": "sgd", "weight_decay": PENALTY}, "engine": CPU},
+        samples=8 * EPOCH,
+        epoch=EPOCH,
+        batches=powers(4, 1024),
+        starts=powers(4, 256),
+        cap=1024,
+        first=-4,
+    )
+
+
+def digits_adamw() -> FrontTask:
+    """(b) An MLP, AdamW."""
+    optimizer = {"kind": "adamw", "weight_decay": 0.01}
+    return FrontTask(
+        name="digits-mlp",
+        title="The front on digits, an MLP with AdamW, 20 % of the labels wrong",
+        about="1,437 samples, one hidden layer of 64, AdamW",
+        loss="the held-out loss, of 360 samples whose labels are as noisy",
+        base={"task": target("digits_mlp"), "optimizer": optimizer, "engine": CPU},
+        samples=6 * EPOCH,
+        epoch=EPOCH,
+        batches=powers(2, 512),
+        starts=powers(2, 128),
+        cap=512,
+        first=-10,
+        power=0.5,
+    )
+
+
+def cifar(path: str, *, gpu: bool = False, subset: int = 20_000, epochs: float = 8) -> FrontTask:
+    """(c) A ResNet, plain SGD."""
+    subset, epochs, kind = (50_000, 30.0, "resnet18") if gpu else (subset, epochs, "resnet8")
+    args = {"path": path, "subset": subset, "held_out": min(10_000, max(64, subset // 5)), "kind": kind}
+    return FrontTask(
+        name="cifar",
+        title=f"The front on CIFAR-10, {kind}",
+        about=f"GroupNorm, the first {subset:,} training images, shifted and mirrored, {epochs:g} epochs, plain SGD",
+        loss=f"the held-out loss, of {args['held_out']:,} test images",
+        base={
+            "task": {"kind": "target", "target": "sfo_tasks:cifar", "args": args},
+            "optimizer": {"kind": "sgd"},
+            "engine": {"kind": "torch", "max_micro": 512},
+        },
+        samples=round(epochs * subset),
+        epoch=subset,
+        batches=powers(16, 4096) if gpu else powers(8, 1024),
+        starts=powers(16, 1024) if gpu else powers(8, 256),
+        cap=8192 if gpu else 2048,
+        first=-4,
+        rows=512,
+    )
+
+
+def text(optimizer: str, *, gpu: bool = False, samples: int = 48_000) -> FrontTask:
+    """(d) A byte GPT, one pass."""
+    shape = {"length": 64, "layers": 4, "width": 128, "heads": 4}
+    if gpu:
+        samples, shape = 200_000, {"length": 256, "layers": 8, "width": 384, "heads": 6}
+    held_out = min(2048, max(64, samples // 10))
+    size = (samples + held_out) * shape["length"]
+    settings = {"beta2": 0.95} if optimizer == "adamw" else {}
+    return FrontTask(
+        name="text" if optimizer == "adamw" else f"text-{optimizer}",
+        title=f"The front on text, a byte GPT with {'AdamW' if optimizer == 'adamw' else optimizer.capitalize()}",
+        about=f"{shape['layers']} layers of width {shape['width']}, one pass over {samples:,} windows of "
+        f"{shape['length']} bytes of the standard library's and installed packages' sources, {size / 1e6:.1f} MB with "
+        f"what is held out",
+        loss=f"the held-out loss, of {held_out:,} windows",
+        base={
+            "task": target("sources_text", samples=samples, held_out=held_out, **shape),
+            "optimizer": {"kind": optimizer, "weight_decay": 0.1, "clip": 1.0, **settings},
+            "engine": {"kind": "torch", "max_micro": 256},
+        },
+        samples=samples,
+        epoch=samples,
+        batches=powers(8, 1024),
+        starts=powers(8, 256),
+        cap=2048,
+        first=-9,
+        power=0.5,
+        warmup=0.02,
+        rows=512,
+    )
+
+
+def quick(task: FrontTask) -> FrontTask:
+    """Return a task for seconds: the numbers mean nothing."""
+    first = task.batches[3]
+    only = ("constant", "linear-decay", "matched", "matched-30", "auto", "seesaw", "cosine")
+    return replace(
+        task, samples=min(task.samples, 16 * first), batches=[first, 2 * first], starts=[first], cap=4 * first,
+        seeds=2, only=only, lowest=task.first, highest=task.first + 1,
+    )  # fmt: skip
+
+
+def tasks(path: str, *, gpu: bool, small: bool, budget: int | None) -> list[FrontTask]:
+    """Return all tasks.
+
+    Args:
+        path: The folder with CIFAR's Parquet files.
+        gpu: Whether those with nets have the sizes of a GPU.
+        small: Whether they are those of a smoke run.
+        budget: Gradient evaluations of a run, instead of each task's own.
+    """
+    if small:
+        nets = [cifar(path, subset=512, epochs=2), *(text(kind, samples=1024) for kind in ("adamw", "muon"))]
+        return [quick(task) for task in (digits(), digits_adamw(), *nets)]
+    nets = [
+        cifar(path, gpu=gpu),
+        *(text(kind, gpu=gpu, **({"samples": budget} if budget else {})) for kind in ("adamw", "muon")),
+    ]
+    return [replace(task, samples=budget or task.samples) for task in (digits(), digits_adamw(), *nets)]
+
+
+def floor(task: FrontTask) -> float:
+    """Return the least value that the loss can have, if it is known, else NaN."""
+    return digits_minimum() if task.name == "digits" else math.nan
