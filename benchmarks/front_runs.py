@@ -28,7 +28,7 @@ from distgrow.training.trainer import Result
 
 ROOT = Path(__file__).resolve().parent.parent
 AVERAGE = {"kind": "ema", "horizon": {"fraction": 0.05}}
-LINES, EVALUATIONS = 500, 16  #: of a run's log
+LINES = 500  #: of updates in a run's log
 DECAYS = ("constant", "linear-decay", "cosine", "wsd50", "wsd70", "wsd80")
 AUTO = "auto"
 
@@ -96,7 +96,7 @@ def config(task: FrontTask, wanted: Wanted) -> dict[str, Any]:
         "run": {
             "seed": wanted.seed,
             "log_every": max(1, task.samples // wanted.batch // LINES),
-            "eval": {"every_samples": max(1, task.samples // EVALUATIONS), "rows": task.rows},
+            "eval": {"every_samples": max(1, task.samples // task.evaluations), "rows": task.rows},
             "checkpoint": {"every_s": 300.0, "keep": 1},
         },
     }

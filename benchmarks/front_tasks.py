@@ -32,6 +32,7 @@ class FrontTask:
     warmup: float = 0.0  #: part of the budget
     seeds: int = 3
     rows: int = 2048  #: of an evaluation at once
+    evaluations: int = 16  #: of a run
     only: Sequence[str] = ()  #: names of schedules; none: all
 
     def cap_of(self, start: int) -> int:
@@ -115,23 +116,26 @@ def cifar(path: str, *, gpu: bool = False, subset: int = 20_000, epochs: float =
     )
 
 
-def text(optimizer: str, *, gpu: bool = False, samples: int = 48_000) -> FrontTask:
-    """(d) A byte GPT, one pass."""
-    shape = {"length": 64, "layers": 4, "width": 128, "heads": 4}
-    if gpu:
-        samples, shape = 200_000, {"length": 256, "layers": 8, "width": 384, "heads": 6}
+SMALL, LARGE = (64, 4, 128, 4), (256, 8, 384, 6)
+
+
+def text(optimizer: str, *, samples: int = 48_000, shape: Sequence[int] = SMALL) -> FrontTask:
+    """(d) A byte GPT, one pass; `shape` is its length, layers, width and heads."""
+    length, layers, width, heads = shape
     held_out = min(2048, max(64, samples // 10))
-    size = (samples + held_out) * shape["length"]
+    size = (samples + held_out) * length
+    args = {"samples": samples, "held_out": held_out, "length": length, "layers": layers, "width": width}
+    args["heads"] = heads
     settings = {"beta2": 0.95} if optimizer == "adamw" else {}
     return FrontTask(
         name="text" if optimizer == "adamw" else f"text-{optimizer}",
         title=f"The front on text, a byte GPT with {'AdamW' if optimizer == 'adamw' else optimizer.capitalize()}",
-        about=f"{shape['layers']} layers of width {shape['width']}, one pass over {samples:,} windows of "
-        f"{shape['length']} bytes of the standard library's and installed packages' sources, {size / 1e6:.1f} MB with "
+        about=f"{layers} layers of width {width}, one pass over {samples:,} windows of "
+        f"{length} bytes of the standard library's and installed packages' sources, {size / 1e6:.1f} MB with "
         f"what is held out",
         loss=f"the held-out loss, of {held_out:,} windows",
         base={
-            "task": target("sources_text", samples=samples, held_out=held_out, **shape),
+            "task": target("sources_text", **args),
             "optimizer": {"kind": optimizer, "weight_decay": 0.1, "clip": 1.0, **settings},
             "engine": {"kind": "torch", "max_micro": 256},
         },
@@ -153,7 +157,7 @@ def quick(task: FrontTask) -> FrontTask:
     only = ("constant", "linear-decay", "matched", "matched-30", "auto", "seesaw", "cosine")
     return replace(
         task, samples=min(task.samples, 16 * first), batches=[first, 2 * first], starts=[first], cap=4 * first,
-        seeds=2, only=only, lowest=task.first, highest=task.first + 1,
+        seeds=2, only=only, lowest=task.first, highest=task.first + 1, evaluations=2,
     )  # fmt: skip
 
 
@@ -166,14 +170,13 @@ def tasks(path: str, *, gpu: bool, small: bool, budget: int | None) -> list[Fron
         small: Whether they are those of a smoke run.
         budget: Gradient evaluations of a run, instead of each task's own.
     """
+    samples, shape = budget or (200_000 if gpu else 48_000), LARGE if gpu else SMALL
     if small:
-        nets = [cifar(path, subset=512, epochs=2), *(text(kind, samples=1024) for kind in ("adamw", "muon"))]
-        return [quick(task) for task in (digits(), digits_adamw(), *nets)]
-    nets = [
-        cifar(path, gpu=gpu),
-        *(text(kind, gpu=gpu, **({"samples": budget} if budget else {})) for kind in ("adamw", "muon")),
-    ]
-    return [replace(task, samples=budget or task.samples) for task in (digits(), digits_adamw(), *nets)]
+        samples, shape = 1024, (16, 1, 32, 2)
+    words = [text(kind, samples=samples, shape=shape) for kind in ("adamw", "muon")]
+    images = cifar(path, subset=256, epochs=4) if small else cifar(path, gpu=gpu)
+    made = [digits(), digits_adamw(), images, *words]
+    return [quick(task) if small else replace(task, samples=budget or task.samples) for task in made]
 
 
 def floor(task: FrontTask) -> float:

@@ -135,6 +135,16 @@ SUITE = (
         name="sfo-text", script="benchmarks/sfo.py", options=("--task", "text", "--seeds", "3"),
         quick=("--task", "text", "--smoke"), limit_s=24 * HOUR, writes_itself=True,
     ),
+    *(
+        Benchmark(
+            name=f"front-{task}", script="benchmarks/front.py", options=("--task", task), needs=needs,
+            quick=("--task", task, "--quick"), limit_s=hours * HOUR, writes_itself=True,
+        )
+        for task, hours, needs in (
+            ("digits", 2, None), ("digits-mlp", 2, None), ("cifar", 48, IMAGES), ("text", 48, None),
+            ("text-muon", 48, None),
+        )
+    ),
 )  # fmt: skip
 
 
