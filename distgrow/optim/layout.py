@@ -13,7 +13,9 @@ def without_gaps(tensor: Tensor) -> bool:
 
 
 def one_layout(first: list[Tensor], *others: list[Tensor]) -> bool:
-    """Return whether all of `first` are without gaps, and the `others`, where not empty, have their strides."""
+    """Return whether all of `first` are without gaps, and the `others`, where not empty, are laid out as they are."""
+    if all(tensor.is_contiguous() for tensors in (first, *others) for tensor in tensors):
+        return True
     alike = (a.stride() == b.stride() for other in others if other for a, b in zip(first, other, strict=True))
     return all(map(without_gaps, first)) and all(alike)
 

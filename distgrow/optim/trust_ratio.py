@@ -148,31 +148,34 @@ class LAMB(_TrustRatio):
     """
 
     def _step(self, given: list[Tensor], group: Group) -> None:
-        steps = _decayed(self._adam(given, group), given, group["weight_decay"])
-        if group[TRUSTED]:
-            size, step = self._norms(given), self._norms(steps)
-            steps = _scaled(steps, _limited(size / step, size * step == 0, group))
-        _move(given, steps, group["lr"])
+        decay = group["weight_decay"]
+        if not group[TRUSTED]:
+            self._adam([real(p) for p in given], given, group, lr=group["lr"], decay=decay)
+            return
+        steps = [torch.zeros_like(real(p)) for p in given]
+        self._adam(steps, given, group, lr=-1.0, decay=0.0)
+        steps = _decayed(steps, given, decay)
+        size, step = self._norms(given), self._norms(steps)
+        _move(given, _scaled(steps, _limited(size / step, size * step == 0, group)), group["lr"])
 
     def _begin(self, state: dict[str, Any], parameter: Tensor) -> None:
         state["step"] = torch.zeros((), device=parameter.device)
 
-    def _adam(self, given: list[Tensor], group: Group) -> list[Tensor]:
-        """Return m̂/(√v̂ + ε): Adam's step from 0 at a learning rate of −1."""
+    def _adam(self, moved: list[Tensor], given: list[Tensor], group: Group, *, lr: float, decay: float) -> None:
+        """Make the step w ← w − γ(m̂/(√v̂ + ε) + βw) of the tensors `moved`, with the moments of those given."""
         means, squares = self._buffers(given, "exp_avg", "exp_avg_sq")
-        counts = [self.state[parameter]["step"] for parameter in given]
-        steps, gradients = [torch.zeros_like(mean) for mean in means], _gradients(given)
-        if not one_layout(steps, gradients, means, squares):
-            gradients = [
-                torch.zeros_like(step).copy_(gradient) for step, gradient in zip(steps, gradients, strict=True)
-            ]
+        counts, gradients = [self.state[parameter]["step"] for parameter in given], _gradients(given)
         torch._foreach_add_(counts, 1.0)  # pyright: ignore[reportPrivateImportUsage]
+        there = [moved, means, squares, gradients]
+        alike = there if one_layout(*there) else [[t.contiguous() for t in tensors] for tensors in there]
         beta1, beta2 = group["betas"]
-        torch._fused_adam_(  # pyright: ignore[reportPrivateImportUsage]
-            steps, gradients, means, squares, [], counts, lr=-1.0, beta1=beta1, beta2=beta2,
-            weight_decay=0.0, eps=group["eps"], amsgrad=False, maximize=False,
+        torch._fused_adamw_(  # pyright: ignore[reportPrivateImportUsage]
+            alike[0], alike[3], alike[1], alike[2], [], counts, lr=lr, beta1=beta1, beta2=beta2,
+            weight_decay=decay, eps=group["eps"], amsgrad=False, maximize=False,
         )  # fmt: skip
-        return steps
+        if alike is not there:
+            for tensors, results in zip(there[:3], alike[:3], strict=True):
+                torch._foreach_copy_(tensors, results)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def _alike(parameters: list[Tensor]) -> list[list[Tensor]]:

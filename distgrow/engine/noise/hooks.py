@@ -88,7 +88,8 @@ class MicroBatchNorms:
             )
             self._squares.append(norm.square().div_(share))
             if self._each:
-                norms = [self._norms.get(k, torch.zeros_like(norm)) for k in range(len(self.parameters))]
+                unseen = norm if len(self._norms) == len(self.parameters) else torch.zeros_like(norm)
+                norms = [self._norms.get(k, unseen) for k in range(len(self.parameters))]
                 self._each_squares.append(torch.stack(norms).square_().div_(share))
         self._norms.clear()
 
