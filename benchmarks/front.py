@@ -80,7 +80,7 @@ def publish(task: FrontTask, words: str, points: list[Point], reports: list[Repo
 def command(task: FrontTask, options: argparse.Namespace) -> str:
     """Return what runs a task again as it was asked for."""
     flags = "".join(f" --{name}" for name in ("quick", "gpu") if getattr(options, name))
-    for name in ("budget", "seeds", "batches", "schedules"):
+    for name in ("budget", "shape", "seeds", "batches", "schedules"):
         given = getattr(options, name)
         if given:
             flags += f" --{name} {' '.join(map(str, given)) if isinstance(given, list) else given}"
@@ -93,7 +93,7 @@ def chosen(options: argparse.Namespace) -> list[FrontTask]:
     Raises:
         ConfigError: A name is none of theirs.
     """
-    made = tasks(options.data, gpu=options.gpu, small=options.quick, budget=options.budget)
+    made = tasks(options.data, gpu=options.gpu, small=options.quick, budget=options.budget, shape=options.shape)
     known = {task.name: task for task in made}
     if unknown := set(options.task) - set(known):
         raise ConfigError(f"--task {' '.join(sorted(unknown))}: choose from {', '.join(known)}")
@@ -120,6 +120,8 @@ def parser() -> argparse.ArgumentParser:
     size.add_argument("--gpu", action="store_true", help="larger nets and budgets, for a GPU")
     made.add_argument("--task", nargs="+", default=[], help="which tasks, by name; default: all")
     made.add_argument("--budget", type=positive, help="gradient evaluations of a run; default: the task's")
+    shape = {"nargs": 4, "type": positive, "metavar": ("LENGTH", "LAYERS", "WIDTH", "HEADS")}
+    made.add_argument("--shape", **shape, help="of the GPT of the text tasks; default: 64 4 128 4")
     made.add_argument("--seeds", type=positive, help="of the fronts; default: the task's, 3")
     made.add_argument("--batches", nargs="+", type=positive, help="constant batches and b₀; default: the task's")
     made.add_argument("--schedules", nargs="+", help="names of schedules, as in what-if, and auto; default: all")

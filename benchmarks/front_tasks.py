@@ -84,8 +84,8 @@ def digits_adamw() -> FrontTask:
         base={"task": target("digits_mlp"), "optimizer": optimizer, "engine": CPU},
         samples=6 * EPOCH,
         epoch=EPOCH,
-        batches=powers(2, 512),
-        starts=powers(2, 128),
+        batches=powers(4, 512),
+        starts=powers(4, 128),
         cap=512,
         first=-10,
         power=0.5,
@@ -122,7 +122,7 @@ SMALL, LARGE = (64, 4, 128, 4), (256, 8, 384, 6)
 def text(optimizer: str, *, samples: int = 48_000, shape: Sequence[int] = SMALL) -> FrontTask:
     """(d) A byte GPT, one pass; `shape` is its length, layers, width and heads."""
     length, layers, width, heads = shape
-    held_out = min(2048, max(64, samples // 10))
+    held_out = min(2048, max(64, samples // 40))
     size = (samples + held_out) * length
     args = {"samples": samples, "held_out": held_out, "length": length, "layers": layers, "width": width}
     args["heads"] = heads
@@ -161,7 +161,9 @@ def quick(task: FrontTask) -> FrontTask:
     )  # fmt: skip
 
 
-def tasks(path: str, *, gpu: bool, small: bool, budget: int | None) -> list[FrontTask]:
+def tasks(
+    path: str, *, gpu: bool, small: bool, budget: int | None, shape: Sequence[int] | None = None
+) -> list[FrontTask]:
     """Return all tasks.
 
     Args:
@@ -169,8 +171,9 @@ def tasks(path: str, *, gpu: bool, small: bool, budget: int | None) -> list[Fron
         gpu: Whether those with nets have the sizes of a GPU.
         small: Whether they are those of a smoke run.
         budget: Gradient evaluations of a run, instead of each task's own.
+        shape: Length, layers, width and heads of the GPT, instead of its own.
     """
-    samples, shape = budget or (200_000 if gpu else 48_000), LARGE if gpu else SMALL
+    samples, shape = budget or (200_000 if gpu else 48_000), shape or (LARGE if gpu else SMALL)
     if small:
         samples, shape = 1024, (16, 1, 32, 2)
     words = [text(kind, samples=samples, shape=shape) for kind in ("adamw", "muon")]
