@@ -36,12 +36,14 @@ if TYPE_CHECKING:
     from distgrow.growth.adascale import adascale
     from distgrow.growth.auto import auto
     from distgrow.growth.cabs import cabs
+    from distgrow.growth.certified import certified
     from distgrow.growth.constant import constant
     from distgrow.growth.controller import Controller
     from distgrow.growth.critical_batch import critical_batch_tracking
     from distgrow.growth.exponential import exponential
     from distgrow.growth.increase import increase
     from distgrow.growth.late import late
+    from distgrow.growth.learned import learned
     from distgrow.growth.linear import linear
     from distgrow.growth.matched import matched
     from distgrow.growth.noise_scale import noise_scale
@@ -104,12 +106,14 @@ _HOMES = {
     "growth.adascale": "adascale",
     "growth.auto": "auto",
     "growth.cabs": "cabs",
+    "growth.certified": "certified",
     "growth.constant": "constant",
     "growth.controller": "Controller",
     "growth.critical_batch": "critical_batch_tracking",
     "growth.exponential": "exponential",
     "growth.increase": "increase",
     "growth.late": "late",
+    "growth.learned": "learned",
     "growth.linear": "linear",
     "growth.matched": "matched",
     "growth.noise_scale": "noise_scale",

@@ -20,6 +20,7 @@ from distgrow.engine.asynchronous.spec import Async
 from distgrow.engine.spec import most_rows
 from distgrow.growth import Growth
 from distgrow.growth.auto import Auto
+from distgrow.growth.branching import Branching
 from distgrow.growth.controller import Controller
 from distgrow.launch import Launch
 from distgrow.launch.local import Local
@@ -120,6 +121,11 @@ class Run(Settings):
             raise ConfigError(
                 f"launch.workers={workers} follows engine.max_micro, which auto finds out later: "
                 "give engine.max_micro a number, or launch.workers stages, {0: 1, 3: 4}"
+            )
+        if launch.elastic and isinstance(self.growth, Branching):
+            raise ConfigError(
+                f"launch.workers={workers} changes with the stage, and growth.kind={self.growth.name} tries stages by "
+                "branches in one group of ranks: give launch.workers one number"
             )
         if launch.elastic and not self.engine.resizes(self.optimizer):
             raise ConfigError(

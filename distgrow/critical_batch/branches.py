@@ -7,7 +7,6 @@ f(k) is k for SGD and √k for Adam-like optimizers. The run itself is not touch
 
 import json
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -63,19 +62,6 @@ def lr_factor(rule: Scaling, optimizer: OptimizerSpec, k: int) -> float:
     if rule == "auto":
         rule = optimizer.scaling
     return {"linear": float(k), "sqrt": math.sqrt(k), "constant": 1.0}[rule]
-
-
-def largest_no_worse(losses: Mapping[int, float], tolerance: float) -> int:
-    """Return the largest k whose loss exceeds that of no smaller k by more than `tolerance`.
-
-    Losses that are NaN or inf are never good enough.
-    """
-    best, critical = math.inf, min(losses)
-    for k in sorted(losses):
-        if math.isfinite(losses[k]):
-            critical = k if losses[k] <= best + tolerance else critical
-            best = min(best, losses[k])
-    return critical
 
 
 # ── the checkpoint ────────────────────────────────────────────────────────────────────────────────────────────

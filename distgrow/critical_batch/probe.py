@@ -29,7 +29,6 @@ from distgrow.critical_batch.branches import (
     ProbeOptions,
     Trunk,
     find_checkpoint,
-    largest_no_worse,
     lr_factor,
     resolve,
     samples_left,
@@ -39,6 +38,7 @@ from distgrow.data.dataset import size_of
 from distgrow.data.seeding import seed_generators
 from distgrow.distributed.world import World, joined
 from distgrow.engine.asynchronous.spec import Async
+from distgrow.growth.branching import largest_no_worse
 from distgrow.growth.controller import Controller
 from distgrow.run.folder import RunFolder, storing
 from distgrow.run.stop import StopRequests

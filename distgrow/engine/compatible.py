@@ -12,6 +12,7 @@ from distgrow.engine.ability import Can
 from distgrow.engine.asynchronous.spec import Async
 from distgrow.engine.spec import DeepSpeed, EngineSpec, Torch
 from distgrow.growth.base import GrowthPolicy, Measure
+from distgrow.growth.branching import Branching
 from distgrow.optim import OptimizerSpec
 
 
@@ -146,6 +147,35 @@ def check_ahead(
         raise ConfigError(
             f"{asks[0]} needs at once what an update gave, which engine.ahead={engine.ahead} tells one update later: "
             "set engine.ahead=0, or leave it out"
+        )
+
+
+def check_branching(
+    growth: GrowthPolicy, engine: EngineSpec, budget: Budget, sampling: SamplingSpec | None, sparsity: Sparsity | None
+) -> None:
+    """Check that a run can go back to where its branches began, and that they see the same samples.
+
+    Raises:
+        ConfigError: It cannot, or they do not.
+    """
+    if not isinstance(growth, Branching):
+        return
+    what = f"growth.kind={growth.name} goes back to where branches began"
+    if engine.ahead:
+        raise ConfigError(f"{what}, and engine.ahead={engine.ahead} tells each update one later: set engine.ahead=0")
+    if sparsity is not None and sparsity.target:
+        raise ConfigError(
+            f"{what}, and sparsity.target={sparsity.target:g} prunes weights that do not come back: leave out sparsity"
+        )
+    if sampling is not None:
+        raise ConfigError(
+            f"growth.kind={growth.name} compares branches on the same samples, and sampling.kind={sampling.name} draws "
+            "other ones for other batches: leave out sampling"
+        )
+    if budget.tokens is not None and budget.samples is not None:
+        raise ConfigError(
+            f"growth.kind={growth.name} compares branches of equal samples, and budget.tokens={budget.tokens}, which "
+            "are counted, may end in one: give the budget in samples"
         )
 
 

@@ -248,6 +248,7 @@ class TorchEngine(AccumulatingEngine):
             self._step.load(state)
             if self._masks is not None:
                 self._masks.load(state.get("masks", {}))
+            self._average = None  # it may not have begun
             if state.get("average"):
                 self.average().load(state["average"])
         except (RuntimeError, ValueError) as error:

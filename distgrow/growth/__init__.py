@@ -8,11 +8,13 @@ from distgrow.core.spec import reads_old_kinds
 from distgrow.growth.adascale import AdaScale
 from distgrow.growth.auto import Auto
 from distgrow.growth.cabs import CABS
+from distgrow.growth.certified import Certified
 from distgrow.growth.constant import Constant
 from distgrow.growth.critical_batch import CriticalBatch
 from distgrow.growth.exponential import Exponential
 from distgrow.growth.increase import Increase
 from distgrow.growth.late import Late
+from distgrow.growth.learned import Learned
 from distgrow.growth.linear import Linear
 from distgrow.growth.matched import Matched
 from distgrow.growth.noise_scale import NoiseScale
@@ -44,7 +46,9 @@ Growth = Annotated[
     | CABS
     | TauAdaptive
     | Temperature
-    | AdaScale,
+    | AdaScale
+    | Certified
+    | Learned,
     Field(discriminator="kind"),
     reads_old_kinds(CriticalBatch, NoiseScale, NormThreshold, ProgressTest, Steps),
 ]

@@ -18,6 +18,7 @@ from distgrow.engine.asynchronous.spec import Async
 from distgrow.engine.fsdp.spec import FSDP
 from distgrow.engine.spec import DeepSpeed, EngineSpec
 from distgrow.growth.at_growth import optimizer_plan
+from distgrow.growth.branch_decisions import branches_bound
 from distgrow.growth.controller import Controller
 from distgrow.growth.draws import draws_size
 from distgrow.growth.no_growth import no_growth
@@ -249,7 +250,9 @@ def _total(controller: Controller, last: Stage, count: int) -> str:
 
 
 def _probes(controller: Controller, last: Stage) -> list[str]:
-    """Return the cost of the exact measurements of ‖∇f‖ that growth needs, if it needs them."""
+    """Return the cost of the exact measurements of ‖∇f‖, or of the branches, that growth needs, if it needs any."""
+    if (bound := branches_bound(controller, last.first_sample + last.samples)) is not None:
+        return [f"and branches that do not go on: at most {bound:,} gradient evaluations more"]
     count = controller.probe_count(last.first_step + last.steps, last.stage)
     if count == 0:
         return []

@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 from distgrow.report.log import Array
 from distgrow.report.runs import Record
 from distgrow.tracking.base_event import Event
+from distgrow.tracking.branch_events import BranchTest
 from distgrow.tracking.events import OutOfMemory, Resize, Resume, Skip, Stage
 
 #: Marks of one kind along the x axis, at most: hundreds of stages would cover their curve.
@@ -37,6 +38,7 @@ class Mark:
 
 MARKS = (
     Mark(kind=Stage, label="new stage", marker="|"),
+    Mark(kind=BranchTest, label="branches compared", marker="^"),
     Mark(kind=Resize, label="workers change", marker="D", across="--"),
     Mark(kind=Resume, label="resumed", marker="o", across=":"),
     Mark(kind=Skip, label="update skipped", marker="X"),

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, get_args
 
 from distgrow.core.progress import Progress
 from distgrow.tracking.base_event import PLACE, SPENT, Event
+from distgrow.tracking.branch_events import Branch, BranchTest
 from distgrow.tracking.fields import (
     Above0,
     Amount,
@@ -255,7 +256,7 @@ class End(Event):
 
 Known = (
     Start | Resume | Rebudget | Resize | Stage | Step | Skip | OutOfMemory | Evaluation | ParameterNoise
-    | GradientProbe | MemoryProbe | Checkpoint | ServiceId | End
+    | GradientProbe | MemoryProbe | Branch | BranchTest | Checkpoint | ServiceId | End
 )  # fmt: skip
 #: The kinds of lines and their classes; a probe that says whether memory `fits` is a MemoryProbe.
 KINDS: Mapping[str, type[Event]] = {kind.kind: kind for kind in reversed(get_args(Known))}

@@ -84,6 +84,20 @@ def figures(value: Any) -> list[float | None]:
     return [figure(item) for item in value]
 
 
+def rows(value: Any) -> list[list[float | None]]:
+    """Return lists of finite numbers, with None for each that was not finite."""
+    if not isinstance(value, list):
+        raise ValueError("must be a list of lists of numbers")
+    return [figures(item) for item in value]
+
+
+def counts(value: Any) -> list[int]:
+    """Return a list of whole numbers of at least 0."""
+    if not isinstance(value, list):
+        raise ValueError("must be a list of whole numbers")
+    return [count(item) for item in value]
+
+
 def truth(value: Any) -> bool:
     """Return True or False."""
     if not isinstance(value, bool):
@@ -105,12 +119,15 @@ Amount = Annotated[float, amount]
 Above0 = Annotated[float, above_zero]
 Figure = Annotated[float | None, figure]
 Figures = Annotated[list[float | None], figures]
+Rows = Annotated[list[list[float | None]], rows]
+Counts = Annotated[list[int], counts]
 Text = Annotated[str, text]
 Truth = Annotated[bool, truth]
 
 OldCount = Annotated[int | None, count, Optional()]
 OldAmount = Annotated[float | None, amount, Optional()]
 OldFigure = Annotated[float | None, figure, Optional()]
+OldFigures = Annotated[list[float | None] | None, figures, Optional()]
 Texts = Annotated[list[str], texts]
 OldText = Annotated[str | None, text, Optional()]
 OldTexts = Annotated[list[str] | None, texts, Optional()]

@@ -9,6 +9,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column
 
 from distgrow.tracking.base_event import Line
+from distgrow.tracking.branch_events import BranchTest
 from distgrow.tracking.events import RESERVED, End, Evaluation, OutOfMemory, Resize, Resume, Skip, Stage, Start, Step
 from distgrow.tracking.pace import SmoothedRate, duration
 
@@ -117,6 +118,7 @@ _SHOWN = {
     Resume.kind: "resumed from {checkpoint} at step {step}",
     Resize.kind: "resized from {old} to {new} workers ({wanted} wanted) in {seconds:.1f} s",
     Stage.kind: "stage {stage}: batch {batch} = {world} × {micro} × {accum}, lr {lr:.4g}, from {place}",
+    BranchTest.kind: "branches with batches {batches} from step {step}: {batch} goes on",
     OutOfMemory.kind: "step {step}: out of memory with micro-batches of {micro} rows; the same batch in smaller ones",
     Skip.kind: "step {step}: {why}; {batch} samples skipped",
     End.kind: "{reason}: {step:,} updates, {sfo:,} gradient evaluations, {time_s:.1f} s",

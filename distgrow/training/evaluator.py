@@ -91,6 +91,22 @@ class Evaluator:
         self._evaluated, self._known = place, metrics
         return metrics
 
+    def validation(self, progress: Progress, test: str | None, metric: str) -> float:
+        """Return one metric at the engine's present parameters, of the test set with this name or the only one.
+
+        Forward passes: the ledger counts nothing. Collective: every rank must call.
+
+        Raises:
+            ConfigError: task.metrics does not return it.
+        """
+        self._activate(progress)
+        dataset = self._tests[next(iter(self._tests)) if test is None else test]
+        rows = min(self._run.eval.rows, progress.micro_limit or self._run.eval.rows)
+        metrics = self._engine.evaluate(self._batches(dataset, rows))
+        if metric not in metrics:
+            raise ConfigError(f"growth.metric={metric}: task.metrics returns {', '.join(metrics)}; choose one of them")
+        return metrics[metric]
+
     def _activate(self, progress: Progress) -> None:
         """Let the model use the experts that the coming update would, so that a resumed run measures the same."""
         active = self._controller.active

@@ -19,6 +19,7 @@ from distgrow.engine.ability import Can
 from distgrow.engine.asynchronous.spec import Async
 from distgrow.engine.compatible import (
     check_ahead,
+    check_branching,
     check_compatible,
     check_drawn_sizes,
     check_extrapolation,
@@ -89,6 +90,7 @@ class Settings(Spec):
         parts |= {"engine": self.engine, "measuring": noise, "budget": self.budget}
         if self.extrapolate is not None:
             check_extrapolation(self.extrapolate, **parts)
+        check_branching(self.growth, self.engine, self.budget, self.sampling, self.sparsity)
         check_drawn_sizes(self.sampling, self.engine, self.extrapolate)
         check_prunes(self.sparsity, self.engine, self.extrapolate)
         others = {

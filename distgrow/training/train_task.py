@@ -21,7 +21,8 @@ from distgrow.distributed.world import World, joined
 from distgrow.engine.ability import Can
 from distgrow.engine.items import Tokens
 from distgrow.engine.objective import WeightedLoss, on_meta
-from distgrow.growth.base import Measure
+from distgrow.growth.base import GrowthPolicy, Measure
+from distgrow.growth.branching import Branching
 from distgrow.growth.controller import Controller
 from distgrow.growth.no_growth import no_growth
 from distgrow.run.folder import RunFolder, numbered
@@ -175,10 +176,30 @@ def _check_parts(task: Task, settings: Settings) -> None:
         if len(dataset) == 0:
             shown = f"the test set {name!r}" if name else "the test set"
             raise ConfigError(f"{shown} is empty; leave it out, or give it samples")
+    _check_branches(task, settings.growth)
     asks = [f"growth.kind={settings.growth.name}"] if Measure.NORM in settings.growth.needs else []
     asks += ["run.probe"] if settings.run.probe.every_epochs is not None else []
     if asks and task.probe is None and is_stream(task.train):
         raise ConfigError(f"{asks[0]} measures gradients over a whole data set, which a stream is not: give probe=")
+
+
+def _check_branches(task: Task, growth: GrowthPolicy) -> None:
+    """Check that branches find the data that they go by. ConfigError if they do not."""
+    if not isinstance(growth, Branching):
+        return
+    if is_stream(task.train):
+        raise ConfigError(
+            f"growth.kind={growth.name} reads the samples of its branches again, and the training stream has no order "
+            "by number: give a map-style data set, or another growth.kind"
+        )
+    if growth.goes_by != "validation":
+        return
+    tests, (name, _) = test_sets(task.test), growth.validates()
+    if not tests:
+        raise ConfigError(f"growth.kind={growth.name} goes by the loss of a test set, and there is none: give test=…")
+    if (name or "") not in tests and not (name is None and len(tests) == 1):
+        known = ", ".join(tests)
+        raise ConfigError(f"growth.validation={name}: the test sets are {known or 'one without a name'}; name one")
 
 
 def _tokens(task: Task, settings: Settings) -> Tokens | None:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,8 +27,10 @@ from distgrow.tracking.base import Tracker
 from distgrow.tracking.event_log import EventLog
 from distgrow.tracking.events import End, OutOfMemory, Resize, Resume, Stage, Start
 from distgrow.tracking.update_event import shape_of
+from distgrow.training.branches import Branches
 from distgrow.training.evaluator import Evaluator
 from distgrow.training.hook_calls import Hooks
+from distgrow.training.kept_states import kept_states
 from distgrow.training.micro_batch import check_split, measured
 from distgrow.training.spec import RunSpec
 from distgrow.training.stream_state import StreamState, opened_stream
@@ -89,6 +92,8 @@ class Trainer:
         kept = (StreamState(stream, self.loader, world), self.hooks)
         self.checkpoints = CheckpointManager(store, engine, folder, run.checkpoint, world, self.events, facts, *kept)
         self.evaluator = Evaluator(task, controller, engine, run, world)
+        states = partial(kept_states, engine, folder, world)
+        self.branches = Branches(controller, engine, self.loader, self.evaluator, self.events, states)
         self.shown_stage, self.origin = -1, origin or None
 
     def begin(self, *, measure: bool) -> Result:
@@ -140,6 +145,11 @@ class Trainer:
             if self.evaluator.probe_due(progress):
                 progress = self.evaluator.probe(progress, self.events)
                 continue  # its evaluations may have used up the budget
+            if self.branches.due(progress):
+                progress, stop = self.branches.test(progress, self)
+                if stop:
+                    return self.stop_early(progress)
+                continue
             progress = self.controller.advance(progress)
             if self.controller.hands_over(progress.stage):
                 return self.hand_over(progress)

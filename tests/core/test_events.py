@@ -10,6 +10,7 @@ import pytest
 from distgrow.core.plan import Plan
 from distgrow.core.progress import Ledger, Outcome, Progress
 from distgrow.tracking.base_event import Event, Place
+from distgrow.tracking.branch_events import Branch, BranchTest
 from distgrow.tracking.events import (
     Checkpoint,
     End,
@@ -54,6 +55,25 @@ EVENTS = [
     ParameterNoise(**PLACE, names=["weight", "bias"], grad_sq=[0.5, -0.1], noise_trace=[2.0, None]),
     GradientProbe(**PLACE, epoch=2.0, evaluations=48, sfo_probe=48, norm=0.5, loss=None, seconds=0.2, more={"lr": 0.1}),
     MemoryProbe(**PLACE, micro=8, fits=True),
+    Branch(**PLACE, batch=32, lr=0.1, evaluations=128),
+    BranchTest(
+        **PLACE,
+        epoch=2.0,
+        goes_by="validation",
+        window=32,
+        batches=[16, 32],
+        lrs=[0.1, 0.2],
+        losses=[[0.5, None], [0.5, 0.4]],
+        validation=[0.5, 0.25],
+        differences=[0.0, None],
+        errors=[0.0, 0.1],
+        winner=1,
+        batch=32,
+        evaluations=64,
+        sfo_probe=64,
+        seconds=0.5,
+        more={"tolerance": 0.01},
+    ),
     Checkpoint(**PLACE, path="step-00000003", seconds=0.1, stall_s=0.01),
     ServiceId(**PLACE, id="abc"),
     End(**PLACE, reason="done"),
@@ -71,6 +91,9 @@ KEYS = {
     "eval": "step samples sfo time_s epoch loss accuracy",
     "parameter_noise": "step samples sfo time_s names grad_sq noise_trace",
     "probe": "step samples sfo time_s epoch evaluations sfo_probe norm loss seconds lr",
+    "branch": "step samples sfo time_s batch lr evaluations",
+    "branches": "step samples sfo time_s epoch goes_by window batches lrs losses validation differences errors winner "
+    "batch evaluations sfo_probe seconds tolerance",
     "checkpoint": "step samples sfo time_s path seconds stall_s",
     "tracker": "step samples sfo time_s id",
     "end": "step samples sfo time_s reason",
@@ -113,7 +136,7 @@ def other_kinds(event: Event, name: str) -> list[Any]:
         *([] if isinstance(value, str) else TEXTS),
         *([] if isinstance(value, bool) or name in ("empty", "late") else [True]),
     ]
-    if isinstance(value, list) and name in SIGNED:
+    if isinstance(value, list) and isinstance(value[0], int | float):
         bad.remove([1])  # a list of numbers
         bad.append(["x"])
     return bad if name in SIGNED and not isinstance(value, list) else [*bad, *OF_EITHER_SIGN]

@@ -21,12 +21,12 @@ from distgrow.critical_batch.branches import (
     Branch,
     ProbeOptions,
     Trunk,
-    largest_no_worse,
     lr_factor,
     resolve,
     samples_left,
 )
 from distgrow.critical_batch.figure import BranchResult, figure, last_loss, smooth
+from distgrow.growth.branching import largest_no_worse
 from distgrow.growth.controller import Controller
 from distgrow.optim.adamw import AdamW
 from distgrow.optim.sgd import SGD

@@ -241,6 +241,7 @@ class DeepSpeedEngine(AccumulatingEngine):
         self._clear_padding()
         if self._masks is not None:
             self._masks.load(read(folder / _MASKS, self.world.device))
+        self._average = None  # it may not have begun
         if written_by:
             self.average().load(read(folder / _average_file(self.world.rank), self.world.device))
 

@@ -250,6 +250,7 @@ class FSDPEngine(AccumulatingEngine):
 
     def load(self, folder: Path) -> None:
         """See Engine."""
+        self._average = None  # it may not have begun
         self._state.load(folder, self.average, self.world)
 
     def close(self) -> None:

@@ -1,0 +1,62 @@
+"""Growth learned by branches against the loss of the evaluation set (the sound form of arXiv 2205.08231)."""
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from distgrow.core.progress import Progress
+from distgrow.core.spec import PosInt, by_position
+from distgrow.growth.branching import Branched, Branching, Candidate, Verdict, largest_no_worse
+
+
+class Learned(Branching):
+    """The batch of the branch that validates best: b, k·b … of equal samples from the same state [D].
+
+    The largest batch goes on whose validation loss exceeds that of no smaller one by more than `tolerance`. Evaluations
+    of the validation set are forward passes and cost no gradient evaluations. η follows `lr.rule`.
+    """
+
+    kind: Literal["learned"] = "learned"
+    goes_by: ClassVar[str] = "validation"
+    cost: Annotated[float, Field(gt=0, le=4)] = 0.25
+    """Share of the run's samples that branches may cost beside those that go on."""
+    tolerance: Annotated[float, Field(ge=0)] = 0.0
+    """Validation loss that a larger batch may be worse by; 0: the least loss goes on, or the larger batch of equals."""
+    stages_at_once: PosInt = 1
+    """Stages of the largest branch above the run's own."""
+    validation: str | None = None
+    """Name of the test set whose loss decides, if there are several."""
+    metric: str = "loss"
+    """Its metric that decides; less is better."""
+
+    @property
+    def losers(self) -> int:
+        return self.stages_at_once
+
+    @property
+    def ahead(self) -> int:
+        return self.stages_at_once
+
+    @property
+    def held(self) -> str:
+        return f"growth.kind={self.name} finds no room for a test in the budget, or at growth.cap; raise them"
+
+    def candidates(self, progress: Progress) -> tuple[Candidate, ...]:
+        most = int(min(self.ahead, self.last_stage - progress.stage))
+        return tuple(Candidate(stages=stages, state=dict(progress.policy)) for stages in range(most + 1))
+
+    def verdict(self, results: Sequence[Branched]) -> Verdict:
+        losses = [result.validation for result in results]
+        winner = largest_no_worse(dict(enumerate(losses)), self.tolerance)
+        differences = tuple(loss - losses[0] for loss in losses)
+        return Verdict(winner=winner, differences=differences, errors=(0.0,) * len(losses))
+
+    def validates(self) -> tuple[str | None, str]:
+        return self.validation, self.metric
+
+    def limits(self) -> Mapping[str, float]:
+        return {"tolerance": self.tolerance}
+
+
+learned = by_position(Learned, "start", "cap", "factor")
