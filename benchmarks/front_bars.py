@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from front_hull import Place, above, extremes, steps_ratio
+from front_hull import Place, above, interval, resamples, steps_ratio
 from front_search import DECAY, Front, Pair, Point, families, kinds
 from paired import Report
 
@@ -13,7 +13,7 @@ LOSS, STEPS = 0.01, 0.6  #: of auto: at most so far above tuned decay, and so ma
 PAIRS = {"seesaw": (0.003, 0.64), "matched": (0.003, 0.56)}  #: most that the loss is above, most steps over the decay's
 FEWER = 0.7  #: of the smallest constant batch's steps
 
-Seeded = Callable[[int | None], float | None]  #: a value of one seed, or of the medians
+Seeded = Callable[[Sequence[int] | None], float | None]  #: a value of the medians over a sample of seeds, or over all
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +47,7 @@ def bars(points: Sequence[Point], pairs: Sequence[Pair]) -> Report:
 
 
 def _nowhere_above(line: Front, base: Front) -> Bar:
-    value: Seeded = lambda seed: above(line.line(seed), base.line(seed))  # noqa: E731
+    value: Seeded = lambda sample: above(line.line(sample), base.line(sample))  # noqa: E731
     worst = value(None)
     return Bar(
         claim=f"`{line.name}` is nowhere more than {100 * LOSS:g} % above tuned decay in loss at equal steps",
@@ -57,7 +57,7 @@ def _nowhere_above(line: Front, base: Front) -> Bar:
 
 
 def _fewer_steps(line: Front, base: Front) -> Bar:
-    value: Seeded = lambda seed: end_ratio(line.line(seed), base.line(seed))  # noqa: E731
+    value: Seeded = lambda sample: end_ratio(line.line(sample), base.line(sample))  # noqa: E731
     ratio, edge = value(None), line.line()[0][1] > base.line()[0][1]
     ends = "; above the loss of the largest constant batch, so its grid ends there" if edge else ""
     return Bar(
@@ -104,16 +104,16 @@ def _lower(constant: Front, points: Sequence[Point]) -> Bar:
     return Bar(claim=claim, measured=measured, met=loss < least)
 
 
-# ── values with what seeds give ─────────────────────────────────────────────────────────────────────────────────
+# ── values and their intervals ──────────────────────────────────────────────────────────────────────────────────
 
 
 def percent(value: Seeded, seeds: Sequence[int]) -> str:
-    """Return a share in per cent, with the least and the largest of the seeds."""
+    """Return a share in per cent, with its interval."""
     return _spread(value, seeds, lambda share: f"{100 * share:+.2f}", " %")
 
 
 def times(value: Seeded, seeds: Sequence[int]) -> str:
-    """Return a ratio, with the least and the largest of the seeds."""
+    """Return a ratio, with its interval."""
     return _spread(value, seeds, lambda ratio: f"{ratio:.2f}", "")
 
 
@@ -121,5 +121,5 @@ def _spread(value: Seeded, seeds: Sequence[int], shown: Callable[[float], str], 
     middle = value(None)
     if middle is None:
         return "—"
-    ends = extremes({seed: value(seed) for seed in seeds})
-    return f"{shown(middle)}{unit}" + (f" ({shown(ends[0])} … {shown(ends[1])})" if ends and len(seeds) > 1 else "")
+    ends = interval([value(sample) for sample in resamples(seeds)]) if len(seeds) > 1 else None
+    return f"{shown(middle)}{unit}" + (f" ({shown(ends[0])} … {shown(ends[1])})" if ends else "")

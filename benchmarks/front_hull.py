@@ -6,9 +6,9 @@ not known.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 
 Place = tuple[float, float]  #: steps, loss
 
@@ -120,7 +120,7 @@ def _share(line: Sequence[Place], base: Sequence[Place], steps: float) -> float:
     return one / other - 1
 
 
-def mean_above(line: Sequence[Place], base: Sequence[Place], cuts: int = 200) -> float | None:
+def mean_above(line: Sequence[Place], base: Sequence[Place], cuts: int = 60) -> float | None:
     """Return the mean of `above` over log steps, by the midpoint rule."""
     shares = [above(line, base, (cut + 0.5) / cuts) for cut in range(cuts)]
     known = [share for share in shares if share is not None]
@@ -133,7 +133,15 @@ def steps_ratio(line: Sequence[Place], base: Sequence[Place], loss: float) -> fl
     return own / other if own and other else None
 
 
-def extremes(values: Mapping[int, float | None]) -> tuple[float, float] | None:
-    """Return the least and the largest of one value a seed; None: a seed has none."""
-    known = [value for value in values.values() if value is not None]
-    return (min(known), max(known)) if known and len(known) == len(values) else None
+def resamples(seeds: Sequence[int]) -> list[tuple[int, ...]]:
+    """Return what the bootstrap draws of a few seeds: all draws of as many, with replacement, each once."""
+    return list(product(seeds, repeat=len(seeds)))
+
+
+def interval(values: Sequence[float | None], share: float = 0.9) -> tuple[float, float] | None:
+    """Return the middle share of values; None: some of them are not known."""
+    known = sorted(value for value in values if value is not None)
+    if not known or len(known) < len(values):
+        return None
+    left_out = math.floor(len(known) * (1 - share) / 2)
+    return known[left_out], known[len(known) - 1 - left_out]

@@ -37,12 +37,11 @@ class Point:
         """Return the loss at the end by seed; inf if it diverged."""
         return {seed: loss_of(outcome, self.reading) for seed, outcome in self.runs.items()}
 
-    def place(self, seed: int | None = None) -> Place:
-        """Return steps and loss of one seed, or the medians of all."""
-        if seed is not None:
-            return float(self.runs[seed].updates), self.losses[seed]
-        updates = statistics.median(outcome.updates for outcome in self.runs.values())
-        return float(updates), statistics.median(self.losses.values())
+    def place(self, sample: Sequence[int] | None = None) -> Place:
+        """Return the medians of steps and loss over a sample of the seeds; None: over all."""
+        seeds = list(self.runs) if sample is None else sample
+        updates = statistics.median(self.runs[seed].updates for seed in seeds)
+        return float(updates), statistics.median(self.losses[seed] for seed in seeds)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,9 +51,9 @@ class Front:
     name: str
     points: Sequence[Point]
 
-    def line(self, seed: int | None = None) -> list[Place]:
-        """Return the front of the medians, or that of one seed, of the points that have run with all seeds."""
-        return front([point.place(seed) for point in self.complete])
+    def line(self, sample: Sequence[int] | None = None) -> list[Place]:
+        """Return the front of the medians over a sample of the seeds, of the points that have run with all seeds."""
+        return front([point.place(sample) for point in self.complete])
 
     def best(self) -> list[Point]:
         """Return the points on the front of the medians, by rising steps."""

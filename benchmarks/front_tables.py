@@ -6,6 +6,7 @@ from pathlib import Path
 
 from front_bars import Seeded, end_ratio, percent, times
 from front_hull import Place, above, mean_above, steps_ratio
+from front_runs import AUTO, DECAYS
 from front_search import DECAY, GROWTH, Front, Point, families, kinds
 from front_tasks import FrontTask, floor
 from matplotlib.axes import Axes
@@ -27,15 +28,23 @@ def fronts_table(task: FrontTask, points: Sequence[Point]) -> Report:
     for family in families(points):
         for point in family.best():
             steps, loss = point.place()
+            ends = "" if point.batch not in grid_ends(task, family) else " (the grid's end)"
             losses = sorted(point.losses.values())
             over = [] if math.isnan(lowest) else [f"{loss - lowest:.4f}"]
             rows.append(
                 [
                     family.name, f"{steps:,.0f}", f"{loss:.4f} ({losses[0]:.4f} … {losses[-1]:.4f})", *over,
-                    f"`{point.schedule}`", str(point.batch), rate(point),
+                    f"`{point.schedule}`", f"{point.batch}{ends}", rate(point),
                 ]
             )  # fmt: skip
     return Report(title=f"Fronts: {task.loss}, median (least … largest) of the seeds", columns=columns, rows=rows)
+
+
+def grid_ends(task: FrontTask, family: Front) -> tuple[int, int]:
+    """Return the smallest and the largest batch that the contestants of a front have."""
+    decays = all(point.schedule in DECAYS for point in family.points)
+    grid = task.batches if decays else task.starts
+    return min(grid), max(grid)
 
 
 def rate(point: Point) -> str:
@@ -60,12 +69,12 @@ def comparison(task: FrontTask, points: Sequence[Point]) -> Report:
 
 
 def _compared(line: Front, base: Front, lowest: float) -> list[str]:
-    mean: Seeded = lambda seed: mean_above(line.line(seed), base.line(seed))  # noqa: E731
-    most: Seeded = lambda seed: above(line.line(seed), base.line(seed))  # noqa: E731
-    over: Seeded = lambda seed: _over(line.line(seed), base.line(seed), lowest)  # noqa: E731
-    middle: Seeded = lambda seed: _middle(line.line(seed), base.line(seed))  # noqa: E731
-    fewest: Seeded = lambda seed: end_ratio(line.line(seed), base.line(seed))  # noqa: E731
-    least: Seeded = lambda seed: steps_ratio(line.line(seed), base.line(seed), line.line(seed)[-1][1])  # noqa: E731
+    mean: Seeded = lambda sample: mean_above(line.line(sample), base.line(sample))  # noqa: E731
+    most: Seeded = lambda sample: above(line.line(sample), base.line(sample))  # noqa: E731
+    over: Seeded = lambda sample: _over(line.line(sample), base.line(sample), lowest)  # noqa: E731
+    middle: Seeded = lambda sample: _middle(line.line(sample), base.line(sample))  # noqa: E731
+    fewest: Seeded = lambda sample: end_ratio(line.line(sample), base.line(sample))  # noqa: E731
+    least: Seeded = lambda sample: steps_ratio(line.line(sample), base.line(sample), line.line(sample)[-1][1])  # noqa: E731
     own, other = line.line(), base.line()
     edge = "≤ " if own[0][1] > other[0][1] else ""
     below = "lower than any" if own[-1][1] < other[-1][1] else times(least, line.seeds)
@@ -115,7 +124,8 @@ def plot(task: FrontTask, points: Sequence[Point], file: Path) -> None:
     shift = 0.0 if math.isnan(lowest) else lowest
     figure = Figure(figsize=(8.5, 4.6), dpi=100, layout="constrained")
     place: Axes = figure.subplots()
-    for number, family in enumerate(families(points)):
+    shown = [*families(points), *(kind for kind in kinds(points) if kind.name == AUTO)]
+    for number, family in enumerate(shown):
         colour = COLOURS[number % len(COLOURS)]
         plain = family.name in (DECAY, GROWTH)
         steps, losses = zip(*(point.place() for point in family.points), strict=True)
@@ -128,7 +138,8 @@ def plot(task: FrontTask, points: Sequence[Point], file: Path) -> None:
             markersize=4, linewidth=1.2,
         )  # fmt: skip
     log_axes(place, "serial steps", "loss" + (" above the least possible" if shift else ""))
-    place.set_title(f"{task.title}: one budget of {task.samples:,} gradient evaluations", fontsize=10)
+    place.yaxis.set_major_formatter("{x:g}")
+    place.set_title(f"one budget of {task.samples:,} gradient evaluations", fontsize=10)
     _limits(place, points, shift)
     figure.legend(loc="outside right upper", frameon=False, fontsize=8)
     file.parent.mkdir(parents=True, exist_ok=True)

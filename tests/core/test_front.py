@@ -9,7 +9,7 @@ from pathlib import Path
 import front
 import pytest
 import torch
-from front_hull import Place, above, bracket, hull, loss_at, mean_above, steps_ratio, steps_to
+from front_hull import Place, above, bracket, hull, interval, loss_at, mean_above, resamples, steps_ratio, steps_to
 from front_hull import front as line_of
 from front_runs import DECAYS, Wanted, config, schedules
 from front_sets import PENALTY, digits_minimum, digits_objective
@@ -106,6 +106,18 @@ def test_beyond_the_grid_nothing_is_told() -> None:
     assert above([], base) is None
     assert above(low, base) == pytest.approx(0.0)
     assert loss_at(low, 8) is None
+
+
+def test_the_bootstrap_makes_every_draw_once_and_its_interval_leaves_out_equal_parts() -> None:
+    draws = resamples([0, 1, 2])
+    assert len(draws) == len(set(draws)) == 27
+    means = [sum(draw) / 3 for draw in draws]
+    random = torch.Generator().manual_seed(0)
+    drawn = torch.randint(3, (20_000, 3), generator=random).double().mean(1)
+    low, high = (drawn.quantile(q).item() for q in (0.05, 0.95))
+    assert interval(means) == pytest.approx((low, high))
+    assert interval([1.0, None]) is None
+    assert interval([2.0]) == (2.0, 2.0)
 
 
 # ── the search for η ────────────────────────────────────────────────────────────────────────────────────────────
