@@ -125,7 +125,7 @@ def _show_groups(run: Run) -> None:
 
     task = run.task.build(run.model)
     named = WeightedLoss(task.model, task.loss).named()
-    run.optimizer.check_own(named, task.model, run.lr.base)
+    run.optimizer.check_own(named, task.model, None if run.lr.base == "auto" else run.lr.base)
     for line in run.optimizer.shown(named, task.model):
         typer.echo(line)
 

@@ -24,6 +24,7 @@ from distgrow.engine.spec import Torch
 from distgrow.engine.torch import TorchEngine
 from distgrow.optim.direction import real
 from distgrow.tasks.task import Task
+from distgrow.training.first_rate import first_rate
 
 #: Fewest samples of the batch that is split.
 LEAST = 8
@@ -114,6 +115,7 @@ def verify(run: Run) -> bool:
             "engine.kind=async applies gradients in the order in which they come, so no two runs are equal and "
             "there is nothing to verify; verify the model and its loss with engine.kind=torch"
         )
+    run = run.with_rate(first_rate(run)) if run.lr.unknown else run  # whatever the rate, updates must agree
     seed_generators(run.run.seed)
     task = run.task.build(run.model)
     first = run.controller(1).plan(Progress())

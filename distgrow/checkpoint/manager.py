@@ -23,7 +23,7 @@ from distgrow.run.resume_mode import ResumeMode
 from distgrow.tracking.base_event import Event
 from distgrow.tracking.event_log import EventLog
 from distgrow.tracking.events import Checkpoint, End, Evaluation, Rebudget, Resume, Start
-from distgrow.tracking.read import history, last_total, read_events
+from distgrow.tracking.read import chosen_rate, history, last_total, read_events
 
 
 @contextmanager
@@ -241,9 +241,13 @@ class CheckpointManager:
         self._events.log(Checkpoint(**place, path=current.name, seconds=now - current.began, stall_s=self._stall_s))
 
     def first(self) -> Progress:
-        """Return the progress of a run without a checkpoint, charged with what earlier starts of it had evaluated."""
-        self._charged = self._world.on_rank0(lambda: last_total(read_events(self._folder.metrics)))
-        return Progress().replaying(self._charged)
+        """Return the progress of a run without a checkpoint, charged with tests of its rate and with what was lost."""
+        events = self._world.on_rank0(lambda: list(read_events(self._folder.metrics)))
+        choice, self._charged = chosen_rate(events), last_total(events)
+        tested, seconds = (0, 0.0) if choice is None else (choice.evaluations, choice.seconds)
+        self._events.began -= seconds
+        progress = replace(Progress().probed(tested), probe_samples=-1)  # no exact probe
+        return progress.replaying(self._charged - tested)
 
     def load(self) -> Loaded | None:
         """Load the newest intact checkpoint. Return None if no checkpoint was ever written."""

@@ -33,6 +33,7 @@ from distgrow.tasks.architectures import GPT, Model
 from distgrow.tasks.builtin import Digits
 from distgrow.theory.noise import noise_scale
 from distgrow.theory.sgd import Constants
+from distgrow.training.first_rate import recorded_rate
 from distgrow.training.settings import Settings
 
 if TYPE_CHECKING:
@@ -127,6 +128,11 @@ class Run(Settings):
                 f"launch.workers={workers} changes with the stage, and growth.kind={self.growth.name} tries stages by "
                 "branches in one group of ranks: give launch.workers one number"
             )
+        if launch.elastic and self.lr.unknown and self.growth.goes_by_rate:
+            raise ConfigError(
+                f"launch.workers={workers} follows the stages, of which growth.kind={self.growth.name} knows nothing "
+                "before lr.base=auto is measured: give lr.base or launch.workers a number"
+            )
         if launch.elastic and not self.engine.resizes(self.optimizer):
             raise ConfigError(
                 f"launch.workers={workers} changes with the stage, for which DeepSpeed's checkpoints need "
@@ -152,8 +158,10 @@ class Run(Settings):
     def controller(self, world: int | None = None) -> Controller:
         """Return the schedule on `world` ranks, or on those that each stage wants.
 
+        If lr.base is still to be measured, rates are multiples of it.
+
         Raises:
-            ConfigError: the schedule cannot be.
+            ConfigError: the schedule cannot be, or depends on what is still to be measured.
         """
         epoch = self.task.train_size()
         first = scaling_policy(self.launch.workers)(
@@ -161,7 +169,24 @@ class Run(Settings):
         )
         group = self.group(first) if world is None else None
         settings = self.in_samples(self.task.tokens_per_sample())
+        if self.lr.unknown:
+            settings = settings.with_rate(self._foreseen_rate())
         return settings.controller_of(epoch, first if world is None else world, group)
+
+    @property
+    def open_rate(self) -> bool:
+        """Return whether lr.base is still to be measured, and no run in run.dir has done so."""
+        return self.lr.unknown and recorded_rate(RunFolder(self.run.dir)) is None
+
+    def _foreseen_rate(self) -> float:
+        """Return the rate that the run in run.dir has measured, or 1 for multiples of one that is not known."""
+        rate = recorded_rate(RunFolder(self.run.dir))
+        if rate is None and self.growth.goes_by_rate:
+            raise ConfigError(
+                f"growth.kind={self.growth.name} decides by the learning rate, and lr.base=auto is measured as the run "
+                "begins: nothing is known of its stages before; give lr.base a number to see them"
+            )
+        return rate or 1.0
 
     def folder(self, *, resume: Resume) -> RunFolder:
         """Return the run's folder. If it is lost, it is filled with what launch.storage_path holds of the run."""

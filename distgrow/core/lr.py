@@ -11,7 +11,10 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from distgrow.core.errors import ConfigError
+from distgrow.core.rate_test import RateTest
 from distgrow.core.spec import Fraction, PosFloat, PosInt, Spec, one_of
+
+Base = float | Literal["auto"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,8 +213,12 @@ def _through(samples: float, first: float, last: float) -> float:
 class LR(Spec):
     """The learning rate: base × rule(batch) × decay(samples)."""
 
-    base: PosFloat = 0.1
-    """η₀, the learning rate of the first stage."""
+    base: PosFloat | Literal["auto"] = 0.1
+    """η₀, the learning rate of the first stage; `auto`: it is measured before the first update, as `test` says."""
+    test: RateTest | None = None
+    """How `auto` is measured. Default: the defaults of these keys."""
+    measured: PosFloat | None = None
+    """What `auto` has been measured as. A run writes it into its own config.yaml; a resume does not measure again."""
     rule: Rule | None = None
     """How η follows the batch. Default: sqrt (linear for the optimizer clars), but constant for auto, late,
     progress_test, critical_batch, noise_scale, cabs and tau_adaptive, and γ = 1.4 for norm_threshold. Growth that
@@ -219,27 +226,65 @@ class LR(Spec):
     decay: Decay = NoDecay()
     """How η falls along the samples axis."""
 
+    @model_validator(mode="after")
+    def _measures_what_is_auto(self) -> "LR":
+        for key in ("test", "measured"):
+            if self.base != "auto" and getattr(self, key) is not None:
+                raise ConfigError(f"lr.{key} is for lr.base=auto, and lr.base={self.base:g}: leave out one of the two")
+        return self
 
-def constant_lr(base: float, decay: Decay | None = None) -> LR:
+    @property
+    def unknown(self) -> bool:
+        """Return whether η₀ is still to be measured."""
+        return self.base == "auto" and self.measured is None
+
+    @property
+    def initial(self) -> float:
+        """Return η₀.
+
+        Raises:
+            ConfigError: It is still to be measured.
+        """
+        base = self.measured if self.base == "auto" else self.base
+        if base is None:
+            raise ConfigError(
+                "lr.base=auto is not measured yet, which 'distgrow train' and fit() do before the first update: give "
+                "lr.base a number here, such as what 'distgrow range-test' proposes"
+            )
+        return base
+
+    def at(self, rate: float) -> "LR":
+        """Return the same with η₀ = `rate`; of one that is `auto`, with that as what was measured."""
+        return self.model_copy(update={"measured" if self.base == "auto" else "base": rate})
+
+    def starting(self, rate: float) -> "LR":
+        """Return the same whose short runs begin at `rate`, if it is to be measured and says no other."""
+        test = self.test or RateTest()
+        if not self.unknown or test.start is not None:
+            return self
+        return self.model_copy(update={"test": test.model_copy(update={"start": rate})})
+
+
+def constant_lr(base: Base, decay: Decay | None = None) -> LR:
     """Return η₀, whatever the batch."""
     return LR(base=base, rule=Constant(), decay=decay or NoDecay())
 
 
-def sqrt_lr(base: float, decay: Decay | None = None) -> LR:
+def sqrt_lr(base: Base, decay: Decay | None = None) -> LR:
     """Return η₀·√(b/b₀)."""
     return LR(base=base, rule=Sqrt(), decay=decay or NoDecay())
 
 
-def linear_lr(base: float, decay: Decay | None = None) -> LR:
+def linear_lr(base: Base, decay: Decay | None = None) -> LR:
     """Return η₀·b/b₀."""
     return LR(base=base, rule=Linear(), decay=decay or NoDecay())
 
 
-def power_lr(base: float, power: float, decay: Decay | None = None) -> LR:
+def power_lr(base: Base, power: float, decay: Decay | None = None) -> LR:
     """Return η₀·(b/b₀)^power."""
     return LR(base=base, rule=Power(power=power), decay=decay or NoDecay())
 
 
-def factor_lr(base: float, factor: float, decay: Decay | None = None) -> LR:
+def factor_lr(base: Base, factor: float, decay: Decay | None = None) -> LR:
     """Return η₀·γ^m at stage m."""
     return LR(base=base, rule=Factor(factor=factor), decay=decay or NoDecay())

@@ -54,7 +54,7 @@ class Branch(Constant):
 
     def multiplier(self, lr: LR, progress: Progress, batch: int, span: Span) -> float:
         """Return η/η₀: the run's own at this number of samples and at the stage of its checkpoint, times f(k)."""
-        return self.gain * self.trunk.rate(progress, self.trunk.growth.stage_batch(progress.stage)) / lr.base
+        return self.gain * self.trunk.rate(progress, self.trunk.growth.stage_batch(progress.stage)) / lr.initial
 
 
 def lr_factor(rule: Scaling, optimizer: OptimizerSpec, k: int) -> float:

@@ -10,11 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, NullLocator, StrMethodFormatter
 
-from distgrow.report.log import Array
 from distgrow.report.plots import COLOURS
+from distgrow.training.short_run import WINDOW, smooth
 
-#: The training loss of a branch is the mean over this share of its samples, the last ones.
-WINDOW = 0.25
 _POINTS = 200
 #: Characters of a line of the title.
 TITLE_WIDTH = 40
@@ -39,33 +37,6 @@ class BranchResult:
     evaluations: int
     seconds: float
     curve: tuple[tuple[int, float], ...]  #: (samples since the checkpoint, batch loss) after each update
-
-
-def smooth(curve: Sequence[tuple[int, float]], at: Array, window: float) -> Array:
-    """Return the mean loss per sample over the last `window` samples before each position of `at`.
-
-    Near the beginning there are fewer. All branches draw the same samples, so means over the same window are of the
-    same samples, and only the parameters differ. A mean over a number of updates would be of other samples for every
-    batch.
-
-    Args:
-        curve: (samples since the checkpoint, batch loss) after each update.
-        at: Positions, in samples since the checkpoint.
-        window: Length of the mean, in samples.
-    """
-    ends = np.array([0, *(samples for samples, _ in curve)], dtype=float)
-    losses = np.array([loss for _, loss in curve])
-    total = np.concatenate([[0.0], np.cumsum(losses * np.diff(ends))])
-    begins = np.maximum(0.0, at - window)
-    return (np.interp(at, ends, total) - np.interp(begins, ends, total)) / (at - begins)
-
-
-def last_loss(curve: Sequence[tuple[int, float]]) -> float:
-    """Return the mean training loss over the last WINDOW of a branch's samples, or inf if a loss is not finite."""
-    if not curve or not all(math.isfinite(loss) for _, loss in curve):
-        return math.inf
-    samples = curve[-1][0]
-    return float(smooth(curve, np.array([float(samples)]), WINDOW * samples)[0])
 
 
 def figure(branches: Sequence[BranchResult], title: str, answers: Mapping[str, int], tolerance: float) -> Figure:

@@ -1,6 +1,5 @@
 """`distgrow probe-batch`: train branches of a checkpoint with larger batches, and report how they compare."""
 
-import copy
 import json
 import math
 import os
@@ -16,12 +15,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from distgrow.checkpoint.spec import Checkpointing
-from distgrow.checkpoint.storage import Folder
-from distgrow.config.run import Run
 from distgrow.core.budget import Budget
-from distgrow.core.errors import ConfigError, Diverged, TrainingFailed
-from distgrow.core.probe_schedule import Probing
+from distgrow.core.errors import ConfigError
 from distgrow.core.progress import finite
 from distgrow.core.stages import Stages
 from distgrow.critical_batch.branches import (
@@ -33,57 +28,16 @@ from distgrow.critical_batch.branches import (
     resolve,
     samples_left,
 )
-from distgrow.critical_batch.figure import BranchResult, figure, last_loss
+from distgrow.critical_batch.figure import BranchResult, figure
 from distgrow.data.dataset import size_of
 from distgrow.data.seeding import seed_generators
 from distgrow.distributed.world import World, joined
 from distgrow.engine.asynchronous.spec import Async
 from distgrow.growth.branching import largest_no_worse
-from distgrow.growth.controller import Controller
 from distgrow.run.folder import RunFolder, storing
-from distgrow.run.stop import StopRequests
 from distgrow.tasks.task import Task
-from distgrow.tracking.base import NullTracker
-from distgrow.tracking.base_event import Line
-from distgrow.training.spec import Evaluation, RunSpec
-from distgrow.training.trainer import Result, Trainer
-
-
-class ReadOnlyFolder(Folder):
-    """Read checkpoints from a folder, and discard new ones: nothing of a branch but its losses is kept."""
-
-    def begin(self, name: str) -> str:
-        """Return the name. Nothing is created."""
-        return name
-
-    def write(self, place: str, file: str, data: bytes) -> None:
-        """Discard the file."""
-
-    def commit(self, place: str, name: str, manifest: bytes) -> None:
-        """Discard the checkpoint."""
-
-    def delete(self, name: str) -> None:
-        """Do nothing: the checkpoint stays for the next branch."""
-
-    def sweep(self) -> None:
-        """Do nothing: no write leaves files."""
-
-
-class Recorder:
-    """Keep the events of a branch's updates, and its last event."""
-
-    def __init__(self) -> None:
-        self.updates: list[Line] = []
-        self.last: Line = {}
-
-    def log(self, event: Line) -> None:
-        """Keep the event."""
-        self.last = event
-        if event["event"] in ("step", "skip"):
-            self.updates.append(event)
-
-    def close(self) -> None:
-        """Do nothing."""
+from distgrow.training.short_run import Recorder, last_loss, trained
+from distgrow.training.trainer import Result
 
 
 def probe_batch(path: str, options: ProbeOptions) -> None:
@@ -155,66 +109,6 @@ def train_branch(
     controller.check(trunk.progress)
     recorder, result = trained(run, controller, task, folder, world)
     return _result(trunk, growth, recorder, result, time.monotonic() - began)
-
-
-def trained(
-    run: Run, controller: Controller, task: Task, folder: RunFolder, world: World, *, begin: bool = False
-) -> tuple[Recorder, Result | None]:
-    """Train a copy of the task's model, and keep nothing of it but its events. Collective: every rank must call.
-
-    Args:
-        run: The settings of what is not decided by `controller`.
-        controller: The decisions.
-        task: Model, loss and data.
-        folder: A folder that holds the checkpoint to go on from, if any.
-        world: The ranks.
-        begin: True: from the first sample. False: from the checkpoint.
-
-    Returns:
-        The events on rank 0, and the result; None if training diverged.
-
-    Raises:
-        TrainingFailed: It was stopped on request.
-    """
-    seed_generators(run.run.seed)
-    model, recorder = copy.deepcopy(task.model), Recorder()
-    engine = run.engine.build(
-        model,
-        task.loss,
-        metrics=task.metrics,
-        optimizer=run.optimizer,
-        world=world,
-        items=task.items,
-        extrapolate=run.extrapolate,
-        sparsity=run.sparsity,
-    )
-    stop, track = StopRequests(folder), recorder if world.rank == 0 else NullTracker()
-    trainer = Trainer(
-        task,
-        controller,
-        engine,
-        track,
-        folder,
-        _branch_settings(run.run, folder),
-        world,
-        stop,
-        ReadOnlyFolder(folder.checkpoints),
-    )
-    with stop.watched():
-        try:
-            result = trainer.begin(measure=False) if begin else trainer.resume(measure=False)
-        except Diverged:
-            result = None
-    if result is not None and not result.finished:
-        raise TrainingFailed("stopped on request; nothing was written")
-    return recorder, result
-
-
-def _branch_settings(spec: RunSpec, folder: RunFolder) -> RunSpec:
-    """Return the settings of a branch: no checkpoints, no probes, one evaluation at the end, every update logged."""
-    never = {"checkpoint": Checkpointing(every_s=1e9), "probe": Probing(), "log_every": 1}
-    evaluation = Evaluation(every_epochs=1e9, rows=spec.eval.rows)
-    return spec.model_copy(update={"dir": str(folder.path), "eval": evaluation, **never})
 
 
 def _result(trunk: Trunk, growth: Branch, recorder: Recorder, result: Result | None, seconds: float) -> BranchResult:

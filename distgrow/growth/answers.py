@@ -56,12 +56,12 @@ def checked_rate(policy: GrowthPolicy, lr: LR, progress: Progress, batch: int, s
         ConfigError: It is no finite number.
     """
     try:
-        rate = lr.base * checked_multiplier(policy, policy.multiplier(lr, progress, batch, span))
+        rate = lr.initial * checked_multiplier(policy, policy.multiplier(lr, progress, batch, span))
     except OverflowError:
         rate = math.inf
     if rate == math.inf:
         raise ConfigError(
-            f"lr.base={lr.base:g} grows beyond all numbers by stage {progress.stage}; "
+            f"lr.base={lr.initial:g} grows beyond all numbers by stage {progress.stage}; "
             "set growth.cap, lengthen the stages or choose a slower lr.rule"
         )
     return rate

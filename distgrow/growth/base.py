@@ -71,6 +71,11 @@ class GrowthPolicy(Spec):
         return False
 
     @property
+    def goes_by_rate(self) -> bool:
+        """Return whether batches or checks depend on η₀, so that nothing is known of them before η₀ is measured."""
+        return False
+
+    @property
     def plain_sgd(self) -> bool:
         """Return whether the policy's rule holds for SGD without momentum alone."""
         return False
@@ -155,6 +160,7 @@ def check_settings(growth: GrowthPolicy, stages: Stages, lr: LR, span: Span) -> 
     Raises:
         ConfigError: A setting does not go with the policy.
     """
+    assert lr.initial > 0  # ConfigError if it is still to be measured
     if growth.sets_stages and stages != Stages():
         raise ConfigError(f"growth.kind={growth.name} sets its own stage lengths: remove stages")
     if growth.brings_rule and lr.rule is not None:

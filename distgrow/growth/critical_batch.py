@@ -35,10 +35,14 @@ class CriticalBatch(NoiseRatio, Endless):
     def plain_sgd(self) -> bool:
         return self.smoothness is not None
 
+    @property
+    def goes_by_rate(self) -> bool:
+        return self.smoothness is not None
+
     def trigger(self, stages: Stages, lr: LR, span: Span) -> Trigger:
         trigger = super().trigger(stages, lr, span)
         below = range(int(self.cap_stage) + 1)
-        largest = lr.base * max(self.rule(lr)(self.grown(m, self.stage_batch(m))) for m in below)
+        largest = lr.initial * max(self.rule(lr)(self.grown(m, self.stage_batch(m))) for m in below)
         if self.smoothness is not None and largest * self.smoothness >= 2:
             raise ConfigError(
                 f"growth.smoothness={self.smoothness:g}: the learning rate would reach 2/L, {largest:.4g} of "

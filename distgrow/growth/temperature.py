@@ -86,6 +86,10 @@ class Temperature(Adaptive):
         return bool(self.needs)
 
     @property
+    def goes_by_rate(self) -> bool:
+        return self.lr_max is not None
+
+    @property
     def needs(self) -> frozenset[Measure]:
         noise = {Measure.NOISE} if self.gain or self.share is not None else set[Measure]()
         return frozenset(noise if self.plateau is None else noise | {Measure.LOSS})
@@ -93,11 +97,13 @@ class Temperature(Adaptive):
     def trigger(self, stages: Stages, lr: LR, span: Span) -> Trigger:
         never = super().trigger(stages, lr, span)
         limit, decays = self.limit(lr), not isinstance(lr.decay, NoDecay)
-        if limit < lr.base:
-            raise ConfigError(f"growth.lr_max={limit:g} is below lr.base={lr.base:g}, which the temperature begins at")
+        if limit < lr.initial:
+            raise ConfigError(
+                f"growth.lr_max={limit:g} is below lr.base={lr.initial:g}, which the temperature begins at"
+            )
         if self.plateau is not None and decays:
             raise ConfigError("growth.plateau and lr.decay both let the temperature fall: give one of them")
-        if self.plateau is None and not decays and limit == lr.base:
+        if self.plateau is None and not decays and limit == lr.initial:
             raise ConfigError(
                 "the temperature never falls, so no batch could grow: set lr.decay or growth.plateau, or growth.lr_max "
                 "above lr.base"
@@ -146,7 +152,7 @@ class Temperature(Adaptive):
         """Return T·b^p over η₀, or T·b₀^p times the gain."""
         warm = lr.decay.warm(progress.ledger.applied, batch, span)
         scaled = self.scaled(self.grown(progress.stage, batch).ratio, progress.noise)
-        return warm * min(self.limit(lr) / lr.base, scaled * self.fallen(lr, progress, span))
+        return warm * min(self.limit(lr) / lr.initial, scaled * self.fallen(lr, progress, span))
 
     def rate_growth(self, lr: LR, progress: Progress, batch: int) -> float:
         return self.scaled(self.grown(progress.stage, batch).ratio, progress.noise)
@@ -161,11 +167,11 @@ class Temperature(Adaptive):
 
     def limit(self, lr: LR) -> float:
         """Return the largest learning rate."""
-        return lr.base if self.lr_max is None else self.lr_max
+        return lr.initial if self.lr_max is None else self.lr_max
 
     def level(self, stage: int, lr: LR, noise: Noise | None = None) -> float:
         """Return the temperature, over its first value, at which `stage` is stable."""
-        return self.limit(lr) / lr.base / self.scaled(self.stage_batch(stage) / self.start, noise or Noise())
+        return self.limit(lr) / lr.initial / self.scaled(self.stage_batch(stage) / self.start, noise or Noise())
 
     def scaled(self, ratio: float, noise: Noise) -> float:
         """Return η over that of b₀ at the same temperature, for a batch of ratio·b₀."""

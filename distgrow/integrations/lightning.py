@@ -78,7 +78,7 @@ class Growth(Callback):
         groups = trainer.optimizers[0].param_groups
         check_groups(groups)
         if self.session.progress.samples == 0:
-            check_rate(groups, self._controller.lr.base)
+            check_rate(groups, self._controller.lr.initial)
             controller = self.session.controller
             self.session.world.on_rank0(lambda: check_step_loss(pl_module, self._dataset, controller, self._rows))
         trainer.should_stop = self.session.done

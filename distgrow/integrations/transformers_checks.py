@@ -49,7 +49,7 @@ def _problems(args: TrainingArguments, controller: Controller, settings: Mapping
     for name, why in _OFF.items():
         if getattr(args, name, None):
             yield f"{name}={getattr(args, name)!r} {why}"
-    shared = {"learning_rate": ("lr.base", controller.lr.base)}
+    shared = {"learning_rate": ("lr.base", controller.lr.initial)}
     shared["per_device_train_batch_size"] = ("max_micro", controller.max_micro)
     for name, (ours, value) in shared.items():
         if getattr(args, name) not in (defaults[name], value):

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import model_validator
 
@@ -144,13 +144,21 @@ class OptimizerSpec(Spec, ABC):
         remember(made, self.at_growth, self.name)
         return made
 
-    def check_own(self, named: "Mapping[str, nn.Parameter]", model: "nn.Module", base: float) -> None:
+    def copied(self, memo: dict[int, Any]) -> Self:
+        """Return the same for a copy of the model.
+
+        Args:
+            memo: What copy.deepcopy(model, memo) has noted, by which an optimizer of the user's own finds parameters.
+        """
+        return self
+
+    def check_own(self, named: "Mapping[str, nn.Parameter]", model: "nn.Module", base: float | None) -> None:
         """Check an optimizer of the user's own before a run has a folder; others have nothing to check.
 
         Args:
             named: As for `made`.
             model: The model.
-            base: The schedule's first learning rate.
+            base: The schedule's first learning rate. None: it is measured, and the optimizer's own is not compared.
 
         Raises:
             ConfigError: It was built with another learning rate, or over other parameters.

@@ -1,5 +1,6 @@
 """Optimizers of the user's own: an object, or by name a class or a function of the model."""
 
+import copy
 import importlib
 import inspect
 import math
@@ -74,7 +75,15 @@ class Given(_Own):
         check_parameters(self._optimizer, named)
         return self._optimizer
 
-    def check_own(self, named: "Mapping[str, nn.Parameter]", model: "nn.Module", base: float) -> None:
+    def copied(self, memo: dict[int, Any]) -> "Given":
+        """See OptimizerSpec."""
+        several = getattr(self._optimizer, "optimizers", [self._optimizer])
+        return own(
+            [_copied(one, memo) for one in several],
+            clip=self.clip, elementwise=self.elementwise, at_growth=self.at_growth,
+        )  # fmt: skip
+
+    def check_own(self, named: "Mapping[str, nn.Parameter]", model: "nn.Module", base: float | None) -> None:
         """See OptimizerSpec; its rate is checked where it becomes a spec."""
         check_parameters(self._optimizer, named)
 
@@ -165,10 +174,10 @@ class Target(_Own):
         check_parameters(optimizer, named)
         return optimizer
 
-    def check_own(self, named: "Mapping[str, nn.Parameter]", model: "nn.Module", base: float) -> None:
+    def check_own(self, named: "Mapping[str, nn.Parameter]", model: "nn.Module", base: float | None) -> None:
         """See OptimizerSpec."""
         made = self.ready(named, model)
-        if not isinstance(self._found(), type):
+        if base is not None and not isinstance(self._found(), type):
             check_base(made, base, f"optimizer.target={self.target!r}")
 
     def shown(self, named: "Mapping[str, nn.Parameter]", model: "nn.Module") -> list[str]:
@@ -202,6 +211,13 @@ class Target(_Own):
         if not callable(found):
             raise ConfigError(f"optimizer.target={self.target!r} must read package.module:name of a class or function")
         return found
+
+
+def _copied(optimizer: "torch.optim.Optimizer", memo: dict[int, Any]) -> "torch.optim.Optimizer":
+    """Return a copy over the copies of parameters in `memo`. torch's own way of copying leaves out a class's fields."""
+    made = object.__new__(type(optimizer))
+    made.__dict__ = copy.deepcopy(optimizer.__dict__, memo)
+    return made
 
 
 def _joined(made: Any, what: str) -> "torch.optim.Optimizer":

@@ -9,7 +9,7 @@ from distgrow.config.run import Run
 from distgrow.core.errors import ConfigError
 from distgrow.core.progress import Progress
 from distgrow.growth.controller import Controller
-from distgrow.planning.forecast import stability_limit, stages, unstable
+from distgrow.planning.forecast import Limit, stability_limit, stages, unstable
 
 #: Most problems that are reported. A plan may have one for each of a million stages.
 MOST_PROBLEMS = 10
@@ -28,14 +28,23 @@ def check(run: Run, world: int | None = None, stands_at: Callable[[], Progress] 
         ConfigError: if it cannot be carried out.
     """
     run.task.check(run.model)
+    if run.open_rate and run.growth.goes_by_rate:
+        return  # `train` checks it once the rate is measured
     controller = run.controller(world)
     check_probes(run, controller)
     controller.check_resumed(stands_at)
-    if (limit := stability_limit(run.theory, run.optimizer, run.engine.delay, run.extrapolate)) is not None:
+    if (limit := _limit(run)) is not None:
         for stage in stages(controller, soonest=True):
             for problem in unstable(limit, controller, stage):
                 Console(stderr=True, highlight=False, soft_wrap=True).print(f"warning: {problem}", markup=False)
                 return
+
+
+def _limit(run: Run) -> Limit | None:
+    """Return the limit of the learning rate, or None if it or the rate is not known."""
+    if run.open_rate:
+        return None
+    return stability_limit(run.theory, run.optimizer, run.engine.delay, run.extrapolate)
 
 
 def check_probes(run: Run, controller: Controller) -> None:
@@ -51,7 +60,7 @@ def check_probes(run: Run, controller: Controller) -> None:
 
 def problems(run: Run, controller: Controller) -> list[str]:
     """Return the first constraints that the run would violate, each once."""
-    limit = stability_limit(run.theory, run.optimizer, run.engine.delay, run.extrapolate)
+    limit = _limit(run)
     violated = (problem for at in controller.reach() for problem in controller.problems(*at))
     rates = (problem for stage in stages(controller, soonest=True) for problem in unstable(limit, controller, stage))
     first = list(dict.fromkeys(islice(chain(violated, rates), MOST_PROBLEMS)))

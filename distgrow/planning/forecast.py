@@ -221,9 +221,9 @@ def _forecast(controller: Controller, soonest: bool) -> Forecast:
 
 def _target(controller: Controller, theory: Theory | None, bounds: tuple[bool, ...]) -> Target | None:
     """Return the predictions as numbers, or None without constants, or if the learning rate reaches 2/L."""
-    if theory is None or controller.lr.base >= theory.constants().stable_lr():
+    if theory is None or controller.lr.initial >= theory.constants().stable_lr():
         return None
-    constants, lr, epsilon = theory.constants(), controller.lr.base, theory.epsilon
+    constants, lr, epsilon = theory.constants(), controller.lr.initial, theory.epsilon
     best, at = sgd.least_sfo(constants, lr, epsilon), sgd.critical_batch(constants, lr, epsilon)
     reached = tuple(sfo_to_target(constants, controller, epsilon, soonest=soonest) for soonest in bounds)
     return Target(epsilon=epsilon, sfo=reached, best_batch=at, best_sfo=best)

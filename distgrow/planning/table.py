@@ -3,7 +3,7 @@
 import math
 import sys
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 from rich.console import Console
@@ -20,36 +20,18 @@ from distgrow.engine.spec import DeepSpeed, EngineSpec
 from distgrow.growth.at_growth import optimizer_plan
 from distgrow.growth.branch_decisions import branches_bound
 from distgrow.growth.controller import Controller
-from distgrow.growth.draws import draws_size
-from distgrow.growth.no_growth import no_growth
 from distgrow.optim import OptimizerSpec
 from distgrow.planning.check import problems
 from distgrow.planning.cost import fastest, savings
 from distgrow.planning.forecast import BOUNDS, Stage, sfo_to_target, stages, turns
-from distgrow.theory import sgd, staleness
-from distgrow.theory.pruning import pruned_samples
+from distgrow.planning.remarks import remarks
+from distgrow.theory import sgd
 
 #: Columns that a table may take. A narrower terminal wraps its lines, but no number is cut short.
 WIDTH = 400
 
 #: Headings of the table. They and a common run fit 80 columns.
 HEADINGS = ("stage", "until\nepoch", "samples", "steps", "batch", "world ×\nmicro × accum", "lr", "SFO\nafter")
-
-RESET = "the optimizer's first moments begin anew wherever the batch changes"
-
-NOT_SGD = "theory: its bound is one of SGD without momentum; nothing is predicted for this optimizer"
-
-SHIFTED = "theory: its bound is one of gradients at the parameters; nothing is predicted with extrapolate"
-
-DRAWN = "rows are drawn by coins: batches are means, and the first update that reaches the budget is the last"
-
-TWICE = "extrapolate.kind=fresh evaluates each sample twice: twice the gradient evaluations that are shown"
-
-NOT_DELAYED = "theory: its bound is one without engine.delay; nothing is predicted"
-
-PROBED = "run.probe's evaluations are charged to budget.sfo: there will be fewer updates than are shown"
-
-AUTO = "engine.max_micro=auto: shown as if memory held every share; it is measured when the run begins"
 
 
 def show(run: Run, world: int | None, rows: int, pace: Pace | None = None, scale: float | None = None) -> bool:
@@ -73,15 +55,15 @@ def show(run: Run, world: int | None, rows: int, pace: Pace | None = None, scale
     for title, soonest in BOUNDS if controller.growth.adaptive else (("", False),):
         if title:
             text.print(f"{controller.growth.name} growth {title}")
-        table, sums = _bound(controller, run.optimizer, soonest, rows)
+        table, sums = _bound(controller, run.optimizer, soonest, rows, _headings(run))
         tables.print(table)
         reductions = [] if violated else communication(run.engine, controller, soonest=soonest)
         late = run.engine.delay > 0 or isinstance(run.engine, Async)
-        theory = None if late else run.applicable_theory()
+        theory = None if late or run.open_rate else run.applicable_theory()
         predicted = predictions(theory, controller, soonest=soonest)
         costs = _costs(controller, pace, scale, soonest)
         _print(text, [*sums, *reductions, *predicted, *costs])
-    _print(text, _remarks(run, controller))
+    _print(text, remarks(run, controller))
     _print(Console(stderr=True, highlight=False, soft_wrap=True), [f"distgrow: {problem}" for problem in violated])
     return not violated
 
@@ -98,49 +80,14 @@ def _print(console: Console, lines: Iterable[str]) -> None:
         console.print(line, markup=False)
 
 
-def _remarks(run: Run, controller: Controller) -> list[str]:
-    """Return what a reader of the plan must know beside its numbers."""
-    return [
-        *([word] if (word := no_growth(controller)) is not None else []),
-        *controller.growth.remarks(),
-        *([RESET] if controller.at_growth.moments == "reset" else []),
-        *([DRAWN] if draws_size(controller.sampling) else []),
-        *([AUTO] if run.engine.max_micro == "auto" else []),
-        *([NOT_SGD] if run.theory is not None and not run.optimizer.plain_sgd else []),
-        *([SHIFTED] if run.theory is not None and run.extrapolate is not None else []),
-        *([TWICE] if run.extrapolate is not None and run.extrapolate.evaluations > 1 else []),
-        *(_delayed(run, controller) if run.engine.delay else []),
-        *(_asynchronous(run.engine, controller) if isinstance(run.engine, Async) else []),
-        *_pruning(controller),
-        *_experts(controller),
-        *([PROBED] if run.run.probe.every_epochs is not None and run.budget.sfo is not None else []),
-    ]
+def _headings(run: Run) -> list[str]:
+    """Return the headings of the table; rates are multiples of lr.base if that is not known."""
+    return ["lr ÷\nlr.base" if name == "lr" and run.open_rate else name for name in HEADINGS]
 
 
-def _delayed(run: Run, controller: Controller) -> list[str]:
-    """Return what the delay of gradients makes of the batches, beside the critical delay if it is known."""
-    delay, theory = run.engine.delay, run.applicable_theory()
-    batch = max(batch for _, batch in controller.reach())
-    lines = [
-        f"engine.delay={delay}: a batch b counts as (τ + 1)·b against the critical batch, up to {(delay + 1) * batch:,}"
-    ]
-    if theory is not None:
-        lines.append(NOT_DELAYED)
-        critical = staleness.critical_delay(0.0, theory.variance, theory.epsilon**2, batch)
-        lines.append(f"delays well below (σ²/ε²)/b = {critical:,.1f} updates cost next to nothing at batch {batch:,}")
-    return lines
-
-
-def _asynchronous(engine: Async, controller: Controller) -> list[str]:
-    """Return what asynchronous workers make of the batches."""
-    late, batch = engine.workers - 1, max(batch for _, batch in controller.reach())
-    return [
-        f"engine.workers={engine.workers}: gradients are {late} updates late on average, so a batch b counts as "
-        f"{engine.workers}·b against the critical batch, up to {engine.workers * batch:,}; no two runs are equal"
-    ]
-
-
-def _bound(controller: Controller, optimizer: OptimizerSpec, soonest: bool, rows: int) -> tuple[Table, list[str]]:
+def _bound(
+    controller: Controller, optimizer: OptimizerSpec, soonest: bool, rows: int, headings: Sequence[str]
+) -> tuple[Table, list[str]]:
     """Return the table of the stages, and its sums."""
     head: list[Stage] = []
     tail: deque[Stage] = deque(maxlen=max(1, rows // 4))
@@ -153,12 +100,19 @@ def _bound(controller: Controller, optimizer: OptimizerSpec, soonest: bool, rows
             tail.append(stage)
     last = [*head, *tail][-1]
     sums = [_total(controller, last, count), *_probes(controller, last)]
-    return _table(controller, optimizer, head, list(tail), count), sums
+    return _table(controller, optimizer, head, list(tail), count, headings), sums
 
 
-def _table(controller: Controller, optimizer: OptimizerSpec, head: list[Stage], tail: list[Stage], count: int) -> Table:
+def _table(
+    controller: Controller,
+    optimizer: OptimizerSpec,
+    head: list[Stage],
+    tail: list[Stage],
+    count: int,
+    headings: Sequence[str],
+) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for heading in (*HEADINGS, *_settings(controller, optimizer, head[0])):
+    for heading in (*headings, *_settings(controller, optimizer, head[0])):
         table.add_column(heading, justify="right", vertical="bottom", no_wrap=True)
     for stage in head:
         table.add_row(*_row(controller, stage), *_settings(controller, optimizer, stage).values())
@@ -191,32 +145,6 @@ def _densities(controller: Controller, stage: Stage) -> dict[str, str]:
 
 def _range(values: Iterable[str]) -> str:
     return " – ".join(dict.fromkeys(values))
-
-
-def _experts(controller: Controller) -> list[str]:
-    """Return what active experts make of the run's compute; nothing if there are none, or the model is pruned, too."""
-    weights, sparsity, total = controller.weights, controller.sparsity, controller.whole_axis.samples
-    if weights is None or (sparsity is not None and sparsity.target):
-        return []
-    mean = weights.average
-    return [
-        f"a token uses {mean:.4g} of the blocks' weights on average: a compute of {mean * total:,.0f} evaluations with "
-        f"all {weights.experts} experts"
-    ]
-
-
-def _pruning(controller: Controller) -> list[str]:
-    """Return when the model is pruned, and what the run costs; nothing if it stays dense."""
-    sparsity, total = controller.sparsity, controller.whole_axis.samples
-    if sparsity is None or not sparsity.target:
-        return []
-    first, last = pruned_samples(sparsity.target, sparsity.start, sparsity.end)
-    mean = sparsity.average_density
-    return [
-        f"pruned to a density of {1 - sparsity.target:.4g} from sample {first * total:,.0f} to {last * total:,.0f}, in "
-        f"{sparsity.prunings:,} steps at most; {mean:.4g} on average: a compute of {mean * total:,.0f} evaluations of "
-        "the dense model"
-    ]
 
 
 def _row(controller: Controller, stage: Stage) -> list[str]:
@@ -283,7 +211,7 @@ def predictions(theory: Theory | None, controller: Controller, *, soonest: bool)
     """Return the predicted SFO to ‖∇f‖ ≤ ε, and that of the best constant batch at the base learning rate (sgd.py)."""
     if theory is None:
         return []
-    constants, lr, epsilon = theory.constants(), controller.lr.base, theory.epsilon
+    constants, lr, epsilon = theory.constants(), controller.lr.initial, theory.epsilon
     if lr >= constants.stable_lr():
         return []
     try:

@@ -138,6 +138,11 @@ class RunFolder:
                 self._record({**before, "budget": settings["budget"]})
         return bool(found)
 
+    def record_section(self, name: str, section: Any) -> None:
+        """Write config.yaml anew, with another section of this name."""
+        with storing(self.path):
+            self._record({**plain(read_file(self.config)), name: section})
+
     def lock(self, wait_s: float = 0) -> None:
         """Exclude other writers from this folder until `unlock`.
 

@@ -7,6 +7,7 @@ from typing import Any
 FREE = (
     "launch",
     "theory",
+    "lr.test",
     "engine.max_micro",
     "engine.device",
     "engine.compile",

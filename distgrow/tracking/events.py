@@ -25,6 +25,7 @@ from distgrow.tracking.fields import (
     Truth,
     shown_number,
 )
+from distgrow.tracking.rate_events import RateChoice, RateTrial
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -256,7 +257,7 @@ class End(Event):
 
 Known = (
     Start | Resume | Rebudget | Resize | Stage | Step | Skip | OutOfMemory | Evaluation | ParameterNoise
-    | GradientProbe | MemoryProbe | Branch | BranchTest | Checkpoint | ServiceId | End
+    | GradientProbe | MemoryProbe | Branch | BranchTest | RateTrial | RateChoice | Checkpoint | ServiceId | End
 )  # fmt: skip
 #: The kinds of lines and their classes; a probe that says whether memory `fits` is a MemoryProbe.
 KINDS: Mapping[str, type[Event]] = {kind.kind: kind for kind in reversed(get_args(Known))}

@@ -8,7 +8,7 @@ from typing import Any
 from distgrow.core.errors import RunError
 from distgrow.run.folder import storing
 from distgrow.tracking.base_event import Event
-from distgrow.tracking.events import Resume, from_json
+from distgrow.tracking.events import RateChoice, Resume, from_json
 
 
 def read_events(path: Path) -> Iterator[Event]:
@@ -65,6 +65,11 @@ def history(events: Iterable[Event]) -> list[Event]:
             kept = [old for old in kept if old.samples <= event.samples]
         kept.append(event)
     return kept
+
+
+def chosen_rate(events: Iterable[Event]) -> RateChoice | None:
+    """Return the measurement of `lr.base: auto` that the run goes by; None: it has made none."""
+    return next((event for event in reversed(list(events)) if isinstance(event, RateChoice)), None)
 
 
 def last_total(events: Iterable[Event]) -> int:

@@ -33,8 +33,10 @@ def as_spec(optimizer: Any, model: nn.Module, lr: Any) -> dict[str, Any]:
         rate = rate_of(scaled(made.optimizer))
         if lr is None and rate > 0:
             lr = LR(base=rate)
-        elif isinstance(lr, LR):
-            check_base(made.optimizer, lr.base, "optimizer")
+        elif isinstance(lr, LR) and lr.unknown:
+            lr = lr.starting(rate) if rate > 0 else lr
+        elif isinstance(lr, LR) and lr.base != "auto":
+            check_base(made.optimizer, lr.initial, "optimizer")
     return {"optimizer": made, "lr": lr}
 
 

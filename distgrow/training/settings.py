@@ -75,6 +75,11 @@ class Settings(Spec):
             ConfigError: they do not.
         """
         check_compatible(self.growth, self.optimizer, self.engine)
+        if isinstance(self.engine, Async) and self.lr.unknown:
+            raise ConfigError(
+                "lr.base=auto compares short runs, and with engine.kind=async delays differ from run to run: give "
+                "lr.base a number, such as what 'distgrow range-test' finds with engine.kind=torch"
+            )
         noise = self.run.noise
         if isinstance(self.engine, Async) and noise.every is not None:
             raise ConfigError(
@@ -103,6 +108,10 @@ class Settings(Spec):
     def kept_in(self, path: str) -> Self:
         """Return the same settings with another `run.dir`."""
         return self.model_copy(update={"run": self.run.model_copy(update={"dir": path})})
+
+    def with_rate(self, rate: float) -> Self:
+        """Return the same settings with η₀ = `rate`."""
+        return self.model_copy(update={"lr": self.lr.at(rate)})
 
     def in_samples(self, tokens: Any) -> Self:
         """Return the same settings with what is in tokens or compute in samples.

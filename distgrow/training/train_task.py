@@ -13,6 +13,7 @@ from distgrow.checkpoint.rebudget import Budgeting
 from distgrow.checkpoint.remote import build_store
 from distgrow.checkpoint.storage import Store
 from distgrow.core.errors import ConfigError
+from distgrow.core.progress import Progress
 from distgrow.core.scaling import Group
 from distgrow.data.dataset import check_rows_by_number, check_training_set, is_stream, size_of
 from distgrow.data.seeding import seed_generators
@@ -36,7 +37,9 @@ from distgrow.training.build_hooks import build_hooks
 from distgrow.training.evaluation_hooks import SampleAtEnd
 from distgrow.training.initial_weights import begin_with
 from distgrow.training.loss_check import check_loss
+from distgrow.training.rate_choice import RateChooser
 from distgrow.training.settings import Settings
+from distgrow.training.short_run import Stopped
 from distgrow.training.trainer import Result, Trainer
 from distgrow.training.utilisation import mfu_of_token
 
@@ -84,22 +87,65 @@ def train_task(
         settings = settings.kept_in(str(folder.path))
         stop = StopRequests(folder, settings.run.stop_signals, silent=world.rank > 0)
         contexts.enter_context(stop.watched())
-        plan = settings.planned(size_of(task.train), world.size, group)
-        controller = plan(settings.budget)
-        if not resume.resumes(lambda: world.on_rank0(folder.begun)):
-            _check_new(controller, world)
-        recorded, store = {**about, **settings.recorded()}, build_store(folder, storage)
-        origin = begin_with(settings.init, task.model, folder.path, store, world)
-        check_packages(settings.run.trackers, world)
-        check_loss(task, controller, folder, world, settings)
-        change = Budgeting(folder, store, settings.budget, plan, accepted=rebudget).change
-        with opened(folder, store, world, recorded, settings.specs(), resume=resume, rebudget=change) as begun:
-            world.on_rank0(lambda: pretrained.keep(folder, task.model, task.collate, task.train))
-            parts = (task, controller, settings, world, folder, store, stop)
-            result = _train_in(*parts, recorded, trackers, hooks, origin, resume=begun)
+        parts = (task, settings, world, folder, build_store(folder, storage), stop)
+        given: Any = {"rebudget": rebudget, "group": group, "about": about, "trackers": trackers, "hooks": hooks}
+        try:
+            result = _train_in(*parts, resume=resume, **given)
+        except Stopped:  # as it measured the learning rate
+            result = Result(
+                progress=Progress(), metrics={}, finished=False, dir=folder.path, reason="stopped on request"
+            )
     if stop.interrupted:
         raise KeyboardInterrupt(_farewell(folder, result))  # not of a subclass: Python would exit with 1
     return result
+
+
+def _train_in(
+    task: Task,
+    settings: Settings,
+    world: World,
+    folder: RunFolder,
+    store: Store,
+    stop: StopRequests,
+    *,
+    resume: ResumeMode,
+    rebudget: bool,
+    group: Group | None,
+    about: Mapping[str, Any],
+    trackers: Sequence[Tracker],
+    hooks: Sequence[Any],
+) -> Result:
+    """Check, open and train the run of a folder, once its first learning rate is known."""
+    if settings.lr.unknown:
+        check = partial(_check_unmeasured, task, settings, world, folder, store)
+        chooser = RateChooser(
+            task=task, settings=settings, folder=folder, store=store, world=world, about=about, stop=stop, check=check
+        )
+        settings, resume = settings.with_rate(chooser.choose(resume)), ResumeMode.CONTINUE
+    plan = settings.planned(size_of(task.train), world.size, group)
+    controller = plan(settings.budget)
+    if not resume.resumes(lambda: world.on_rank0(folder.begun)):
+        _check_new(controller, world)
+    recorded = {**about, **settings.recorded()}
+    origin = begin_with(settings.init, task.model, folder.path, store, world)
+    check_packages(settings.run.trackers, world)
+    check_loss(task, controller, folder, world, settings)
+    change = Budgeting(folder, store, settings.budget, plan, accepted=rebudget).change
+    with opened(folder, store, world, recorded, settings.specs(), resume=resume, rebudget=change) as begun:
+        world.on_rank0(lambda: pretrained.keep(folder, task.model, task.collate, task.train))
+        parts = (task, controller, settings, world, folder, store, stop)
+        return _train_opened(*parts, recorded, trackers, hooks, origin, resume=begun)
+
+
+def _check_unmeasured(
+    task: Task, settings: Settings, world: World, folder: RunFolder, store: Store, controller: Controller
+) -> None:
+    """Check all that can be wrong with a new run before its learning rate is measured, and load its first weights."""
+    if not world.on_rank0(folder.begun):
+        _check_new(controller, world)
+    begin_with(settings.init, task.model, folder.path, store, world)
+    check_packages(settings.run.trackers, world)
+    check_loss(task, controller, folder, world, settings)
 
 
 def _folder(pattern: str, resume: ResumeMode, about: Mapping[str, Any], world: World) -> RunFolder:
@@ -108,7 +154,7 @@ def _folder(pattern: str, resume: ResumeMode, about: Mapping[str, Any], world: W
     return RunFolder(world.on_rank0(lambda: numbered(pattern, resume=resume, name=name)))
 
 
-def _train_in(
+def _train_opened(
     task: Task,
     controller: Controller,
     settings: Settings,
@@ -160,7 +206,11 @@ def _check_parts(task: Task, settings: Settings) -> None:
             + (" with init" if settings.init is not None else "")
             + " gives it none: build it on a real device, or use engine.kind=fsdp without init"
         )
-    settings.optimizer.check_own(WeightedLoss(task.model, task.loss).named(), task.model, settings.lr.base)
+    settings.optimizer.check_own(
+        WeightedLoss(task.model, task.loss).named(),
+        task.model,
+        None if settings.lr.base == "auto" else settings.lr.base,
+    )
     for name, dataset in (("train", task.train), ("probe", task.probe)):
         if dataset is not None or name == "train":
             (check_training_set if name == "train" else check_rows_by_number)(dataset, name)
@@ -226,4 +276,6 @@ def _check_new(controller: Controller, world: World) -> None:
 def _farewell(folder: RunFolder, result: Result) -> str:
     if result.finished:
         return f"Ctrl-C: run.dir={folder.path} was finished by then; nothing is lost"
+    if not result.progress.ledger.total:
+        return f"Ctrl-C: run.dir={folder.path} holds no update; go on with --resume"
     return f"Ctrl-C: run.dir={folder.path} holds a checkpoint of step {result.progress.step}; go on with --resume"

@@ -20,6 +20,8 @@ from distgrow.tracking.events import (
     MemoryProbe,
     OutOfMemory,
     ParameterNoise,
+    RateChoice,
+    RateTrial,
     Rebudget,
     Resize,
     Resume,
@@ -74,6 +76,20 @@ EVENTS = [
         seconds=0.5,
         more={"tolerance": 0.01},
     ),
+    RateTrial(**PLACE, lr=0.2, loss=None, evaluations=160, seconds=0.1),
+    RateChoice(
+        **PLACE,
+        base=0.1,
+        largest_stable=0.1,
+        first_loss=2.0,
+        lrs=[0.1, 0.2],
+        losses=[0.5, None],
+        verdicts=["stable", "unstable"],
+        batch=8,
+        updates=20,
+        evaluations=320,
+        seconds=0.2,
+    ),
     Checkpoint(**PLACE, path="step-00000003", seconds=0.1, stall_s=0.01),
     ServiceId(**PLACE, id="abc"),
     End(**PLACE, reason="done"),
@@ -94,6 +110,9 @@ KEYS = {
     "branch": "step samples sfo time_s batch lr evaluations",
     "branches": "step samples sfo time_s epoch goes_by window batches lrs losses validation differences errors winner "
     "batch evaluations sfo_probe seconds tolerance",
+    "lr_trial": "step samples sfo time_s lr loss evaluations seconds",
+    "lr_choice": "step samples sfo time_s base largest_stable first_loss lrs losses verdicts batch updates evaluations "
+    "seconds",
     "checkpoint": "step samples sfo time_s path seconds stall_s",
     "tracker": "step samples sfo time_s id",
     "end": "step samples sfo time_s reason",
@@ -125,7 +144,7 @@ def test_keys_and_kinds_of_a_newer_version_are_kept() -> None:
 
 TEXTS, OF_EITHER_SIGN = ["x", ""], [-1, -0.5]
 NO_VALUES = [[1], {}, 10**400, math.inf, -math.inf, math.nan]
-SIGNED = {"loss", "grad_norm", "grad_sq", "noise_trace", "noise_scale", "norm"}
+SIGNED = {"loss", "grad_norm", "grad_sq", "noise_trace", "noise_scale", "norm", "first_loss", "lrs", "losses"}
 
 
 def other_kinds(event: Event, name: str) -> list[Any]:

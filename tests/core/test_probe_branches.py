@@ -25,12 +25,13 @@ from distgrow.critical_batch.branches import (
     resolve,
     samples_left,
 )
-from distgrow.critical_batch.figure import BranchResult, figure, last_loss, smooth
+from distgrow.critical_batch.figure import BranchResult, figure
 from distgrow.growth.branching import largest_no_worse
 from distgrow.growth.controller import Controller
 from distgrow.optim.adamw import AdamW
 from distgrow.optim.sgd import SGD
 from distgrow.run.folder import RunFolder
+from distgrow.training.short_run import last_loss, smooth
 
 losses = st.floats(0, 10) | st.sampled_from([math.inf, math.nan])
 

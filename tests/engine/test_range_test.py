@@ -11,16 +11,9 @@ from hypothesis import strategies as st
 from distgrow.config.load import parse
 from distgrow.config.run import Run
 from distgrow.core.errors import ConfigError
-from distgrow.critical_batch.range_test import (
-    MOST,
-    RateResult,
-    answers,
-    next_power,
-    range_test,
-    sentences,
-    stable,
-    start_loss,
-)
+from distgrow.core.rate_test import MOST_POWER as MOST
+from distgrow.critical_batch.range_test import range_test, sentences
+from distgrow.training.rate_test import RateResult, RateResults, next_power
 
 #: f(θ) = ½·4·θ² for every sample, from θ = 1: plain SGD is stable below η = 2/4.
 CODE = """
@@ -42,8 +35,13 @@ def task():
 """
 
 
-def result(power: int, loss: float, first: float = 2.0) -> RateResult:
-    return RateResult(power=power, lr=0.1 * 2.0**power, first=first, loss=loss, evaluations=1, seconds=0.0)
+def results(*losses: float, first: float = 2.0) -> RateResults:
+    """Short runs with these last losses, from the rate 0.1 on."""
+    start, *tried = (
+        RateResult(lr=lr, loss=loss, evaluations=1, seconds=0.0)
+        for lr, loss in zip([0.0, *(0.1 * 2**k for k in range(len(losses)))], [first, *losses], strict=True)
+    )
+    return RateResults(first=start, tried=tuple(tried))
 
 
 @pytest.fixture
@@ -83,8 +81,8 @@ def test_the_limit_and_the_proposal_are_those_of_the_closed_form(run: Run, tmp_p
     for each in found["runs"]:  # the mean loss of the last five updates, each before its update
         fall = (1 - 4 * each["lr"]) ** 2
         assert each["loss"] == pytest.approx(sum(2 * fall**k for k in range(15, 20)) / 5, rel=1e-4)
-    assert found["first_loss"] == pytest.approx(sum(2 * 0.2 ** (2 * k) for k in range(8)) / 8, rel=1e-4)
-    assert found["evaluations"] == 4 * 20 * 8
+    assert found["first_loss"] == 2.0
+    assert found["evaluations"] == 64 + 4 * 20 * 8
 
 
 def test_from_above_it_goes_down_to_the_limit(run: Run, tmp_path: Path) -> None:
@@ -115,15 +113,20 @@ def test_what_cannot_be_tried_is_refused(run: Run, changed: dict[str, object], u
 # ── what follows from runs ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_run_that_ends_above_its_beginning_is_unstable_even_if_its_own_first_losses_are_higher() -> None:
-    found = [result(0, 1.0), result(1, 5.0, first=9.0), result(2, math.inf, first=math.inf)]
-    assert start_loss(found) == 2.0
-    assert [stable(each, 2.0) for each in found] == [True, False, False]
-    assert answers(found) == (0.1, 0.1)
+def test_a_run_that_ends_above_the_loss_of_the_first_weights_is_unstable() -> None:
+    found = results(1.0, 5.0, math.inf)
+    assert [found.stable(each) for each in found.tried] == [True, False, False]
+    assert (found.largest, found.best) == (0.1, 0.1)
+
+
+def test_the_best_is_that_of_the_least_loss_among_the_stable() -> None:
+    found = results(1.0, 0.5, 0.7, 3.0)
+    assert (found.largest, found.best) == (0.4, 0.2)
+    assert (results(3.0).largest, results(3.0).best) == (None, None)
 
 
 def test_an_edge_that_was_not_found_is_told() -> None:
-    assert "the edge is above it" in sentences([result(0, 1.0), result(1, 0.5)], 8)[0]
-    assert "the edge" not in sentences([result(0, 1.0), result(1, 3.0)], 8)[0]
-    assert "half of it is safer" in sentences([result(0, 1.0), result(1, 3.0)], 8)[1]
-    assert "no learning rate down to 0.1 is stable" in sentences([result(0, 3.0, first=2.0)], 8)[0]
+    assert "the edge is above it" in sentences(results(1.0, 0.5), 8)[0]
+    assert "the edge" not in sentences(results(1.0, 3.0), 8)[0]
+    assert "half of it is safer" in sentences(results(1.0, 3.0), 8)[1]
+    assert "no learning rate down to 0.1 is stable" in sentences(results(3.0), 8)[0]

@@ -58,7 +58,7 @@ class Setting:
         growth = {"start": self.start, **given["growth"]}
         if growth.get("kind") in _OWN_START and "start" not in given["growth"]:
             del growth["start"]
-        values = {**given, "growth": growth, "lr": {"base": self.lr.base, **given.get("lr", {})}}
+        values = {**given, "growth": growth, "lr": {"base": self.lr.initial, **given.get("lr", {})}}
         try:
             found = Given.model_validate_json(json.dumps(values))
         except ValidationError as error:

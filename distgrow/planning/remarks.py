@@ -1,0 +1,108 @@
+"""Remarks of `distgrow plan`: what a reader of the plan must know beside its numbers."""
+
+from distgrow.config.run import Run
+from distgrow.core.rate_test import MOST_RATES
+from distgrow.engine.asynchronous.spec import Async
+from distgrow.growth.controller import Controller
+from distgrow.growth.draws import draws_size
+from distgrow.growth.no_growth import no_growth
+from distgrow.theory import staleness
+from distgrow.theory.pruning import pruned_samples
+from distgrow.training.first_rate import most_evaluations, updates_of
+
+RESET = "the optimizer's first moments begin anew wherever the batch changes"
+
+NOT_SGD = "theory: its bound is one of SGD without momentum; nothing is predicted for this optimizer"
+
+SHIFTED = "theory: its bound is one of gradients at the parameters; nothing is predicted with extrapolate"
+
+DRAWN = "rows are drawn by coins: batches are means, and the first update that reaches the budget is the last"
+
+TWICE = "extrapolate.kind=fresh evaluates each sample twice: twice the gradient evaluations that are shown"
+
+NOT_DELAYED = "theory: its bound is one without engine.delay; nothing is predicted"
+
+PROBED = "run.probe's evaluations are charged to budget.sfo: there will be fewer updates than are shown"
+
+AUTO = "engine.max_micro=auto: shown as if memory held every share; it is measured when the run begins"
+
+
+def remarks(run: Run, controller: Controller) -> list[str]:
+    """Return what a reader of the plan must know beside its numbers."""
+    return [
+        *_measured(run, controller),
+        *([word] if (word := no_growth(controller)) is not None else []),
+        *controller.growth.remarks(),
+        *([RESET] if controller.at_growth.moments == "reset" else []),
+        *([DRAWN] if draws_size(controller.sampling) else []),
+        *([AUTO] if run.engine.max_micro == "auto" else []),
+        *([NOT_SGD] if run.theory is not None and not run.optimizer.plain_sgd else []),
+        *([SHIFTED] if run.theory is not None and run.extrapolate is not None else []),
+        *([TWICE] if run.extrapolate is not None and run.extrapolate.evaluations > 1 else []),
+        *(_delayed(run, controller) if run.engine.delay else []),
+        *(_asynchronous(run.engine, controller) if isinstance(run.engine, Async) else []),
+        *_pruning(controller),
+        *_experts(controller),
+        *([PROBED] if run.run.probe.every_epochs is not None and run.budget.sfo is not None else []),
+    ]
+
+
+def _delayed(run: Run, controller: Controller) -> list[str]:
+    """Return what the delay of gradients makes of the batches, beside the critical delay if it is known."""
+    delay, theory = run.engine.delay, run.applicable_theory()
+    batch = max(batch for _, batch in controller.reach())
+    lines = [
+        f"engine.delay={delay}: a batch b counts as (τ + 1)·b against the critical batch, up to {(delay + 1) * batch:,}"
+    ]
+    if theory is not None:
+        lines.append(NOT_DELAYED)
+        critical = staleness.critical_delay(0.0, theory.variance, theory.epsilon**2, batch)
+        lines.append(f"delays well below (σ²/ε²)/b = {critical:,.1f} updates cost next to nothing at batch {batch:,}")
+    return lines
+
+
+def _asynchronous(engine: Async, controller: Controller) -> list[str]:
+    """Return what asynchronous workers make of the batches."""
+    late, batch = engine.workers - 1, max(batch for _, batch in controller.reach())
+    return [
+        f"engine.workers={engine.workers}: gradients are {late} updates late on average, so a batch b counts as "
+        f"{engine.workers}·b against the critical batch, up to {engine.workers * batch:,}; no two runs are equal"
+    ]
+
+
+def _measured(run: Run, controller: Controller) -> list[str]:
+    """Return what measuring the first learning rate costs at most; nothing if it is known."""
+    if not run.open_rate:
+        return []
+    updates, most = updates_of(run, controller.epoch), most_evaluations(run, controller.epoch)
+    fewer = ", which budget.sfo leaves for fewer updates than are shown" if controller.budget.sfo else ""
+    return [
+        f"lr.base=auto: measured before the first update by at most {MOST_RATES} short runs of {updates} updates at "
+        f"batch {controller.growth.start}, at most {most:,} gradient evaluations, in the ledger's probe{fewer}"
+    ]
+
+
+def _experts(controller: Controller) -> list[str]:
+    """Return what active experts make of the run's compute; nothing if there are none, or the model is pruned, too."""
+    weights, sparsity, total = controller.weights, controller.sparsity, controller.whole_axis.samples
+    if weights is None or (sparsity is not None and sparsity.target):
+        return []
+    mean = weights.average
+    return [
+        f"a token uses {mean:.4g} of the blocks' weights on average: a compute of {mean * total:,.0f} evaluations with "
+        f"all {weights.experts} experts"
+    ]
+
+
+def _pruning(controller: Controller) -> list[str]:
+    """Return when the model is pruned, and what the run costs; nothing if it stays dense."""
+    sparsity, total = controller.sparsity, controller.whole_axis.samples
+    if sparsity is None or not sparsity.target:
+        return []
+    first, last = pruned_samples(sparsity.target, sparsity.start, sparsity.end)
+    mean = sparsity.average_density
+    return [
+        f"pruned to a density of {1 - sparsity.target:.4g} from sample {first * total:,.0f} to {last * total:,.0f}, in "
+        f"{sparsity.prunings:,} steps at most; {mean:.4g} on average: a compute of {mean * total:,.0f} evaluations of "
+        "the dense model"
+    ]
