@@ -29,11 +29,11 @@ from distgrow.core.errors import ConfigError
 LEGEND = (
     "A front is the lower left hull of (log₂ steps, loss). *loss above*: of a front's loss over that of tuned decay "
     "at equal steps, the mean over log steps and the most. *steps ÷*: steps over those of tuned decay to the same "
-    "loss, at the front's fewest steps, at the loss half-way between what both have, and at its least loss; *≤*: "
-    "tuned decay's largest batch is better already, so its grid ends. In brackets: 90 % of the bootstrap over "
-    "seeds, all of whose draws are made, each with its own fronts through the same points. The most of several "
-    "values rises with their noise, so that its interval can lie above it. η is a power of two; *≤* or *≥* marks "
-    "one at the end of its grid."
+    "loss, at the front's fewest steps, at the loss half-way between what both have, and at its least loss; *≥*: "
+    "tuned decay's largest batch ends lower already, so one beyond its grid may need fewer steps. In brackets: 90 % "
+    "of the bootstrap over seeds, all of whose draws are made, each with its own fronts through the same points. "
+    "The most of several values rises with their noise, so that its interval can lie above it. η is a power of two; "
+    "*≤* or *≥* marks one at the end of its grid."
 )
 
 

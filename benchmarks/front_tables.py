@@ -76,7 +76,7 @@ def _compared(line: Front, base: Front, lowest: float) -> list[str]:
     fewest: Seeded = lambda sample: end_ratio(line.line(sample), base.line(sample))  # noqa: E731
     least: Seeded = lambda sample: steps_ratio(line.line(sample), base.line(sample), line.line(sample)[-1][1])  # noqa: E731
     own, other = line.line(), base.line()
-    edge = "≤ " if own[0][1] > other[0][1] else ""
+    edge = "≥ " if own[0][1] > other[0][1] else ""
     below = "lower than any" if own[-1][1] < other[-1][1] else times(least, line.seeds)
     first = times(fewest, line.seeds)
     excess = [] if math.isnan(lowest) else [times(over, line.seeds)]
