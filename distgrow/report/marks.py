@@ -27,7 +27,8 @@ class Mark:
 
     kind: type[Event]
     label: str
-    marker: str
+    marker: str  #: in a figure
+    sign: str  #: the same as a character
     across: Literal["", ":", "--"] = ""  #: the line's dashes
 
     @property
@@ -37,12 +38,12 @@ class Mark:
 
 
 MARKS = (
-    Mark(kind=Stage, label="new stage", marker="|"),
-    Mark(kind=BranchTest, label="branches compared", marker="^"),
-    Mark(kind=Resize, label="workers change", marker="D", across="--"),
-    Mark(kind=Resume, label="resumed", marker="o", across=":"),
-    Mark(kind=Skip, label="update skipped", marker="X"),
-    Mark(kind=OutOfMemory, label="out of memory", marker="s"),
+    Mark(kind=Stage, label="new stage", marker="|", sign="|"),
+    Mark(kind=BranchTest, label="branches compared", marker="^", sign="▲"),
+    Mark(kind=Resize, label="workers change", marker="D", sign="◆", across="--"),
+    Mark(kind=Resume, label="resumed", marker="o", sign="●", across=":"),
+    Mark(kind=Skip, label="update skipped", marker="X", sign="✖"),
+    Mark(kind=OutOfMemory, label="out of memory", marker="s", sign="■"),
 )
 
 

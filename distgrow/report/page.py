@@ -21,7 +21,8 @@ from distgrow.report.runs import Record, metrics
 from distgrow.report.sections import section, state
 
 _DASHES = {"-": "none", "--": "7 3", "-.": "7 3 2 3"}
-_SIGNS = {"|": "|", "D": "◆", "o": "●", "X": "✖", "s": "■", "P": "✚"}
+#: Characters for the markers of estimates.
+_SIGNS = {"P": "✚"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,7 +137,7 @@ def _legend(records: Sequence[Record]) -> dict[str, Any]:
         for name, shape in looks
     ]
     marks = [
-        {"name": mark.label, "sign": _SIGNS[mark.marker]}
+        {"name": mark.label, "sign": mark.sign}
         for mark in MARKS
         if any(happened(record, mark.kind) for record in records)
     ]

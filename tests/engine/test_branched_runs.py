@@ -34,6 +34,7 @@ from distgrow.growth.learned import Learned
 from distgrow.growth.steps import Steps
 from distgrow.optim.adamw import AdamW
 from distgrow.optim.sgd import SGD
+from distgrow.report.write import write
 from distgrow.training.fit import fit
 from distgrow.training.spec import RunSpec
 from distgrow.training.trainer import Result
@@ -210,6 +211,12 @@ FAULTS = {
     "as the winner is told": ("step", 48),
     "after tests": ("step", 130),
 }
+
+
+def test_the_report_shows_where_branches_were_compared(wholes: dict[str, Trained], tmp_path: Path) -> None:
+    folders = [str(run.result.dir) for run in wholes.values()]
+    write(folders, str(tmp_path))
+    assert "branches compared" in (tmp_path / "report.html").read_text()
 
 
 @pytest.fixture(scope="module")
