@@ -70,18 +70,20 @@ def diverged(runs: Sequence[Outcome]) -> list[Outcome]:
     return [run for run in runs if not run.metrics and not run.refused]
 
 
-def publish(task: FrontTask, words: str, points: list[Point], reports: list[Report], readme: Path) -> None:
-    """Put a task's tables into a Markdown file, its plot beside that."""
-    file = readme.parent / "plots" / f"front-{task.name}.png"
+def publish(task: FrontTask, words: str, points: list[Point], reports: list[Report], readme: Path, kind: str) -> None:
+    """Put a task's tables into a Markdown file, its plot beside that; `kind` ends the section's name."""
+    name = f"front-{task.name}{f'-{kind}' if kind else ''}"
+    title = task.title + (f" ({kind})" if kind else "")
+    file = readme.parent / "plots" / f"{name}.png"
     plot(task, points, file)
-    images = [(f"{task.title}: loss against serial steps", str(file.relative_to(readme.parent)))]
-    write(readme, f"front-{task.name}", section(task.title, words, reports, images))
+    images = [(f"{title}: loss against serial steps", str(file.relative_to(readme.parent)))]
+    write(readme, name, section(title, words, reports, images))
 
 
 def command(task: FrontTask, options: argparse.Namespace) -> str:
     """Return what runs a task again as it was asked for."""
     flags = "".join(f" --{name}" for name in ("quick", "gpu") if getattr(options, name))
-    for name in ("budget", "shape", "seeds", "batches", "schedules"):
+    for name in ("budget", "shape", "seeds", "batches", "schedules", "kind"):
         given = getattr(options, name)
         if given:
             flags += f" --{name} {' '.join(map(str, given)) if isinstance(given, list) else given}"
@@ -133,6 +135,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--readme", nargs="?", type=Path, const=README, help="put tables into this file; default: README.md"
     )
+    made.add_argument("--kind", default="", help="with --readme: a word that the section's name and title end with")
     return made
 
 
@@ -150,7 +153,7 @@ def main() -> None:
             tell(f"{task.name}: {search.runs.made} runs made, {len(search.runs.used) - search.runs.made} found")
             show(reports, markdown=True)
             if options.readme:
-                publish(task, lead(task, search, command(task, options)), points, reports, options.readme)
+                publish(task, lead(task, search, command(task, options)), points, reports, options.readme, options.kind)
     except ConfigError as error:
         parser().error(str(error))
 
