@@ -109,25 +109,15 @@ def plan(
 ) -> None:
     """Show every stage before anything runs; exit code 2 if the plan cannot be carried out."""
     from distgrow.planning.cost import pace_and_scale
+    from distgrow.planning.remarks import groups
     from distgrow.planning.table import show
 
     run = _load(config, overrides)
     possible = show(run, world, rows, *pace_and_scale(run, like))
-    if run.optimizer.groups or run.optimizer.no_decay or run.optimizer.always_shown:
-        _show_groups(run)
+    for line in groups(run):
+        typer.echo(line)
     if not possible:
         raise typer.Exit(2)
-
-
-def _show_groups(run: Run) -> None:
-    """Print the groups of parameters, if the optimizer has any. ConfigError if it cannot train the model."""
-    from distgrow.engine.objective import WeightedLoss
-
-    task = run.task.build(run.model)
-    named = WeightedLoss(task.model, task.loss).named()
-    run.optimizer.check_own(named, task.model, None if run.lr.base == "auto" else run.lr.base)
-    for line in run.optimizer.shown(named, task.model):
-        typer.echo(line)
 
 
 @app.command()
@@ -164,11 +154,16 @@ def range_test(
     overrides: Overrides = None,
     updates: Annotated[int, typer.Option(help="Updates of each run.")] = 200,
     out: Annotated[str | None, typer.Option(help="Folder for the results; default: where run.dir lies.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Propose a schedule for so many workers.", min=1)] = None,
+    micro: Annotated[int | None, typer.Option(help="Rows that each of them computes at once.", min=1)] = None,
+    steps: Annotated[int | None, typer.Option(help="Propose a schedule of so many updates.", min=1)] = None,
+    save: Annotated[str | None, typer.Option(help="A file for the keys of the proposal, YAML.")] = None,
 ) -> None:
-    """Find the largest stable learning rate at b₀ by short runs at lr.base times powers of 2; propose one."""
+    """Find the largest stable learning rate at b₀ by short runs at lr.base times powers of 2; propose a schedule."""
+    from distgrow.critical_batch.proposal import Wish
     from distgrow.critical_batch.range_test import range_test as test
 
-    _everywhere(test, _load(config, overrides), updates, out)
+    _everywhere(test, _load(config, overrides), updates, out, Wish.of(workers, micro, steps), save)
 
 
 @app.command("fit-batch")

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from distgrow.config.run import Run
 from distgrow.core.errors import ConfigError
 from distgrow.core.progress import finite
 from distgrow.core.rate_test import LEAST_UPDATES, UPDATES
+from distgrow.critical_batch.proposal import Proposal, Rates, Wish, probed_batch, propose
 from distgrow.data.seeding import seed_generators
 from distgrow.distributed.world import joined
 from distgrow.engine.asynchronous.spec import Async
@@ -25,13 +27,21 @@ from distgrow.training.first_rate import first_rate
 from distgrow.training.rate_test import RateResult, RateResults, find_rates
 
 
-def range_test(run: Run, updates: int = UPDATES, out: str | None = None) -> None:
+def range_test(
+    run: Run,
+    updates: int = UPDATES,
+    out: str | None = None,
+    wish: Wish | None = None,
+    save: str | None = None,
+) -> None:
     """Try learning rates; print a table and a proposal, write JSON and a figure. Collective: every rank must call.
 
     Args:
         run: The config. Of its growth only b₀ is used, of its learning rate lr.base, or lr.test.start if that is auto.
         updates: Updates of each run, at constant b₀ and η.
         out: Folder for the results. None: the one in which run.dir lies.
+        wish: What a schedule is proposed for. None: none is.
+        save: A file for its keys, as YAML.
 
     Raises:
         ConfigError: Such runs cannot be made.
@@ -40,6 +50,10 @@ def range_test(run: Run, updates: int = UPDATES, out: str | None = None) -> None
         raise ConfigError("range-test: with engine.kind=async delays differ from run to run; give engine.kind=torch")
     if updates < LEAST_UPDATES:
         raise ConfigError(f"--updates={updates}: too few to tell whether a run diverges; give at least {LEAST_UPDATES}")
+    if wish is not None:
+        wish.check(run)
+    elif save is not None:
+        raise ConfigError(f"--save={save}: there is nothing to save; give --workers or --steps too")
     folder = Path(out) if out is not None else Path(run.run.dir).absolute().parent
     with joined(run.engine.device, run.launch.timeout_s, alone=run.engine.needs_group) as world:
         console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, quiet=world.rank > 0)
@@ -49,14 +63,36 @@ def range_test(run: Run, updates: int = UPDATES, out: str | None = None) -> None
         tell = partial(_tell, console)
         results = find_rates(settings, first_rate(run), updates, task, RunFolder(folder), world, tell)
         if world.rank == 0:
-            _report(results, run, updates, folder)
+            proposal = None if wish is None else proposed(run, wish, results)
+            _report(results, run, updates, folder, {} if proposal is None or wish is None else proposal.config(wish))
+            if proposal is not None and wish is not None:
+                show(proposal, wish, save)
+
+
+def proposed(run: Run, wish: Wish, results: RateResults) -> Proposal | None:
+    """Return what is proposed; None if no rate is stable."""
+    if results.proposed is None or results.largest is None:
+        return None
+    rates = Rates(batch=run.growth.start, proposed=results.proposed, largest=results.largest)
+    return propose(run, wish, rates, probed_batch(Path(run.run.dir)))
+
+
+def show(proposal: Proposal, wish: Wish, save: str | None) -> None:
+    """Print a proposal and its keys, and save them."""
+    console = Console(highlight=False, soft_wrap=True, markup=False)
+    console.print(proposal.line())
+    console.print(proposal.text(wish), end="")
+    if save is not None:
+        with storing(Path(save).parent):
+            Path(save).write_text(proposal.text(wish), encoding="utf-8")
+        console.print(f"wrote {save}")
 
 
 def _tell(console: Console, result: RateResult) -> None:
     console.print(result.line())
 
 
-def _report(results: RateResults, run: Run, updates: int, folder: Path) -> None:
+def _report(results: RateResults, run: Run, updates: int, folder: Path, proposal: Mapping[str, Any]) -> None:
     """Print the table and what follows from it; write JSON and the figure."""
     console = Console(highlight=False, soft_wrap=True)
     table = Table(box=None, header_style="bold", pad_edge=False)
@@ -74,8 +110,9 @@ def _report(results: RateResults, run: Run, updates: int, folder: Path) -> None:
         "updates": updates,
         "first_loss": finite(results.first.loss),
         "largest_stable_lr": results.largest,
-        "proposed_lr": results.best,
+        "proposed_lr": results.proposed,
         "evaluations": results.evaluations,
+        **({"proposal": proposal} if proposal else {}),
         "runs": [{key: finite(value) for key, value in asdict(result).items()} for result in results.tried],
     }
     with storing(folder):
@@ -86,13 +123,13 @@ def _report(results: RateResults, run: Run, updates: int, folder: Path) -> None:
 
 def sentences(results: RateResults, start: int) -> list[str]:
     """Return what the runs show of the learning rate at b₀ = `start`."""
-    largest, best, tried = results.largest, results.best, results.tried
-    if largest is None or best is None:
+    largest, proposed, tried = results.largest, results.proposed, results.tried
+    if largest is None or proposed is None:
         return [f"no learning rate down to {min(result.lr for result in tried):.4g} is stable: check loss and data"]
     edge = "" if any(result.lr > largest for result in tried) else ", the largest that was tried: the edge is above it"
     lines = [f"largest stable lr at batch {start}: {largest:.4g}{edge}"]
-    near = "; it is the largest stable one, so half of it is safer in a long run" if best == largest else ""
-    return [*lines, f"proposed: lr.base={best:.4g}, of the least training loss{near}"]
+    why = "half of it, as a long run may pass the edge" if proposed == largest / 2 else "of the least training loss"
+    return [*lines, f"proposed: lr.base={proposed:.4g}, {why}"]
 
 
 def figure(results: RateResults, title: str) -> Figure:

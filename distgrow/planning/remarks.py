@@ -106,3 +106,19 @@ def _pruning(controller: Controller) -> list[str]:
         f"{sparsity.prunings:,} steps at most; {mean:.4g} on average: a compute of {mean * total:,.0f} evaluations of "
         "the dense model"
     ]
+
+
+def groups(run: Run) -> list[str]:
+    """Return a line for each group of parameters, if the optimizer has any.
+
+    Raises:
+        ConfigError: It cannot train the model.
+    """
+    if not (run.optimizer.groups or run.optimizer.no_decay or run.optimizer.always_shown):
+        return []
+    from distgrow.engine.objective import WeightedLoss
+
+    task = run.task.build(run.model)
+    named = WeightedLoss(task.model, task.loss).named()
+    run.optimizer.check_own(named, task.model, None if run.lr.base == "auto" else run.lr.base)
+    return run.optimizer.shown(named, task.model)

@@ -58,7 +58,7 @@ class RateChooser:
             log = _Log(folder) if world.rank == 0 else None
             tell = log.tried if log else _nothing
             results = find_rates(settings, first, updates, self.task, folder, world, tell, self.stop)
-            if (chosen := results.best) is None:
+            if (chosen := results.proposed) is None:
                 raise ConfigError(unstable(results, settings.growth.start))
             if log:
                 log.chosen(results, chosen, updates, settings.growth.start)
@@ -122,9 +122,7 @@ class _Log:
                 seconds=results.seconds,
             )
         )
-        self._console.print(
-            f"lr.base={base:.4g}, of the least training loss; the largest stable one of those tried is {largest:.4g}"
-        )
+        self._console.print(f"lr.base={base:.4g}, where the largest stable rate of those tried is {largest:.4g}")
 
     def _place(self) -> Any:
         return {"step": 0, "samples": 0, "sfo": self._sfo, "time_s": self._time_s}

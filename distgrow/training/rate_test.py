@@ -68,9 +68,13 @@ class RateResults:
         return max((result.lr for result in self.kept), default=None)
 
     @property
-    def best(self) -> float | None:
-        """Return the learning rate of the least loss among stable ones; None: there is none."""
-        return min(self.kept, key=lambda result: result.loss).lr if self.kept else None
+    def proposed(self) -> float | None:
+        """Return the learning rate of the least loss, but at most half of the largest stable one; None: none is stable.
+
+        Short runs prefer rates so near to the edge that a long run is likely to pass it.
+        """
+        largest = self.largest
+        return None if largest is None else min(largest / 2, min(self.kept, key=lambda result: result.loss).lr)
 
     @property
     def evaluations(self) -> int:

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,6 +13,7 @@ from distgrow.config.load import parse
 from distgrow.config.run import Run
 from distgrow.core.errors import ConfigError
 from distgrow.core.rate_test import MOST_POWER as MOST
+from distgrow.critical_batch.proposal import Wish
 from distgrow.critical_batch.range_test import range_test, sentences
 from distgrow.training.rate_test import RateResult, RateResults, next_power
 
@@ -92,6 +94,16 @@ def test_from_above_it_goes_down_to_the_limit(run: Run, tmp_path: Path) -> None:
     assert len(found["runs"]) == 4
 
 
+def test_a_proposal_is_written_and_saved_and_can_be_trained(run: Run, tmp_path: Path) -> None:
+    """The best rate is 0.2 at b₀ = 8 and the largest 0.4, so b₀ may be 16: 130 of 4,000/8 updates are its fewest."""
+    range_test(run, 20, None, Wish(steps=140), str(tmp_path / "found.yaml"))
+    saved = yaml.safe_load((tmp_path / "found.yaml").read_text())
+    assert json.loads((tmp_path / "runs/range-test-one.json").read_text())["proposal"] == saved
+    assert saved["growth"]["start"] <= 16
+    assert saved["lr"]["base"] == pytest.approx(0.2 * saved["growth"]["start"] / 8)
+    assert parse({**run.model_dump(mode="json"), **saved}).fit().progress.step == pytest.approx(140, rel=0.02)
+
+
 def test_no_run_is_left_behind(run: Run, tmp_path: Path) -> None:
     range_test(run, updates=20)
     assert {path.name for path in (tmp_path / "runs").iterdir()} == {"range-test-one.json", "range-test-one.png"}
@@ -116,17 +128,17 @@ def test_what_cannot_be_tried_is_refused(run: Run, changed: dict[str, object], u
 def test_a_run_that_ends_above_the_loss_of_the_first_weights_is_unstable() -> None:
     found = results(1.0, 5.0, math.inf)
     assert [found.stable(each) for each in found.tried] == [True, False, False]
-    assert (found.largest, found.best) == (0.1, 0.1)
+    assert (found.largest, found.proposed) == (0.1, 0.05)
 
 
-def test_the_best_is_that_of_the_least_loss_among_the_stable() -> None:
-    found = results(1.0, 0.5, 0.7, 3.0)
-    assert (found.largest, found.best) == (0.4, 0.2)
-    assert (results(3.0).largest, results(3.0).best) == (None, None)
+def test_the_least_loss_decides_but_never_more_than_half_of_the_largest_stable_rate() -> None:
+    found = results(0.5, 0.9, 0.7, 3.0)
+    assert (found.largest, found.proposed) == (0.4, 0.1)
+    assert (results(3.0).largest, results(3.0).proposed) == (None, None)
 
 
 def test_an_edge_that_was_not_found_is_told() -> None:
     assert "the edge is above it" in sentences(results(1.0, 0.5), 8)[0]
     assert "the edge" not in sentences(results(1.0, 3.0), 8)[0]
-    assert "half of it is safer" in sentences(results(1.0, 3.0), 8)[1]
+    assert "half of it" in sentences(results(1.0, 0.5, 3.0), 8)[1]
     assert "no learning rate down to 0.1 is stable" in sentences(results(3.0), 8)[0]
