@@ -58,8 +58,8 @@ def lead(task: FrontTask, search: Search, command: str) -> str:
     average = "the average is an EMA over 5 % of the budget"
     return (
         f"`{command}` · {machines} · {made}\n\n{task.about}. The loss is {task.loss}. {len(runs):,} runs of "
-        f"{task.samples:,} gradient evaluations ({task.samples / task.epoch:.3g} epochs), {spent:,} in all, "
-        f"{hours:.1f} h; {len(diverged(runs))} diverged; {task.seeds} seeds; growth has a cap of 16·b₀, at most "
+        f"{task.samples:,} gradient evaluations (epochs: {task.samples / task.epoch:.3g}), {spent:,} in all, "
+        f"{hours:.1f} h; {len(diverged(runs))} diverged; seeds: {task.seeds}; growth has a cap of 16·b₀, at most "
         f"{task.cap:,}; {average}."
         f"\n\n{LEGEND}"
     )

@@ -30,10 +30,11 @@ def fronts_table(task: FrontTask, points: Sequence[Point]) -> Report:
             steps, loss = point.place()
             ends = "" if point.batch not in grid_ends(task, family) else " (the grid's end)"
             losses = sorted(point.losses.values())
+            spread = f" ({losses[0]:.4f} … {losses[-1]:.4f})" if len(losses) > 1 else ""
             over = [] if math.isnan(lowest) else [f"{loss - lowest:.4f}"]
             rows.append(
                 [
-                    family.name, f"{steps:,.0f}", f"{loss:.4f} ({losses[0]:.4f} … {losses[-1]:.4f})", *over,
+                    family.name, f"{steps:,.0f}", f"{loss:.4f}{spread}", *over,
                     f"`{point.schedule}`", f"{point.batch}{ends}", rate(point),
                 ]
             )  # fmt: skip
