@@ -94,6 +94,7 @@ SUITE = (
         images=(("What is left of the variance, by active experts and rules", "plots/experts.png"),),
     ),
     Benchmark(name="arbiter", script="benchmarks/arbiter.py"),
+    Benchmark(name="certified", script="benchmarks/certified.py"),
     Benchmark(
         name="staleness",
         script="benchmarks/staleness.py",
