@@ -163,7 +163,7 @@ def report(rows: Sequence[Ended], setting: str) -> Report:
     return Report(
         title=f"{setting}: expected loss after the same evaluations, mean over {len(small)} seeds",
         columns=[
-            "schedule", "updates", "fewer", "applied", "probe", "last batches", "loss", f"less constant {SMALL}'s (seeds)",
+            "schedule", "updates", "fewer", "applied", "probe", "last batches", "loss", f"less that of {SMALL} (seeds)",
         ],
         rows=lines,
     )  # fmt: skip

@@ -143,9 +143,13 @@ class Branching(Adaptive):
         for stage in range(1, int(self.last_stage) + 1):
             below = range(max(0, stage - self.ahead), stage)
             spent.append(min(spent[m] + self.test_cost(m) for m in below))
-            after = min(begins[m] + (self.branch_samples(m - 1) if m else 0) for m in below)
+            after = min(begins[m] + self._least_branch(m) for m in below)
             begins.append(max(begins[-1], after, math.ceil(spent[-1] / self.cost)))
         return Listed(axis="samples", ends=tuple(begins[1:]))
+
+    def _least_branch(self, stage: int) -> int:
+        """Return the samples of the shortest branch that can have brought the run to `stage`; 0 for the first."""
+        return min((self.branch_samples(m) for m in range(max(0, stage - self.ahead), stage)), default=0)
 
     def window_samples(self, stage: int) -> int:
         """Return the samples of a window of a test at `stage`, a multiple of every batch that is tried."""

@@ -13,6 +13,7 @@ from distgrow.report.marks import MARKS
 from distgrow.report.planned import Planned, comparison, prospects
 from distgrow.report.runs import Record
 from distgrow.tracking.base_event import PARTS, Event
+from distgrow.tracking.branch_events import BranchTest
 from distgrow.tracking.events import OutOfMemory, ParameterNoise, Resize, Resume, Skip, Stage
 from distgrow.tracking.pace import SmoothedRate, duration, standing
 
@@ -232,6 +233,8 @@ def _detail(event: Event) -> str:
             return f"from {name}"
         case Resize(old=old, new=int(new)):
             return f"{'?' if old is None else old} → {new} workers"
+        case BranchTest():
+            return _verdict(event)
         case Skip(late=True, delay=delay):
             return f"gradient dropped, {delay} updates late"
         case Skip(batch=batch, empty=empty):
@@ -240,6 +243,15 @@ def _detail(event: Event) -> str:
             return f"micro-batches of {micro:,} rows"
         case _:
             return ""
+
+
+def _verdict(test: BranchTest) -> str:
+    """Return which batch has gone on, and the differences of the others' losses to the first's."""
+    pairs = list(zip(test.batches, test.differences, test.errors, strict=False))[1:]
+    told = [
+        f"{batch:,}: {gap:+.4g} ± {error:.2g}" for batch, gap, error in pairs if gap is not None and error is not None
+    ]
+    return f"{test.batch:,} of {' and '.join(f'{batch:,}' for batch in test.batches)} goes on ({', '.join(told)})"
 
 
 def shorten(rows: list[list[str]], most: int) -> list[list[str]]:

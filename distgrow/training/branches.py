@@ -218,7 +218,7 @@ def _told(
         before, after = charge(made.before, spent), charge(made.after, spent)
         run.announce(before, made.plan)
         run.tell(before, after, made.plan, made.outcome, made.seconds)
-    end = charge(trails[winner].end, spent)
+    end = replace(charge(trails[winner].end, spent), micro_limit=trails[-1].end.micro_limit)
     return end.with_policy(growth.after_test(start, end))
 
 

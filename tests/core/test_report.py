@@ -279,6 +279,21 @@ def test_every_interruption_is_listed_in_the_order_of_the_run(tmp_path: Path) ->
     ]
 
 
+def test_tests_by_branches_are_listed_with_what_they_found_and_have_a_sign(tmp_path: Path) -> None:
+    script = Script().stage(0, 8, 8).updates(1.0)
+    limits = {"window": 16, "losses": [[1.0], [0.9]], "differences": [0.0, -0.125], "errors": [0.0, 0.05]}
+    script.event(
+        "branches", goes_by="training", batches=[8, 16], lrs=[0.1, 0.2], winner=1, batch=16, evaluations=16, **limits
+    )
+    script.stage(1, 16, 8).updates(1.0).end()
+    row = ["branches compared", "1", "8", "0.5", "16 of 8 and 16 goes on (16: -0.125 ± 0.05)"]
+    assert shown(script, tmp_path / "run", "Events") == [row]
+    write([str(tmp_path / "run")], str(tmp_path / "out"))
+    source = (tmp_path / "out/report.html").read_text()
+    assert "branches compared" in source
+    assert "▲" in source or "\\u25b2" in source
+
+
 def test_the_plan_stands_beside_what_the_run_came_to(tmp_path: Path) -> None:
     script = short().event("probe", norm=0.2, sfo=64 + 100, sfo_probe=100).end()
     target = Target(epsilon=0.25, sfo=(40,), best_batch=4.0, best_sfo=32.0)

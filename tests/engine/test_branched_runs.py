@@ -41,6 +41,7 @@ from distgrow.training.trainer import Result
 
 SAMPLES = 4_000
 CERTIFIED = Certified(start=8, cap=64, windows=8, tolerance=0.05, cost=0.4)
+NEVER = Certified(start=8, cap=64, windows=8, cost=0.4, tolerance=0, confidence=1e9)
 LEARNED = Learned(start=8, cap=64, windows=8, tolerance=0.002, cost=0.4)
 BOTH = Certified(start=8, cap=64, windows=8, rates="both", tolerance=0.02, cost=0.4)
 
@@ -281,7 +282,7 @@ def test_a_request_to_stop_within_a_test_discards_it_and_the_resumed_run_is_the_
 def test_limits_that_nothing_or_everything_passes_hold_the_batch_or_always_grow_it(
     tmp_path: Path,
 ) -> None:
-    never = trained(Certified(start=8, cap=64, windows=8, cost=0.4, tolerance=0, confidence=1e9), tmp_path / "never")
+    never = trained(NEVER, tmp_path / "never")
     constant = trained(Constant(start=8), tmp_path / "constant")
     assert torch.equal(never.parameters, constant.parameters)
     assert never.result.progress.ledger.probe > 0
@@ -312,3 +313,34 @@ def test_a_stream_cannot_go_back_and_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(ConfigError, match="give a map-style data set"):
         trained(CERTIFIED, tmp_path / "run", train=Endless())
+
+
+@pytest.mark.parametrize("growth", [CERTIFIED, NEVER], ids=["grows", "stays"])
+def test_memory_that_does_not_hold_a_branch_is_told_once_and_the_run_goes_on_in_smaller_micro_batches(
+    growth: Branching, tmp_path: Path
+) -> None:
+    def narrow(model: nn.Module, batch: Any) -> Tensor:
+        if len(batch[0]) > 8 and model.training and torch.is_grad_enabled():
+            raise torch.OutOfMemoryError("CUDA out of memory (injected)")
+        return cross_entropy(model, batch)
+
+    run = trained(growth, tmp_path / "run", loss=narrow)
+    small = trained(growth, tmp_path / "small", engine=Torch(max_micro=8))
+    assert torch.equal(run.parameters, small.parameters)
+    assert len(run.of("oom")) == 1
+    assert run.result.progress.ledger == replace(small.result.progress.ledger, discarded=16)
+    assert run.result.progress.micro_limit == 8
+
+
+def test_a_branch_that_is_not_finite_does_not_go_on_and_its_evaluations_are_charged(tmp_path: Path) -> None:
+    def broken(model: nn.Module, batch: Any) -> Tensor:
+        return cross_entropy(model, batch) * (math.nan if len(batch[0]) > 8 and torch.is_grad_enabled() else 1)
+
+    run = trained(CERTIFIED, tmp_path / "run", loss=broken)
+    constant = trained(Constant(start=8), tmp_path / "constant")
+    assert torch.equal(run.parameters, constant.parameters)
+    assert {test["winner"] for test in run.of("branches")} == {0}
+    assert all(test["losses"][1] == [None] * 8 for test in run.of("branches"))
+    ledger = run.result.progress.ledger
+    assert (ledger.applied, ledger.skipped) == (SAMPLES, 0)
+    assert ledger.probe == sum(8 * test["window"] for test in run.of("branches")) > 0
