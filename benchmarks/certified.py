@@ -106,7 +106,7 @@ def trained(setting: Setting, name: str, growth: GrowthPolicy, samples: int, see
     train = Relabelled(images.inputs, images.labels)
     lr = setting.lr
     if isinstance(growth, Constant):
-        assert lr.rule is not None
+        assert lr.rule is not None and lr.base != "auto"
         lr = lr.model_copy(update={"base": lr.base * lr.rule.factor_for(growth.start / SMALL)})
     result = fit(
         model, cross_entropy, train, growth=growth, lr=lr, optimizer=setting.optimizer,
