@@ -31,47 +31,61 @@ MOST = 150
 class Beliefs:
     """Hold what is taken for likely before the fit: the mean and the standard deviation of each number's transform.
 
-    They are log L∞; log of the fall still to come at the run's end, A·T^−s; log s; log of the settled noise at the
-    run's largest η and first batch; logit(k − 1); log(u/η − 1), η the largest.
+    They are log L∞; log of the fall still to come at the end, A·T^−s; log s; log of the settled noise at the largest η
+    and first batch; logit(k − 1); log(u/η − 1), η the largest; and, if steps are normalised, log B.
     """
 
     means: Array
     errors: Array
-    time: float  #: T at the run's end
+    courses: Sequence[Course]  #: of the runs
+    begins: Sequence[int]  #: the part of each course in which the first loss was seen
     lr: float  #: the largest
     batch: float  #: the first
 
     def law(self, numbers: Array) -> Law:
         """Return the law of transformed numbers."""
-        floor, fall, power, settled, decay, unit = numbers
+        floor, fall, power, settled, decay, unit = numbers[:6]
+        balance = math.exp(numbers[6]) if len(numbers) > 6 else 0.0
+        times = [course.normalised(balance).times for course in self.courses]
+        end = max(float(own[-1]) for own in times)
+        first = min(float(own[begin]) for own, begin in zip(times, self.begins, strict=True))
         power, unit = math.exp(power), self.lr * (1 + math.exp(unit))
         slow = 1 / (1 + math.exp(-decay))  # k − 1
+        loss = 1.0 if balance else math.exp(floor) + math.exp(fall)
         return Law(
             floor=math.exp(floor),
-            scale=math.exp(fall) * self.time**power,
+            scale=math.exp(fall) * end**power,
             power=power,
-            noise=math.exp(settled) * self.batch / self.lr * slow / unit,
+            noise=math.exp(settled) / loss * self.batch / self.lr * slow / unit,
             decay=1 + slow,
             unit=unit,
+            falling=None if balance else first,
+            balance=balance,
         )
 
 
-def beliefs(seen: Observed, momentum: float | None) -> Beliefs:
-    """Return what is likely of a run.
+def beliefs(seen: Sequence[Observed], momentum: float | None) -> Beliefs:
+    """Return what is likely of runs.
 
     Args:
-        seen: What it shows. tr Σ tells how much noise keeps up, if the optimizer is SGD.
-        momentum: Of SGD, whose steps are 1/(1 − momentum) as long. None: another optimizer.
+        seen: What they show. tr Σ tells how much noise keeps up, if the optimizer is SGD.
+        momentum: Of SGD, whose steps are 1/(1 − momentum) as long. None: an optimizer that normalises its steps.
     """
-    lr, batch, least = float(seen.course.rates.max()), float(seen.course.batches[0]), float(seen.losses.min())
+    lr, batch = max(float(run.course.rates.max()) for run in seen), float(seen[0].course.batches[0])
+    least = min(float(run.losses.min()) for run in seen)
     settled, error = 0.1 * least, 1.5
-    if seen.variance is not None and momentum is not None:
-        settled, error = removable_loss(lr / (1 - momentum), seen.variance, batch), 0.5
-    means = [math.log(0.5 * least), math.log(0.3 * least), math.log(0.6), math.log(settled), 0.0, math.log(10)]
+    variances = [run.variance for run in seen if run.variance is not None]
+    if variances and momentum is not None:
+        settled, error = removable_loss(lr / (1 - momentum), float(np.median(variances)), batch), 0.5
+    means = [math.log(0.2 * least), math.log(0.3 * least), math.log(0.6), math.log(settled), 0.0, math.log(10)]
+    errors = [1.5, 1.5, 0.6, error, 1.0, 1.0]
+    if momentum is None:
+        means, errors = [*means, math.log(4 * batch)], [*errors, 1.5]
     return Beliefs(
         means=np.array(means),
-        errors=np.array([1.0, 1.5, 0.6, error, 1.0, 1.0]),
-        time=float(seen.course.times[-1]),
+        errors=np.array(errors),
+        courses=[run.course for run in seen],
+        begins=[int(np.argmax(run.over.any(axis=0))) for run in seen],
         lr=lr,
         batch=batch,
     )
@@ -79,55 +93,73 @@ def beliefs(seen: Observed, momentum: float | None) -> Beliefs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fit:
-    """Hold the law that fits a run, and how sure that is."""
+    """Hold the law that fits runs, and how sure that is."""
 
     law: Law
-    end: float  #: the law's loss where the run stands
-    error: float  #: root mean square of the residuals over the last half of the losses, without their own errors
+    error: float  #: root mean square of the residuals over the last halves of the runs, without the losses' own errors
     draws: Sequence[Law]  #: laws that fit about as well
-    ends: Array  #: their losses where the run stands
+    ends: Array  #: (runs,): the law's losses where the runs stand
+    drawn: Array  #: (draws, runs): the same of the draws
+
+    @property
+    def end(self) -> float:
+        """Return the law's loss where the first run stands."""
+        return float(self.ends[0])
 
     def predict(self, course: Course) -> tuple[float, float, float]:
         """Return the loss at a course's end, and the ends of its interval of 90 %.
 
-        The interval is that of the change against the recorded end, which has been seen. It does not go below 0 if the
-        losses do not.
+        The interval is that of the change against the nearest of the recorded ends, which have been seen. It does not
+        go below 0 if the losses do not.
         """
         loss = float(self.law.loss(course)[0])
-        drawn = self.end + np.array([law.loss(course)[0] for law in self.draws]) - self.ends
-        error = math.hypot(self.error, CHANGE * (loss - self.end))
+        near = int(np.argmin(np.abs(self.ends - loss)))
+        drawn = self.ends[near] + np.array([law.loss(course)[0] for law in self.draws]) - self.drawn[:, near]
+        error = math.hypot(self.error, CHANGE * (loss - self.ends[near]))
         low, high = np.quantile(drawn + np.random.default_rng(SEED).normal(0, error, len(drawn)), [0.05, 0.95])
-        return loss, max(float(low), min(0.0, loss, self.end)), float(high)
+        return loss, max(float(low), min(0.0, loss, float(self.ends[near]))), float(high)
 
 
-def fit(seen: Observed, momentum: float | None = 0.0) -> Fit:
-    """Fit the law to a run by least squares from several beginnings; for `momentum` see beliefs."""
+def fit(seen: Sequence[Observed], momentum: float | None = 0.0) -> Fit:
+    """Fit the law to one or more runs by least squares from several beginnings; for `momentum` see beliefs."""
     prior = beliefs(seen, momentum)
-    errors = np.hypot(seen.errors, MISFIT * seen.losses)
+    errors = [np.hypot(run.errors, MISFIT * run.losses) for run in seen]
 
     def residuals(numbers: Array) -> Array:
         law = prior.law(numbers)
-        losses = law.loss(seen.course, seen.ends)
-        return np.concatenate([(losses - seen.losses) / errors, (numbers - prior.means) / prior.errors])
+        left = [(told(law, run) - run.losses) / own for run, own in zip(seen, errors, strict=True)]
+        return np.concatenate([*left, (numbers - prior.means) / prior.errors])
 
-    begins = [prior.means + np.array([0, 0, power, 0, 0, unit]) for power, unit in ((-0.6, 0), (0.6, -1), (0.6, 1))]
+    begins = [prior.means + moved(len(prior.means), *shift) for shift in ((-0.6, 0), (0.6, -1), (0.6, 1))]
     found = min((least_squares(residuals, begin) for begin in begins), key=lambda each: float(np.sum(each[0] ** 2)))
     left, numbers, slopes = found
-    count = len(seen.losses)
+    count = len(left) - len(numbers)
     inflation = max(1.0, float(np.sum(left[:count] ** 2)) / max(1, count - len(numbers)))
     slopes = slopes.copy()
     slopes[:count] /= math.sqrt(inflation)
     covariance = np.linalg.inv(slopes.T @ slopes)
     drawn = np.random.default_rng(SEED).multivariate_normal(numbers, WIDER**2 * covariance, DRAWS, method="eigh")
-    late = (left[:count] * errors)[count // 2 :] ** 2 - seen.errors[count // 2 :] ** 2
     law, draws = prior.law(numbers), [prior.law(each) for each in drawn]
+    late = [((told(law, run) - run.losses) ** 2 - run.errors**2)[run.late] for run in seen]
     return Fit(
         law=law,
-        end=float(law.loss(seen.course)[0]),
-        error=math.sqrt(max(0.0, float(np.mean(late)))),
+        error=math.sqrt(max(0.0, float(np.mean(np.concatenate(late))))),
         draws=draws,
-        ends=np.array([each.loss(seen.course)[0] for each in draws]),
+        ends=np.array([law.loss(run.course)[0] for run in seen]),
+        drawn=np.array([[each.loss(run.course)[0] for run in seen] for each in draws]),
     )
+
+
+def told(law: Law, run: Observed) -> Array:
+    """Return the law's losses in place of a run's."""
+    return run.over @ law.loss(run.course, range(len(run.course.updates)))
+
+
+def moved(count: int, power: float, unit: float) -> Array:
+    """Return how far a beginning of the fit is from the prior means: in log s and in log(u/η − 1)."""
+    shift = np.zeros(count)
+    shift[[2, 5]] = power, unit
+    return shift
 
 
 def least_squares(residuals: Callable[[Array], Array], begin: Array) -> tuple[Array, Array, Array]:
@@ -146,7 +178,7 @@ def least_squares(residuals: Callable[[Array], Array], begin: Array) -> tuple[Ar
             numbers, left, damping = numbers + np.clip(step, -1.0, 1.0), ahead, damping / 5
         else:
             damping *= 5
-        if 0 < gained < 1e-7 * np.sum(left**2) + 1e-10 or damping > 1e10:
+        if 0 < gained < 1e-5 * np.sum(left**2) + 1e-10 or damping > 1e10:
             break
     return left, numbers, _slopes(residuals, numbers, left)
 

@@ -1,5 +1,6 @@
 """What a recorded run shows of its loss: mean losses, when they were seen, and the course of (η, b) up to there."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -16,10 +17,14 @@ from distgrow.tracking.events import Evaluation
 BEGIN = 0.25
 #: Means of the training loss, at most; fewer if they would be of fewer lines each. Evaluations are never merged.
 MEANS, LINES = 48, 4
+#: Evaluations to each side whose scatter is that of one between them.
+BESIDE = 3
 #: Of each mean, and of all of them: what has to be there at least.
 FEWEST_UPDATES, FEWEST_EVALUATIONS = 100, 12
+#: Whole epochs that a mean is made of each, at least; how much may be missing of the last, in epochs.
+FEWEST_EPOCHS, EVEN = 3, 0.01
 #: Parts of the course from one mean to the next.
-PARTS = 6
+PARTS = 3
 #: A run that goes on has to have spent so much of its budget.
 SPENT = 0.5
 
@@ -28,12 +33,17 @@ SPENT = 0.5
 class Observed:
     """Hold the losses of a run in the order of their updates."""
 
-    losses: Array  #: means
-    errors: Array  #: their standard errors; 0 if they are not known
+    losses: Array  #: means of blocks and of whole epochs, or evaluations
+    errors: Array  #: their standard errors
     course: Course
-    ends: Array  #: the part of the course that each loss was seen after
+    over: Array  #: (losses, parts): each loss as a mean of those after the parts of the course
     samples: int  #: of the whole run, as its budget has it
     variance: float | None  #: tr Σ as measured, the median over the second half; None: it was not
+
+    @property
+    def late(self) -> Array:
+        """Return which losses are of the second half of the samples."""
+        return self.over @ self.course.samples > self.course.samples[-1] / 2
 
 
 def observed(record: Record, metric: str | None = None) -> Observed:
@@ -58,11 +68,11 @@ def observed(record: Record, metric: str | None = None) -> Observed:
             f"{record.name} shows {len(lines.step)} updates with a loss, too few for a fit; it needs {FEWEST_UPDATES}: "
             "lower run.log_every, or give a longer run"
         )
-    places, losses, errors = _means(lines) if metric is None else _evaluations(record, metric, lines)
-    course, ends = lines.course(places)
+    spans, losses, errors = _means(lines, record.epoch) if metric is None else _evaluations(record, metric, lines)
+    course, over = lines.course(spans)
     total = record.ledger.applied if record.ended else round(budget)
     return Observed(
-        losses=losses, errors=errors, course=course, ends=ends, samples=total, variance=_variance(record, lines)
+        losses=losses, errors=errors, course=course, over=over, samples=total, variance=_variance(record, lines)
     )
 
 
@@ -76,10 +86,15 @@ class _Lines:
         self.updates = np.maximum(np.diff(self.step, prepend=0.0), 1.0)
         self.batch = np.maximum(np.diff(self.samples, prepend=0.0), 1.0) / self.updates
 
-    def course(self, places: Sequence[int]) -> tuple[Course, Array]:
-        """Return the course in PARTS parts from one place to the next, and the part that ends before each place."""
+    def mean(self, first: int, last: int) -> float:
+        """Return the mean loss of the samples of lines."""
+        own = slice(first, last)
+        return float(np.average(self.loss[own], weights=(self.updates * self.batch)[own]))
+
+    def course(self, spans: Sequence[tuple[int, int]]) -> tuple[Course, Array]:
+        """Return the course in PARTS parts from one span's end to the next, and Observed.over of the spans of lines."""
         cuts = {0, len(self.step)}
-        for first, last in pairwise([0, *places, len(self.step)]):
+        for first, last in pairwise(sorted({0, len(self.step), *(edge for span in spans for edge in span)})):
             cuts |= set(np.linspace(first, last, PARTS + 1).round().astype(int).tolist())
         edges = np.array(sorted(cuts))
 
@@ -89,25 +104,55 @@ class _Lines:
         updates = sums(self.updates)
         rates = sums(self.updates * self.lr) / updates
         batches = rates**2 * updates / sums(self.updates * self.lr**2 / self.batch)
-        return Course(updates=updates, rates=rates, batches=batches), np.searchsorted(edges, places) - 1
+        samples = sums(self.updates * self.batch)
+        over = np.zeros((len(spans), len(updates)))
+        for row, (first, last) in zip(over, np.searchsorted(edges, spans), strict=True):
+            if first == last:  # an evaluation
+                row[last - 1] = 1.0
+                continue
+            own = np.arange(first, last)
+            for ends in (own, np.maximum(own - 1, 0)):  # the mean over a part is that of both its ends
+                np.add.at(row, ends, samples[own] / samples[own].sum() / 2)
+        return Course(updates=updates, rates=rates, batches=batches), over
 
 
-def _means(lines: _Lines) -> tuple[list[int], Array, Array]:
-    """Return the middles, means and standard errors of the training loss over blocks of lines."""
+def _means(lines: _Lines, epoch: float) -> tuple[list[tuple[int, int]], Array, Array]:
+    """Return the spans, means and standard errors of the training loss over blocks of lines, then over whole epochs.
+
+    An epoch has each sample once, so its mean does not depend on which samples a block happens to have.
+    """
     share = lines.samples / lines.samples[-1]
     wanted = np.union1d(np.geomspace(BEGIN, 1, MEANS // 2), np.linspace(BEGIN, 1, MEANS // 2))
     edges = [int(np.searchsorted(share, BEGIN))]
     for edge in np.searchsorted(share, wanted[1:], side="right"):
         if edge - edges[-1] >= LINES:
             edges.append(int(edge))
-    blocks = [lines.loss[first:last] for first, last in pairwise(edges)]
-    scatter = [np.sqrt(np.mean(np.diff(block) ** 2) / 2 / len(block)) for block in blocks]  # without the trend
-    middles = [max(1, (first + last) // 2) for first, last in pairwise(edges)]
-    return middles, np.array([block.mean() for block in blocks]), np.array(scatter)
+    blocks = list(pairwise(edges))
+    errors = [_scatter(lines.loss[first:last]) for first, last in blocks]
+    epochs = np.unique(np.floor(wanted * lines.samples[-1] / epoch + EVEN)) * epoch
+    whole = np.searchsorted(lines.samples, epochs - lines.batch[-1] / 2) + 1
+    whole = [int(edge) for edge in whole if edges[0] <= edge <= len(share)]
+    if len(whole) > FEWEST_EPOCHS:
+        blocks += pairwise(whole)
+        errors += _local([lines.mean(*span) for span in pairwise(whole)]).tolist()
+    return blocks, np.array([lines.mean(*block) for block in blocks]), np.array(errors)
 
 
-def _evaluations(record: Record, metric: str, lines: _Lines) -> tuple[list[int], Array, Array]:
-    """Return the lines that evaluations came after, the evaluated metric, and zeros."""
+def _scatter(losses: Array) -> float:
+    """Return the standard error of a mean of losses, without their trend."""
+    return float(np.sqrt(np.mean(np.diff(losses) ** 2) / 2 / len(losses)))
+
+
+def _local(losses: Sequence[float]) -> Array:
+    """Return the standard error of each of some losses, from the scatter of those around it about a line."""
+    bends = np.abs(np.diff(losses, 2)) / math.sqrt(6)
+    bends = np.concatenate([bends[:1], bends, bends[-1:]])
+    around = [bends[max(0, place - BESIDE) : place + BESIDE + 1] for place in range(len(bends))]
+    return np.array([math.sqrt(np.mean(own**2)) for own in around])
+
+
+def _evaluations(record: Record, metric: str, lines: _Lines) -> tuple[list[tuple[int, int]], Array, Array]:
+    """Return the empty spans that evaluations came after, the evaluated metric, and its standard errors."""
     found = {line.step: line.metrics[metric] for line in record.of(Evaluation) if metric in line.metrics}
     seen = [(step, value) for step, value in found.items() if step >= BEGIN * lines.step[-1]]
     if len(seen) < FEWEST_EVALUATIONS:
@@ -124,8 +169,8 @@ def _evaluations(record: Record, metric: str, lines: _Lines) -> tuple[list[int],
             "that fall as a run trains; give such a metric, or leave --metric out for the training loss"
         )
     steps, values = np.asarray(seen, float).T
-    places = np.searchsorted(lines.step, steps, side="right")
-    return places.tolist(), values, np.zeros(len(values))
+    places = np.searchsorted(lines.step, steps, side="right").tolist()
+    return list(zip(places, places, strict=True)), values, _local(values.tolist())
 
 
 def _variance(record: Record, lines: _Lines) -> float | None:
