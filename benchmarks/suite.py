@@ -104,6 +104,7 @@ SUITE = (
     Benchmark(name="overlap", script="benchmarks/overlap.py"),
     Benchmark(name="adam-noise", script="benchmarks/adam_noise.py"),
     Benchmark(name="extrapolation", script="benchmarks/extrapolation.py"),
+    Benchmark(name="what-if", script="benchmarks/what_if.py"),
     Benchmark(
         name="scale",
         script="benchmarks/scale.py",

@@ -181,16 +181,16 @@ def fit_batch(
 
 @app.command("what-if")
 def what_if(
-    run: Annotated[str, typer.Argument(help="The folder of a run.")],
+    runs: Annotated[list[str], typer.Argument(help="The folder of a run; or of several, which one law is fitted to.")],
     policy: Annotated[list[str] | None, typer.Option(help="A name, YAML, or a config; may be repeated.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="Every schedule that measures nothing.")] = False,
     metric: Annotated[str | None, typer.Option(help="A test metric that falls; default: the training loss.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of the table.")] = False,
 ) -> None:
-    """Predict what other schedules would have come to with the budget of a run; nothing is trained."""
+    """Predict what other schedules would have come to with the budget of the first run; nothing is trained."""
     from distgrow.planning.what_if.show import show
 
-    show(run, policy or (), everything=everything, metric=metric, as_json=as_json)
+    show(runs, policy or (), everything=everything, metric=metric, as_json=as_json)
 
 
 @app.command()

@@ -3,8 +3,8 @@
 loss = L∞ + A·T^−s + c Σ_τ K(T − T_τ)·η_τ²/b_τ, T = Σ η the intrinsic time, K(t) = (t/u + 1)^−k the memory of noise.
 Symbols: L∞ (`floor`), the least loss; A (`scale`) and s (`power`) of the fall; c (`noise`), of the noise that an update
 brings in; k (`decay`) = 2 − 1/β, between 1 and 2; u (`unit`), the intrinsic time in which noise begins to fade. A
-schedule is a sequence of parts (updates, η, b), as in sgd.bound. Two additions: the noise may fall with the loss, c then
-standing before c·(L∞ + A·T_τ^−s); and steps of a length that gradients do not decide take η·√(b/(b + B)) for η.
+schedule is a sequence of parts (updates, η, b), as in sgd.bound. Two additions: noise may fall with the loss, which
+puts L∞ + A·T_τ^−s into the sum; and steps whose length gradients do not decide, as Adam's, have η·√(b/(b + B)) for η.
 """
 
 from collections.abc import Iterable, Sequence

@@ -1,6 +1,7 @@
 """The functional scaling law is the sum that it names, whatever the parts a schedule is cut into."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -31,6 +32,27 @@ def by_hand(law: Law, schedule: list[tuple[int, float, int]]) -> float:
         held.append((time, lr**2 / batch))
     noise = sum(((time - then) / law.unit + 1) ** -law.decay * weight for then, weight in held)
     return law.floor + law.scale * time**-law.power + law.noise * noise
+
+
+@given(laws, parts, st.floats(0.5, 20.0))
+def test_noise_that_falls_is_weighed_by_the_loss_of_its_time(
+    law: Law, schedule: list[tuple[int, float, int]], since: float
+) -> None:
+    single = [(lr, batch) for _, lr, batch in schedule]
+    times = np.cumsum([lr for lr, _ in single])
+    quiet = law.floor + law.scale * np.maximum(times, since) ** -law.power
+    kept = ((times[-1] - times) / law.unit + 1) ** -law.decay * [lr**2 / batch for lr, batch in single]
+    expected = law.floor + law.scale * times[-1] ** -law.power + law.noise * np.sum(quiet * kept)
+    falling = replace(law, falling=since)
+    assert falling.loss(course([(1, lr, batch) for lr, batch in single]))[0] == pytest.approx(expected)
+
+
+@given(laws, parts, st.floats(0.1, 1000.0))
+def test_normalised_steps_are_those_of_a_rate_that_depends_on_the_batch(
+    law: Law, schedule: list[tuple[int, float, int]], balance: float
+) -> None:
+    shortened = [(count, lr * math.sqrt(batch / (batch + balance)), batch) for count, lr, batch in schedule]
+    assert replace(law, balance=balance).loss(course(schedule))[0] == pytest.approx(law.loss(course(shortened))[0])
 
 
 @settings(deadline=None)

@@ -41,6 +41,7 @@ class Beliefs:
     begins: Sequence[int]  #: the part of each course in which the first loss was seen
     lr: float  #: the largest
     batch: float  #: the first
+    falls: bool  #: whether noise falls with the loss
 
     def law(self, numbers: Array) -> Law:
         """Return the law of transformed numbers."""
@@ -51,7 +52,7 @@ class Beliefs:
         first = min(float(own[begin]) for own, begin in zip(times, self.begins, strict=True))
         power, unit = math.exp(power), self.lr * (1 + math.exp(unit))
         slow = 1 / (1 + math.exp(-decay))  # k − 1
-        loss = 1.0 if balance else math.exp(floor) + math.exp(fall)
+        loss = math.exp(floor) + math.exp(fall) if self.falls else 1.0
         return Law(
             floor=math.exp(floor),
             scale=math.exp(fall) * end**power,
@@ -59,7 +60,7 @@ class Beliefs:
             noise=math.exp(settled) / loss * self.batch / self.lr * slow / unit,
             decay=1 + slow,
             unit=unit,
-            falling=None if balance else first,
+            falling=first if self.falls else None,
             balance=balance,
         )
 
@@ -76,9 +77,9 @@ def beliefs(seen: Sequence[Observed], momentum: float | None) -> Beliefs:
     settled, error = 0.1 * least, 1.5
     variances = [run.variance for run in seen if run.variance is not None]
     if variances and momentum is not None:
-        settled, error = removable_loss(lr / (1 - momentum), float(np.median(variances)), batch), 0.5
+        settled, error = removable_loss(lr / (1 - momentum), float(np.median(variances)), batch), 0.25
     means = [math.log(0.2 * least), math.log(0.3 * least), math.log(0.6), math.log(settled), 0.0, math.log(10)]
-    errors = [1.5, 1.5, 0.6, error, 1.0, 1.0]
+    errors = [1.5, 1.5, 0.6, error, 0.4, 0.5]
     if momentum is None:
         means, errors = [*means, math.log(4 * batch)], [*errors, 1.5]
     return Beliefs(
@@ -88,6 +89,7 @@ def beliefs(seen: Sequence[Observed], momentum: float | None) -> Beliefs:
         begins=[int(np.argmax(run.over.any(axis=0))) for run in seen],
         lr=lr,
         batch=batch,
+        falls=momentum is not None and seen[0].evaluated,
     )
 
 
@@ -115,7 +117,7 @@ class Fit:
         loss = float(self.law.loss(course)[0])
         near = int(np.argmin(np.abs(self.ends - loss)))
         drawn = self.ends[near] + np.array([law.loss(course)[0] for law in self.draws]) - self.drawn[:, near]
-        error = math.hypot(self.error, CHANGE * (loss - self.ends[near]))
+        error = math.hypot(self.error, MISFIT * loss, CHANGE * (loss - self.ends[near]))
         low, high = np.quantile(drawn + np.random.default_rng(SEED).normal(0, error, len(drawn)), [0.05, 0.95])
         return loss, max(float(low), min(0.0, loss, float(self.ends[near]))), float(high)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
+from numpy.typing import NDArray
 
 from distgrow.core.errors import ConfigError
 from distgrow.report.log import Array
@@ -24,7 +25,7 @@ FEWEST_UPDATES, FEWEST_EVALUATIONS = 100, 12
 #: Whole epochs that a mean is made of each, at least; how much may be missing of the last, in epochs.
 FEWEST_EPOCHS, EVEN = 3, 0.01
 #: Parts of the course from one mean to the next.
-PARTS = 3
+PARTS = 2
 #: A run that goes on has to have spent so much of its budget.
 SPENT = 0.5
 
@@ -36,12 +37,14 @@ class Observed:
     losses: Array  #: means of blocks and of whole epochs, or evaluations
     errors: Array  #: their standard errors
     course: Course
+    evaluated: bool  #: whether they are evaluations
+    epochs: int  #: how many of the losses, the last ones, are means of whole epochs
     over: Array  #: (losses, parts): each loss as a mean of those after the parts of the course
     samples: int  #: of the whole run, as its budget has it
     variance: float | None  #: tr Σ as measured, the median over the second half; None: it was not
 
     @property
-    def late(self) -> Array:
+    def late(self) -> NDArray[np.bool_]:
         """Return which losses are of the second half of the samples."""
         return self.over @ self.course.samples > self.course.samples[-1] / 2
 
@@ -68,11 +71,26 @@ def observed(record: Record, metric: str | None = None) -> Observed:
             f"{record.name} shows {len(lines.step)} updates with a loss, too few for a fit; it needs {FEWEST_UPDATES}: "
             "lower run.log_every, or give a longer run"
         )
-    spans, losses, errors = _means(lines, record.epoch) if metric is None else _evaluations(record, metric, lines)
+    epochs = _epochs(lines, record.epoch) if metric is None else []
+    if metric is None:
+        blocks = _blocks(lines)
+        spans = blocks + epochs
+        losses = np.array([lines.mean(*span) for span in spans])
+        errors = np.array([_scatter(lines.loss[first:last]) for first, last in blocks])
+        errors = np.concatenate([errors, _local(losses[len(blocks) :])])
+    else:
+        places, losses = _evaluations(record, metric, lines)
+        spans, errors = [(place, place) for place in places], _local(losses)
     course, over = lines.course(spans)
-    total = record.ledger.applied if record.ended else round(budget)
     return Observed(
-        losses=losses, errors=errors, course=course, over=over, samples=total, variance=_variance(record, lines)
+        losses=losses,
+        errors=errors,
+        evaluated=metric is not None,
+        epochs=len(epochs),
+        course=course,
+        over=over,
+        samples=record.ledger.applied if record.ended else round(budget),
+        variance=_variance(record, lines),
     )
 
 
@@ -116,26 +134,31 @@ class _Lines:
         return Course(updates=updates, rates=rates, batches=batches), over
 
 
-def _means(lines: _Lines, epoch: float) -> tuple[list[tuple[int, int]], Array, Array]:
-    """Return the spans, means and standard errors of the training loss over blocks of lines, then over whole epochs.
+def _blocks(lines: _Lines) -> list[tuple[int, int]]:
+    """Return spans of lines from BEGIN on, shorter at first."""
+    share = lines.samples / lines.samples[-1]
+    edges = [int(np.searchsorted(share, BEGIN))]
+    for edge in np.searchsorted(share, _shares()[1:], side="right"):
+        if edge - edges[-1] >= LINES:
+            edges.append(int(edge))
+    return list(pairwise(edges))
+
+
+def _epochs(lines: _Lines, epoch: float) -> list[tuple[int, int]]:
+    """Return spans of whole epochs from BEGIN on; none if they are few.
 
     An epoch has each sample once, so its mean does not depend on which samples a block happens to have.
     """
-    share = lines.samples / lines.samples[-1]
-    wanted = np.union1d(np.geomspace(BEGIN, 1, MEANS // 2), np.linspace(BEGIN, 1, MEANS // 2))
-    edges = [int(np.searchsorted(share, BEGIN))]
-    for edge in np.searchsorted(share, wanted[1:], side="right"):
-        if edge - edges[-1] >= LINES:
-            edges.append(int(edge))
-    blocks = list(pairwise(edges))
-    errors = [_scatter(lines.loss[first:last]) for first, last in blocks]
-    epochs = np.unique(np.floor(wanted * lines.samples[-1] / epoch + EVEN)) * epoch
-    whole = np.searchsorted(lines.samples, epochs - lines.batch[-1] / 2) + 1
-    whole = [int(edge) for edge in whole if edges[0] <= edge <= len(share)]
-    if len(whole) > FEWEST_EPOCHS:
-        blocks += pairwise(whole)
-        errors += _local([lines.mean(*span) for span in pairwise(whole)]).tolist()
-    return blocks, np.array([lines.mean(*block) for block in blocks]), np.array(errors)
+    ends = np.unique(np.floor(_shares() * lines.samples[-1] / epoch + EVEN)) * epoch
+    edges = np.searchsorted(lines.samples, ends - lines.batch[-1] / 2) + 1
+    first = np.searchsorted(lines.samples, BEGIN * lines.samples[-1])
+    found = list(pairwise(int(edge) for edge in np.unique(edges) if first <= edge <= len(lines.samples)))
+    return found if len(found) >= FEWEST_EPOCHS else []
+
+
+def _shares() -> Array:
+    """Return the shares of the samples at which blocks should end."""
+    return np.union1d(np.geomspace(BEGIN, 1, MEANS // 2), np.linspace(BEGIN, 1, MEANS // 2))
 
 
 def _scatter(losses: Array) -> float:
@@ -143,16 +166,18 @@ def _scatter(losses: Array) -> float:
     return float(np.sqrt(np.mean(np.diff(losses) ** 2) / 2 / len(losses)))
 
 
-def _local(losses: Sequence[float]) -> Array:
+def _local(losses: Array) -> Array:
     """Return the standard error of each of some losses, from the scatter of those around it about a line."""
+    if not len(losses):
+        return losses
     bends = np.abs(np.diff(losses, 2)) / math.sqrt(6)
     bends = np.concatenate([bends[:1], bends, bends[-1:]])
     around = [bends[max(0, place - BESIDE) : place + BESIDE + 1] for place in range(len(bends))]
     return np.array([math.sqrt(np.mean(own**2)) for own in around])
 
 
-def _evaluations(record: Record, metric: str, lines: _Lines) -> tuple[list[tuple[int, int]], Array, Array]:
-    """Return the empty spans that evaluations came after, the evaluated metric, and its standard errors."""
+def _evaluations(record: Record, metric: str, lines: _Lines) -> tuple[list[int], Array]:
+    """Return the lines that evaluations came after, and the evaluated metric."""
     found = {line.step: line.metrics[metric] for line in record.of(Evaluation) if metric in line.metrics}
     seen = [(step, value) for step, value in found.items() if step >= BEGIN * lines.step[-1]]
     if len(seen) < FEWEST_EVALUATIONS:
@@ -169,8 +194,7 @@ def _evaluations(record: Record, metric: str, lines: _Lines) -> tuple[list[tuple
             "that fall as a run trains; give such a metric, or leave --metric out for the training loss"
         )
     steps, values = np.asarray(seen, float).T
-    places = np.searchsorted(lines.step, steps, side="right").tolist()
-    return list(zip(places, places, strict=True)), values, _local(values.tolist())
+    return np.searchsorted(lines.step, steps, side="right").tolist(), values
 
 
 def _variance(record: Record, lines: _Lines) -> float | None:

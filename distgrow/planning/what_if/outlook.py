@@ -1,4 +1,4 @@
-"""what_if(): other schedules for a recorded run, ranked by the loss that the fitted law predicts; trains nothing."""
+"""what_if(): other schedules for a recorded run, ranked by the loss that a law predicts; trains nothing."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,8 +26,21 @@ from distgrow.theory.scaling_law import course
 
 #: Schedules that a report shows.
 SHOWN = 3
+#: Sections of a config in which runs that are fitted together have to be equal.
+ALIKE = ("task", "model", "optimizer")
 #: What changes the model or the gradients as a run goes on, which the law does not know.
 UNKNOWN = ("sparsity", "active", "extrapolate")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Past:
+    """Hold what another run of the fit has come to, as the law has it."""
+
+    name: str
+    loss: float
+    updates: int
+    seconds: float
+    ended: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +55,7 @@ class Outlook:
     ended: bool
     seen: Observed
     fit: Fit
+    beside: Sequence[Past]  #: the other runs that the law was fitted to
     pace: Pace | None
     why_no_pace: str  #: empty if there is one
     prospects: Sequence[Prospect]  #: the least loss first
@@ -49,24 +63,33 @@ class Outlook:
 
 
 def what_if(
-    record: Record, policies: Sequence[str] = (), *, everything: bool = False, metric: str | None = None
+    record: Record,
+    policies: Sequence[str] = (),
+    *,
+    beside: Sequence[Record] = (),
+    everything: bool = False,
+    metric: str | None = None,
 ) -> Outlook:
     """Return what other schedules would have come to.
 
     Args:
         record: The run.
         policies: Schedules; see candidates.wanted.
+        beside: Other runs of the same task, model and optimizer, which the law is fitted to as well.
         everything: Whether to add every schedule that does not measure.
         metric: A metric of the test set that falls; None: the training loss.
 
     Raises:
-        ConfigError: The run shows too little, or a policy cannot be carried out.
+        ConfigError: A run shows too little or is of another kind, or a policy cannot be carried out.
     """
     config = _config(record)
-    seen = observed(record, metric)
+    for other in beside:
+        _check_alike(record, other)
+    shown = [observed(each, metric) for each in (record, *beside)]
+    seen = shown[0]
     setting = _setting(record, config, seen)
     momentum = config.optimizer.momentum if isinstance(config.optimizer, SGD) else None
-    law = fit(seen, momentum)
+    law = fit(shown, momentum)
     pace, why = _pace(record)
     prospects, left_out = list[Prospect](), dict[str, str]()
     for name, values in wanted(setting, list(policies), everything):
@@ -87,6 +110,7 @@ def what_if(
         ended=record.ended,
         seen=seen,
         fit=law,
+        beside=[_past(other, float(end)) for other, end in zip(beside, law.ends[1:], strict=True)],
         pace=pace,
         why_no_pace=why,
         prospects=sorted(prospects, key=lambda prospect: prospect.loss),
@@ -114,6 +138,29 @@ def _config(record: Record) -> Recorded:
     if found := [key for key in UNKNOWN if values.get(key) is not None]:
         raise ConfigError(f"{record.name} has {found[0]}, of which the law of what-if knows nothing; give another run")
     return config.model_copy(update={"lr": with_rule(config.growth, config.lr, config.optimizer.growth_rule)})
+
+
+def _check_alike(record: Record, other: Record) -> None:
+    """Raise ConfigError if two runs cannot follow one law."""
+    _config(other)
+    one, two = (plain(read_text(each.config, "config.yaml")) for each in (record, other))
+    for key in ALIKE:
+        if one.get(key) != two.get(key):
+            raise ConfigError(
+                f"{other.name}: its {key} is not that of {record.name}, so one law cannot fit both; give runs that "
+                "differ in growth, lr, budget or seed alone"
+            )
+    if round(record.epoch) != round(other.epoch):
+        raise ConfigError(
+            f"{other.name}: its training set has {other.epoch:,.0f} samples, that of {record.name} has "
+            f"{record.epoch:,.0f}; give runs of the same task"
+        )
+
+
+def _past(record: Record, loss: float) -> Past:
+    """Return what a run has come to."""
+    seconds = record.last.time_s
+    return Past(name=record.name, loss=loss, updates=record.updates, seconds=seconds, ended=record.ended)
 
 
 def _setting(record: Record, config: Recorded, seen: Observed) -> Setting:

@@ -17,20 +17,27 @@ WIDTH = 80
 
 
 def show(
-    run: str,
+    run: str | Sequence[str],
     policies: Sequence[str] = (),
     *,
     everything: bool = False,
     metric: str | None = None,
     as_json: bool = False,
 ) -> Outlook:
-    """Print what other schedules would have come to, the least loss first; for the arguments see what_if.
+    """Print what other schedules would have come to, the least loss first; for the other arguments see what_if.
+
+    Args:
+        run: The folder of a run, or of several: the first has the budget, the law is fitted to all.
+        policies: Schedules.
+        everything: Whether to add every schedule that does not measure.
+        metric: A metric of the test set.
+        as_json: Whether to print JSON.
 
     Raises:
         ConfigError: There is no such run, it shows too little, or a policy cannot be carried out.
     """
-    (record,) = read([run])
-    found = what_if(record, policies, everything=everything, metric=metric)
+    record, *beside = read([run] if isinstance(run, str) else run)
+    found = what_if(record, policies, beside=beside, everything=everything, metric=metric)
     if as_json:
         print(json.dumps(values(found), indent=2))
         return found
@@ -45,6 +52,7 @@ def values(found: Outlook) -> dict[str, Any]:
     """Return an outlook as JSON has it."""
     return {
         "run": found.name,
+        "beside": [asdict(past) for past in found.beside],
         "metric": found.metric,
         "samples": found.seen.samples,
         "law": asdict(found.fit.law),
@@ -63,6 +71,11 @@ def _table(found: Outlook) -> Table:
     if found.ended:
         own = ["this run", f"{found.loss:.4g}", "", f"{found.updates:,}", "1.00", "", duration(found.seconds)]
         rows.append((found.loss, own))
+    for past in found.beside:
+        if past.ended:
+            ratio = f"{past.updates / found.updates:.2f}"
+            own = [past.name, f"{past.loss:.4g}", "", f"{past.updates:,}", ratio, "", duration(past.seconds)]
+            rows.append((past.loss, own))
     for _, row in sorted(rows, key=lambda row: row[0]):
         table.add_row(*row)
     return table
@@ -77,11 +90,17 @@ def _row(each: Prospect, updates: int) -> list[str]:
 def _notes(found: Outlook) -> list[str]:
     """Return what a reader of the table has to know."""
     law = found.fit.law
+    weight = "·(L∞ + A·T^-s)" if law.falling is not None else ""
+    others = (
+        f" of {found.name}, and to those of {', '.join(past.name for past in found.beside)}" if found.beside else ""
+    )
     notes = [
-        f"loss = {law.floor:.4g} + {law.scale:.3g}·T^-{law.power:.2f} + {law.noise:.3g}·Σ K·η²/b, "
-        f"K(t) = (t/{law.unit:.3g} + 1)^-{law.decay:.2f}, fitted to {len(found.seen.losses)} values of {found.metric}; "
-        f"beyond their noise it misses them by {found.fit.error:.2g}",
+        f"loss = {law.floor:.4g} + {law.scale:.3g}·T^-{law.power:.2f} + {law.noise:.3g}·Σ K·η²/b{weight}, "
+        f"K(t) = (t/{law.unit:.3g} + 1)^-{law.decay:.2f}, fitted to {len(found.seen.losses)} values of {found.metric}"
+        f"{others}; beyond their noise it misses them by {found.fit.error:.2g}",
     ]
+    if law.balance:
+        notes.append(f"for η stands η·√(b/(b + {law.balance:.3g})), as steps of this optimizer are normalised")
     if found.pace is None:
         notes.append(f"no times, as the pace is not known: {found.why_no_pace}")
     notes += [f"left out: {name}: {why}" for name, why in found.left_out.items()]
