@@ -109,9 +109,9 @@ def test_the_numbers_of_the_law_are_found_again(tmp_path: Path) -> None:
     run = record(tmp_path / "run", TELLING, along(LAW, TELLING))
     found = fit_law([observed(read([run])[0])], 0.0).law
     assert found.floor == pytest.approx(LAW.floor, rel=0.03)
-    assert found.power == pytest.approx(LAW.power, rel=0.1)
+    assert found.power == pytest.approx(LAW.power, rel=0.15)  # A, s and L∞ make up for one another
     times = np.array([300.0, 600.0, 1200.0, 2400.0])
-    assert found.quiet(times) == pytest.approx(LAW.quiet(times), rel=0.01)
+    assert found.quiet(times) == pytest.approx(LAW.quiet(times), rel=0.003)
     kept, real = (
         law.loss(course([(10**6, 0.3, 8)]))[0] - law.loss(course([(10**6, 0.3, 10**9)]))[0] for law in (found, LAW)
     )

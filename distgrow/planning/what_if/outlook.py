@@ -83,13 +83,8 @@ def what_if(
         ConfigError: A run shows too little or is of another kind, or a policy cannot be carried out.
     """
     config = _config(record)
-    for other in beside:
-        _check_alike(record, other)
-    shown = [observed(each, metric) for each in (record, *beside)]
-    seen = shown[0]
+    seen, law = _fitted(record, beside, config, metric)
     setting = _setting(record, config, seen)
-    momentum = config.optimizer.momentum if isinstance(config.optimizer, SGD) else None
-    law = fit(shown, momentum)
     pace, why = _pace(record)
     prospects, left_out = list[Prospect](), dict[str, str]()
     for name, values in wanted(setting, list(policies), everything):
@@ -138,6 +133,15 @@ def _config(record: Record) -> Recorded:
     if found := [key for key in UNKNOWN if values.get(key) is not None]:
         raise ConfigError(f"{record.name} has {found[0]}, of which the law of what-if knows nothing; give another run")
     return config.model_copy(update={"lr": with_rule(config.growth, config.lr, config.optimizer.growth_rule)})
+
+
+def _fitted(record: Record, beside: Sequence[Record], config: Recorded, metric: str | None) -> tuple[Observed, Fit]:
+    """Return what the first run shows, and the law that fits all of them."""
+    for other in beside:
+        _check_alike(record, other)
+    seen = [observed(each, metric) for each in (record, *beside)]
+    momentum = config.optimizer.momentum if isinstance(config.optimizer, SGD) else None
+    return seen[0], fit(seen, momentum)
 
 
 def _check_alike(record: Record, other: Record) -> None:
