@@ -1,6 +1,7 @@
 """lr.base=auto: the run is that of the number which it finds, every gradient of it is counted, and once is enough."""
 
 import itertools
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -267,6 +268,38 @@ def test_a_run_that_is_killed_between_the_choice_and_its_first_checkpoint_goes_b
     assert events(tmp_path / "run", "lr_trial") == tried
     assert result.progress.ledger == whole.progress.ledger
     assert loss.rows == whole.progress.ledger.applied
+
+
+class Stopping(Counted):
+    """A loss in whose computation this process is asked once to stop."""
+
+    def __call__(self, model: nn.Module, batch: Any) -> Tensor:
+        if self.fails_after is not None and self.rows >= self.fails_after:
+            self.fails_after = None
+            signal.raise_signal(self.signal)
+        return super().__call__(model, batch)
+
+    signal = signal.SIGTERM
+
+
+def test_a_run_that_is_stopped_as_it_measures_ends_in_peace_and_goes_on(tmp_path: Path) -> None:
+    whole, expected = trained(tmp_path / "whole", AUTO)
+    loss = Stopping(classes, fails_after=64 + 160 + 40)
+    stopped, _ = trained(tmp_path / "run", AUTO, loss=loss)
+    assert not stopped.finished
+    assert stopped.progress.step == 0
+    assert loss.rows < 64 + 2 * 160
+    result, found = trained(tmp_path / "run", AUTO, resume=True)
+    assert torch.equal(found, expected)
+    assert result.progress.ledger.probe == whole.progress.ledger.probe
+
+
+def test_ctrl_c_says_that_nothing_was_trained(tmp_path: Path) -> None:
+    loss = Stopping(classes, fails_after=64 + 40)
+    loss.signal = signal.SIGINT
+    run = RunSpec(dir=str(tmp_path / "run"), stop_signals=["SIGINT"])
+    with pytest.raises(KeyboardInterrupt, match="holds no update; go on with resume=True"):
+        trained(tmp_path / "run", AUTO, loss=loss, run=run)
 
 
 def test_a_resume_never_measures_again_and_another_test_changes_nothing(tmp_path: Path) -> None:
