@@ -102,6 +102,35 @@ def _fastest_on(world: int, pace: Pace, scale: float, parts: Sequence[Stretch]) 
     )
 
 
+def constant_batches(controller: Controller, pace: Pace, scale: float | None, *, soonest: bool = False) -> list[str]:
+    """Return what the plan's progress would cost at constant batches around the fastest one, on its most workers.
+
+    An update of b samples makes the progress 1/(1 + B/b) of one without noise, at the best rate for each batch.
+
+    Args:
+        controller: The decisions of the run.
+        pace: Speed of a worker.
+        scale: B, the noise scale. None: it is not known, and nothing is said.
+        soonest: As in Controller.outline.
+    """
+    if pace.latency_s == 0 or scale is None:
+        return []
+    parts = list(stretches(controller, soonest=soonest))
+    world = max(part.world for part in parts)
+    made = math.fsum(part.updates / steps_overhead(part.batch, scale) for part in parts)
+    best = fastest_batch(pace.latency_s, world * pace.samples_per_s, scale)
+    batches = sorted({max(1, round(best * factor / world)) * world for factor in (0.25, 0.5, 1.0, 2.0, 4.0)})
+    lines = [f"the same progress at constant batches on {world:,} worker{'s' * (world > 1)}, each at its best rate:"]
+    for batch in batches:
+        updates = made * steps_overhead(batch, scale)
+        seconds = updates * pace.update_s(batch, world)
+        lines.append(
+            f"  batch {batch:,}: {seconds:,.1f} s, {world * seconds:,.1f} worker-seconds, {updates:,.0f} updates, "
+            f"{updates * batch:,.0f} gradient evaluations"
+        )
+    return lines
+
+
 def savings(controller: Controller, pace: Pace, *, soonest: bool = False) -> list[str]:
     """Return the cost as planned and, if the run is resized, the cost on its largest number of workers throughout."""
     largest = max(stretch.world for stretch in stretches(controller, soonest=soonest))

@@ -22,7 +22,7 @@ from distgrow.growth.branch_decisions import branches_bound
 from distgrow.growth.controller import Controller
 from distgrow.optim import OptimizerSpec
 from distgrow.planning.check import problems
-from distgrow.planning.cost import fastest, savings
+from distgrow.planning.cost import constant_batches, fastest, savings
 from distgrow.planning.forecast import BOUNDS, Stage, sfo_to_target, stages, turns
 from distgrow.planning.remarks import remarks
 from distgrow.theory import sgd
@@ -72,7 +72,9 @@ def _costs(controller: Controller, pace: Pace | None, scale: float | None, soone
     """Return the seconds of the plan and the fastest batch, if the pace is known."""
     if pace is None:
         return []
-    return [*fastest(controller, pace, scale, soonest=soonest), *savings(controller, pace, soonest=soonest)]
+    known = (controller, pace, scale)
+    batches = [*fastest(*known, soonest=soonest), *constant_batches(*known, soonest=soonest)]
+    return [*batches, *savings(controller, pace, soonest=soonest)]
 
 
 def _print(console: Console, lines: Iterable[str]) -> None:

@@ -1,6 +1,7 @@
 """The batch at which time to the same loss is least: by brute force, by single updates, and in `plan`."""
 
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from scripted import Script
 
 from distgrow.config.load import parse
 from distgrow.core.pace import Pace
-from distgrow.planning.cost import fastest, measured_scale, stretches
+from distgrow.planning.cost import constant_batches, fastest, measured_scale, stretches
 from distgrow.planning.table import show
 from distgrow.theory.noise import expected_decrease, fastest_batch, half_batch, steps_overhead, time_to_progress
 
@@ -95,8 +96,24 @@ def test_the_plan_shows_both_batches_of_each_number_of_workers() -> None:
         assert spent / made / best >= 1
 
 
+def test_the_plan_shows_what_its_progress_costs_at_constant_batches_and_the_fastest_is_least() -> None:
+    controller, pace = parse(CONFIG).controller(), Pace(samples_per_s=500, latency_s=0.08)
+    head, *lines = constant_batches(controller, pace, 160.0)
+    assert "on 2 workers" in head
+    made = sum(1 / (1 + 160 / part.batch) for part in stretches(controller) for _ in range(part.updates))
+    rows = [[float(word.replace(",", "")) for word in re.findall(r"[\d.,]*\d", line)] for line in lines]
+    assert [row[0] for row in rows] == [28, 56, 114, 226, 452]  # 113.1·2^k, as multiples of 2
+    for batch, seconds, held, updates, evaluations in rows:
+        assert updates == pytest.approx(made * (1 + 160 / batch), abs=0.51)
+        assert evaluations == pytest.approx(made * (batch + 160), abs=0.51)  # E = E_min·(1 + b/B)
+        assert seconds == pytest.approx(made * (1 + 160 / batch) * (0.08 + batch / 1000), abs=0.051)
+        assert held == pytest.approx(2 * seconds, abs=0.11)
+    assert min(rows, key=lambda row: row[1])[0] == 114
+
+
 def test_without_a_noise_scale_or_a_fixed_part_less_is_said() -> None:
     controller = parse(CONFIG).controller()
+    assert constant_batches(controller, Pace(samples_per_s=500, latency_s=0.08), None) == []
     (line,) = fastest(controller, Pace(samples_per_s=500, latency_s=0.08), None)
     assert "fastest" not in line
     assert fastest(controller, Pace(samples_per_s=500), 160.0) == []
