@@ -16,7 +16,7 @@ from rich.table import Table
 from distgrow.config.run import Run
 from distgrow.core.errors import ConfigError
 from distgrow.core.progress import finite
-from distgrow.core.rate_test import LEAST_UPDATES, UPDATES
+from distgrow.core.rate_test import LEAST_UPDATES, UPDATES, margin
 from distgrow.critical_batch.proposal import Proposal, Rates, Wish, probed_batch, propose
 from distgrow.data.seeding import seed_generators
 from distgrow.distributed.world import joined
@@ -73,7 +73,7 @@ def proposed(run: Run, wish: Wish, results: RateResults) -> Proposal | None:
     """Return what is proposed; None if no rate is stable."""
     if results.proposed is None or results.largest is None:
         return None
-    rates = Rates(batch=run.growth.start, proposed=results.proposed, largest=results.largest)
+    rates = Rates(batch=run.growth.start, proposed=results.proposed, largest=max(results.proposed, results.largest / 2))
     return propose(run, wish, rates, probed_batch(Path(run.run.dir)))
 
 
@@ -128,7 +128,12 @@ def sentences(results: RateResults, start: int) -> list[str]:
         return [f"no learning rate down to {min(result.lr for result in tried):.4g} is stable: check loss and data"]
     edge = "" if any(result.lr > largest for result in tried) else ", the largest that was tried: the edge is above it"
     lines = [f"largest stable lr at batch {start}: {largest:.4g}{edge}"]
-    why = "half of it, as a long run may pass the edge" if proposed == largest / 2 else "of the least training loss"
+    part = largest / proposed
+    why = (
+        f"{part:.3g} times below, as a long run may fail at it"
+        if part == margin(results.updates)
+        else "of the least loss"
+    )
     return [*lines, f"proposed: lr.base={proposed:.4g}, {why}"]
 
 

@@ -25,7 +25,7 @@ class RateChoice(Event):
 
     kind: ClassVar[str] = "lr_choice"
 
-    base: Above0  #: the choice: the rate of the least loss, but at most half of the largest stable one
+    base: Above0  #: the choice: the rate of the least loss, but well below the largest stable one
     largest_stable: Above0
     first_loss: Figure  #: mean training loss of the first weights; what ends below it is stable
     lrs: Figures  #: the learning rates that were tried

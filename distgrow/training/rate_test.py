@@ -12,7 +12,7 @@ from functools import partial
 from distgrow.core.budget import Budget
 from distgrow.core.errors import ConfigError
 from distgrow.core.lr import constant_lr
-from distgrow.core.rate_test import MOST_POWER, first_updates
+from distgrow.core.rate_test import MOST_POWER, first_updates, margin
 from distgrow.core.stages import Stages
 from distgrow.data.dataset import is_stream, size_of
 from distgrow.data.iterable import IterableStream, digests
@@ -52,6 +52,7 @@ class RateResults:
 
     first: RateResult  #: of the first weights, that moves nothing
     tried: tuple[RateResult, ...]  #: by learning rate
+    updates: int  #: of each
 
     def stable(self, result: RateResult) -> bool:
         """Return whether a run has not diverged: its last loss is finite and below that of the first weights."""
@@ -69,12 +70,14 @@ class RateResults:
 
     @property
     def proposed(self) -> float | None:
-        """Return the learning rate of the least loss, but at most half of the largest stable one; None: none is stable.
+        """Return the rate of the least loss, but at most the largest stable one by `margin`; None: none is stable.
 
         Short runs prefer rates so near to the edge that a long run is likely to pass it.
         """
         largest = self.largest
-        return None if largest is None else min(largest / 2, min(self.kept, key=lambda result: result.loss).lr)
+        if largest is None:
+            return None
+        return min(largest / margin(self.updates), min(self.kept, key=lambda result: result.loss).lr)
 
     @property
     def evaluations(self) -> int:
@@ -129,7 +132,7 @@ def find_rates(
     tried = dict[int, RateResult]()
     with _scratch(folder, world) as place:
         run = partial(_run, settings, task=task, folder=place, world=world, stop=stop)
-        begin = RateResults(first=run(STILL, first_updates(settings.growth.start)), tried=())
+        begin = RateResults(first=run(STILL, first_updates(settings.growth.start)), tried=(), updates=updates)
         tell(begin.first)
         while (power := next_power({at: begin.stable(result) for at, result in tried.items()})) is not None:
             tried[power] = run(first * 2.0**power, updates)
