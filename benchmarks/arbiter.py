@@ -2,11 +2,10 @@
 
 First the scheduler of the code published with Arbiter (arXiv 2205.08231): where its batch goes, with one random vector
 W and with −W. Its batch is rounded, which passes no gradient, so what moves it is how W scales features, and no
-derivative by the batch of anything. Then what is sound of the idea: branches with other batches from the same
-parameters, on the same samples, of which the one with the least validation loss goes on.
+derivative by the batch of anything. Then what is sound of the idea, as growth: branches with b and 2b from the same
+state, on the same samples, of which the one with the least validation loss goes on.
 """
 
-import copy
 import math
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -19,15 +18,23 @@ import torch.nn.functional as F
 from paired import Report, arguments, keep, show
 from sfo_tasks import mislabelled
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
 from distgrow.core.budget import Budget
 from distgrow.core.lr import LR
+from distgrow.core.lr import Constant as ConstantRule
 from distgrow.data.datasets import digits
+from distgrow.growth.base import GrowthPolicy
 from distgrow.growth.constant import Constant
+from distgrow.growth.learned import Learned as LearnedGrowth
+from distgrow.tracking.branch_events import BranchTest
+from distgrow.tracking.read import read_events
 from distgrow.training.fit import fit
 from distgrow.training.spec import RunSpec
 
 SMALLEST, LARGEST, FIRST = 8, 512, 64
+#: The first batch of the schedules by branches.
+START = 16
 LOGITS, WIDTH = 4, 32
 #: Adam's rate of the scheduler. The code has 1e-5 … 1e-6, for two hundred times as many updates.
 RATE = 1e-3
@@ -163,47 +170,33 @@ def loss_on(model: nn.Module, rows: tuple[Tensor, Tensor]) -> float:
         return float(F.cross_entropy(model(rows[0]), rows[1]))
 
 
-def branch(model: nn.Module, rows: list[tuple[Tensor, Tensor]], batch: int, folder: Path) -> tuple[nn.Module, int]:
-    """Train a copy of the model on the rows once; return it and its updates. SGD without momentum keeps no state."""
-    branched = copy.deepcopy(model)
-    result = fit(
-        branched, cross_entropy, rows, growth=Constant(start=batch), budget=Budget(epochs=1), lr=LR(base=ETA),
-        run=RunSpec(dir=str(folder), log_every=10**6),
-    )  # fmt: skip
-    return branched, result.progress.step
-
-
-def learned(seed: int, folder: Path, *, rounds: int, choices: Sequence[float], name: str) -> Learned:
-    """In every round, go on with the one of the branches at `choices` times the batch that validates best."""
+def trained(seed: int, folder: Path, *, rounds: int, growth: GrowthPolicy) -> Learned:
+    """Train for so many epochs."""
     torch.manual_seed(seed)
     train, validation, test = splits()
-    model: nn.Module = Network()
-    batch, updates, probe, batches = 16, 0, 0, list[int]()
-    for number in range(rounds):
-        order = torch.randperm(len(train[0]))
-        rows = [(train[0][row], train[1][row]) for row in order]
-        found: list[tuple[float, int, nn.Module, int]] = []
-        for factor in choices:
-            size = min(LARGEST, max(SMALLEST, round(factor * batch)))
-            place = folder / f"{name}-{seed}-{number}-{factor}"
-            branched, steps = branch(model, rows, size, place)
-            found.append((loss_on(branched, validation), size, branched, steps))
-        _, batch, model, steps = min(found, key=lambda one: one[0])
-        batches.append(batch)
-        updates, probe = updates + steps, probe + (len(choices) - 1) * len(rows)
+    model, place = Network(), folder / f"{growth.name}-{seed}"
+    result = fit(
+        model, cross_entropy, TensorDataset(*train), test=TensorDataset(*validation), growth=growth,
+        budget=Budget(epochs=rounds), lr=LR(base=ETA, rule=ConstantRule()),
+        run=RunSpec(dir=str(place), seed=seed, log_every=10**6),
+    )  # fmt: skip
+    tests = [event for event in read_events(place / "metrics.jsonl") if isinstance(event, BranchTest)]
     with torch.no_grad():
         accuracy = float((model(test[0]).argmax(1) == digits()[1].labels).float().mean())
+    progress = result.progress
     return Learned(
-        schedule=name, seed=seed, batches=batches, updates=updates, applied=rounds * len(train[0]), probe=probe,
+        schedule=growth.name, seed=seed, batches=[event.batch for event in tests] or [growth.start],
+        updates=progress.step, applied=progress.ledger.applied, probe=progress.ledger.probe,
         loss=loss_on(model, test), accuracy=accuracy,
     )  # fmt: skip
 
 
 def schedules(folder: Path, *, seeds: int, rounds: int) -> Iterator[Learned]:
-    """Train with the learned schedule and with a constant batch, on the same samples."""
+    """Train with the learned schedule, of which a test is an epoch long, and with a constant batch."""
     for seed in range(seeds):
-        yield learned(seed, folder, rounds=rounds, choices=(0.5, 1, 2), name="learned by branches")
-        yield learned(seed, folder, rounds=rounds, choices=(1,), name="constant")
+        learned = LearnedGrowth(start=START, cap=LARGEST, cost=1.0, tests=rounds, windows=4)
+        yield trained(seed, folder, rounds=rounds, growth=learned)
+        yield trained(seed, folder, rounds=rounds, growth=Constant(start=START))
 
 
 def published_report(rows: Sequence[Published]) -> Report:
