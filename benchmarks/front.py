@@ -31,9 +31,9 @@ LEGEND = (
     "at equal steps, the mean over log steps and the most. *steps ÷*: steps over those of tuned decay to the same "
     "loss, at the front's fewest steps, at the loss half-way between what both have, and at its least loss; *≥*: "
     "tuned decay's largest batch ends lower already, so one beyond its grid may need fewer steps. In brackets: 90 % "
-    "of the bootstrap over seeds, all of whose draws are made, each with its own fronts through the same points. "
-    "The most of several values rises with their noise, so that its interval can lie above it. η is a power of two; "
-    "*≤* or *≥* marks one at the end of its grid."
+    "of the bootstrap over seeds (of three all draws, of more 200), each draw with its own fronts through the same "
+    "points. The most of several values rises with their noise, so that its interval can lie above it. η is a power "
+    "of two; *≤* or *≥* marks one at the end of its grid."
 )
 
 

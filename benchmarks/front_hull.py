@@ -6,11 +6,13 @@ not known.
 """
 
 import math
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
 
 Place = tuple[float, float]  #: steps, loss
+DRAWS = 200  #: of the bootstrap over more than three seeds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,8 +136,11 @@ def steps_ratio(line: Sequence[Place], base: Sequence[Place], loss: float) -> fl
 
 
 def resamples(seeds: Sequence[int]) -> list[tuple[int, ...]]:
-    """Return what the bootstrap draws of a few seeds: all draws of as many, with replacement, each once."""
-    return list(product(seeds, repeat=len(seeds)))
+    """Return what the bootstrap draws: of at most three seeds all draws with replacement, of more some by chance."""
+    if len(seeds) <= 3:
+        return list(product(seeds, repeat=len(seeds)))
+    chance = random.Random(0)
+    return [tuple(chance.choices(seeds, k=len(seeds))) for _ in range(DRAWS)]
 
 
 def interval(values: Sequence[float | None], share: float = 0.9) -> tuple[float, float] | None:

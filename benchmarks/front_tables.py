@@ -151,4 +151,5 @@ def _limits(place: Axes, points: Sequence[Point], shift: float) -> None:
     """Leave out what lies far above every front."""
     lines = [family.line() for family in families(points)]
     losses = [loss - shift for line in lines for _, loss in line]
-    place.set_ylim(min(losses) / 1.15, max(losses) * 1.3)
+    spread = max(losses) / min(losses)
+    place.set_ylim(min(losses) / spread**0.05, max(losses) * spread**0.15)

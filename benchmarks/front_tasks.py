@@ -88,6 +88,7 @@ def digits_adamw() -> FrontTask:
         starts=powers(8, 128),
         cap=512,
         first=-10,
+        seeds=5,
         power=0.5,
     )
 

@@ -108,7 +108,7 @@ def test_beyond_the_grid_nothing_is_told() -> None:
     assert loss_at(low, 8) is None
 
 
-def test_the_bootstrap_makes_every_draw_once_and_its_interval_leaves_out_equal_parts() -> None:
+def test_the_bootstrap_makes_every_draw_of_three_once_and_its_interval_leaves_out_equal_parts() -> None:
     draws = resamples([0, 1, 2])
     assert len(draws) == len(set(draws)) == 27
     means = [sum(draw) / 3 for draw in draws]
@@ -116,6 +116,8 @@ def test_the_bootstrap_makes_every_draw_once_and_its_interval_leaves_out_equal_p
     drawn = torch.randint(3, (20_000, 3), generator=random).double().mean(1)
     low, high = (drawn.quantile(q).item() for q in (0.05, 0.95))
     assert interval(means) == pytest.approx((low, high))
+    many = [sum(draw) / 6 for draw in resamples(range(6))]
+    assert sum(many) / len(many) == pytest.approx(2.5, abs=4 * math.sqrt(35 / 12 / 6 / len(many)))
     assert interval([1.0, None]) is None
     assert interval([2.0]) == (2.0, 2.0)
 
