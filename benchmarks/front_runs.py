@@ -24,7 +24,7 @@ from distgrow.config.run import Run
 from distgrow.core.errors import ConfigError, TrainingFailed
 from distgrow.core.lr import LR, WSD, NoDecay
 from distgrow.planning.what_if.candidates import Setting
-from distgrow.training.trainer import Result
+from distgrow.training.result import Result
 
 ROOT = Path(__file__).resolve().parent.parent
 AVERAGE = {"kind": "ema", "horizon": {"fraction": 0.05}}

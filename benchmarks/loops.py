@@ -36,8 +36,9 @@ from distgrow.tasks.flops import flops_per_token
 from distgrow.tasks.task import Task
 from distgrow.tracking.base import NullTracker
 from distgrow.tracking.jsonl import JSONL
+from distgrow.training.result import Result
 from distgrow.training.spec import RunSpec
-from distgrow.training.trainer import Result, Trainer
+from distgrow.training.trainer import Trainer
 
 LR_BASE = 0.02
 Model = Literal["cnn", "mlp", "resnet18", "gpt"]

@@ -26,7 +26,7 @@ from distgrow.tasks.task import Task
 from distgrow.tracking.base import Tracker
 from distgrow.tracking.base_event import Line
 from distgrow.training.fit import fit
-from distgrow.training.trainer import Result
+from distgrow.training.result import Result
 
 PATIENCE, LEAST = (
     3,

@@ -78,8 +78,8 @@ if TYPE_CHECKING:
     from distgrow.training.fit import fit
     from distgrow.training.hooks import EndRun, Hook, KeepCheckpoint
     from distgrow.training.init import init_from
+    from distgrow.training.result import Result
     from distgrow.training.spec import RunSpec
-    from distgrow.training.trainer import Result
 
 #: Every public name: its module, and its name there if that is another.
 _HOMES = {

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 import distgrow
 from distgrow.training.fit import fit
-from distgrow.training.trainer import Result
+from distgrow.training.result import Result
 
 HEAD = """\
 # `fit()` and the public names

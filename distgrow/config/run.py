@@ -38,7 +38,7 @@ from distgrow.training.settings import Settings
 
 if TYPE_CHECKING:
     from distgrow.tracking.base import Tracker
-    from distgrow.training.trainer import Result
+    from distgrow.training.result import Result
 
 
 class Theory(Spec):

@@ -36,8 +36,8 @@ from distgrow.engine.asynchronous.spec import Async
 from distgrow.growth.branching import largest_no_worse
 from distgrow.run.folder import RunFolder, storing
 from distgrow.tasks.task import Task
+from distgrow.training.result import Result
 from distgrow.training.short_run import Recorder, last_loss, trained
-from distgrow.training.trainer import Result
 
 
 def probe_batch(path: str, options: ProbeOptions) -> None:

@@ -1,5 +1,6 @@
 """Growth learned by branches against the loss of the evaluation set (the sound form of arXiv 2205.08231)."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar, Literal
 
@@ -47,9 +48,10 @@ class Learned(Branching):
         return tuple(Candidate(stages=stages, state=dict(progress.policy)) for stages in range(most + 1))
 
     def verdict(self, results: Sequence[Branched]) -> Verdict:
-        losses = [result.validation for result in results]
+        losses = [result.validation for result in results[:1]]
+        losses += [r.validation if all(map(math.isfinite, r.losses)) else math.inf for r in results[1:]]
         winner = largest_no_worse(dict(enumerate(losses)), self.tolerance)
-        differences = tuple(loss - losses[0] for loss in losses)
+        differences = tuple(result.validation - losses[0] for result in results)
         return Verdict(winner=winner, differences=differences, errors=(0.0,) * len(losses))
 
     def validates(self) -> tuple[str | None, str]:

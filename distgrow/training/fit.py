@@ -28,10 +28,10 @@ from distgrow.tracking.base import Tracker
 from distgrow.training.arguments import check_arguments
 from distgrow.training.init import Init
 from distgrow.training.own_optimizer import as_spec
+from distgrow.training.result import Result
 from distgrow.training.settings import Settings
 from distgrow.training.spec import RunSpec
 from distgrow.training.train_task import train_task
-from distgrow.training.trainer import Result
 
 
 @contextmanager

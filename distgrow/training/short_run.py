@@ -22,9 +22,10 @@ from distgrow.run.stop import StopRequests
 from distgrow.tasks.task import Task
 from distgrow.tracking.base import NullTracker
 from distgrow.tracking.base_event import Line
+from distgrow.training.result import Result
 from distgrow.training.settings import Settings
 from distgrow.training.spec import Evaluation, RunSpec
-from distgrow.training.trainer import Result, Trainer
+from distgrow.training.trainer import Trainer
 
 #: The training loss of a short run is the mean over this share of its samples, the last ones.
 WINDOW = 0.25

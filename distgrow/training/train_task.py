@@ -38,9 +38,10 @@ from distgrow.training.evaluation_hooks import SampleAtEnd
 from distgrow.training.initial_weights import begin_with
 from distgrow.training.loss_check import check_loss
 from distgrow.training.rate_choice import RateChooser
+from distgrow.training.result import Result
 from distgrow.training.settings import Settings
 from distgrow.training.short_run import Stopped
-from distgrow.training.trainer import Result, Trainer
+from distgrow.training.trainer import Trainer
 from distgrow.training.utilisation import mfu_of_token
 
 

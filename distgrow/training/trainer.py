@@ -2,9 +2,8 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from distgrow.checkpoint.manager import CheckpointManager
@@ -32,28 +31,9 @@ from distgrow.training.evaluator import Evaluator
 from distgrow.training.hook_calls import Hooks
 from distgrow.training.kept_states import kept_states
 from distgrow.training.micro_batch import check_split, measured
+from distgrow.training.result import Result
 from distgrow.training.spec import RunSpec
 from distgrow.training.stream_state import StreamState, opened_stream
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class Result:
-    """Hold what a run ended with."""
-
-    progress: Progress
-    metrics: dict[str, float]  #: of the test set; empty without one or if the run was stopped early
-    finished: bool  #: False: a request stopped it, or a group of another size goes on with it; after a checkpoint
-    dir: Path  #: the run's folder
-    reason: str = "done"  #: why it ended: the budget is spent ("done"), or what a hook or a request gave
-
-    def __repr__(self) -> str:
-        """Return a line: what has been done, and the metrics. `progress` has all counts."""
-        progress, metrics = self.progress, "".join(f", {name}={value:.6g}" for name, value in self.metrics.items())
-        state = "finished" if self.finished else "stopped, to be resumed"
-        done = (
-            f"{progress.step:,} updates, {progress.samples:,} samples, {progress.ledger.total:,} gradient evaluations"
-        )
-        return f"<Result: {state}, {done}{metrics}>"
 
 
 class Votes(NamedTuple):
@@ -146,7 +126,7 @@ class Trainer:
                 progress = self.evaluator.probe(progress, self.events)
                 continue  # its evaluations may have used up the budget
             if self.branches.due(progress):
-                progress, stop = self.branches.test(progress, self)
+                progress, stop = self.branched(progress)
                 if stop:
                     return self.stop_early(progress)
                 continue
@@ -171,6 +151,15 @@ class Trainer:
                 progress = self.evaluated(progress)
             self.checkpoints.after(progress, due=votes.save, writing=votes.writing)
         return self.finish(progress)
+
+    def branched(self, progress: Progress) -> tuple[Progress, bool]:
+        """Make the branches that are due, unless a hook wants the end. Return where the run is, and whether to stop."""
+        if self.world.sum([float(self.hooks.wants_end())])[0]:
+            return replace(progress, ended=self.hooks.reason()), False
+        progress, stop = self.branches.test(progress, self)
+        if not stop and self.evaluator.evaluation_due(progress):
+            progress = self.evaluated(progress)
+        return progress, stop or progress.skips >= self.run.max_skips
 
     def votes(self, progress: Progress, batch: int) -> Votes:
         """Return what this rank wants after the coming update of `batch` samples."""

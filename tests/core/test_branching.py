@@ -144,6 +144,15 @@ def test_the_least_validation_loss_goes_on_and_of_equal_ones_the_larger_batch(
     assert growth.verdict(results).winner == winner
 
 
+@pytest.mark.parametrize("at", [0, 7, 15])
+@pytest.mark.parametrize("lost", [1, 2])
+def test_a_branch_that_was_not_finite_is_not_learned_however_well_it_validates(at: int, lost: int) -> None:
+    results = [Branched(batch=8 << k, losses=(1.0,) * 16, validation=1.0 - k / 10) for k in range(3)]
+    holed = tuple(math.nan if window == at else 1.0 for window in range(16))
+    results[lost] = replace(results[lost], losses=holed)
+    assert Learned(stages_at_once=2).verdict(results).winner == (2 if lost == 1 else 1)
+
+
 @pytest.mark.parametrize("lr", [sqrt_lr(0.1), linear_lr(0.1)])
 def test_the_rate_follows_the_batch_only_where_a_scaled_branch_has_won(lr: LR) -> None:
     controller = control(Certified(start=8, rates="both"), lr=lr)

@@ -37,7 +37,11 @@ def test_a_key_one_level_too_high_is_answered_with_its_place(override: str, advi
 
 @pytest.mark.parametrize(
     ("override", "keys"),
-    [("stages=5", "every, power"), ("stages.every=5", "epochs, samples, steps"), ("lr=0.1", "base, rule, decay")],
+    [
+        ("stages=5", "every, power"),
+        ("stages.every=5", "epochs, samples, steps"),
+        ("lr=0.1", "base, test, measured, rule, decay"),
+    ],
 )
 def test_a_number_in_place_of_a_mapping_is_answered_with_its_keys(override: str, keys: str) -> None:
     key = override.partition("=")[0].rpartition(".")[2]

@@ -28,8 +28,8 @@ from distgrow.growth.tau_adaptive import TauAdaptive
 from distgrow.growth.temperature import Plateau, Temperature
 from distgrow.optim.adamw import AdamW
 from distgrow.training.fit import fit
+from distgrow.training.result import Result
 from distgrow.training.spec import RunSpec
-from distgrow.training.trainer import Result
 
 DWELL = MinStage(samples=100, updates=4)
 GROWTHS: dict[str, Growth] = {

@@ -36,8 +36,9 @@ from distgrow.optim.adamw import AdamW
 from distgrow.optim.sgd import SGD
 from distgrow.report.write import write
 from distgrow.training.fit import fit
+from distgrow.training.hooks import EndRun, Hook, UpdateMade
+from distgrow.training.result import Result
 from distgrow.training.spec import RunSpec
-from distgrow.training.trainer import Result
 
 SAMPLES = 4_000
 CERTIFIED = Certified(start=8, cap=64, windows=8, tolerance=0.05, cost=0.4)
@@ -212,6 +213,31 @@ FAULTS = {
     "as the winner is told": ("step", 48),
     "after tests": ("step", 130),
 }
+
+
+class Ends(Hook):
+    """A hook that ends the run after an update."""
+
+    def __init__(self, step: int) -> None:
+        self._step = step
+
+    def after_update(self, update: UpdateMade) -> EndRun | None:
+        return EndRun("enough") if update.step == self._step else None
+
+
+def test_a_hook_that_ends_the_run_before_a_test_spares_it(wholes: dict[str, Trained], tmp_path: Path) -> None:
+    begin = wholes["certified"].of("branches")[0]["step"]
+    for step, last in ((begin - 1, begin), (begin, begin)):
+        run = trained(CERTIFIED, tmp_path / str(step), hooks=[Ends(step)])
+        assert (run.result.progress.step, run.result.reason) == (last, "enough")
+        assert not run.of("branches") and not run.result.progress.ledger.probe
+
+
+def test_an_evaluation_that_falls_into_a_branch_is_made_where_it_ends(tmp_path: Path) -> None:
+    run = trained(CERTIFIED, tmp_path / "run", run={"eval": {"every_samples": 10}})
+    tests = [(event["samples"], event["window"] * CERTIFIED.windows) for event in run.of("branches")]
+    evaluated = {event["samples"] for event in run.of("eval")}
+    assert tests and all(begin + length in evaluated for begin, length in tests)
 
 
 def test_the_report_shows_where_branches_were_compared(wholes: dict[str, Trained], tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ from distgrow.core.probe_schedule import Probing
 from distgrow.data.datasets import Arrays
 from distgrow.growth.exponential import Exponential
 from distgrow.growth.norm_threshold import NormThreshold
+from distgrow.training.result import Result
 from distgrow.training.spec import Evaluation
-from distgrow.training.trainer import Result
 
 EPOCH = 60
 ASKING = NormThreshold(start=4, cap=16, epsilon=0.35, threshold="published", every=7)

@@ -36,8 +36,8 @@ from distgrow.checkpoint.spec import Checkpointing
 from distgrow.checkpoint.storage import Folder
 from distgrow.data.datasets import Arrays
 from distgrow.training.hooks import METHODS, EvaluationMade, HookPlace, RunBegun, RunEnded, UpdateMade
+from distgrow.training.result import Result
 from distgrow.training.spec import Evaluation
-from distgrow.training.trainer import Result
 
 
 def data(rows: int, seed: int = 0) -> Arrays:
