@@ -45,6 +45,8 @@ def measured(task: FrontTask, folder: Path) -> tuple[Search, list[Point], list[R
     pairs = search.pairs()
     for where, reason in search.refused.items():
         tell(f"{task.name}: {where}: {reason}")
+    if not points:
+        return search, points, []
     reports = [fronts_table(task, points), comparison(task, points), bars(points, pairs), rates(task, points)]
     return search, points, reports
 
@@ -150,6 +152,9 @@ def main() -> None:
                 files = source_files()
                 tell(f"{task.name}: {len(files):,} source files, {sum(f.stat().st_size for f in files) / 1e6:,.0f} MB")
             search, points, reports = measured(task, folder)
+            if not points:
+                tell(f"{task.name}: no run could be made, so there are no tables")
+                continue
             tell(f"{task.name}: {search.runs.made} runs made, {len(search.runs.used) - search.runs.made} found")
             show(reports, markdown=True)
             if options.readme:

@@ -108,14 +108,15 @@ class Runs:
     def __init__(self, task: FrontTask, folder: Path) -> None:
         self.task, self.folder, self.made = task, folder / task.name, 0
         self._file = self.folder / "results.jsonl"
-        self._kept = {line["key"]: Outcome(**line) for line in map(json.loads, whole_lines(self._file))}
+        kept = [Outcome(**line) for line in map(json.loads, whole_lines(self._file))]
+        self._kept = {outcome.key: outcome for outcome in kept if not outcome.refused}
         self._used: dict[str, Outcome] = {}
         self._from = f"{source(ROOT)} · {today()}"
 
     @property
     def used(self) -> Sequence[Outcome]:
-        """Return all runs that have been asked for so far."""
-        return list(self._used.values())
+        """Return all runs that have been asked for so far, without refused ones."""
+        return [outcome for outcome in self._used.values() if not outcome.refused]
 
     def get(self, wanted: Wanted) -> Outcome:
         """Return what a run came to. It is made if it has not been."""
@@ -127,10 +128,11 @@ class Runs:
         return self._kept[key]
 
     def _keep(self, outcome: Outcome) -> None:
-        self.made += 1
         self._kept[outcome.key] = outcome
-        with self._file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(outcome), ensure_ascii=False) + "\n")
+        if not outcome.refused:  # what refuses a run, such as data that is not there, may be mended by the next call
+            self.made += 1
+            with self._file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(asdict(outcome), ensure_ascii=False) + "\n")
         end = (
             outcome.refused or ", ".join(f"{name} {value:.5g}" for name, value in outcome.metrics.items()) or "diverged"
         )

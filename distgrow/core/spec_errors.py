@@ -21,6 +21,8 @@ def explain(error: ValidationError, whole: type[BaseModel], values: Any = None) 
         location, owner = _locate(item["loc"], whole, unknown_key=item["type"] == "extra_forbidden")
         key = ".".join(location)
         complaint = _complaint(item, location, owner, _written(values, location, item["input"]))
+        if key in lines and item["type"] == "literal_error":  # a number or a word: both are allowed
+            lines[key] += f", or {item.get('ctx', {})['expected']}"
         lines.setdefault(key, f"{key or 'config'}{complaint}" if key or complaint[0] != ":" else complaint[2:])
     return list(lines.values())
 

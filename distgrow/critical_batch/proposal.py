@@ -232,7 +232,7 @@ def _start(scaled: _Scaled, steps: int, widest: int) -> int:
         fewest = scaled.updates(last, max(last, widest))
         raise ConfigError(
             f"--steps={steps}: with {samples:,} samples the fewest updates are {fewest:,}, from b₀ {last} on at lr "
-            f"{scaled.lr(last):.4g}, as the largest stable one is {scaled.rates.largest:.4g}; ask for more, or lower "
+            f"{scaled.lr(last):.4g}, as a run may take at most {scaled.rates.largest:.4g}; ask for more, or lower "
             "the budget"
         )
     return starts[found]

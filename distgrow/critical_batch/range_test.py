@@ -85,7 +85,7 @@ def show(proposal: Proposal, wish: Wish, save: str | None) -> None:
     if save is not None:
         with storing(Path(save).parent):
             Path(save).write_text(proposal.text(wish), encoding="utf-8")
-        console.print(f"wrote {save}")
+        console.print(f"wrote {save}: put these keys into the config in place of its own")
 
 
 def _tell(console: Console, result: RateResult) -> None:

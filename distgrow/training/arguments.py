@@ -31,7 +31,7 @@ _SPECS: Mapping[str, tuple[tuple[type, ...], bool, str]] = {
     "growth": ((GrowthPolicy,), False, "a growth policy, such as exponential(start=8, factor=2) or batches([8, 16])"),
     "budget": ((Budget,), False, "a budget, such as budget(epochs=4)"),
     "stages": ((Stages,), True, "stages, such as every(epochs=1)"),
-    "lr": ((LR,), True, "a learning rate, such as linear_lr(0.1) or constant_lr(0.1)"),
+    "lr": ((LR,), True, 'a learning rate, such as sqrt_lr(0.1), constant_lr(0.1) or constant_lr("auto")'),
     "optimizer": (
         (OptimizerSpec,),
         True,

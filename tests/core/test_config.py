@@ -205,7 +205,7 @@ def test_a_letter_left_out_is_put_back_by_did_you_mean(path: Path) -> None:
         ("growth.factor=0.5", ["growth.factor=0.5", "greater than 1"]),
         ("growth={kind: list, batches: [4, 0]}", ["growth.batches.1=0", "greater than or equal to 1"]),
         ("growth={kind: list}", ["growth.batches: is missing"]),
-        ("lr.base=fast", ["lr.base='fast'", "number"]),
+        ("lr.base=Auto", ["lr.base='Auto'", "number, or 'auto'"]),
         ("lr.base=true", ["lr.base=True", "number"]),
         ("lr.base=0", ["lr.base=0", "greater than 0"]),
         ("lr.base=-1e-3", ["lr.base=-1e-3", "greater than 0"]),

@@ -3,20 +3,23 @@
 import json
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
 import front
+import front_runs
 import pytest
 import torch
 from front_hull import Place, above, bracket, hull, interval, loss_at, mean_above, resamples, steps_ratio, steps_to
 from front_hull import front as line_of
 from front_runs import DECAYS, Wanted, config, schedules
 from front_sets import PENALTY, digits_minimum, digits_objective
-from front_tasks import digits, quick
+from front_tasks import FrontTask, digits, quick
 from sfo_runs import full_gradient
 
 from distgrow.config.load import parse
+from distgrow.core.errors import ConfigError
 
 
 def scattered(seed: int, count: int = 12) -> list[Place]:
@@ -229,3 +232,36 @@ def test_a_second_call_makes_no_run_and_the_same_tables(alone: Path, capsys: pyt
     assert [(one["key"], one["metrics"]) for one in again] == [
         (one["key"], one["metrics"]) for one in map(json.loads, lines)
     ]
+
+
+def served_by(made: list[FrontTask]) -> Callable[..., list[FrontTask]]:
+    """Return what stands in for the list of tasks."""
+
+    def listed(path: str, **sizes: object) -> list[FrontTask]:
+        return made
+
+    return listed
+
+
+def test_a_task_whose_data_is_missing_is_said_and_left_out_until_the_data_is_there(
+    alone: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = quick(digits())
+    missing = replace(whole, base={**whole.base, "task": {"kind": "cifar10", "path": str(alone / "none")}})
+    served = [missing]
+    monkeypatch.setattr(front, "tasks", served_by(served))
+    front.main()
+    told = capsys.readouterr()
+    assert "no run could be made" in told.err
+    assert told.out == ""
+
+    def refused(values: object) -> None:
+        raise ConfigError("task.path=none: nothing there")
+
+    served[0] = whole
+    with monkeypatch.context() as without:
+        without.setattr(front_runs, "trained", refused)
+        front.main()
+    assert "no run could be made" in capsys.readouterr().err
+    front.main()  # the same runs; nothing refuses them now
+    assert "Fronts" in capsys.readouterr().out

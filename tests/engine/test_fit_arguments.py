@@ -53,6 +53,7 @@ def fit(tmp_path: Path, **changed: Any) -> Any:
         ("growth", [8, 16], "batches([8, 16])"),
         ("growth", None, "batches([8, 16])"),
         ("lr", 0.1, "constant_lr(0.1)"),
+        ("lr", "auto", 'constant_lr("auto")'),
         ("stages", 5, "every(epochs=1)"),
         ("engine", "torch", "Torch(max_micro=64)"),
         ("metrics", {"accuracy": 1.0}, "a dict of names and values"),
