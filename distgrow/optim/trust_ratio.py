@@ -107,10 +107,11 @@ class CLARS(_TrustRatio):
         between = torch.stack(list(parts_sq.values())) - whole
         variance = between.mul_(batch / (parts - 1))  # tr Σ without bias, whatever sizes the parts have
         squares = whole + variance * (1 - 1 / batch)  # |G|² + tr Σ with |G|² = |g|² − tr Σ/batch
-        for parameter, square in zip(parts_sq, squares.unbind(), strict=True):
-            state = self.state[parameter]
-            for key, new in zip(_MEANS, (batch * square, torch.full_like(square, batch)), strict=True):
-                state[key] = state[key].mul_(keep).add_(new) if key in state else new
+        states = [self.state[parameter] for parameter in parts_sq]
+        for key, new in zip(_MEANS, (batch * squares, torch.full_like(squares, batch)), strict=True):
+            kept = [state.setdefault(key, torch.zeros_like(squares[0])) for state in states]
+            torch._foreach_mul_(kept, keep)  # pyright: ignore[reportPrivateImportUsage]
+            torch._foreach_add_(kept, new.unbind())  # pyright: ignore[reportPrivateImportUsage]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Load a state. torch rounds it to the precision of the parameters, but the means have a wider one."""
@@ -135,10 +136,15 @@ class CLARS(_TrustRatio):
 
     def _spread(self, given: list[Tensor], gradients: list[Tensor]) -> Tensor:
         """Return a, one number a parameter."""
-        norms = self._norms(gradients).unbind()
         states = [self.state[parameter] for parameter in given]
-        seen = [(s["square_sum"] / s["square_weight"]).sqrt() if "square_sum" in s else None for s in states]
-        return torch.stack([norm if a is None else a for a, norm in zip(seen, norms, strict=True)])
+        if all("square_sum" in state for state in states):
+            sums, weights = (torch.stack([state[key] for state in states]) for key in _MEANS)
+            return (sums / weights).sqrt()
+
+        def one(state: dict[str, Tensor], norm: Tensor) -> Tensor:
+            return (state["square_sum"] / state["square_weight"]).sqrt() if "square_sum" in state else norm
+
+        return torch.stack(list(map(one, states, self._norms(gradients).unbind())))
 
 
 class LAMB(_TrustRatio):
@@ -152,11 +158,15 @@ class LAMB(_TrustRatio):
         if not group[TRUSTED]:
             self._adam([real(p) for p in given], given, group, lr=group["lr"], decay=decay)
             return
-        steps = [torch.zeros_like(real(p)) for p in given]
+        weights = [real(p) for p in given]
+        steps = [torch.zeros_like(w) for w in weights]
         self._adam(steps, given, group, lr=-1.0, decay=0.0)
-        steps = _decayed(steps, given, decay)
-        size, step = self._norms(given), self._norms(steps)
-        _move(given, _scaled(steps, _limited(size / step, size * step == 0, group)), group["lr"])
+        if decay:
+            torch._foreach_add_(steps, weights, alpha=decay)  # pyright: ignore[reportPrivateImportUsage]
+        size, step = self._norms([*weights, *steps]).chunk(2)
+        ratios = _limited(size / step, size * step == 0, group)
+        torch._foreach_mul_(steps, ratios.to(steps[0].dtype).unbind())  # pyright: ignore[reportPrivateImportUsage]
+        _move(given, steps, group["lr"])
 
     def _begin(self, state: dict[str, Any], parameter: Tensor) -> None:
         state["step"] = torch.zeros((), device=parameter.device)

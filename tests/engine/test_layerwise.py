@@ -212,6 +212,20 @@ def test_larger_parts_show_clars_the_same_on_average() -> None:
         assert float(state["square_sum"] / state["square_weight"]) == pytest.approx(40 * (0.09 + 4), rel=0.05)
 
 
+def test_clars_steps_a_parameter_that_no_part_has_shown_by_its_own_norm_beside_one_that_was_shown() -> None:
+    from distgrow.optim import trust_ratio
+
+    shown, new = (nn.Parameter(torch.full((4,), 2.0, dtype=torch.float64)) for _ in range(2))
+    optimizer = trust_ratio.CLARS([{"params": [shown, new], "lr": 1.0}], trust=0.1, momentum=0, eps=0)
+    shown.grad = torch.full((4,), 0.5, dtype=torch.float64)  # of norm 1
+    optimizer.see({shown: torch.tensor(3.0, dtype=torch.float64)}, batch=8, parts=2, keep=1, clipped=1)
+    new.grad = torch.full((4,), 1.5, dtype=torch.float64)  # of norm 3
+    optimizer.step()
+    variance = (3 - 1) * 8 / (2 - 1)
+    expected = (2 - 0.1 * 4 / (1 + variance * 7 / 8) ** 0.5 * 0.5, 2 - 0.1 * 4 / 3 * 1.5)
+    assert (shown[0].item(), new[0].item()) == pytest.approx(expected, rel=1e-12)
+
+
 def test_the_pull_of_lars_grows_with_the_root_of_the_batch_and_that_of_clars_does_not() -> None:
     """In noise alone: so a rate ∝ √b and ∝ b keep the noise of a stationary run, which is what `scaling` says."""
     numbers, ratios = torch.Generator().manual_seed(3), {LARS: [], CLARS: []}
