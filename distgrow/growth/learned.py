@@ -4,8 +4,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from distgrow.core.errors import ConfigError
 from distgrow.core.progress import Progress
 from distgrow.core.spec import PosInt, by_position
 from distgrow.growth.branching import Branched, Branching, Candidate, Verdict, largest_no_worse
@@ -23,13 +24,21 @@ class Learned(Branching):
     cost: Annotated[float, Field(gt=0, le=4)] = 0.25
     """Share of the run's samples that branches may cost beside those that go on."""
     tolerance: Annotated[float, Field(ge=0)] = 0.0
-    """Validation loss that a larger batch may be worse by; 0: the least loss goes on, or the larger batch of equals."""
+    """Validation loss, or `metric`, that a larger batch may be worse by; 0: the best goes on, of equals the larger."""
     stages_at_once: PosInt = 1
     """Stages of the largest branch above the run's own."""
     validation: str | None = None
     """Name of the test set whose loss decides, if there are several."""
     metric: str = "loss"
-    """Its metric that decides; less is better."""
+    """Its metric that decides."""
+    mode: Literal["min", "max"] | None = None
+    """Whether the least or the greatest value is best. The default is min for loss; another metric must say it."""
+
+    @model_validator(mode="after")
+    def _knows_which_is_better(self) -> "Learned":
+        if self.metric != "loss" and self.mode is None:
+            raise ConfigError(f"metric={self.metric} may be best if least or greatest: set mode to min or max")
+        return self
 
     @property
     def losers(self) -> int:
@@ -48,17 +57,18 @@ class Learned(Branching):
         return tuple(Candidate(stages=stages, state=dict(progress.policy)) for stages in range(most + 1))
 
     def verdict(self, results: Sequence[Branched]) -> Verdict:
-        losses = [result.validation for result in results[:1]]
-        losses += [r.validation if all(map(math.isfinite, r.losses)) else math.inf for r in results[1:]]
+        first, sign = results[0], -1 if self.mode == "max" else 1
+        losses = [sign * first.validation]
+        losses += [sign * r.validation if all(map(math.isfinite, r.losses)) else math.inf for r in results[1:]]
         winner = largest_no_worse(dict(enumerate(losses)), self.tolerance)
-        differences = tuple(result.validation - losses[0] for result in results)
-        return Verdict(winner=winner, differences=differences, errors=(0.0,) * len(losses))
+        differences = tuple(result.validation - first.validation for result in results)
+        return Verdict(winner=winner, differences=differences, errors=(0.0,) * len(results))
 
     def validates(self) -> tuple[str | None, str]:
         return self.validation, self.metric
 
     def limits(self) -> Mapping[str, float]:
-        return {"tolerance": self.tolerance}
+        return {"tolerance": self.tolerance, **({"greatest": 1.0} if self.mode == "max" else {})}
 
 
 learned = by_position(Learned, "start", "cap", "factor")

@@ -12,8 +12,9 @@ from distgrow.core.progress import Ledger, Outcome, Progress, finite
 from distgrow.data.loader import Loader
 from distgrow.engine.protocol import Engine
 from distgrow.growth.branch_decisions import begun, branches_due
-from distgrow.growth.branching import Branched, Branching, Candidate, Verdict, charge, spent_by_others
+from distgrow.growth.branching import Branched, Branching, Verdict, charge, spent_by_others
 from distgrow.growth.controller import Controller
+from distgrow.tracking.base_event import Place
 from distgrow.tracking.branch_events import Branch, BranchTest
 from distgrow.tracking.event_log import EventLog
 from distgrow.tracking.events import OutOfMemory
@@ -128,7 +129,8 @@ class Branches:
             if number:
                 states.keep(str(number - 1))
                 states.go_back("start")
-            trails.append(self._followed(growth, replace(progress, micro_limit=limit), candidate, run))
+            trails.append(Trail(end=begun(self._controller, replace(progress, micro_limit=limit), candidate)))
+            self._follow(growth, progress, trails, run)
             limit = trails[-1].end.micro_limit
             if trails[-1].stopped:
                 return None
@@ -137,29 +139,29 @@ class Branches:
                 self._log_branch(progress, trails, results[-1])
         return results
 
-    def _followed(self, growth: Branching, progress: Progress, candidate: Candidate, run: RunLoop) -> Trail:
-        """Make the updates of a branch."""
-        last = progress.samples + growth.branch_samples(progress.stage)
-        trail = Trail(end=begun(self._controller, progress, candidate))
+    def _follow(self, growth: Branching, start: Progress, trails: Sequence[Trail], run: RunLoop) -> None:
+        """Make the updates of the last of the branches that began at `start`."""
+        last, trail = start.samples + growth.branch_samples(start.stage), trails[-1]
         while trail.end.samples < last and not trail.stopped:
             before, plan = trail.end, self._controller.plan(trail.end)
             votes, began = run.votes(before, plan.batch), time.monotonic()
             outcome = self._engine.update(plan, self._loader.draw(before, plan), votes)
             trail.end = self._controller.after(before, plan, outcome)
             if outcome.out_of_memory:
-                self._shrink(trail.end, plan)
+                self._shrink(start, trails, plan)
                 continue
             seconds = time.monotonic() - began
             trail.made.append(Made(before=before, after=trail.end, plan=plan, outcome=outcome, seconds=seconds))
             trail.stopped = outcome.votes[0]
         assert trail.stopped or trail.end.samples == last, "branches end at the same sample"
-        return trail
 
-    def _shrink(self, progress: Progress, plan: Plan) -> None:
+    def _shrink(self, start: Progress, trails: Sequence[Trail], plan: Plan) -> None:
         """Log that memory did not hold a micro-batch. Raise TrainingFailed if there are none so small."""
-        place = self._events.place(progress)
-        self._events.log(OutOfMemory(**place, **shape_of(plan), sfo_discarded=progress.ledger.discarded))
-        check_split(self._controller, progress)
+        lost = sum(trail.end.ledger.discarded - start.ledger.discarded for trail in trails)
+        self._events.log(
+            OutOfMemory(**self._place(start, trails), **shape_of(plan), sfo_discarded=start.ledger.discarded + lost)
+        )
+        check_split(self._controller, trails[-1].end)
 
     def _shown(self, growth: Branching, start: Progress, trail: Trail) -> Branched:
         losses = trail.losses(start.samples, growth.windows, growth.window_samples(start.stage))
@@ -172,10 +174,14 @@ class Branches:
 
     def _log_branch(self, start: Progress, trails: Sequence[Trail], result: Branched) -> None:
         """Log that a branch has ended, so that a resumed run knows of its evaluations."""
-        evaluated = sum(trail.end.ledger.total - start.ledger.total for trail in trails)
-        place = {**self._events.place(start), "sfo": start.ledger.total + evaluated}
+        place = self._place(start, trails)
+        evaluated = place["sfo"] - start.ledger.total
         event = Branch(**place, batch=result.batch, lr=trails[-1].made[0].plan.lr, evaluations=evaluated)
         self._events.log(event)
+
+    def _place(self, start: Progress, trails: Sequence[Trail]) -> Place:
+        """Return the place of an event within a test: where it began, with all that branches have evaluated."""
+        return {**self._events.place(start), "sfo": start.ledger.total + _evaluated(start, trails)}
 
     def _log(
         self,
@@ -222,8 +228,12 @@ def _told(
     return end.with_policy(growth.after_test(start, end))
 
 
+def _evaluated(start: Progress, trails: Sequence[Trail]) -> int:
+    """Return the gradient evaluations of branches that began at `start`."""
+    return sum(trail.end.ledger.total - start.ledger.total for trail in trails)
+
+
 def _given_up(start: Progress, trails: Sequence[Trail]) -> Progress:
     """Return the progress where a test began, whose evaluations are discarded."""
-    wasted = sum(trail.end.ledger.total - start.ledger.total for trail in trails)
-    ledger = replace(start.ledger, discarded=start.ledger.discarded + wasted)
+    ledger = replace(start.ledger, discarded=start.ledger.discarded + _evaluated(start, trails))
     return replace(start, ledger=ledger, micro_limit=trails[-1].end.micro_limit)

@@ -103,7 +103,7 @@ class Evaluator:
         dataset = self._tests[next(iter(self._tests)) if test is None else test]
         rows = min(self._run.eval.rows, progress.micro_limit or self._run.eval.rows)
         metrics = self._engine.evaluate(self._batches(dataset, rows))
-        if metric not in metrics:
+        if metric not in metrics:  # its code failed as the first rows were tried
             raise ConfigError(f"growth.metric={metric}: task.metrics returns {', '.join(metrics)}; choose one of them")
         return metrics[metric]
 

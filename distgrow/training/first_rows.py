@@ -1,6 +1,6 @@
 """What a few rows show of loss, metrics and BatchNorm before a run has a folder; makes forward passes alone."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -15,6 +15,8 @@ from distgrow.engine.batches import checked_loss
 from distgrow.engine.metrics import check_metrics
 from distgrow.engine.objective import WeightedLoss, check_single_row
 from distgrow.engine.trial_rows import ROWS, draw, placed, unchanged
+from distgrow.growth.base import GrowthPolicy
+from distgrow.growth.branching import Branching
 from distgrow.growth.controller import Controller
 from distgrow.growth.draws import draws_size
 from distgrow.tasks.task import Task, test_sets
@@ -50,7 +52,9 @@ def check_first_rows(task: Task, controller: Controller, device: torch.device, *
             for name, test in test_sets(task.test).items():
                 rows = tuple(range(min(ROWS, len(test))))
                 tested = draw(open_stream(test, collate=task.collate), [rows], workers)
-                _check_metrics(objective, task.metrics, placed(tested[rows], objective), named=bool(name))
+                values = _checked_metrics(objective, task.metrics, placed(tested[rows], objective), named=bool(name))
+                if values is not None:
+                    check_decides(controller.growth, name, values)
 
 
 def check_loss_value(objective: WeightedLoss, batch: Any) -> None:
@@ -78,16 +82,33 @@ def _fault(objective: WeightedLoss, batch: Any) -> ConfigError | None:
     return None
 
 
-def _check_metrics(objective: WeightedLoss, metrics: Callable[..., Any], batch: Any, *, named: bool) -> None:
+def check_decides(growth: GrowthPolicy, test: str, metrics: Iterable[str]) -> None:
+    """Check that metrics of a test set have the one that growth goes by, if it goes by one of this set.
+
+    Raises:
+        ConfigError: They have not.
+    """
+    if not isinstance(growth, Branching) or growth.goes_by != "validation":
+        return
+    chosen, metric = growth.validates()
+    if chosen in (None, test) and metric not in metrics:
+        raise ConfigError(f"growth.metric={metric}: task.metrics returns {', '.join(metrics)}; choose one of them")
+
+
+def _checked_metrics(
+    objective: WeightedLoss, metrics: Callable[..., Any], batch: Any, *, named: bool
+) -> Mapping[str, Any] | None:
+    """Return the metrics of a batch; None if the user's code fails."""
     objective.eval()
     try:
         with torch.no_grad():
             values = metrics(objective.model, batch)
     except Exception:  # the first evaluation shows it
-        return
+        return None
     check_metrics(values)
     if (clash := RESERVED & values.keys()) and not named:
         raise ConfigError(f"task.metrics returns {', '.join(sorted(clash))}, which every event has; rename it")
+    return values
 
 
 def has_batch_norm(module: nn.Module) -> bool:

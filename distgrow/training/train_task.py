@@ -245,7 +245,9 @@ def _check_branches(task: Task, growth: GrowthPolicy) -> None:
         )
     if growth.goes_by != "validation":
         return
-    tests, (name, _) = test_sets(task.test), growth.validates()
+    tests, (name, metric) = test_sets(task.test), growth.validates()
+    if task.metrics is None and metric != "loss":
+        raise ConfigError(f"growth.metric={metric}: the task has no metrics but loss; give metrics=…, or leave it out")
     if not tests:
         raise ConfigError(f"growth.kind={growth.name} goes by the loss of a test set, and there is none: give test=…")
     if (name or "") not in tests and not (name is None and len(tests) == 1):

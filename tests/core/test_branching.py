@@ -142,6 +142,14 @@ def test_the_least_validation_loss_goes_on_and_of_equal_ones_the_larger_batch(
     growth = Learned(stages_at_once=2, tolerance=tolerance)
     results = [Branched(batch=8 << k, losses=(1.0,) * 16, validation=loss) for k, loss in enumerate(losses)]
     assert growth.verdict(results).winner == winner
+    opposite = [replace(result, validation=-result.validation) for result in results]
+    greatest = Learned(stages_at_once=2, tolerance=tolerance, metric="accuracy", mode="max")
+    assert greatest.verdict(opposite).winner == winner
+
+
+def test_a_metric_that_may_rise_or_fall_has_to_say_which_is_better() -> None:
+    with pytest.raises(ConfigError, match="metric=accuracy may be best if least or greatest: set mode to min or max"):
+        Learned(metric="accuracy")
 
 
 @pytest.mark.parametrize("at", [0, 7, 15])

@@ -318,6 +318,10 @@ def test_limits_that_nothing_or_everything_passes_hold_the_batch_or_always_grow_
     assert always.result.progress.stage == len(stages)
 
 
+def hits(model: nn.Module, batch: Any) -> Tensor:
+    return (model(batch[0]).argmax(1) == batch[1]).double().mean()
+
+
 def test_learning_needs_a_test_set_and_its_metric(wholes: dict[str, Trained], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="there is none: give test="):
         trained(LEARNED, tmp_path / "none", test=None)
@@ -327,8 +331,17 @@ def test_learning_needs_a_test_set_and_its_metric(wholes: dict[str, Trained], tm
     named = LEARNED.model_copy(update={"validation": "other"})
     run = trained(named, tmp_path / "named", test=sets)
     assert torch.equal(run.parameters, wholes["learned"].parameters)
-    with pytest.raises(ConfigError, match="growth.metric=accuracy: task.metrics returns loss"):
-        trained(LEARNED.model_copy(update={"metric": "accuracy"}), tmp_path / "metric")
+    by_accuracy = LEARNED.model_copy(update={"metric": "accuracy", "mode": "max"})
+    with pytest.raises(ConfigError, match="growth.metric=accuracy: the task has no metrics but loss"):
+        trained(by_accuracy, tmp_path / "bare")
+    with pytest.raises(ConfigError, match="growth.metric=accuracy: task.metrics returns share; choose one of them"):
+        trained(by_accuracy, tmp_path / "other", metrics=lambda model, batch: {"share": hits(model, batch)})
+    assert not (tmp_path / "other").exists()  # refused before the run has begun
+    run = trained(by_accuracy, tmp_path / "known", metrics=lambda model, batch: {"accuracy": hits(model, batch)})
+    for test in run.of("branches"):
+        best, first = max(test["validation"]), test["validation"][0]
+        assert test["validation"][test["winner"]] >= best - test["tolerance"]
+        assert test["greatest"] == 1 and test["differences"] == [value - first for value in test["validation"]]
 
 
 def test_a_stream_cannot_go_back_and_is_refused(tmp_path: Path) -> None:
@@ -354,6 +367,9 @@ def test_memory_that_does_not_hold_a_branch_is_told_once_and_the_run_goes_on_in_
     small = trained(growth, tmp_path / "small", engine=Torch(max_micro=8))
     assert torch.equal(run.parameters, small.parameters)
     assert len(run.of("oom")) == 1
+    for key in ("step", "samples", "sfo"):
+        values = [event[key] for event in run.events if event["event"] != "checkpoint"]  # told once it is written
+        assert values == sorted(values), key
     assert run.result.progress.ledger == replace(small.result.progress.ledger, discarded=16)
     assert run.result.progress.micro_limit == 8
 
