@@ -195,8 +195,9 @@ class Branches:
     ) -> None:
         """Log all that the verdict follows from."""
         at = charge(start, spent)
+        refused = trails[verdict.winner].end.ledger.discarded - start.ledger.discarded  # by memory
         event = BranchTest(
-            **self._events.place(at),
+            **{**self._events.place(at), "sfo": at.ledger.total + refused},
             epoch=start.samples / self._controller.epoch,
             goes_by=growth.goes_by,
             window=growth.window_samples(start.stage),
