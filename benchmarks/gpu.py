@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 from loops import Model, build
-from overhead import Case, Overhead, Transition, measure_overhead, measure_transition, overhead_cells, transition_cells
+from overhead import Case, measure_overhead, measure_transition
+from overhead_tables import Overhead, Transition, overhead_cells, transition_cells
 from paired import Report, arguments, keep, show, tell
 from recovery import Stall, stall_cells, summary
 from torch import Tensor, nn
