@@ -4,7 +4,6 @@ import json
 import math
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -37,7 +36,7 @@ from distgrow.growth.branching import largest_no_worse
 from distgrow.run.folder import RunFolder, storing
 from distgrow.tasks.task import Task
 from distgrow.training.result import Result
-from distgrow.training.short_run import Recorder, last_loss, trained
+from distgrow.training.short_run import Recorder, last_loss, scratch, trained
 
 
 def probe_batch(path: str, options: ProbeOptions) -> None:
@@ -75,20 +74,15 @@ def probe_batch(path: str, options: ProbeOptions) -> None:
 def linked_checkpoint(trunk: Trunk, out: Path, world: World) -> Iterator[RunFolder]:
     """Make a run's folder below `out` that holds the checkpoint, as hard links if possible. Delete it afterwards."""
 
-    def make() -> str:
-        with storing(out):
-            out.mkdir(parents=True, exist_ok=True)
-            copy = tempfile.mkdtemp(prefix=".branches-", dir=out)
-            target = RunFolder(copy).checkpoints / trunk.checkpoint.name
-            shutil.copytree(trunk.checkpoint, target, copy_function=_link)
-            return copy
+    with scratch(out, ".branches-", world) as folder:
+        target = folder.checkpoints / trunk.checkpoint.name
 
-    folder = RunFolder(world.on_rank0(make))
-    try:
+        def link() -> None:
+            with storing(target):
+                shutil.copytree(trunk.checkpoint, target, copy_function=_link)
+
+        world.on_rank0(link)
         yield folder
-    finally:
-        if world.rank == 0:
-            shutil.rmtree(folder.path, ignore_errors=True)
 
 
 def _link(source: str, target: str) -> None:

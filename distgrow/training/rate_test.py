@@ -1,11 +1,8 @@
 """Rate test: which learning rates are stable at b₀, by short runs from the first weights; keeps nothing of them."""
 
 import math
-import shutil
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -19,11 +16,11 @@ from distgrow.data.iterable import IterableStream, digests
 from distgrow.distributed.world import World
 from distgrow.growth.constant import Constant
 from distgrow.growth.controller import Controller
-from distgrow.run.folder import RunFolder, storing
+from distgrow.run.folder import RunFolder
 from distgrow.run.stop import StopRequests
 from distgrow.tasks.task import Task
 from distgrow.training.settings import Settings
-from distgrow.training.short_run import WINDOW, last_loss, trained
+from distgrow.training.short_run import WINDOW, last_loss, scratch, trained
 
 #: A rate at which an update moves nothing.
 STILL = 1e-30
@@ -130,7 +127,7 @@ def find_rates(
     """
     _check_begins_again(task, settings, world)
     tried = dict[int, RateResult]()
-    with _scratch(folder, world) as place:
+    with scratch(folder.path, ".range-test-", world) as place:
         run = partial(_run, settings, task=task, folder=place, world=world, stop=stop)
         begin = RateResults(first=run(STILL, first_updates(settings.growth.start)), tried=(), updates=updates)
         tell(begin.first)
@@ -160,23 +157,6 @@ def _check_begins_again(task: Task, settings: Settings, world: World) -> None:
             )
 
     world.on_all_ranks(compare)
-
-
-@contextmanager
-def _scratch(folder: RunFolder, world: World) -> Iterator[RunFolder]:
-    """Make a run's folder inside of another that is gone afterwards."""
-
-    def make() -> str:
-        with storing(folder.path):
-            folder.path.mkdir(parents=True, exist_ok=True)
-            return tempfile.mkdtemp(prefix=".range-test-", dir=folder.path)
-
-    place = RunFolder(world.on_rank0(make))
-    try:
-        yield place
-    finally:
-        if world.rank == 0:
-            shutil.rmtree(place.path, ignore_errors=True)
 
 
 def _run(

@@ -2,7 +2,11 @@
 
 import copy
 import math
-from collections.abc import Sequence
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +21,7 @@ from distgrow.data.seeding import seed_generators
 from distgrow.distributed.world import World
 from distgrow.engine.protocol import Engine
 from distgrow.growth.controller import Controller
-from distgrow.run.folder import RunFolder
+from distgrow.run.folder import RunFolder, storing
 from distgrow.run.stop import StopRequests
 from distgrow.tasks.task import Task
 from distgrow.tracking.base import NullTracker
@@ -70,6 +74,23 @@ class Recorder:
 
     def close(self) -> None:
         """Do nothing."""
+
+
+@contextmanager
+def scratch(parent: Path, prefix: str, world: World) -> Iterator[RunFolder]:
+    """Make a run's folder inside of another that is gone afterwards. Collective: every rank must call."""
+
+    def make() -> str:
+        with storing(parent):
+            parent.mkdir(parents=True, exist_ok=True)
+            return tempfile.mkdtemp(prefix=prefix, dir=parent)
+
+    folder = RunFolder(world.on_rank0(make))
+    try:
+        yield folder
+    finally:
+        if world.rank == 0:
+            shutil.rmtree(folder.path, ignore_errors=True)
 
 
 def trained(

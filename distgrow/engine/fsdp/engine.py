@@ -14,6 +14,7 @@ from distgrow.core.errors import ConfigError
 from distgrow.core.plan import Plan
 from distgrow.distributed.world import World
 from distgrow.engine.batches import (
+    MORE_MEMORY,
     Buffers,
     Loss,
     Metrics,
@@ -152,7 +153,9 @@ class FSDPEngine(AccumulatingEngine):
 
         All parameters are gathered, so that a trial's ranks need not wait for one another.
         """
-        with no_way_back(self.world.rank, 1, "all parameters together, for engine.max_micro=auto: its ranks"):
+        with memory_for(
+            "all parameters at once, as trials need them", "give engine.max_micro a number, or " + MORE_MEMORY
+        ):
             self._shards.gather()
         state = 0 if self.optimizer.state else self._optimizer_spec.state_copies
         copies = state + self._products.copies(plan) + (plan.average > 0)
