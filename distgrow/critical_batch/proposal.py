@@ -201,17 +201,21 @@ def _cap(run: Run, wish: Wish, start: int, critical: int | None) -> tuple[int, s
 
 
 def _in_steps(scaled: _Scaled, steps: int, critical: int | None) -> Proposal:
-    """Return the schedule of so many updates: the smallest b₀ and cap that make so few, and hold for the rest."""
+    """Return the schedule of so many updates: the smallest b₀ and cap that make so few, and hold for the rest.
+
+    Where lr.decay begins, batches stop to grow. So a hold that is a little longer may keep a batch from growing at all.
+    """
     widest = scaled.rounded_down(min(scaled.run.task.train_size(), scaled.samples))
     start = _start(scaled, steps, widest)
     caps = range(start, max(start, widest) + 1, scaled.unit)
     cap = caps[min(_first(caps, lambda cap: scaled.updates(start, cap) <= steps), len(caps) - 1)]
-    holds = range(FINEST)
-    hold = _first(holds, lambda part: scaled.updates(start, cap, part / FINEST) >= steps) / FINEST
+    enough = min(_first(range(FINEST), lambda part: scaled.updates(start, cap, part / FINEST) >= steps), FINEST - 1)
+    near = (max(0, enough - 1) / FINEST, enough / FINEST)
+    hold = min(near, key=lambda part: abs(scaled.updates(start, cap, part) - steps))
     why = f"for {steps:,} updates"
     if critical is not None and cap > critical:
         why += f", beyond the critical batch of {critical} that probe-batch found"
-    return scaled.proposal(start, cap, min(hold, 1 - 1 / FINEST), why)
+    return scaled.proposal(start, cap, hold, why)
 
 
 def _start(scaled: _Scaled, steps: int, widest: int) -> int:
