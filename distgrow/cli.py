@@ -16,6 +16,7 @@ import typer
 
 from distgrow.config.load import load
 from distgrow.config.run import Run
+from distgrow.core.counted import counted
 from distgrow.core.errors import ConfigError, TrainingFailed
 from distgrow.critical_batch.branches import Scaling
 from distgrow.distributed.environment import launched, place
@@ -207,7 +208,7 @@ def export(
     file, weights = write(run, target, best=best, average=average, step=step)
     for damage in weights.damaged:
         _tell(f"damaged and not used: {damage}")
-    typer.echo(f"{file}: {len(weights.state)} tensors of {weights.place}")
+    typer.echo(f"{file}: {counted(len(weights.state), 'tensor')} of {weights.place}")
 
 
 @app.command()

@@ -10,6 +10,7 @@ from rich.table import Table
 from torch import nn
 
 from distgrow.config.run import Run
+from distgrow.core.counted import counted
 from distgrow.core.errors import ConfigError, TrainingFailed
 from distgrow.core.plan import Plan, split
 from distgrow.core.progress import Progress
@@ -79,7 +80,9 @@ def updated(run: Run, task: Task, plan: Plan) -> torch.Tensor:
             stats = engine.accumulate(plan, loader.draw(Progress(), plan), rank=rank)
             weight += stats.weight
             if stats.failed:
-                raise TrainingFailed(f"memory does not hold micro-batches of {plan.micro} rows; lower engine.max_micro")
+                raise TrainingFailed(
+                    f"memory does not hold micro-batches of {counted(plan.micro, 'row')}; lower engine.max_micro"
+                )
         parameters = WeightedLoss(model, loss).trained()
         for parameter in parameters:
             if parameter.grad is not None:

@@ -8,6 +8,7 @@ from typing import Any
 from distgrow.checkpoint.manager import stands_at
 from distgrow.checkpoint.storage import Store
 from distgrow.core.budget import Budget
+from distgrow.core.counted import counted
 from distgrow.core.errors import RunError
 from distgrow.core.progress import Progress
 from distgrow.growth.controller import Controller
@@ -81,7 +82,8 @@ def _longer(before: Controller, after: Controller) -> bool:
 
 
 def _done(at: Progress) -> str:
-    return f"{at.step:,} updates, {at.ledger.applied:,} samples, {at.ledger.first_time:,} gradient evaluations"
+    done = {"update": at.step, "sample": at.ledger.applied, "gradient evaluation": at.ledger.first_time}
+    return ", ".join(counted(number, noun) for noun, number in done.items())
 
 
 def _tell(line: str) -> None:

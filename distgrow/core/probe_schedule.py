@@ -4,6 +4,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
+from distgrow.core.counted import counted
 from distgrow.core.errors import ConfigError
 from distgrow.core.progress import Progress
 from distgrow.core.spec import PosFloat, PosInt, Spec
@@ -52,8 +53,8 @@ class Probing(Spec):
         """
         if samples < world:
             raise ConfigError(
-                f"the data set of exact probes has {samples} samples, fewer than the {world} ranks; "
-                f"give task.probe at least {world}, or leave it out (the training set then)"
+                f"the data set of exact probes has {counted(str(samples), 'sample')}, fewer than the "
+                f"{counted(world, 'rank')}; give task.probe at least {world}, or leave it out (the training set then)"
             )
         if self.curvature and samples < 2:
             raise ConfigError("run.probe.curvature=true needs a data set of at least 2 samples: one has no noise")

@@ -15,6 +15,7 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
+from distgrow.core.counted import counted
 from distgrow.core.endless import ENDLESS
 from distgrow.core.errors import ConfigError
 from distgrow.core.order import Int64s, Order, mix_int
@@ -117,12 +118,14 @@ class InParts(SamplingSpec):
         """
         if isinstance(self.parts, int):
             if self.parts > n:
-                raise ConfigError(f"sampling.parts={self.parts} exceeds the {n} samples of the training set; lower it")
+                raise ConfigError(
+                    f"sampling.parts={self.parts} exceeds the {counted(str(n), 'sample')} of the training set; lower it"
+                )
             return [cut(n, self.parts, j + 1) - cut(n, self.parts, j) for j in range(self.parts)]
         if sum(self.parts) != n:
             raise ConfigError(
-                f"sampling.parts={self.parts} sums to {sum(self.parts)}, but the training set has {n} samples; give "
-                "the rows of each part, or the number of parts"
+                f"sampling.parts={self.parts} sums to {sum(self.parts)}, but the training set has "
+                f"{counted(str(n), 'sample')}; give the rows of each part, or the number of parts"
             )
         return self.parts
 

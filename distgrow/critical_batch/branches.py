@@ -16,6 +16,7 @@ from pydantic import Field, InstanceOf
 from distgrow.checkpoint.storage import NAME, Folder
 from distgrow.config.load import load
 from distgrow.config.run import Run
+from distgrow.core.counted import counted
 from distgrow.core.errors import ConfigError, RunError
 from distgrow.core.lr import LR, NoDecay, Span
 from distgrow.core.progress import Progress
@@ -180,8 +181,8 @@ def resolve(options: ProbeOptions, trunk: Trunk, epoch: int, left: float) -> tup
         raise ConfigError(f"--up-to {most}: batch {top} exceeds the {epoch} samples of the training set; lower it")
     if samples < LEAST * top:
         raise ConfigError(
-            f"--samples {samples}: the branch with batch {top} would make {samples // top} updates, "
-            f"fewer than {LEAST}; give at least {LEAST * top}, or a smaller --up-to"
+            f"--samples {samples}: the branch with batch {top} would make {counted(samples // top, 'update')}, fewer "
+            f"than {LEAST}; give at least {LEAST * top}, or a smaller --up-to"
         )
     if samples > left:
         raise ConfigError(

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from distgrow.core.budget import Budget
+from distgrow.core.counted import counted
 from distgrow.core.errors import ConfigError
 from distgrow.core.progress import finite
 from distgrow.core.stages import Stages
@@ -124,7 +125,9 @@ def _result(trunk: Trunk, growth: Branch, recorder: Recorder, result: Result | N
 
 def _line(branch: BranchResult) -> str:
     loss = f"training loss {branch.loss:.4f}" if math.isfinite(branch.loss) else "diverged"
-    return f"{branch.k} × the batch: {branch.updates} updates of {branch.batch}, {loss}, {branch.seconds:.1f} s"
+    return (
+        f"{branch.k} × the batch: {counted(branch.updates, 'update')} of {branch.batch}, {loss}, {branch.seconds:.1f} s"
+    )
 
 
 def _report(branches: Sequence[BranchResult], trunk: Trunk, options: ProbeOptions, out: Path) -> None:
@@ -148,7 +151,7 @@ def _report(branches: Sequence[BranchResult], trunk: Trunk, options: ProbeOption
         title = f"{trunk.folder.path.name}, {trunk.checkpoint.name}"
         figure(branches, title, answers, options.tolerance).savefig(out / f"{name}.png")
     cost = sum(branch.evaluations for branch in branches)
-    console.print(f"{cost:,} gradient evaluations; wrote {out / name}.jsonl and {name}.png", markup=False)
+    console.print(f"{counted(cost, 'gradient evaluation')}; wrote {out / name}.jsonl and {name}.png", markup=False)
 
 
 def _numbers(branch: BranchResult) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from distgrow.config.run import Run
+from distgrow.core.counted import counted
 from distgrow.core.errors import ConfigError
 from distgrow.core.lr import LR, NoDecay
 from distgrow.core.progress import Progress
@@ -96,7 +97,8 @@ class Proposal:
         """Return the proposal in words."""
         held = f", held for {self.hold:.2%} of the budget" if self.hold else ""
         return (
-            f"proposed: b₀ {self.start}, lr {self.lr:.4g}, cap {self.cap} ({self.why}){held}: {self.updates:,} updates"
+            f"proposed: b₀ {self.start}, lr {self.lr:.4g}, cap {self.cap} ({self.why}){held}: "
+            f"{counted(self.updates, 'update')}"
         )
 
 
@@ -212,7 +214,7 @@ def _in_steps(scaled: _Scaled, steps: int, critical: int | None) -> Proposal:
     enough = min(_first(range(FINEST), lambda part: scaled.updates(start, cap, part / FINEST) >= steps), FINEST - 1)
     near = (max(0, enough - 1) / FINEST, enough / FINEST)
     hold = min(near, key=lambda part: abs(scaled.updates(start, cap, part) - steps))
-    why = f"for {steps:,} updates"
+    why = f"for {counted(steps, 'update')}"
     if critical is not None and cap > critical:
         why += f", beyond the critical batch of {critical} that probe-batch found"
     return scaled.proposal(start, cap, hold, why)
@@ -226,7 +228,7 @@ def _start(scaled: _Scaled, steps: int, widest: int) -> int:
         if start == 0:
             raise ConfigError(
                 f"--steps={steps}: {samples:,} samples in so many updates are less than a row for each of "
-                f"{scaled.unit} workers; ask for at most {samples // scaled.unit:,}"
+                f"{counted(scaled.unit, 'worker')}; ask for at most {samples // scaled.unit:,}"
             )
         return start
     starts = range(start, scaled.most_start() + 1, scaled.unit)

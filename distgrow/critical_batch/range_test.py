@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from distgrow.config.run import Run
+from distgrow.core.counted import counted
 from distgrow.core.errors import ConfigError
 from distgrow.core.progress import finite
 from distgrow.core.rate_test import LEAST_UPDATES, UPDATES, margin
@@ -118,7 +119,7 @@ def _report(results: RateResults, run: Run, updates: int, folder: Path, proposal
     with storing(folder):
         (folder / f"{name}.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
         figure(results, name).savefig(folder / f"{name}.png")
-    console.print(f"{values['evaluations']:,} gradient evaluations; wrote {folder / name}.json and {name}.png")
+    console.print(f"{counted(values['evaluations'], 'gradient evaluation')}; wrote {folder / name}.json and {name}.png")
 
 
 def sentences(results: RateResults, start: int) -> list[str]:

@@ -11,6 +11,7 @@ from matplotlib.ticker import NullLocator, StrMethodFormatter
 from rich.console import Console
 from rich.table import Table
 
+from distgrow.core.counted import counted
 from distgrow.core.errors import ConfigError
 from distgrow.report.plots import COLOURS
 from distgrow.report.runs import Record, read
@@ -59,8 +60,8 @@ def fit_batch(runs: Sequence[str], metric: str, target: float, out: Path | None 
     console.print(_table(arrivals, fit), soft_wrap=False)
     best, last = fit.critical_batch(1.0), fit.critical_steps(1.0)
     console.print(
-        f"critical batch b* = {best:,.0f}: about {fit.least_sfo(1.0):,.0f} gradient evaluations in {last:,.0f} updates "
-        f"to {metric} {target:g}"
+        f"critical batch b* = {best:,.0f}: about {counted(f'{fit.least_sfo(1.0):,.0f}', 'gradient evaluation')} in "
+        f"{counted(f'{last:,.0f}', 'update')} to {metric} {target:g}"
     )
     if not arrived[0].batch <= best <= arrived[-1].batch:
         console.print("it lies outside of the batches of these runs: run some on its other side too")
@@ -101,7 +102,7 @@ def _first_at(found: Sequence[tuple[int, float]], target: float) -> float:
 
 
 def _told(updates: float) -> str:
-    return f"{updates:,.0f} updates" if math.isfinite(updates) else "never came there"
+    return counted(f"{updates:,.0f}", "update") if math.isfinite(updates) else "never came there"
 
 
 def _table(arrivals: Sequence[Arrival], fit: Tradeoff) -> Table:

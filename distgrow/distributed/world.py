@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore, PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
+from distgrow.core.counted import counted
 from distgrow.core.errors import ConfigError
 from distgrow.distributed.environment import local_rank_named, place
 from distgrow.distributed.hang_watch import watching_for_hangs
@@ -182,7 +183,7 @@ def _pick(device: Device, local_rank: int) -> torch.device:
         raise ConfigError("engine.device=cuda, but torch sees no GPU here; use auto or cpu")
     if local_rank >= torch.cuda.device_count():
         raise ConfigError(
-            f"this host has {torch.cuda.device_count()} GPUs, fewer than its ranks; start one rank per GPU"
+            f"this host has {counted(torch.cuda.device_count(), 'GPU')}, fewer than its ranks; start one rank per GPU"
         )
     torch.cuda.set_device(local_rank)
     return torch.device("cuda", local_rank)

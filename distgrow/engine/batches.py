@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from distgrow.core.counted import counted
 from distgrow.core.errors import ConfigError, TrainingFailed
 from distgrow.core.plan import Plan
 
@@ -88,7 +89,8 @@ def no_way_back(rank: int, micro: int, what: str) -> Iterator[None]:
         if not ran_out_of_memory(error):
             raise
         raise TrainingFailed(
-            f"rank {rank} ran out of memory with micro-batches of {micro} rows, within a step that {what} cannot "
+            f"rank {rank} ran out of memory with micro-batches of {counted(micro, 'row')}, within a step that {what} "
+            "cannot "
             "repeat; " + (f"set engine.max_micro={micro // 2} and go on with --resume" if micro > 1 else MORE_MEMORY)
         ) from error
 
@@ -170,7 +172,8 @@ def check_rows(batch: Any, rows: int) -> None:
             return
     if len(firsts) == 1:
         raise ConfigError(
-            f"a micro-batch has {firsts.pop()} rows where the plan has {rows}; does task.collate add or drop some?"
+            f"a micro-batch has {counted(firsts.pop(), 'row')} where the plan has {rows}; does task.collate add or "
+            "drop some?"
         )
 
 

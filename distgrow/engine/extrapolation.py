@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from distgrow.core.counted import counted
 from distgrow.core.errors import ConfigError
 from distgrow.core.extrapolate import Extrapolate
 from distgrow.core.order import mix_int
@@ -108,8 +109,9 @@ class Extrapolation:
         group = self.spec.group
         if group is not None and (plan.micro != group or plan.batch != group * plan.parts):
             raise ConfigError(
-                f"extrapolate.group={group} rows are a micro-batch, but {plan.batch} rows on {plan.world} ranks come "
-                f"in micro-batches of up to {plan.micro}, perhaps as memory holds no more: lower extrapolate.group"
+                f"extrapolate.group={group} rows are a micro-batch, but {counted(plan.batch, 'row')} on "
+                f"{counted(plan.world, 'rank')} come in micro-batches of up to {plan.micro}, perhaps as memory holds "
+                "no more: lower extrapolate.group"
             )
 
     # ── the gradient that shifts ────────────────────────────────────────────────────────────────────────────────

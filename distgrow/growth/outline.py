@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from distgrow.core.budget import Budget
+from distgrow.core.counted import counted
 from distgrow.core.errors import ConfigError
 from distgrow.core.plan import Plan, split
 from distgrow.core.progress import Progress
@@ -89,13 +90,15 @@ def problems(growth: GrowthPolicy, stage: int, batch: int, *, epoch: int, world:
     if world <= batch <= epoch and max_micro > 1:
         return []
     if growth.start > epoch:
-        return [f"growth.start={growth.start} exceeds the {epoch} samples of the training set; lower it"]
+        return [
+            f"growth.start={growth.start} exceeds the {counted(str(epoch), 'sample')} of the training set; lower it"
+        ]
     found: list[str] = []
     target = growth.stage_batch(stage)
     if min(batch, target) > epoch:
         found.append(
-            f"batch={batch} of stage {stage} exceeds the {epoch} samples of the training set; "
-            f"set growth.cap (or growth.start) to at most {epoch}, or shorten the budget"
+            f"batch={batch} of stage {stage} exceeds the {counted(str(epoch), 'sample')} of the training set; set "
+            f"growth.cap (or growth.start) to at most {epoch}, or shorten the budget"
         )
     if batch < min(world, target):
         found.append(

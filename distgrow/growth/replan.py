@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 
 from distgrow.core.budget import Budget
+from distgrow.core.counted import counted
 from distgrow.core.progress import Progress
 from distgrow.core.stages import stage_at
 from distgrow.growth.controller import Controller
@@ -93,7 +94,7 @@ def _stages(old: Controller, new: Controller) -> list[str]:
     moved = [(stage + 1, was, now) for stage, was, now in _ends(old, new) if was != now]
     unit = old.stage_ends.axis.removesuffix("s")
     lines = [f"stage {stage} begins {_place(now, unit)}, was {_place(was, unit)}" for stage, was, now in moved[:SHOWN]]
-    return [*lines, *[f"{len(moved) - SHOWN} more stages begin elsewhere"] * (len(moved) > SHOWN)]
+    return [*lines, *[f"{counted(len(moved) - SHOWN, 'more stage')} begin elsewhere"] * (len(moved) > SHOWN)]
 
 
 def _place(end: float, unit: str) -> str:

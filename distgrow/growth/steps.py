@@ -4,6 +4,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from distgrow.core.counted import counted
 from distgrow.core.errors import ConfigError
 from distgrow.core.lr import LR, Span
 from distgrow.core.spec import PosInt, by_position
@@ -40,7 +41,9 @@ class Steps(GrowthPolicy):
     def trigger(self, stages: Stages, lr: LR, span: Span) -> Trigger:
         trigger = super().trigger(stages, lr, span)
         if isinstance(trigger, Listed) and len(trigger.ends) not in (self.last_stage, self.last_stage + 1):
-            raise ConfigError(f"growth.batches has {len(self.batches)} stages, stages.every gives {len(trigger.ends)}")
+            raise ConfigError(
+                f"growth.batches has {counted(len(self.batches), 'stage')}, stages.every gives {len(trigger.ends)}"
+            )
         return trigger
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from distgrow.core.counted import counted
 from distgrow.core.errors import ConfigError
 from distgrow.distributed.world import World
 from distgrow.growth.controller import Controller
@@ -67,7 +68,8 @@ def on_world(controller: Controller, world: World) -> Controller:
         raise ConfigError("the controller's group changes the number of ranks, which other trainers cannot; leave it")
     if controller.world not in (1, world.size):
         raise ConfigError(
-            f"the controller is for world={controller.world}, but the trainer has {world.size} ranks; leave world out"
+            f"the controller is for world={controller.world}, but the trainer has {counted(world.size, 'rank')}; leave "
+            "world out"
         )
     return replace(controller, world=world.size)
 
@@ -81,8 +83,8 @@ def check_rows(dataset: Any, controller: Controller) -> None:
         )
     if len(dataset) != controller.epoch:
         raise ConfigError(
-            f"the training set has {len(dataset)} samples, but the controller was made for epoch={controller.epoch}; "
-            f"give it epoch={len(dataset)}"
+            f"the training set has {counted(str(len(dataset)), 'sample')}, but the controller was made for "
+            f"epoch={controller.epoch}; give it epoch={len(dataset)}"
         )
 
 

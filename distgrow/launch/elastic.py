@@ -7,6 +7,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from distgrow.checkpoint.remote import build_store
+from distgrow.core.counted import counted
 from distgrow.core.errors import RunError, TrainingFailed
 from distgrow.core.progress import Progress
 from distgrow.launch.base import Job
@@ -28,8 +29,9 @@ def groups(job: Job, folder: RunFolder) -> Iterator[int]:
         before, size = size, wanted(job, folder)
         if size == before:
             raise TrainingFailed(
-                f"{before} workers ended their stage, but the newest intact checkpoint in {folder.checkpoints} is of "
-                f"a stage that wants {size} again; look at the disk, then go on with --resume"
+                f"{counted(before, 'worker')} ended their stage, but the newest intact checkpoint in "
+                f"{folder.checkpoints} is of a stage that wants {size} again; look at the disk, then go on with "
+                "--resume"
             )
         yield size
 

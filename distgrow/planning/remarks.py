@@ -1,6 +1,7 @@
 """Remarks of `distgrow plan`: what a reader of the plan must know beside its numbers."""
 
 from distgrow.config.run import Run
+from distgrow.core.counted import counted
 from distgrow.core.rate_test import MOST_RATES
 from distgrow.engine.asynchronous.spec import Async
 from distgrow.growth.controller import Controller
@@ -65,8 +66,9 @@ def _asynchronous(engine: Async, controller: Controller) -> list[str]:
     """Return what asynchronous workers make of the batches."""
     late, batch = engine.workers - 1, max(batch for _, batch in controller.reach())
     return [
-        f"engine.workers={engine.workers}: gradients are {late} updates late on average, so a batch b counts as "
-        f"{engine.workers}·b against the critical batch, up to {engine.workers * batch:,}; no two runs are equal"
+        f"engine.workers={engine.workers}: gradients are {counted(late, 'update')} late on average, so a batch b "
+        f"counts as {engine.workers}·b against the critical batch, up to {engine.workers * batch:,}; no two runs are "
+        "equal"
     ]
 
 
@@ -77,8 +79,9 @@ def _measured(run: Run, controller: Controller) -> list[str]:
     updates, most = updates_of(run, controller.epoch), most_evaluations(run, controller.epoch)
     fewer = ", which budget.sfo leaves for fewer updates than are shown" if controller.budget.sfo else ""
     return [
-        f"lr.base=auto: measured before the first update by at most {MOST_RATES} short runs of {updates} updates at "
-        f"batch {controller.growth.start}, at most {most:,} gradient evaluations, in the ledger's probe{fewer}"
+        f"lr.base=auto: measured before the first update by at most {MOST_RATES} short runs of "
+        f"{counted(updates, 'update')} at batch {controller.growth.start}, at most "
+        f"{counted(most, 'gradient evaluation')}, in the ledger's probe{fewer}"
     ]
 
 
@@ -89,8 +92,8 @@ def _experts(controller: Controller) -> list[str]:
         return []
     mean = weights.average
     return [
-        f"a token uses {mean:.4g} of the blocks' weights on average: a compute of {mean * total:,.0f} evaluations with "
-        f"all {weights.experts} experts"
+        f"a token uses {mean:.4g} of the blocks' weights on average: a compute of "
+        f"{counted(f'{mean * total:,.0f}', 'evaluation')} with all {weights.experts} experts"
     ]
 
 
@@ -103,8 +106,8 @@ def _pruning(controller: Controller) -> list[str]:
     mean = sparsity.average_density
     return [
         f"pruned to a density of {1 - sparsity.target:.4g} from sample {first * total:,.0f} to {last * total:,.0f}, in "
-        f"{sparsity.prunings:,} steps at most; {mean:.4g} on average: a compute of {mean * total:,.0f} evaluations of "
-        "the dense model"
+        f"{counted(sparsity.prunings, 'step')} at most; {mean:.4g} on average: a compute of "
+        f"{counted(f'{mean * total:,.0f}', 'evaluation')} of the dense model"
     ]
 
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from distgrow.config.run import Run, Theory
+from distgrow.core.counted import counted
 from distgrow.core.errors import ConfigError
 from distgrow.core.pace import Pace
 from distgrow.core.plan import split
@@ -174,19 +175,21 @@ def _total(controller: Controller, last: Stage, count: int) -> str:
     sfo, steps = last.first_sample + last.samples, last.first_step + last.steps
     constant = -(-sfo // controller.growth.start)
     return (
-        f"{count:,} stages, {steps:,} updates, {sfo:,} gradient evaluations; "
-        f"at constant batch {controller.growth.start:,}: {constant:,} updates ({constant / steps:.1f} ×)"
+        f"{counted(count, 'stage')}, {counted(steps, 'update')}, {counted(sfo, 'gradient evaluation')}; at constant "
+        f"batch {controller.growth.start:,}: {counted(constant, 'update')} ({constant / steps:.1f} ×)"
     )
 
 
 def _probes(controller: Controller, last: Stage) -> list[str]:
     """Return the cost of the exact measurements of ‖∇f‖, or of the branches, that growth needs, if it needs any."""
     if (bound := branches_bound(controller, last.first_sample + last.samples)) is not None:
-        return [f"and branches that do not go on: at most {bound:,} gradient evaluations more"]
+        return [f"and branches that do not go on: at most {counted(bound, 'gradient evaluation')} more"]
     count = controller.probe_count(last.first_step + last.steps, last.stage)
     if count == 0:
         return []
-    evaluations = f"and {count:,} probes of ‖∇f‖: {count * controller.epoch:,} gradient evaluations more"
+    evaluations = (
+        f"and {counted(count, 'probe')} of ‖∇f‖: {counted(count * controller.epoch, 'gradient evaluation')} more"
+    )
     fewer = ", which budget.sfo leaves for fewer updates than are shown" if controller.budget.sfo else ""
     return [evaluations + fewer]
 
@@ -203,8 +206,8 @@ def communication(engine: EngineSpec, controller: Controller, *, soonest: bool) 
         found = [f"reduce=every reduces each micro-batch: up to {most} reductions an update; reduce=last needs one"]
     if isinstance(engine, FSDP) and engine.compile and len(micros) > 1:
         found.append(
-            f"engine.compile compiles for {len(micros)} sizes of micro-batches, {micros[0]} to {micros[-1]} rows; "
-            f"engine.max_micro={micros[0]} holds the first"
+            f"engine.compile compiles for {counted(len(micros), 'size')} of micro-batches, {micros[0]} to "
+            f"{counted(micros[-1], 'row')}; engine.max_micro={micros[0]} holds the first"
         )
     return found
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from distgrow.core.counted import counted
 from distgrow.core.progress import Ledger
 from distgrow.report import constant
 from distgrow.report.marks import MARKS
@@ -72,11 +73,11 @@ def sentence(record: Record) -> str:
     ours, theirs = record.updates, constant.constant(record).updates
     tested = ", ".join(f"{name} {value:.4g}" for name, value in record.metrics.items())
     parts = [
-        f"{ours:,} serial updates, {record.ledger.total:,} gradient evaluations (SFO), "
+        f"{counted(ours, 'serial update')}, {counted(record.ledger.total, 'gradient evaluation')} (SFO), "
         f"{record.last.samples / record.epoch:,.2f} epochs, {duration(record.last.time_s)}."
     ]
-    if (counted := _tokens(record)) is not None:
-        parts.append(counted)
+    if (tokens := _tokens(record)) is not None:
+        parts.append(tokens)
     if (pruned := _pruned(record)) is not None:
         parts.append(pruned)
     if tested:
@@ -96,7 +97,7 @@ def _tokens(record: Record) -> str | None:
         return None
     mfu = record.steps["mfu"]
     share = f" at an MFU of {np.nanmedian(mfu):.1%}" if len(mfu) and np.isfinite(mfu).any() else ""
-    return f"{tokens[-1]:,.0f} tokens, {np.nanmedian(rate):,.0f} tokens/s{share}."
+    return f"{counted(f'{tokens[-1]:,.0f}', 'token')}, {np.nanmedian(rate):,.0f} tokens/s{share}."
 
 
 def _pruned(record: Record) -> str | None:
@@ -107,7 +108,7 @@ def _pruned(record: Record) -> str | None:
     applied = steps["sfo"][-1] - sum(steps[f"sfo_{part}"][-1] for part in PARTS[1:])
     return (
         f"A density of {steps['density'][-1]:.4g} in the end, {compute / applied:.4g} on average: a compute of "
-        f"{compute:,.0f} evaluations with all weights."
+        f"{counted(f'{compute:,.0f}', 'evaluation')} with all weights."
     )
 
 
@@ -232,15 +233,15 @@ def _detail(event: Event) -> str:
         case Resume(checkpoint=str(name)):
             return f"from {name}"
         case Resize(old=old, new=int(new)):
-            return f"{'?' if old is None else old} → {new} workers"
+            return f"{'?' if old is None else old} → {counted(new, 'worker')}"
         case BranchTest():
             return _verdict(event)
         case Skip(late=True, delay=delay):
-            return f"gradient dropped, {delay} updates late"
+            return f"gradient dropped, {counted(delay, 'update')} late"
         case Skip(batch=batch, empty=empty):
             return f"batch of {batch:,}{', without items' if empty else ''}"
         case OutOfMemory(micro=int(micro)):
-            return f"micro-batches of {micro:,} rows"
+            return f"micro-batches of {counted(micro, 'row')}"
         case _:
             return ""
 

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column
 
+from distgrow.core.counted import counted
 from distgrow.tracking.base_event import Line
 from distgrow.tracking.branch_events import BranchTest
 from distgrow.tracking.events import RESERVED, End, Evaluation, OutOfMemory, Resize, Resume, Skip, Stage, Start, Step
@@ -51,7 +52,8 @@ class Terminal:
                 self._console.print(f"damaged and not used: {damage}")
             if kind == End.kind:
                 self._stop()
-            line = _SHOWN[kind].format_map({**event, "place": _place(event, 2), "why": _why(event)})
+            words = {"place": _place(event, 2), "why": _why(event), "counted": _counted(event)}
+            line = _SHOWN[kind].format_map({**event, **words})
             self._console.print(line + _followed(event))
             for further in (*(event.get("groups") or ()), *(event.get("init") or ())):
                 self._console.print(further)
@@ -114,15 +116,28 @@ def _bar(console: Console) -> Progress:
 
 
 _SHOWN = {
-    Start.kind: "run {dir}: world {world}, {budget_samples:,} samples to go",
+    Start.kind: "run {dir}: world {world}, {counted[budget_samples]} to go",
     Resume.kind: "resumed from {checkpoint} at step {step}",
-    Resize.kind: "resized from {old} to {new} workers ({wanted} wanted) in {seconds:.1f} s",
+    Resize.kind: "resized from {old} to {counted[new]} ({wanted} wanted) in {seconds:.1f} s",
     Stage.kind: "stage {stage}: batch {batch} = {world} × {micro} × {accum}, lr {lr:.4g}, from {place}",
     BranchTest.kind: "branches with batches {batches} from step {step}: {batch} goes on",
-    OutOfMemory.kind: "step {step}: out of memory with micro-batches of {micro} rows; the same batch in smaller ones",
-    Skip.kind: "step {step}: {why}; {batch} samples skipped",
-    End.kind: "{reason}: {step:,} updates, {sfo:,} gradient evaluations, {time_s:.1f} s",
+    OutOfMemory.kind: "step {step}: out of memory with micro-batches of {counted[micro]}; the batch is split anew",
+    Skip.kind: "step {step}: {why}; {counted[batch]} skipped",
+    End.kind: "{reason}: {counted[step]}, {counted[sfo]}, {time_s:.1f} s",
 }
+_NOUNS = {
+    "step": "update",
+    "sfo": "gradient evaluation",
+    "batch": "sample",
+    "budget_samples": "sample",
+    "new": "worker",
+    "micro": "row",
+}
+
+
+def _counted(event: Line) -> dict[str, str]:
+    """Return the event's counts with their nouns."""
+    return {key: counted(event[key], noun) for key, noun in _NOUNS.items() if event.get(key) is not None}
 
 
 def _followed(event: Line) -> str:
@@ -154,11 +169,11 @@ def _evaluation(event: Line) -> str:
 def _place(event: Line, digits: int) -> str:
     """Return where an event is: its epoch or, in a stream that has none, its samples."""
     epoch, samples = event.get("epoch", 0.0), event.get("samples", 0)
-    return f"{samples:,} samples" if samples and epoch < 1e-9 else f"epoch {epoch:.{digits}f}"
+    return counted(samples, "sample") if samples and epoch < 1e-9 else f"epoch {epoch:.{digits}f}"
 
 
 def _why(event: Line) -> str:
     """Return why an update was skipped."""
     if event.get("late"):
-        return f"a gradient came {event['delay']} updates late and was dropped"
+        return f"a gradient came {counted(event['delay'], 'update')} late and was dropped"
     return "the batch counted no items" if event.get("empty") else "the gradient was not finite"

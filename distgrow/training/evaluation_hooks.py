@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from distgrow.core.counted import counted
 from distgrow.core.errors import ConfigError
 from distgrow.data.seeding import kept_generators, seed_generators
 from distgrow.run.folder import RunFolder, storing
@@ -108,7 +109,7 @@ class EarlyStopping(_Watching):
         if self._waited < self._patience:
             return None
         best = "never was a number" if self._best is None else f"is no better than {self._best:g}"
-        return EndRun(f"early stopping: {self._metric} {best} for {self._waited} evaluations")
+        return EndRun(f"early stopping: {self._metric} {best} for {counted(self._waited, 'evaluation')}")
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best value and how long there was none better."""

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
+from distgrow.core.counted import counted
 from distgrow.core.errors import ConfigError
 from distgrow.core.order import mix_int
 from distgrow.core.progress import Progress, finite
@@ -76,7 +77,7 @@ class Evaluator:
         if self._known is not None and place == self._evaluated:
             return self._known
         rows = min(self._run.eval.rows, progress.micro_limit or self._run.eval.rows)
-        with memory_for(f"evaluation batches of {rows} rows", "lower run.eval.rows and go on with --resume"):
+        with memory_for(f"evaluation batches of {counted(rows, 'row')}", "lower run.eval.rows and go on with --resume"):
             metrics = self._measured(rows)
             if self._controller.average is not None:
                 with self._engine.at_average() as there:
@@ -165,7 +166,7 @@ class Evaluator:
         self._activate(progress)
         began, asked = time.monotonic(), self._controller.probe_due(progress)
         rows = min(self._run.probe.rows, progress.micro_limit or self._run.probe.rows)
-        with memory_for(f"a probe's batches of {rows} rows", "lower run.probe.rows and go on with --resume"):
+        with memory_for(f"a probe's batches of {counted(rows, 'row')}", "lower run.probe.rows and go on with --resume"):
             probe = Probe(self._engine, self._world, lambda: self._batches(self._probed, rows), self._task.items)
             loss, gradient = probe.gradient()
             norm = probe.norm(gradient)

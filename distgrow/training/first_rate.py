@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
+from distgrow.core.counted import counted
 from distgrow.core.errors import ConfigError
 from distgrow.core.rate_test import MOST_RATES, RateTest, first_updates
 from distgrow.core.yaml_text import plain, read_file
@@ -37,8 +38,9 @@ def most_evaluations(settings: Settings, epoch: int) -> int:
     most = (MOST_RATES * updates + first_updates(settings.growth.start)) * settings.growth.start
     if sfo is not None and most >= sfo:
         raise ConfigError(
-            f"budget.sfo={sfo}: measuring lr.base=auto may take {MOST_RATES} short runs of {updates} updates, {most} "
-            "gradient evaluations; raise it, lower lr.test.updates, or give lr.base a number"
+            f"budget.sfo={sfo}: measuring lr.base=auto may take {MOST_RATES} short runs of "
+            f"{counted(str(updates), 'update')}, {most} gradient evaluations; raise it, lower lr.test.updates, or give "
+            "lr.base a number"
         )
     return most
 

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from distgrow.core.counted import counted
 from distgrow.core.errors import ConfigError
 from distgrow.data.dataset import size_of
 from distgrow.data.seeding import kept_generators
@@ -127,7 +128,9 @@ def smallest_micro(controller: Controller) -> int:
 def _check_one_row(objective: WeightedLoss, row: Any, controller: Controller) -> None:
     """Check that the model trains on one row, as BatchNorm does if each row has several positions."""
     start, world, micro = controller.growth.start, controller.world, controller.max_micro
-    where = f"growth.start={start} on {world} ranks with engine.max_micro={micro} has micro-batches of one row"
+    where = (
+        f"growth.start={start} on {counted(world, 'rank')} with engine.max_micro={micro} has micro-batches of one row"
+    )
     if draws_size(controller.sampling):
         where = "sampling draws a random number of rows, so that some micro-batch has one row"
     try:

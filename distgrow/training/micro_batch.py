@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from distgrow.core.counted import counted
 from distgrow.core.errors import ConfigError, TrainingFailed
 from distgrow.core.plan import largest
 from distgrow.core.progress import Progress
@@ -47,6 +48,7 @@ def check_split(controller: Controller, progress: Progress) -> None:
         if limit == 0:
             raise TrainingFailed(f"a rank's memory does not hold a micro-batch of one row; {MORE_MEMORY}") from None
         raise TrainingFailed(
-            f"a rank's memory holds micro-batches of {limit} rows, into which this run's batches on {controller.world} "
-            f"ranks cannot be cut; {MORE_MEMORY}, or let growth and budget give multiples of {controller.world}"
+            f"a rank's memory holds micro-batches of {counted(limit, 'row')}, into which this run's batches on "
+            f"{counted(controller.world, 'rank')} cannot be cut; {MORE_MEMORY}, or let growth and budget give "
+            f"multiples of {controller.world}"
         ) from None

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from distgrow.core.counted import counted
 from distgrow.core.progress import Progress
 
 
@@ -21,6 +22,7 @@ class Result:
         progress, metrics = self.progress, "".join(f", {name}={value:.6g}" for name, value in self.metrics.items())
         state = "finished" if self.finished else "stopped, to be resumed"
         done = (
-            f"{progress.step:,} updates, {progress.samples:,} samples, {progress.ledger.total:,} gradient evaluations"
+            f"{counted(progress.step, 'update')}, {counted(progress.samples, 'sample')}, "
+            f"{counted(progress.ledger.total, 'gradient evaluation')}"
         )
         return f"<Result: {state}, {done}{metrics}>"

@@ -6,6 +6,7 @@ from typing import Any, Self
 from distgrow.core.active_experts import ActiveExperts, ExpertWeights
 from distgrow.core.average import Average
 from distgrow.core.budget import Budget
+from distgrow.core.counted import counted
 from distgrow.core.endless import ENDLESS, refuse_epochs
 from distgrow.core.errors import ConfigError
 from distgrow.core.extrapolate import Extrapolate
@@ -212,7 +213,7 @@ def in_groups(controller: Controller, rows: int) -> Controller:
     for stage, batch in controller.reach():
         if batch % (rows * controller.ranks(stage)):
             raise ConfigError(
-                f"batch={batch} of stage {stage} on {controller.ranks(stage)} ranks is no multiple of "
+                f"batch={batch} of stage {stage} on {counted(controller.ranks(stage), 'rank')} is no multiple of "
                 f"extrapolate.group={rows} on each: choose growth, and a budget in steps or samples, so that every "
                 "batch is one, or lower extrapolate.group"
             )

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from distgrow.core.counted import counted
 from distgrow.core.errors import ConfigError, RunError
 from distgrow.core.sampling import SamplingSpec
 from distgrow.data.iterable import IterableStream, State, digests
@@ -105,6 +106,6 @@ def _check_passes(passes: Sequence[Sequence[int]]) -> None:
         for number, (here, first) in enumerate(zip(lengths, passes[0], strict=False)):
             if here != first:
                 raise RunError(
-                    f"pass {number} of the training stream had {first} rows on rank 0 and {here} on rank {rank}: from "
-                    "there on their rows were not those of one batch; let every rank read the same stream"
+                    f"pass {number} of the training stream had {counted(first, 'row')} on rank 0 and {here} on rank "
+                    f"{rank}: from there on their rows were not those of one batch; let every rank read the same stream"
                 )

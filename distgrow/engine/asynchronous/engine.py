@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from distgrow.core.counted import counted
 from distgrow.core.errors import TrainingFailed
 from distgrow.core.plan import Plan
 from distgrow.core.progress import Lost, Outcome, Withdrawn
@@ -149,11 +150,11 @@ class AsyncEngine(TorchEngine):
         plan = came.job.plan
         if came.gradient.out_of_memory:
             raise TrainingFailed(
-                f"a worker ran out of memory with micro-batches of {plan.micro} rows; lower engine.max_micro and go on "
-                "with --resume"
+                f"a worker ran out of memory with micro-batches of {counted(plan.micro, 'row')}; lower "
+                "engine.max_micro and go on with --resume"
             )
         if came.gradient.rows != plan.batch:
-            raise RuntimeError(f"a worker evaluated {came.gradient.rows} rows of a batch of {plan.batch}")
+            raise RuntimeError(f"a worker evaluated {counted(came.gradient.rows, 'row')} of a batch of {plan.batch}")
 
     def _note_death(self, job: Job) -> None:
         """Charge what a worker has evaluated that died as `discarded`, and let another do its job."""

@@ -8,6 +8,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from distgrow.core.counted import counted
 from distgrow.core.errors import ConfigError
 from distgrow.report.log import Array
 from distgrow.report.runs import Record
@@ -68,8 +69,8 @@ def observed(record: Record, metric: str | None = None) -> Observed:
     lines = _Lines(record)
     if len(lines.step) < FEWEST_UPDATES:
         raise ConfigError(
-            f"{record.name} shows {len(lines.step)} updates with a loss, too few for a fit; it needs {FEWEST_UPDATES}: "
-            "lower run.log_every, or give a longer run"
+            f"{record.name} shows {counted(len(lines.step), 'update')} with a loss, too few for a fit; it needs "
+            f"{FEWEST_UPDATES}: lower run.log_every, or give a longer run"
         )
     epochs = _epochs(lines, record.epoch) if metric is None else []
     if metric is None:
@@ -183,9 +184,9 @@ def _evaluations(record: Record, metric: str, lines: _Lines) -> tuple[list[int],
     if len(seen) < FEWEST_EVALUATIONS:
         known = ", ".join(record.metrics) or "none"
         raise ConfigError(
-            f"--metric={metric}: {record.name} has evaluated it {len(seen)} times, too few for a fit; it needs "
-            f"{FEWEST_EVALUATIONS} (its metrics: {known}); evaluate more often (run.eval), or leave --metric out for "
-            "the training loss"
+            f"--metric={metric}: {record.name} has evaluated it {counted(len(seen), 'time')}, too few for a fit; it "
+            f"needs {FEWEST_EVALUATIONS} (its metrics: {known}); evaluate more often (run.eval), or leave --metric out "
+            "for the training loss"
         )
     first, last = next(iter(found.values())), float(np.mean([value for _, value in seen[len(seen) // 2 :]]))
     if last > first:

@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from distgrow.core.counted import counted
 from distgrow.planning.what_if.outlook import Outlook, what_if
 from distgrow.report.planned import Prospect
 from distgrow.report.runs import read
@@ -95,8 +96,9 @@ def _notes(found: Outlook) -> list[str]:
         f" of {found.name}, and to those of {', '.join(past.name for past in found.beside)}" if found.beside else ""
     )
     notes = [
-        f"loss = {law.floor:.4g} + {law.scale:.3g}·T^-{law.power:.2f} + {law.noise:.3g}·Σ K·η²/b{weight}, "
-        f"K(t) = (t/{law.unit:.3g} + 1)^-{law.decay:.2f}, fitted to {len(found.seen.losses)} values of {found.metric}"
+        f"loss = {law.floor:.4g} + {law.scale:.3g}·T^-{law.power:.2f} + {law.noise:.3g}·Σ K·η²/b{weight}, K(t) = "
+        f"(t/{law.unit:.3g} + 1)^-{law.decay:.2f}, fitted to {counted(len(found.seen.losses), 'value')} of "
+        f"{found.metric}"
         f"{others}; beyond their noise it misses them by {found.fit.error:.2g}",
     ]
     if law.balance:
