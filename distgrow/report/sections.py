@@ -236,7 +236,7 @@ def _detail(event: Event) -> str:
             return f"{'?' if old is None else old} → {counted(new, 'worker')}"
         case BranchTest():
             return _verdict(event)
-        case Skip(late=True, delay=delay):
+        case Skip(late=True, delay=int(delay)):
             return f"gradient dropped, {counted(delay, 'update')} late"
         case Skip(batch=batch, empty=empty):
             return f"batch of {batch:,}{', without items' if empty else ''}"
