@@ -20,7 +20,7 @@ from distgrow.engine.noise.parameters import ParameterNoise
 from distgrow.engine.noise.part_norms import tell_parts
 from distgrow.engine.skipping import undone_where
 from distgrow.engine.stats import UpdateStats
-from distgrow.optim import OptimizerSpec
+from distgrow.optim import OptimizerSpec, raw_step
 from distgrow.optim.at_growth import assign, reset_moments
 from distgrow.optim.composite import has_modes
 from distgrow.optim.layout import lay_out_state
@@ -131,7 +131,7 @@ class TorchStep:
         """Make one optimizer step, with the settings that the plan gives each parameter group."""
         assign(self.optimizer.param_groups, plan)
         self.reset(plan)
-        self.optimizer.step()
+        raw_step.step(self.optimizer)
         if self.masks is not None:
             self.masks.zero()  # whatever the optimizer has made of a gradient of 0
 

@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 
+from distgrow.optim.raw_step import step
+
 
 class Composite(torch.optim.Optimizer):
     """Step several optimizers together. Their parameter groups and states are seen as those of one."""
@@ -30,7 +32,7 @@ class Composite(torch.optim.Optimizer):
     def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Make one step of each."""
         for optimizer in self.optimizers:
-            optimizer.step()
+            step(optimizer)
 
     def train(self) -> None:
         """Put those that have modes into training mode."""
