@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from distgrow.core.errors import ConfigError
 from distgrow.core.rate_test import RateTest
 from distgrow.core.spec import Fraction, PosFloat, PosInt, Spec, one_of
+from distgrow.core.spec_errors import RECORDED
 
 Base = float | Literal["auto"]
 
@@ -217,7 +218,7 @@ class LR(Spec):
     """η₀, the learning rate of the first stage; `auto`: it is measured before the first update, as `test` says."""
     test: RateTest | None = None
     """How `auto` is measured. Default: the defaults of these keys."""
-    measured: PosFloat | None = None
+    measured: Annotated[PosFloat | None, RECORDED] = None
     """What `auto` has been measured as. A run writes it into its own config.yaml; a resume does not measure again."""
     rule: Rule | None = None
     """How η follows the batch. Default: sqrt (linear for the optimizer clars), but constant for auto, late,

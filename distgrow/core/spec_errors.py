@@ -6,6 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+#: Marks a key that only distgrow writes, into the config.yaml of a run: no error names it among what users may write.
+RECORDED = "recorded"
 
 
 def explain(error: ValidationError, whole: type[BaseModel], values: Any = None) -> list[str]:
@@ -31,7 +35,8 @@ def _complaint(item: Any, location: list[str], owner: type[BaseModel] | None, wr
     known = owner.model_fields if owner else {}
     match item["type"]:
         case "extra_forbidden":
-            return f": unknown key; {_hint(location, item['input'], written, owner)}allowed here: {', '.join(known)}"
+            hint = _hint(location, item["input"], written, owner)
+            return f": unknown key; {hint}allowed here: {', '.join(_for_users(owner))}"
         case "missing":
             return f": is missing; add it: {known[location[-1]].description}"
         case "union_tag_invalid":
@@ -58,7 +63,7 @@ def _complaint(item: Any, location: list[str], owner: type[BaseModel] | None, wr
 def _hint(location: Sequence[str], value: Any, written: str, owner: type[BaseModel] | None) -> str:
     """Return what to write in place of an unknown key: the same key further inside, or a key with a similar name."""
     *above, key = location
-    known = owner.model_fields if owner else {}
+    known = _for_users(owner)
     if inside := [field for field in known if key in _keys(known[field].annotation)]:
         shown = "…" if value is None or isinstance(value, dict) else written
         options = [f"{field}: {{{key}: {shown}}}" for field in inside]
@@ -78,7 +83,13 @@ def _mapping(location: Sequence[str], value: Any, owner: type[BaseModel] | None)
 
 def _keys(annotation: Any) -> list[str]:
     """Return the keys of the specs that a field's annotation names."""
-    return list(dict.fromkeys(name for spec in models_of(annotation) for name in spec.model_fields))
+    return list(dict.fromkeys(name for spec in models_of(annotation) for name in _for_users(spec)))
+
+
+def _for_users(spec: type[BaseModel] | None) -> dict[str, FieldInfo]:
+    """Return the fields of a spec that users may write; none without one."""
+    fields = spec.model_fields if spec else {}
+    return {name: field for name, field in fields.items() if RECORDED not in field.metadata}
 
 
 def _written(values: Any, location: Sequence[str], given: Any) -> str:

@@ -50,7 +50,10 @@ class Wish:
             ConfigError: It cannot be met.
         """
         if self.micro is not None and self.workers is None:
-            raise ConfigError(f"--micro={self.micro} is of each of --workers: give both")
+            raise ConfigError(
+                f"--micro={self.micro}: these are the rows that each worker computes at once, but the number of "
+                "workers is missing: give --workers (1 or more) too, or leave --micro out"
+            )
         if run.budget.total(run.task.train_size()) is None:
             raise ConfigError(
                 f"budget.steps={run.budget.steps} leaves open how many samples there are, which a proposal divides "

@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from distgrow.core.errors import ConfigError, RunError
 from distgrow.core.spec import Spec, as_today
 from distgrow.core.yaml_text import plain, read_file
-from distgrow.run.resume_check import PLANNED, differences, under
+from distgrow.run.resume_check import PLANNED, differences, under, with_measured_rate
 from distgrow.run.resume_mode import ResumeMode
 
 
@@ -124,7 +124,7 @@ class RunFolder:
         if not isinstance(before, dict):
             raise RunError(f"{self.config} is damaged: it holds {before!r}, no mapping of keys; restore it from a copy")
         today = before | {name: as_today(before[name], spec) for name, spec in (specs or {}).items() if name in before}
-        found = differences(today, settings)
+        found = differences(with_measured_rate(today, settings), settings)
         refused = found if rebudget is None else [entry for entry in found if not under(entry[0], PLANNED)]
         if refused:
             differing = [f"{key}: {old!r} in the folder, {new!r} now" for key, old, new in refused]

@@ -42,6 +42,16 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[tup
     return [(key, old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)]
 
 
+def with_measured_rate(before: Mapping[str, Any], after: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return recorded settings with the rate that `lr.base: auto` was measured as, if that is `lr.base` of `after`."""
+    old, new = before.get("lr"), after.get("lr")
+    if not isinstance(old, Mapping) or not isinstance(new, Mapping):
+        return before
+    if old.get("base") != "auto" or old.get("measured") is None or old["measured"] != new.get("base"):
+        return before
+    return {**before, "lr": {**old, "base": old["measured"], "measured": None}}
+
+
 def under(key: str, prefixes: tuple[str, ...]) -> bool:
     return any(key == prefix or key.startswith(prefix + ".") for prefix in prefixes)
 

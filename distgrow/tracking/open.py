@@ -16,6 +16,7 @@ from distgrow.tracking.base import Tracker, Trackers
 from distgrow.tracking.base_event import Event
 from distgrow.tracking.events import ServiceId, Start
 from distgrow.tracking.jsonl import JSONL
+from distgrow.tracking.rate_events import RateChoice, RateTrial
 from distgrow.tracking.read import history, read_events
 from distgrow.tracking.spec import Opening, TrackerSpec
 from distgrow.tracking.tensorboard import tensorboard
@@ -24,9 +25,15 @@ from distgrow.tracking.terminal import Terminal
 
 @contextmanager
 def tracking(folder: RunFolder, rank: int, controller: Controller, others: Iterable[Tracker] = ()) -> Iterator[Tracker]:
-    """Open all trackers and `others` on the first rank, none elsewhere."""
-    tracker = Trackers([*_trackers(folder, controller), *others] if rank == 0 else [])
+    """Open all trackers and `others` on the first rank, none elsewhere.
+
+    How lr.base=auto was measured is in metrics.jsonl by then, and was printed. The other trackers get it first.
+    """
+    board = [tensorboard(folder.tensorboard), *others] if rank == 0 else []
+    tracker = Trackers([*_trackers(folder, controller), *board] if rank == 0 else [])
     try:
+        for event in _measured_before(folder) if rank == 0 else ():
+            Trackers(board).log(event.to_json())
         yield tracker
     finally:
         tracker.close()
@@ -37,7 +44,18 @@ def _trackers(folder: RunFolder, controller: Controller) -> list[Tracker]:
     planned = list(controller.outline(Progress()))
     samples, updates = (sum(batch * count for _, batch, count in planned), sum(count for _, _, count in planned))
     known = None if controller.growth.adaptive else updates
-    return [JSONL(folder.metrics), Terminal(samples, known), tensorboard(folder.tensorboard)]
+    return [JSONL(folder.metrics), Terminal(samples, known)]
+
+
+def _measured_before(folder: RunFolder) -> list[Event]:
+    """Return how the first learning rate was measured; nothing if the run has begun since."""
+    found: list[Event] = []
+    for event in read_events(folder.metrics):
+        if isinstance(event, Start):
+            return []
+        if isinstance(event, RateTrial | RateChoice):
+            found.append(event)
+    return found
 
 
 @contextmanager

@@ -11,13 +11,14 @@ from pydantic import AfterValidator, Field
 from distgrow.core.errors import ConfigError
 from distgrow.core.spec import Spec
 from distgrow.tracking.events import Evaluation, GradientProbe, Step
+from distgrow.tracking.rate_events import RateChoice
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
     """Hold the numbers of an event, at an update."""
 
-    kind: str  #: step, eval or probe
+    kind: str  #: step, eval, probe or lr_choice
     step: int  #: applied updates
     time_s: float  #: when it was logged, seconds since 1970
     figures: Mapping[str, float]  #: by their names in metrics.jsonl
@@ -33,7 +34,7 @@ class Opening:
 
 
 #: The kinds of events that have points.
-KINDS: tuple[str, ...] = (Step.kind, Evaluation.kind, GradientProbe.kind)
+KINDS: tuple[str, ...] = (Step.kind, Evaluation.kind, GradientProbe.kind, RateChoice.kind)
 #: How a run came to its end.
 Ending = Literal["done", "stopped", "failed"]
 

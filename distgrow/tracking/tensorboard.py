@@ -6,6 +6,7 @@ from pathlib import Path
 from distgrow.tracking.base import NullTracker, Tracker
 from distgrow.tracking.base_event import Line
 from distgrow.tracking.events import Step
+from distgrow.tracking.rate_events import RateTrial
 from distgrow.tracking.spec import KINDS
 
 #: What says when an event was, and is no curve.
@@ -15,7 +16,7 @@ FLUSH_S = 10
 
 
 class TensorBoard:
-    """Write the numbers of evaluations and probes, and of steps ten times a second, against SFO."""
+    """Write the numbers of evaluations, probes and trials of rates, and of steps ten times a second, against SFO."""
 
     waits = True
 
@@ -30,7 +31,7 @@ class TensorBoard:
         kind, now = event["event"], time.monotonic()
         if kind == Step.kind and now < self._next:
             return
-        if kind in KINDS:
+        if kind in (*KINDS, RateTrial.kind):
             self._next = now + 0.1
             for key, value in event.items():
                 if isinstance(value, int | float) and key not in _PLACE:

@@ -21,8 +21,9 @@ from distgrow.tracking.jsonl import JSONL
 from distgrow.tracking.rate_events import RateChoice, RateTrial
 from distgrow.tracking.read import last_total, read_events
 from distgrow.training.first_rate import first_rate, most_evaluations, recorded_rate, updates_of
-from distgrow.training.rate_test import RateResult, RateResults, constant, find_rates
+from distgrow.training.rate_test import SCRATCH, RateResult, RateResults, constant, find_rates
 from distgrow.training.settings import Settings
+from distgrow.training.short_run import remove_scratch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +56,7 @@ class RateChooser:
         self.check(self._ahead(first, updates, epoch))
         recorded = {**self.about, **settings.recorded()}
         with opened(folder, self.store, world, recorded, settings.specs(), resume=resume):
+            world.on_rank0(lambda: remove_scratch(folder.path, SCRATCH))
             log = _Log(folder) if world.rank == 0 else None
             tell = log.tried if log else _nothing
             results = find_rates(settings, first, updates, self.task, folder, world, tell, self.stop)

@@ -24,6 +24,8 @@ from distgrow.training.short_run import WINDOW, last_loss, scratch, trained
 
 #: A rate at which an update moves nothing.
 STILL = 1e-30
+#: How the names of the folders begin that hold short runs while they last.
+SCRATCH = ".range-test-"
 #: Rows of a stream that are read twice.
 COMPARED = 4
 
@@ -127,7 +129,7 @@ def find_rates(
     """
     _check_begins_again(task, settings, world)
     tried = dict[int, RateResult]()
-    with scratch(folder.path, ".range-test-", world) as place:
+    with scratch(folder.path, SCRATCH, world) as place:
         run = partial(_run, settings, task=task, folder=place, world=world, stop=stop)
         begin = RateResults(first=run(STILL, first_updates(settings.growth.start)), tried=(), updates=updates)
         tell(begin.first)

@@ -93,6 +93,12 @@ def scratch(parent: Path, prefix: str, world: World) -> Iterator[RunFolder]:
             shutil.rmtree(folder.path, ignore_errors=True)
 
 
+def remove_scratch(parent: Path, prefix: str) -> None:
+    """Remove what a killed process has left of `scratch`. Nobody else may be using it: the run's folder is locked."""
+    for left in parent.glob(f"{prefix}*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
 def trained(
     settings: Settings,
     controller: Controller,

@@ -40,12 +40,21 @@ def test_a_key_one_level_too_high_is_answered_with_its_place(override: str, advi
     [
         ("stages=5", "every, power"),
         ("stages.every=5", "epochs, samples, steps"),
-        ("lr=0.1", "base, test, measured, rule, decay"),
+        ("lr=0.1", "base, test, rule, decay"),
     ],
 )
 def test_a_number_in_place_of_a_mapping_is_answered_with_its_keys(override: str, keys: str) -> None:
     key = override.partition("=")[0].rpartition(".")[2]
     assert f"write {key}: {{…}}, with the keys {keys}" in refusal(override)
+
+
+@pytest.mark.parametrize("override", ["lr={bsae: 0.1}", "lr={measurd: 0.1}", "measured=0.1"])
+def test_a_key_that_only_a_run_writes_is_no_answer(override: str) -> None:
+    assert "measured" not in refusal(override).removeprefix("measured")
+
+
+def test_a_key_that_only_a_run_writes_is_read() -> None:
+    assert parse({**BASE, "lr": {"base": "auto", "measured": 0.25}}).lr.initial == 0.25
 
 
 def test_a_message_about_an_old_name_says_what_the_user_wrote() -> None:

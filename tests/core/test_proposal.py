@@ -138,7 +138,7 @@ def test_what_probe_batch_has_left_in_the_run_is_found(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("wish", "changed", "told"),
     [
-        (Wish(micro=8), {}, "--micro=8 is of each of --workers"),
+        (Wish(micro=8), {}, "--micro=8: .*give --workers .*leave --micro out"),
         (Wish(steps=8), {"budget": {"steps": 100}}, "budget.steps=100 leaves open"),
     ],
 )

@@ -1,6 +1,8 @@
 """lr.base=auto: the run is that of the number which it finds, every gradient of it is counted, and once is enough."""
 
 import itertools
+import json
+import math
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,6 +30,7 @@ from distgrow.planning.check import check
 from distgrow.planning.table import show
 from distgrow.report.runs import read
 from distgrow.run.folder import RunFolder
+from distgrow.tracking.background import point_of
 from distgrow.training.hooks import Hook
 from distgrow.training.spec import RunSpec
 
@@ -250,6 +253,16 @@ def test_a_run_that_is_killed_before_the_choice_measures_again_and_counts_what_w
     assert ledgers[0] == ledgers[1]
 
 
+def test_what_a_killed_measurement_has_left_is_gone_after_the_resume(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="killed"):
+        trained(tmp_path / "run", AUTO, loss=Counted(classes, fails_after=64 + 40))
+    left = tmp_path / "run" / ".range-test-abc" / "checkpoints"
+    left.mkdir(parents=True)  # as SIGKILL leaves it
+    (left / "file").touch()
+    trained(tmp_path / "run", AUTO, resume=True)
+    assert not list((tmp_path / "run").glob(".range-test-*"))
+
+
 class Killing(Hook):
     """Ends the program where a run would begin."""
 
@@ -323,6 +336,22 @@ def test_a_number_in_place_of_auto_or_auto_in_place_of_a_number_is_another_confi
     assert not events(tmp_path / "given", "lr_trial")
 
 
+def test_the_number_that_was_measured_may_take_the_place_of_auto(tmp_path: Path) -> None:
+    """By what the run has printed of it, with four digits; and `auto` may come back."""
+    _, expected = trained(tmp_path / "whole", AUTO, budget=budget(samples=1920))
+    trained(tmp_path / "run", AUTO)
+    number = float(f"{choice(tmp_path / 'run')['base']:.4g}")
+    with pytest.raises(ConfigError, match="lr.base: 'auto' in the folder"):
+        trained(tmp_path / "run", LR(base=math.nextafter(number, 1)), resume=True)
+    loss = Counted(classes)
+    result, found = trained(tmp_path / "run", LR(base=number), budget=budget(samples=1440), resume=True, loss=loss)
+    assert loss.rows == 480
+    assert result.progress.ledger.probe == choice(tmp_path / "run")["evaluations"]
+    _, found = trained(tmp_path / "run", AUTO, budget=budget(samples=1920), resume=True)
+    assert torch.equal(found, expected)
+    assert len(events(tmp_path / "run", "lr_choice")) == 1
+
+
 def test_what_reads_a_run_reads_the_measured_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     config = {"task": {"kind": "digits"}, "model": {"kind": "softmax"}, "growth": {"kind": "constant", "start": 16}}
@@ -338,6 +367,40 @@ def test_what_reads_a_run_reads_the_measured_rate(tmp_path: Path, monkeypatch: p
     assert foresee(record) is not None
     assert parse(config).controller().lr.initial == base  # the plan of a run that has measured
     assert len(events(tmp_path / "one", "lr_choice")) == 1
+
+
+class Keeping:
+    """A tracker of a user's own."""
+
+    def __init__(self) -> None:
+        self.lines: list[dict[str, Any]] = []
+
+    def log(self, event: Any) -> None:
+        self.lines.append(dict(event))
+
+    def close(self) -> None: ...
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_users_tracker_gets_the_measurement_once_before_the_run_begins(tmp_path: Path) -> None:
+    first, later = Keeping(), Keeping()
+    trained(tmp_path / "run", AUTO, trackers=[first])
+    logged = lines(tmp_path / "run")
+    begun = [line["event"] for line in logged].index("start")
+    assert {"lr_trial", "lr_choice"} == {line["event"] for line in logged[:begun]}
+    assert first.lines == logged
+    trained(tmp_path / "run", AUTO, budget=budget(samples=1920), resume=True, trackers=[later])
+    assert not {"lr_trial", "lr_choice"} & {line["event"] for line in later.lines}
+
+
+def test_services_get_the_choice_as_one_point_before_the_first_update(tmp_path: Path) -> None:
+    trained(tmp_path / "run", AUTO)
+    points = [point for line in lines(tmp_path / "run") if (point := point_of(line)) is not None]
+    assert [(point.kind, point.step) for point in points[:2]] == [("lr_choice", 0), ("step", 1)]
+    assert points[0].figures["base"] == choice(tmp_path / "run")["base"]
 
 
 # ── what is refused ─────────────────────────────────────────────────────────────────────────────────────────────
