@@ -144,7 +144,7 @@ SUITE = (
         )
         for task, hours, needs in (
             ("digits", 2, None), ("digits-mlp", 2, None), ("cifar", 48, IMAGES), ("text", 48, None),
-            ("text-muon", 48, None),
+            ("text-muon", 48, None), ("held-teacher", 2, None), ("held-packages", 2, None),
         )
     ),
 )  # fmt: skip
