@@ -1,6 +1,6 @@
 """The front of growth: at one budget of gradient evaluations, the least loss for each number of serial steps.
 
-    python benchmarks/front.py [--task digits digits-mlp cifar text text-muon held-teacher held-packages] [--quick | --gpu] …
+    python benchmarks/front.py [--task NAME …] [--quick | --gpu] [--budget N] …
 
 Tuned decay at every constant batch stands against growth that does not measure, from every b₀, and both with an average
 of the parameters. η is bracketed on powers of two for each; what lies on a front runs with more seeds. Every run is a

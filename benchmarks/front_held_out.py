@@ -1,4 +1,4 @@
-"""Tasks that the default was not chosen on, as functions for `task.target`: a noisy teacher, and sources to tell apart."""
+"""Tasks that the default was not chosen on, as functions for `task.target`."""
 
 import hashlib
 import sysconfig
@@ -20,7 +20,7 @@ INPUTS, NOISE = 64, 0.5  #: the teacher's inputs, and the deviation of its noise
 
 
 def teacher(samples: int, held_out: int, width: int = 64) -> Task:
-    """Return regression on a random net's outputs with noise; the variance of input i is 1/i, and no row comes twice."""
+    """Return regression on a random net's outputs with noise; the variance of input i is 1/i."""
     draws = torch.Generator().manual_seed(0)
     inputs = torch.randn(samples + held_out, INPUTS, generator=draws) / torch.arange(1, INPUTS + 1).sqrt()
     first, second = (torch.randn(*shape, generator=draws) for shape in ((INPUTS, 32), (32, 1)))

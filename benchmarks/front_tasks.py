@@ -48,7 +48,7 @@ def powers(first: int, last: int) -> list[int]:
     return [2**k for k in range(first.bit_length() - 1, last.bit_length())]
 
 
-def target(name: str, module: str = "front_sets", **args: Any) -> dict[str, Any]:
+def target(name: str, *, module: str = "front_sets", **args: Any) -> dict[str, Any]:
     """Return a task's section of a config."""
     return {"kind": "target", "target": f"{module}:{name}", "args": args}
 
@@ -125,8 +125,7 @@ def text(optimizer: str, *, samples: int = 48_000, shape: Sequence[int] = SMALL)
     length, layers, width, heads = shape
     held_out = min(2048, max(64, samples // 40))
     size = (samples + held_out) * length
-    args = {"samples": samples, "held_out": held_out, "length": length, "layers": layers, "width": width}
-    args["heads"] = heads
+    sizes = {"length": length, "layers": layers, "width": width, "heads": heads}
     settings = {"beta2": 0.95} if optimizer == "adamw" else {}
     return FrontTask(
         name="text" if optimizer == "adamw" else f"text-{optimizer}",
@@ -136,7 +135,7 @@ def text(optimizer: str, *, samples: int = 48_000, shape: Sequence[int] = SMALL)
         f"what is held out",
         loss=f"the held-out loss, of {held_out:,} windows",
         base={
-            "task": target("sources_text", **args),
+            "task": target("sources_text", samples=samples, held_out=held_out, **sizes),
             "optimizer": {"kind": optimizer, "weight_decay": 0.1, "clip": 1.0, **settings},
             "engine": {"kind": "torch", "max_micro": 256},
         },
@@ -159,7 +158,6 @@ JUDGED = ("constant", "linear-decay", "cosine", "wsd50", "wsd70", "wsd80", "late
 def held_out_teacher() -> FrontTask:
     """(e) A net fitted to a noisy net, SGD with momentum; the default was not chosen on it."""
     samples, held_out = 40_960, 4096
-    args = {"samples": samples, "held_out": held_out}
     return FrontTask(
         name="held-teacher",
         title="The front on a held-out task, a noisy teacher with SGD and momentum",
@@ -167,7 +165,7 @@ def held_out_teacher() -> FrontTask:
         f"pass over {samples:,} samples, SGD with momentum .9",
         loss=f"the mean squared error on {held_out:,} further samples; of the noise alone it is .25",
         base={
-            "task": target("teacher", "front_held_out", **args),
+            "task": target("teacher", module="front_held_out", samples=samples, held_out=held_out),
             "optimizer": {"kind": "sgd", "momentum": 0.9},
             "engine": CPU,
         },
@@ -184,7 +182,6 @@ def held_out_teacher() -> FrontTask:
 def held_out_packages() -> FrontTask:
     """(f) A convolution that tells sources apart, AdamW; the default was not chosen on it."""
     samples, held_out = 32_768, 4096
-    args = {"samples": samples, "held_out": held_out}
     return FrontTask(
         name="held-packages",
         title="The front on a held-out task, sources to tell apart with AdamW",
@@ -192,7 +189,7 @@ def held_out_packages() -> FrontTask:
         f"pass over {samples:,} windows, AdamW",
         loss=f"the held-out loss, of {held_out:,} windows of other files",
         base={
-            "task": target("packages", "front_held_out", **args),
+            "task": target("packages", module="front_held_out", samples=samples, held_out=held_out),
             "optimizer": {"kind": "adamw", "weight_decay": 0.01},
             "engine": CPU,
         },
