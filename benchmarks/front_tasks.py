@@ -125,7 +125,7 @@ def text(optimizer: str, *, samples: int = 48_000, shape: Sequence[int] = SMALL)
     length, layers, width, heads = shape
     held_out = min(2048, max(64, samples // 40))
     size = (samples + held_out) * length
-    sizes = {"length": length, "layers": layers, "width": width, "heads": heads}
+    sizes: dict[str, Any] = {"length": length, "layers": layers, "width": width, "heads": heads}
     settings = {"beta2": 0.95} if optimizer == "adamw" else {}
     return FrontTask(
         name="text" if optimizer == "adamw" else f"text-{optimizer}",
