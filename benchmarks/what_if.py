@@ -4,10 +4,12 @@ Every run of a folder predicts the ends of all other schedules of the same task,
 first seed, every second pair of runs does so, too. The SHA-256 of their names puts schedules into two halves. The law
 was tuned on the first half alone; runs predict only what is in their own half. Beside it stand the loss of the run
 itself, and a fit of L∞ + A·T^−s without noise. By default it makes its own runs and keeps them in runs/what-if.
+--from takes the folder that `benchmarks/front.py` leaves, too: there a schedule and its first batch are one schedule.
 """
 
 import argparse
 import json
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -20,12 +22,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from paired import Report, arguments, keep, show, tell
+from scipy.optimize import least_squares
 from what_if_halves import halves, spearman
 from what_if_runs import ended, make_all, make_few
 
 from distgrow.core.errors import ConfigError, RunError
 from distgrow.core.yaml_text import plain, read_text
-from distgrow.planning.what_if.fit import Fit, fit, least_squares, told
+from distgrow.planning.what_if.fit import Fit, fit, told
 from distgrow.planning.what_if.observed import Observed, observed
 from distgrow.report.runs import Record, read
 
@@ -36,6 +39,8 @@ LOSSES = {"training loss": None, "loss of the whole training set": "train/loss",
 BAR, RANK = 0.01, 0.9
 BASES = ("own loss", "no noise")
 METHODS = (*BASES, "one run", "two runs")
+FRONT = re.compile(r"(b\d+)-lr.+-s\d+-[0-9a-f]+")  #: the folders of runs of front.py
+FEWEST = 3  #: schedules that are compared
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,10 +56,10 @@ class Case:
 
     @property
     def last(self) -> NDArray[np.bool_]:
-        """Return which of the losses are the end: the mean of the last epoch, or the last evaluations."""
-        if self.seen.epochs:
-            return np.arange(len(self.seen.losses)) == len(self.seen.losses) - 1
-        return self.seen.over @ self.seen.course.samples > LAST * self.seen.course.samples[-1]
+        """Return which of the losses are the end: the mean of the last epoch, or the last evaluations or lines."""
+        newest = np.arange(len(self.seen.losses)) == len(self.seen.losses) - 1
+        late = self.seen.over @ self.seen.course.samples > LAST * self.seen.course.samples[-1]
+        return newest if self.seen.epochs or not late.any() else late
 
     @property
     def end(self) -> float:
@@ -82,27 +87,46 @@ class Score:
 
 def cases(folder: Path, metric: str | None) -> Iterator[Case]:
     """Yield the runs of a folder that have ended and show enough, with one of their losses."""
+    left_out = list[str]()
     for file in sorted(folder.rglob("metrics.jsonl")):
         if not ended(file.parent):
             continue
         (record,) = read([str(file.parent)])
+        if metric is not None and metric not in record.metrics:
+            continue
         try:
             yield case(folder, file.parent, record, metric)
         except (ConfigError, RunError) as error:
-            tell(f"left out: {error}")
+            left_out.append(str(error))
+    if left_out:
+        tell(f"left out: {len(left_out)} of the runs, such as: {left_out[0]}")
+
+
+def named(root: Path, folder: Path) -> tuple[str, str]:
+    """Return task and schedule of a run: its folder is root/TASK/SCHEDULE[/SEED], or one of front.py.
+
+    Raises:
+        ConfigError: It lies elsewhere.
+    """
+    if front := FRONT.fullmatch(folder.name):
+        return folder.parent.parent.name, f"{folder.parent.name} {front[1]}"
+    parts = folder.relative_to(root).parts
+    if not parts:
+        raise ConfigError(f"--from={root} is a run itself: give the folder of TASK/SCHEDULE[/SEED]")
+    task, *names = parts
+    return task, "/".join([name for name in names if not name.isdigit()] or [task])
 
 
 def case(root: Path, folder: Path, record: Record, metric: str | None) -> Case:
-    """Return a run: its schedule is named by its folder, root/TASK/SCHEDULE/SEED, of which the seed may be missing."""
+    """Return a run, with task and schedule by its folder."""
     values: Any = plain(read_text(record.config, "config.yaml"))
-    task, *names = folder.relative_to(root).parts
-    names = [name for name in names if not name.isdigit()] or [task]
+    task, schedule = named(root, folder)
     optimizer, seed = values.get("optimizer") or {}, values["run"]["seed"]
     common = [optimizer, values["lr"]["base"], values.get("model"), values.get("task"), record.ledger.applied]
     return Case(
         group=json.dumps([task, *common, seed], sort_keys=True),
         task=task,
-        schedule="/".join(names),
+        schedule=schedule,
         seed=seed,
         momentum=optimizer.get("momentum", 0.0) if optimizer.get("kind", "sgd") == "sgd" else None,
         seen=observed(record, metric),
@@ -146,8 +170,8 @@ def quiet(given: Case, others: Sequence[Case]) -> list[float]:
         return np.concatenate([(losses(numbers, seen) - seen.losses) / own, (numbers - means) / errors])
 
     begins = [means + np.array([0, 0, power]) for power in (-0.6, 0.0, 0.6)]
-    found = min((least_squares(residuals, begin) for begin in begins), key=lambda each: float(np.sum(each[0] ** 2)))
-    return [float(losses(found[1], other.seen)[other.last].mean()) for other in others]
+    found = min((least_squares(residuals, begin) for begin in begins), key=lambda each: each.cost)
+    return [float(losses(found.x, other.seen)[other.last].mean()) for other in others]
 
 
 def jobs(loss: str, found: Sequence[Case]) -> Iterator[tuple[str, int, str, list[Case], list[Case]]]:
@@ -161,7 +185,7 @@ def jobs(loss: str, found: Sequence[Case]) -> Iterator[tuple[str, int, str, list
         half = next(k for k, names in enumerate(parts[run.task]) if run.schedule in names)
         groups[run.group, half].append(run)
     for (_, half), runs in groups.items():
-        if len({run.schedule for run in runs}) < 3:
+        if len({run.schedule for run in runs}) < FEWEST:
             continue
         first = min(run.seed for run in found if run.task == runs[0].task)
         for method in METHODS if runs[0].seed == first else METHODS[:-1]:
@@ -232,7 +256,9 @@ def reports(found: Mapping[str, Sequence[Case]], scores: Sequence[Score]) -> lis
 def options() -> argparse.Namespace:
     """Return what the command line says."""
     parser = arguments(__doc__)
-    parser.add_argument("--from", type=Path, dest="folder", help="runs that are there: FOLDER/TASK/SCHEDULE[/SEED]")
+    parser.add_argument(
+        "--from", type=Path, dest="folder", help="runs that are there: FOLDER/TASK/SCHEDULE[/SEED], or of front.py"
+    )
     return parser.parse_args()
 
 
@@ -245,6 +271,11 @@ def main() -> None:
     found = {loss: list(cases(folder, metric)) for loss, metric in list(LOSSES.items())[: 1 if given.quick else None]}
     found = {loss: runs for loss, runs in found.items() if runs}
     wanted = [job for loss, runs in found.items() for job in jobs(loss, runs)]
+    if not wanted:
+        raise SystemExit(
+            f"{folder}: no {FEWEST} schedules in one half have runs of one task, optimizer, η₀, budget and seed that "
+            "have ended and show enough; give --from=FOLDER with FOLDER/TASK/SCHEDULE[/SEED], or what front.py has left"
+        )
     tell(f"{len(wanted)} fits")
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         scores = list(pool.map(score, *zip(*wanted, strict=True), chunksize=4))

@@ -23,7 +23,7 @@ from distgrow.growth.base import GrowthPolicy
 from distgrow.planning.forecast import even, stages
 from distgrow.planning.what_if.candidates import Setting
 from distgrow.planning.what_if.fit import fit as fit_law
-from distgrow.planning.what_if.fit import least_squares, told
+from distgrow.planning.what_if.fit import told
 from distgrow.planning.what_if.observed import Observed, observed
 from distgrow.planning.what_if.outlook import foresee_more, what_if
 from distgrow.planning.what_if.show import show
@@ -196,16 +196,6 @@ def test_a_course_in_few_parts_has_the_time_and_the_noise_of_every_update(tmp_pa
     whole = sum(lr**2 / batch * count for count, lr, batch in TELLING)
     assert np.sum(seen.course.updates * seen.course.rates**2 / seen.course.batches) == pytest.approx(whole)
     assert LAW.loss(seen.course)[0] == pytest.approx(along(LAW, TELLING)[-1], rel=1e-3)
-
-
-def test_least_squares_find_the_minimum_of_a_curved_valley() -> None:
-    def residuals(x: Array) -> Array:  # Rosenbrock's function
-        return np.array([10 * (x[1] - x[0] ** 2), 1 - x[0]])
-
-    left, found, slopes = least_squares(residuals, np.array([-1.2, 1.0]))
-    assert found == pytest.approx([1, 1], abs=1e-3)
-    assert left == pytest.approx([0, 0], abs=1e-3)
-    assert slopes == pytest.approx(np.array([[-20, 10], [-1, 0]]), abs=0.05)
 
 
 # ── an independent simulation ───────────────────────────────────────────────────────────────────────────────────

@@ -5,10 +5,11 @@ beliefs. The interval therefore becomes wide where the run has not shown enough.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.optimize import least_squares
 
 from distgrow.planning.what_if.observed import Observed
 from distgrow.report.log import Array
@@ -23,8 +24,6 @@ CHANGE = 0.25
 WIDER = 1.4
 #: Draws of the fitted numbers for an interval, and the seed that makes it the same every time.
 DRAWS, SEED = 200, 0
-#: Steps of the fit, at most.
-MOST = 150
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,11 +132,10 @@ def fit(seen: Sequence[Observed], momentum: float | None = 0.0) -> Fit:
         return np.concatenate([*left, (numbers - prior.means) / prior.errors])
 
     begins = [prior.means + moved(len(prior.means), *shift) for shift in ((-0.6, 0), (0.6, -1), (0.6, 1))]
-    found = min((least_squares(residuals, begin) for begin in begins), key=lambda each: float(np.sum(each[0] ** 2)))
-    left, numbers, slopes = found
+    found = min((least_squares(residuals, begin) for begin in begins), key=lambda each: each.cost)
+    left, numbers, slopes = found.fun, found.x, found.jac
     count = len(left) - len(numbers)
     inflation = max(1.0, float(np.sum(left[:count] ** 2)) / max(1, count - len(numbers)))
-    slopes = slopes.copy()
     slopes[:count] /= math.sqrt(inflation)
     covariance = np.linalg.inv(slopes.T @ slopes)
     drawn = np.random.default_rng(SEED).multivariate_normal(numbers, WIDER**2 * covariance, DRAWS, method="eigh")
@@ -162,29 +160,3 @@ def moved(count: int, power: float, unit: float) -> Array:
     shift = np.zeros(count)
     shift[[2, 5]] = power, unit
     return shift
-
-
-def least_squares(residuals: Callable[[Array], Array], begin: Array) -> tuple[Array, Array, Array]:
-    """Return the residuals, the numbers and the slopes where Σ residuals² is least near `begin`.
-
-    Source: Levenberg and Marquardt; slopes are differences.
-    """
-    numbers, left, damping = begin, residuals(begin), 1e-2
-    for _ in range(MOST):
-        slopes = _slopes(residuals, numbers, left)
-        normal, gradient = slopes.T @ slopes, slopes.T @ left
-        step = np.linalg.solve(normal + damping * np.diag(np.diag(normal)), -gradient)
-        ahead = residuals(numbers + np.clip(step, -1.0, 1.0))
-        gained = float(np.sum(left**2) - np.sum(ahead**2))
-        if gained > 0:
-            numbers, left, damping = numbers + np.clip(step, -1.0, 1.0), ahead, damping / 5
-        else:
-            damping *= 5
-        if 0 < gained < 1e-5 * np.sum(left**2) + 1e-10 or damping > 1e10:
-            break
-    return left, numbers, _slopes(residuals, numbers, left)
-
-
-def _slopes(residuals: Callable[[Array], Array], numbers: Array, left: Array, width: float = 1e-5) -> Array:
-    steps = np.eye(len(numbers)) * width
-    return np.stack([(residuals(numbers + step) - left) / width for step in steps], axis=1)
