@@ -146,6 +146,10 @@ class Measured:
     parts: int = 0  #: parts with items, if the loss is a mean over items; 0: all of the plan's
 
 
+#: What an update has shown that was not measured.
+NOTHING = Measured()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Noise:
     """Hold the smoothed statistics of a run. They, and so all decisions, are equal on every rank."""

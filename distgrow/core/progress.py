@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
-from distgrow.core.noise_stats import Measured, Noise
+from distgrow.core.noise_stats import NOTHING, Measured, Noise
 from distgrow.core.plan import Plan
 
 #: A growth policy's own state: plain numbers by name. Policies differ in what they keep.
@@ -68,7 +68,7 @@ class Outcome:
     out_of_memory: bool = False  #: some rank ran out of memory: the same batch can be tried in smaller micro-batches
     loss: float = math.nan  #: mean loss over the B samples of the global batch
     grad_norm: float = math.nan  #: Euclidean norm of the mean gradient, before clipping
-    measured: Measured = field(default_factory=Measured)  #: of the gradient's noise
+    measured: Measured = NOTHING  #: of the gradient's noise
     empty: bool = False  #: the batch counted no items, so there was no gradient
     tokens: int = 0  #: of the global batch; 0 if nobody counts them
     votes: tuple[bool, ...] = ()  #: which of the ranks' votes anyone has cast

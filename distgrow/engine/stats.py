@@ -57,6 +57,8 @@ class UpdateStats(NamedTuple):
 
     def all_tokens(self, ranks: int) -> int:
         """Return the tokens of all ranks, whose mean these stats are; 0 if a count was no whole number."""
+        if not any(self.tokens):
+            return 0
         if not all(map(math.isfinite, self.tokens)):
             return 0
         high, low = (round(part * ranks) for part in self.tokens)
@@ -66,6 +68,10 @@ class UpdateStats(NamedTuple):
         """Return the stats with means over the items of all ranks; NaN if there were none."""
         share = 1 / self.weight if self.weight else math.nan
         return self._replace(loss=self.loss * share, micro_sq=self.micro_sq * share)
+
+    def read(self) -> "UpdateStats":
+        """Return the stats of the only rank, which are the means already, as plain numbers. Waits for a GPU."""
+        return self._replace(loss=float(self.loss), micro_sq=float(self.micro_sq))
 
     def numbers(self) -> list[float]:
         """Return the packed stats as plain numbers. Waits for a GPU."""

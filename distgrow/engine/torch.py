@@ -20,6 +20,7 @@ from distgrow.engine.items import Items
 from distgrow.engine.masks import Masks, masks_of
 from distgrow.engine.noise.metric import Roots
 from distgrow.engine.objective import compile_in_place, empty_copy, to_precision
+from distgrow.engine.raw_backward import backward
 from distgrow.engine.spec import Torch
 from distgrow.engine.state import load_module, read, written
 from distgrow.engine.stats import Applied, MakeStats, UpdateStats
@@ -78,7 +79,7 @@ class TorchEngine(AccumulatingEngine):
                 loss = self._weighted(batch if weight else None, weight, stats)
                 if weight:
                     self.check_leaves(loss, () if parallel is None else parallel.ddp.parameters())
-                loss.backward()
+                backward(loss)
                 return loss.detach()
         except (RuntimeError, MemoryError) as error:
             if not ran_out_of_memory(error):
@@ -133,10 +134,7 @@ class TorchEngine(AccumulatingEngine):
     def _reduced(self, plan: Plan, stats: UpdateStats) -> tuple[UpdateStats, float]:
         """Make the gradients means over ranks and items, clipped; return the means of `stats`, and the norm between."""
         grad_norm = self._step.clipped_norm().item()  # waits for a GPU
-        if self._parallel is None:
-            reduced = UpdateStats.unpack(stats.numbers(), len(stats.votes))
-        else:
-            reduced = self._parallel.read(plan, len(stats.votes))
+        reduced = stats.read() if self._parallel is None else self._parallel.read(plan, len(stats.votes))
         return reduced, grad_norm if reduced.failed else self._step.over_items(reduced.weight, grad_norm)
 
     def _dropped(self, stats: UpdateStats, grad_norm: float, *, failed: bool) -> Applied:

@@ -11,7 +11,7 @@ from distgrow.core.plan import Plan
 from distgrow.distributed.world import World
 from distgrow.engine.averages import WeightAverage
 from distgrow.engine.batches import check_memory, memory_for
-from distgrow.engine.clipping import clip_factor, clip_on_device, clip_over_items, norm_of
+from distgrow.engine.clipping import GradientNorm, clip_factor, clip_on_device, clip_over_items
 from distgrow.engine.delayed import Delayed
 from distgrow.engine.masks import Masks
 from distgrow.engine.noise.hooks import MicroBatchNorms, StepProducts
@@ -56,6 +56,7 @@ class TorchStep:
         self.optimizer, self._parameters, self._world, self._items = optimizer, parameters, world, items
         self._clip, self._by_parts, self._state_copies = spec.clip, spec.goes_by_parts, spec.state_copies
         self._norms, self._products, self._modes = norms, products, has_modes(optimizer)
+        self._norm = GradientNorm(parameters)
         self._metric = StepMetric(spec, optimizer, parameters)
         self.masks: Masks | None = None  #: of a model that is pruned
         self._delayed = Delayed(parameters, delay, copies=world.size > 1)  # DDP's buckets are used again
@@ -67,7 +68,7 @@ class TorchStep:
 
         With items it is not divided yet by what they are, and not clipped: see `over_items`.
         """
-        norm = norm_of(self._parameters)
+        norm = self._norm()
         if self._clip is not None and not self._items:
             nn.utils.clip_grads_with_norm_(self._parameters, self._clip, norm)
         return norm

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from distgrow.core.noise_stats import Measured
+from distgrow.core.noise_stats import NOTHING, Measured
 from distgrow.core.order import mix_int
 from distgrow.core.plan import Plan
 from distgrow.core.progress import Outcome, Withdrawn
@@ -164,16 +164,16 @@ class AccumulatingEngine(ABC):
             empty=empty,
             loss=float(result.stats.loss),
             grad_norm=result.grad_norm,
-            measured=self._measured(plan, result) if result.applied else Measured(),
+            measured=self._measured(plan, result) if result.applied else NOTHING,
             tokens=result.stats.all_tokens(self.world.size),
-            votes=tuple(cast > 0 for cast in result.stats.votes),
+            votes=tuple([cast > 0 for cast in result.stats.votes]),
             delay=self.delay,
         )
 
     def _measured(self, plan: Plan, result: Applied) -> Measured:
         """Return what an applied update has shown of the noise. Collective."""
         if not (plan.window or plan.product):
-            return Measured()
+            return NOTHING
         sums = self._products.fetch() if result.products is None else result.products
         return shown_noise(
             plan,

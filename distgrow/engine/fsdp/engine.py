@@ -36,6 +36,7 @@ from distgrow.engine.functional import FunctionalObjective
 from distgrow.engine.items import Items
 from distgrow.engine.noise.hooks import MicroBatchNorms
 from distgrow.engine.objective import empty_copy, on_meta
+from distgrow.engine.raw_backward import backward
 from distgrow.engine.stats import MakeStats, UpdateStats, check_agreed
 from distgrow.engine.update import AccumulatingEngine, Applied
 from distgrow.engine.used_parameters import UsedParameters
@@ -128,7 +129,7 @@ class FSDPEngine(AccumulatingEngine):
                 self.check_leaves(loss)
             if self._used is not None:
                 self._used.begin()
-            loss.backward()
+            backward(loss)
             if self._used is not None:
                 self._used.end()
         return loss.detach().float()
