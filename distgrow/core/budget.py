@@ -89,9 +89,9 @@ class Budget(Spec):
 
     def planned(self, progress: Progress, epoch: int) -> float:
         """Return the samples that are probably left: `left`, but for tokens that are still to be counted."""
-        total = self.total(epoch)
-        if total is None:
-            return math.inf if progress.step < (self.steps or 0) else 0
+        if self.steps is not None:
+            return math.inf if progress.step < self.steps else 0
+        total = self.total(epoch) or 0
         return total - (progress.ledger.applied if self.sfo is None else progress.ledger.first_time)
 
 

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from distgrow.core.spec import Spec
@@ -29,10 +30,10 @@ class AtGrowth(Spec):
         """Return the settings that are to follow the batch."""
         return [name for name in ("beta2", "momentum", "weight_decay") if getattr(self, name) == "samples"]
 
-    @property
+    @cached_property
     def changes(self) -> bool:
         """Return whether anything differs from an optimizer that knows nothing of the batch."""
-        return self.moments != "keep" or bool(self.asked())  # asked at every update: no spec is built for it
+        return self.moments != "keep" or bool(self.asked())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,6 +3,8 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
 
 from distgrow.core.errors import ConfigError
 from distgrow.core.optimizer_plan import OptimizerPlan
@@ -59,17 +61,12 @@ class Plan:
         are never empty.
         Over all ranks they cover `range(start, start + batch)` exactly once.
         """
-        first, last = cut(self.batch, self.world, rank), cut(self.batch, self.world, rank + 1)
-        share = last - first
-        edges = [start + first + cut(share, self.accum, k) for k in range(self.accum + 1)]
-        return [range(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+        edges = _edges(self.batch, self.world, self.accum, rank)
+        return [range(start + a, start + b) for a, b in pairwise(edges)]
 
     def sizes(self, rank: int) -> list[int]:
         """Return the numbers of rows of `rank`'s micro-batches."""
-        share = cut(self.batch, self.world, rank + 1) - cut(self.batch, self.world, rank)
-        if self.accum == 1:
-            return [share]
-        return [cut(share, self.accum, k + 1) - cut(share, self.accum, k) for k in range(self.accum)]
+        return [b - a for a, b in pairwise(_edges(self.batch, self.world, self.accum, rank))]
 
     def weight(self, rows: int) -> float:
         """Return the factor of a micro-batch's mean loss that makes the average over ranks the mean over the B samples.
@@ -83,6 +80,13 @@ class Plan:
 def cut(total: int, parts: int, k: int) -> int:
     """Return where part k begins if `total` rows are cut into `parts` that differ by at most one row."""
     return total * k // parts
+
+
+@lru_cache(maxsize=256)
+def _edges(batch: int, world: int, accum: int, rank: int) -> list[int]:
+    """Return where `rank`'s micro-batches begin within the global batch, and the end of the last."""
+    first, last = cut(batch, world, rank), cut(batch, world, rank + 1)
+    return [first + cut(last - first, accum, k) for k in range(accum + 1)]
 
 
 def split(batch: int, world: int, max_micro: int) -> tuple[int, int]:

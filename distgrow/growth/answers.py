@@ -1,10 +1,11 @@
 """Checks of what a policy answers: a policy of a user's own may be wrong in ways that no type shows."""
 
 import math
-from collections.abc import Set
+from collections.abc import Callable, Set
+from functools import lru_cache, partial
 
 from distgrow.core.errors import ConfigError
-from distgrow.core.lr import LR, Span
+from distgrow.core.lr import LR, NoDecay, Span
 from distgrow.core.noise_stats import Measuring
 from distgrow.core.plan import Plan
 from distgrow.core.progress import Outcome, PolicyState, Progress
@@ -65,6 +66,17 @@ def checked_rate(policy: GrowthPolicy, lr: LR, progress: Progress, batch: int, s
             "set growth.cap, lengthen the stages or choose a slower lr.rule"
         )
     return rate
+
+
+def rates(policy: GrowthPolicy, lr: LR, span: Span) -> Callable[[Progress, int], float]:
+    """Return what gives the learning rate of an update by the progress and its samples, as `checked_rate` does.
+
+    If nothing but the stage and the samples matters, each pair of them is computed once.
+    """
+    if type(policy).multiplier is not GrowthPolicy.multiplier or not isinstance(lr.decay, NoDecay):
+        return partial(checked_rate, policy, lr, span=span)
+    known = lru_cache(lambda stage, batch: checked_rate(policy, lr, Progress(stage=stage), batch, span))
+    return lambda progress, batch: known(progress.stage, batch)
 
 
 def check_sampling(

@@ -27,6 +27,8 @@ class Measure(StrEnum):
     PROGRESS = "progress"  #: ⟨g, u⟩ of every gradient g with the direction u of the update before
     NORM = "norm"  #: ‖∇f‖ over the whole training set, whenever the policy asks, at n evaluations each
 
+    __hash__ = str.__hash__  # they are looked up at every update; Enum's own takes many times longer
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moment:

@@ -20,7 +20,7 @@ from distgrow.core.scaling import Group
 from distgrow.core.sparsity import Sparsity
 from distgrow.core.stages import Stages, Trigger, stage_at
 from distgrow.growth.adaptive import Adaptive, NormProbing
-from distgrow.growth.answers import check_needs, check_sampling, checked_batch, checked_rate, checked_state
+from distgrow.growth.answers import check_needs, check_sampling, checked_batch, checked_state, rates
 from distgrow.growth.at_growth import marked, optimizer_plan
 from distgrow.growth.base import GrowthPolicy, Measure, Moment, check_settings
 from distgrow.growth.draws import drawn_batch, draws_size, problems_of, split_of
@@ -161,8 +161,7 @@ class Controller:
             batch=drawn.batch, expected=drawn.expected, draw=drawn.draw,
             world=self.world, micro=micro, accum=accum,
             lr=self.rate(progress, batch), stage=progress.stage, seed=mix_int(self.seed, progress.samples),
-            window=window,
-            by_parameter=self.measuring.by_parameter,
+            window=window, by_parameter=self.measuring.by_parameter,
             preconditioned=Measure.PRECONDITIONED in self._needs,
             product=Measure.PROGRESS in self._needs,
             average=self.average.weight(progress.ledger.applied, batch, self.whole_axis) if self.average else 0.0,
@@ -222,9 +221,10 @@ class Controller:
         """Return the rows of a rank's largest share in the run to come: no micro-batch needs more."""
         return max(-(-batch // self.ranks(stage)) for stage, batch in self.reach(progress))
 
-    def rate(self, progress: Progress, batch: int) -> float:
-        """Learning rate of the next update if it has `batch` samples. ValueError where it is not finite."""
-        return checked_rate(self.growth, self.lr, progress, batch, self.span)
+    @cached_property
+    def rate(self) -> Callable[[Progress, int], float]:
+        """Learning rate of the next update if it has so many samples. ValueError where it is not finite."""
+        return rates(self.growth, self.lr, self.span)
 
     def forecast(self, progress: Progress | None = None) -> Iterator[Stride]:
         """Yield the run to come as strides of equal updates, as far as this group takes it, if no update is skipped."""

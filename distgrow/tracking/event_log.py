@@ -1,8 +1,6 @@
 """EventLog: gives a run's events their place and hands them to the trackers."""
 
 import time
-from collections.abc import Callable
-from functools import partial
 
 from distgrow.core.plan import Plan
 from distgrow.core.progress import Outcome, Progress
@@ -19,7 +17,7 @@ class EventLog:
 
     def __init__(self, tracker: Tracker) -> None:
         self.tracker = tracker
-        self._waiting: list[Callable[[], Event]] = []
+        self._waiting: list[tuple[Progress, Plan, Outcome, int, float, float, float | None]] = []  # see update_event
         self._due = 0.0
         self.mfu_of_token: float | None = None  #: share of the devices' peak that one token a second takes, if known
         self.began = time.monotonic()  #: when the run would have begun if it had never been interrupted
@@ -42,16 +40,15 @@ class EventLog:
 
         An update may take a few hundred microseconds, and events are cheaper to make and write together.
         """
-        speed = {"samples_per_s": samples_per_s, "mfu_of_token": self.mfu_of_token}
-        make = partial(update_event, progress, plan, outcome, epoch=epoch, **speed)
-        self._waiting.append(partial(make, time_s=self.seconds()))
-        if time.monotonic() >= self._due or not may_wait(self.tracker):
+        now = time.monotonic()
+        self._waiting.append((progress, plan, outcome, epoch, now - self.began, samples_per_s, self.mfu_of_token))
+        if now >= self._due or not may_wait(self.tracker):
             self.write()
 
     def write(self) -> None:
         """Hand the updates that wait to the trackers."""
         if self._waiting:
-            log_all(self.tracker, [make().to_json() for make in self._waiting])
+            log_all(self.tracker, [update_event(*update).to_json() for update in self._waiting])
             self._waiting.clear()
         self._due = time.monotonic() + LATEST_S
 

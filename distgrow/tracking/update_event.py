@@ -26,7 +26,6 @@ def update_event(
     progress: Progress,
     plan: Plan,
     outcome: Outcome,
-    *,
     epoch: int,
     time_s: float,
     samples_per_s: float,

@@ -120,6 +120,14 @@ def test_stages_in_steps_have_exactly_that_many_updates(growth: Growth, length: 
     assert all(plan.batch == growth.stage_batch(plan.stage) for _, plan in walk(control))
 
 
+@settings(deadline=None, max_examples=40)
+@given(controllers())
+def test_the_learning_rate_of_every_update_is_what_the_policy_makes_of_its_progress(control: Controller) -> None:
+    for progress, plan in walk(control):
+        factor = control.growth.multiplier(control.lr, progress, plan.scheduled, control.span)
+        assert plan.lr == control.lr.initial * factor
+
+
 @settings(max_examples=150, deadline=None)
 @given(controllers())
 def test_no_batch_but_the_last_two_leaves_the_schedule(control: Controller) -> None:
