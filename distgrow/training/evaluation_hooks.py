@@ -3,7 +3,7 @@
 import json
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
@@ -33,6 +33,11 @@ class _Watching(Hook):
             raise ConfigError(f"{key}: mode={mode!r} must be min or max")
         self._metric, self._mode, self._key = metric, mode, key
         self._best: float | None = None
+
+    @property
+    def watches(self) -> tuple[str, str]:
+        """Return the key of the config that names the metric, and the metric."""
+        return self._key, self._metric
 
     def begin(self, run: RunBegun) -> None:
         """Check that there will be evaluations.
@@ -70,6 +75,11 @@ class _Watching(Hook):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` returned."""
         self._best = state["best"]
+
+
+def watched(hooks: Iterable[Any]) -> list[tuple[str, str]]:
+    """Return what those of the hooks watch that go by a metric: see `watches`."""
+    return [hook.watches for hook in hooks if isinstance(hook, _Watching)]
 
 
 class KeepBest(_Watching):

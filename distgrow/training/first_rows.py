@@ -1,6 +1,6 @@
 """What a few rows show of loss, metrics and BatchNorm before a run has a folder; makes forward passes alone."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,8 +23,13 @@ from distgrow.growth.draws import draws_size
 from distgrow.tasks.task import Task, test_sets
 from distgrow.tracking.events import RESERVED
 
+#: Pairs of a key of the config, and the metric that it names.
+Watched = Iterable[tuple[str, str]]
 
-def check_first_rows(task: Task, controller: Controller, device: torch.device, *, workers: int = 0) -> None:
+
+def check_first_rows(
+    task: Task, controller: Controller, device: torch.device, *, workers: int = 0, watched: Watched = ()
+) -> None:
     """Check what loss and metrics return, and that BatchNorm can train on the smallest micro-batch.
 
     Nothing is decided about code that fails here, but for BatchNorm's: an engine may call it in another precision.
@@ -35,10 +40,11 @@ def check_first_rows(task: Task, controller: Controller, device: torch.device, *
         controller: Gives the seed, the ranks and the micro-batches.
         device: Where the model is moved.
         workers: Loader processes of the run; if there are any, one draws these rows as well.
+        watched: Metrics of the test sets that the run goes by.
 
     Raises:
-        ConfigError: The loss is no tensor of one number with a gradient, metrics are no mapping of numbers or have
-            names that are taken, or a micro-batch of one row is to be trained with BatchNorm.
+        ConfigError: The loss is no tensor of one number with a gradient, metrics are no mapping of numbers, have names
+            that are taken or lack a watched one, or a micro-batch of one row is to be trained with BatchNorm.
     """
     objective = WeightedLoss(task.model, task.loss).to(device=device)
     count = min(controller.max_micro, ROWS, size_of(task.train))
@@ -49,13 +55,41 @@ def check_first_rows(task: Task, controller: Controller, device: torch.device, *
         check_loss_value(objective, placed(drawn[wanted[0]], objective))
         if smallest == 1:
             _check_one_row(objective, placed(drawn[(0,)], objective), controller)
+        known = _metrics_of(task, controller.growth, objective, workers)
+    if known:
+        check_watched(watched, [*known, *(f"average/{name}" for name in known if controller.average is not None)])
+
+
+def _metrics_of(task: Task, growth: GrowthPolicy, objective: WeightedLoss, workers: int) -> list[str]:
+    """Check what the metrics return for a few rows of each test set.
+
+    Returns:
+        The names that evaluations will have. None are known if the user's code fails here, or returns pairs (sum,
+        count), which some batches may lack.
+    """
+    known, certain = list[str](), True
+    for name, test in test_sets(task.test).items():
+        values: Mapping[str, Any] | None = {"loss": 0.0}
         if task.metrics is not None:
-            for name, test in test_sets(task.test).items():
-                rows = tuple(range(min(ROWS, len(test))))
-                tested = draw(open_stream(test, collate=task.collate), [rows], workers)
-                values = _checked_metrics(objective, task.metrics, placed(tested[rows], objective), named=bool(name))
-                if values is not None:
-                    check_decides(controller.growth, name, values)
+            rows = tuple(range(min(ROWS, len(test))))
+            tested = draw(open_stream(test, collate=task.collate), [rows], workers)
+            values = _checked_metrics(objective, task.metrics, placed(tested[rows], objective), named=bool(name))
+            if values is not None:
+                check_decides(growth, name, values)
+        certain = certain and values is not None and not any(isinstance(one, tuple | list) for one in values.values())
+        known += [f"{name}/{metric}" if name else metric for metric in values or ()]
+    return known if certain else []
+
+
+def check_watched(watched: Watched, known: Sequence[str]) -> None:
+    """Check that evaluations will have the metrics that the run goes by.
+
+    Raises:
+        ConfigError: They will not.
+    """
+    for key, metric in watched:
+        if metric not in known:
+            raise ConfigError(f"{key}={metric}: the evaluation has no such metric; it has {', '.join(sorted(known))}")
 
 
 def check_loss_value(objective: WeightedLoss, batch: Any) -> None:

@@ -1,5 +1,8 @@
 """The check of a task before training: its loss must be a mean over rows or items, and what else a few rows show."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 
 from distgrow.core.errors import ConfigError
@@ -14,12 +17,18 @@ from distgrow.growth.base import GrowthPolicy, Measure
 from distgrow.growth.controller import Controller
 from distgrow.run.folder import RunFolder
 from distgrow.tasks.task import Task
+from distgrow.training.evaluation_hooks import watched
 from distgrow.training.first_rows import check_first_rows
 from distgrow.training.settings import Settings
 
 
 def check_loss(
-    task: Task, controller: Controller, folder: RunFolder, world: World, settings: Settings | None = None
+    task: Task,
+    controller: Controller,
+    folder: RunFolder,
+    world: World,
+    settings: Settings | None = None,
+    hooks: Sequence[Any] = (),
 ) -> None:
     """Check that the loss is a mean over rows or items, and what else a few rows show, if no run has begun in `folder`.
 
@@ -35,6 +44,7 @@ def check_loss(
         settings: If the engine cuts the model, that stays on the CPU here; on the meta device nothing is checked. If
             there are loader processes, one draws the rows of the check as well, for a data set may open files at its
             first row, and processes that are started later would share them.
+        hooks: The run's hooks, of which some go by a metric.
 
     Raises:
         ConfigError: The loss is no mean over rows or items; or see check_first_rows.
@@ -45,7 +55,7 @@ def check_loss(
 
     def check() -> None:
         if not folder.begun() and not on_meta(task.model):
-            check_first_rows(task, controller, device, workers=workers)
+            check_first_rows(task, controller, device, workers=workers, watched=watched(hooks))
             check_mean(task, controller.growth, controller.seed, device, most=most, workers=workers)
 
     world.on_rank0(check)

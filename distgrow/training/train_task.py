@@ -118,7 +118,7 @@ def _train_in(
 ) -> Result:
     """Check, open and train the run of a folder, once its first learning rate is known."""
     if settings.lr.unknown:
-        check = partial(_check_unmeasured, task, settings, world, folder, store)
+        check = partial(_check_unmeasured, task, settings, world, folder, store, hooks)
         chooser = RateChooser(
             task=task, settings=settings, folder=folder, store=store, world=world, about=about, stop=stop, check=check
         )
@@ -130,7 +130,7 @@ def _train_in(
     recorded = {**about, **settings.recorded()}
     origin = begin_with(settings.init, task.model, folder.path, store, world)
     check_packages(settings.run.trackers, world)
-    check_loss(task, controller, folder, world, settings)
+    check_loss(task, controller, folder, world, settings, hooks)
     change = Budgeting(folder, store, settings.budget, plan, accepted=rebudget).change
     with opened(folder, store, world, recorded, settings.specs(), resume=resume, rebudget=change) as begun:
         world.on_rank0(lambda: pretrained.keep(folder, task.model, task.collate, task.train))
@@ -139,14 +139,20 @@ def _train_in(
 
 
 def _check_unmeasured(
-    task: Task, settings: Settings, world: World, folder: RunFolder, store: Store, controller: Controller
+    task: Task,
+    settings: Settings,
+    world: World,
+    folder: RunFolder,
+    store: Store,
+    hooks: Sequence[Any],
+    controller: Controller,
 ) -> None:
     """Check all that can be wrong with a new run before its learning rate is measured, and load its first weights."""
     if not world.on_rank0(folder.begun):
         _check_new(controller, world)
     begin_with(settings.init, task.model, folder.path, store, world)
     check_packages(settings.run.trackers, world)
-    check_loss(task, controller, folder, world, settings)
+    check_loss(task, controller, folder, world, settings, hooks)
 
 
 def _folder(pattern: str, resume: ResumeMode, about: Mapping[str, Any], world: World) -> RunFolder:

@@ -6,6 +6,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 from conftest import ROOT, Commands
@@ -105,6 +106,18 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> str:
     runs = [eventful().save(folder / "growing", CONFIG), constant().save(folder / "constant")]
     write(runs, str(folder / "out"), foresee, update_s=0.2)
     return (folder / "out" / "report.html").as_uri()
+
+
+def test_long_names_widen_neither_the_page_nor_the_columns_that_they_head(browser: Browser, tmp_path: Path) -> None:
+    long = "run_" + "0123456789" * 8
+    runs = [eventful().save(tmp_path / f"{long}a", CONFIG), constant().save(tmp_path / f"{long}b")]
+    write(runs, str(tmp_path / "out"), foresee, update_s=0.2)
+    with opened(browser, (tmp_path / "out" / "report.html").as_uri(), PHONE) as shown:
+        shown.shot("report-long-names")
+        assert shown.page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+        widths = shown.page.eval_on_selector_all(".names th", "cells => cells.map(cell => cell.offsetWidth)")
+        assert len(widths) == 3
+        assert max(widths) < PHONE["width"] / 2
 
 
 @pytest.mark.parametrize(

@@ -234,8 +234,34 @@ def test_the_best_is_the_same_after_an_interruption_anywhere(failing: int, tmp_p
 def test_a_best_metric_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"run\.keep\.best=accuracy: .* it has loss"):
         trained(tmp_path / "run", KeepBest("accuracy"))
+    assert not (tmp_path / "run").exists()
     with pytest.raises(ConfigError, match="needs a test set"):
         trained(tmp_path / "other", KeepBest(), test=None)
+
+
+def accuracy(model: nn.Module, batch: Any) -> dict[str, Any]:
+    return {"accuracy": (model(batch[0]).argmax(1) == batch[1]).float().mean()}
+
+
+def test_metrics_of_ones_own_and_of_named_sets_are_known_before_the_run(tmp_path: Path) -> None:
+    several = {"clean": data(40, seed=1), "other": data(40, seed=2)}
+    stop = EarlyStopping("clean/loss")
+    with pytest.raises(ConfigError, match=r"run\.early_stopping\.metric=clean/loss: .* it has clean/acc.*, other/acc"):
+        trained(tmp_path / "run", stop, metrics=accuracy, test=several)
+    assert not (tmp_path / "run").exists()
+    trained(tmp_path / "run", KeepBest("other/accuracy", "max"), metrics=accuracy, test=several)
+    trained(tmp_path / "average", KeepBest("average/loss"), average=ema(epochs=0.5))
+
+
+def test_a_metric_that_the_first_rows_lack_may_come_with_others(tmp_path: Path) -> None:
+    """Of pairs (sum, count) a batch may lack some: the first 40 rows have no class 2 of their own."""
+
+    def each(model: nn.Module, batch: Any) -> dict[str, Any]:
+        right = model(batch[0]).argmax(1) == batch[1]
+        return {f"class{int(k)}": (right[batch[1] == k].sum(), (batch[1] == k).sum()) for k in batch[1].unique()}
+
+    test = Arrays(data(80).inputs, torch.tensor([0] * 40 + [2] * 40))
+    assert trained(tmp_path / "run", KeepBest("class2", "max"), metrics=each, test=test).finished
 
 
 def test_two_that_keep_the_best_are_refused_as_there_is_one_best(tmp_path: Path) -> None:
