@@ -2,6 +2,10 @@
 
     python benchmarks/scale_time.py [--task digits …] [--results FOLDER] [--measured] [--samples-per-s …] [--readme]
 
+With --objective the table is of auto whose start and cap follow from growth.objective for each W, beside auto and
+decays; what of their runs is not there yet is run. Ratios are over the decays of the SFO benchmark; decays at larger
+constant batches have a row of their own.
+
 An update of b samples on W workers takes latency + ⌈b/w⌉ / samples_per_s + all-reduce(w) seconds on the w = min(W, b)
 workers that have a sample; all-reduce(w) = 2·log₂(w)·hop + 2·(w − 1)/w·bytes/bandwidth, and nothing on one. The
 constants are given, or with --measured those of the updates on the machine that made the results.
@@ -10,62 +14,27 @@ constants are given, or with --measured those of the updates on the machine that
 import argparse
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from paired import Report, show
+from scale_cluster import WORKERS, Cluster
+from scale_objective import WIDE, at_scale, suits
+from sfo import run_all
 from sfo_plots import times
 from sfo_problems import Problem
 from sfo_readme import section, write
 from sfo_results import Result, Setting, Store, provenance, quartiles, settings
-from sfo_sizes import add_options, folder_of, positive_real, problems
+from sfo_sizes import add_options, folder_of, positive, positive_real, problems
 from sfo_tables import MEASURES, family, number
 
 from distgrow.core.errors import ConfigError
-from distgrow.core.pace import Pace, fitted
+from distgrow.core.pace import fitted
 
 MODEL = (
     "an update of b samples takes latency + ⌈b/w⌉ ÷ samples/s + all-reduce(w) on the w = min(W, b) of W workers that "
     "have a sample; all-reduce(w) = 2·log₂(w)·message + 2·(w − 1)/w·gradients ÷ link; each policy with the setting "
     "that is fastest on so many workers"
 )
-WORKERS = (1, 8, 64, 512, 4096)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cluster:
-    """What updates cost; by default about a ResNet-18 in float32 with one accelerator a worker."""
-
-    samples_per_s: float = 2500.0  #: of one worker
-    latency_s: float = 0.004  #: of an update, whatever its size
-    megabytes: float = 45.0  #: of gradients
-    gigabytes_per_s: float = 10.0  #: of a worker's link
-    hop_us: float = 20.0  #: of a message
-
-    def all_reduce_s(self, workers: int) -> float:
-        """Seconds of averaging the gradients."""
-        if workers == 1:
-            return 0.0
-        moved = 2 * (workers - 1) / workers * self.megabytes / 1e3 / self.gigabytes_per_s
-        return 2 * math.log2(workers) * self.hop_us / 1e6 + moved
-
-    def pace(self, workers: int) -> Pace:
-        """How fast so many workers go that all have samples."""
-        return Pace(samples_per_s=self.samples_per_s, latency_s=self.latency_s + self.all_reduce_s(workers))
-
-    def seconds(self, stretches: Iterable[tuple[int, int]], workers: int) -> float:
-        """Of (batch, updates) runs in order."""
-        total = 0.0
-        for batch, updates in stretches:
-            busy = min(batch, workers)
-            total += updates * self.pace(busy).update_s(batch, busy)
-        return total
-
-    def __str__(self) -> str:
-        return (
-            f"{self.samples_per_s:,.0f} samples/s a worker, {self.latency_s * 1e3:.3g} ms latency an update, "
-            f"{self.megabytes:g} MB of gradients over {self.gigabytes_per_s:g} GB/s links, {self.hop_us:g} µs a message"
-        )
 
 
 def measured(results: Iterable[Result], given: Cluster) -> Cluster:
@@ -97,13 +66,16 @@ def table(
     problem: Problem, among: Sequence[Setting], cluster: Cluster, measure: str, target: float
 ) -> tuple[Report, dict[str, dict[int, float]]]:
     """Each policy's seconds on each number of workers, over the best LR decay's there; and the seconds alone."""
-    decays = [setting for setting in among if setting.policy in family(problem, "decay")]
+    decays = [setting for setting in among if setting.policy in family(problem, "decay") - {WIDE}]
     reference = {workers: fastest(decays, cluster, workers, measure, target)[0] for workers in WORKERS}
     rows: list[list[str]] = []
     seconds: dict[str, dict[int, float]] = {}
     for policy in problem.policies:
         own = [setting for setting in among if setting.policy == policy.name]
-        best = {workers: fastest(own, cluster, workers, measure, target) for workers in WORKERS}
+        best = {
+            workers: fastest([s for s in own if suits(s, problem, cluster, workers)], cluster, workers, measure, target)
+            for workers in WORKERS
+        }
         if not math.isfinite(best[1][0]):
             continue
         seconds[policy.name] = {workers: best[workers][0] for workers in WORKERS}
@@ -126,14 +98,12 @@ def last_target(problem: Problem, among: Sequence[Setting]) -> tuple[str, float]
     return None
 
 
-def simulate(problem: Problem, store: Store, given: Cluster, *, measure_pace: bool, readme: Path | None) -> None:
+def simulate(problem: Problem, results: Sequence[Result], cluster: Cluster, name: str, readme: Path | None) -> None:
     """The table of one task, printed, and put into a Markdown file where one is given."""
-    results = problem.own(store.results)
     among = settings(results)
     if (aim := last_target(problem, among)) is None:
         print(f"{problem.name}: no target that a decaying learning rate and a growing batch both reach")
         return
-    cluster = measured(results, given) if measure_pace else given
     report, seconds = table(problem, among, cluster, *aim)
     print(f"{problem.name}: {cluster}")
     show([report], markdown=True)
@@ -141,28 +111,46 @@ def simulate(problem: Problem, store: Store, given: Cluster, *, measure_pace: bo
         return
     plots = readme.parent / "plots"
     plots.mkdir(exist_ok=True)
-    file = plots / f"scale-{problem.name}.png"
+    file = plots / f"{name}.png"
     times(problem, seconds, f"{MEASURES[aim[0]]} ≤ {aim[1]:g}").savefig(file)
-    lead = f"`python benchmarks/scale_time.py --task {problem.name}` · simulated · {cluster} · {MODEL}"
-    lead += f"\n\nRuns: {provenance(results)}"
-    name, image = f"scale-{problem.name}", (report.title, str(file.relative_to(readme.parent)))
-    write(readme, name, section(f"{problem.title}: time to target at scale", lead, [report], [image]))
+    option, of = ("", "time to target at scale") if name.startswith("scale") else (" --objective", "auto for each W")
+    command = f"`python benchmarks/scale_time.py --task {problem.name}{option}`"
+    lead = f"{command} · simulated · {cluster} · {MODEL}\n\nRuns: {provenance(results)}"
+    image = (report.title, str(file.relative_to(readme.parent)))
+    write(readme, name, section(f"{problem.title}: {of}", lead, [report], [image]))
+
+
+def scaled(problem: Problem, store: Store, given: Cluster, options: argparse.Namespace) -> None:
+    """Time at scale of one task, from the runs that are there; with --objective also from those that it makes."""
+    if not options.objective:
+        results = problem.own(store.results)
+        cluster = measured(results, given) if options.measured and results else given
+        simulate(problem, results, cluster, f"scale-{problem.name}", options.readme)
+        return
+    problem = at_scale(problem, given)
+    run_all(problem, store, options.seeds, ())
+    results = [result for result in problem.own(store.results) if result.seed < options.seeds]
+    simulate(problem, results, given, f"objective-{problem.name}", options.readme)
 
 
 def main() -> None:
     """Simulate, tabulate, plot."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser)
+    parser.add_argument("--objective", action="store_true", help="auto with an objective for each number of workers")
+    parser.add_argument("--seeds", type=positive, default=1, help="of --objective: how many; default: 1")
     parser.add_argument("--measured", action="store_true", help="samples/s and latency of the results' own updates")
     constants = Cluster.__dataclass_fields__
     for field in constants.values():
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=positive_real, default=field.default)
     options = parser.parse_args()
     given = Cluster(**{name: getattr(options, name) for name in constants})
+    if options.objective and options.measured:
+        parser.error("--objective --measured: batches are decided for the constants that are given; leave one out")
     try:
         for problem in problems(options):
             store = Store(folder_of(options) / f"{problem.name}.jsonl")
-            simulate(problem, store, given, measure_pace=options.measured, readme=options.readme)
+            scaled(problem, store, given, options)
     except ConfigError as error:
         parser.error(str(error))
 

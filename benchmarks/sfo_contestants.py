@@ -80,7 +80,7 @@ class Policy:
 # ── baselines ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _parts(
+def parts(
     growth: Values, lr: float, epochs: float, rule: str | None = "constant", *, decay: Values | None = None
 ) -> Values:
     rate: Values = {"base": lr} | ({"rule": {"kind": rule}} if rule else {}) | ({"decay": decay} if decay else {})
@@ -90,7 +90,7 @@ def _parts(
 def constant(scale: Scale) -> Iterator[tuple[str, Values]]:
     """b and η throughout."""
     for batch, lr in product(scale.batches, scale.lrs):
-        yield f"b={batch} η={lr:g}", _parts({"kind": "constant", "start": batch}, lr, scale.long)
+        yield f"b={batch} η={lr:g}", parts({"kind": "constant", "start": batch}, lr, scale.long)
 
 
 def _decayed(scale: Scale) -> Iterator[tuple[str, Values, float]]:
@@ -106,20 +106,20 @@ def step_decay(scale: Scale) -> Iterator[tuple[str, Values]]:
     """η halved once a period."""
     for (name, growth, lr), period in product(_decayed(scale), scale.periods):
         budget = min(scale.long, scale.halvings * period)
-        yield f"{name}, η/2 every {period:g}", _parts(growth, lr, budget, decay=_halved(period))
+        yield f"{name}, η/2 every {period:g}", parts(growth, lr, budget, decay=_halved(period))
 
 
 def cosine_decay(scale: Scale) -> Iterator[tuple[str, Values]]:
     """η along half a cosine over the budget."""
     for (name, growth, lr), budget in product(_decayed(scale), scale.budgets):
-        yield f"{name}, {budget:g} epochs", _parts(growth, lr, budget, decay={"kind": "cosine"})
+        yield f"{name}, {budget:g} epochs", parts(growth, lr, budget, decay={"kind": "cosine"})
 
 
 def wsd(scale: Scale) -> Iterator[tuple[str, Values]]:
     """η held, then linearly down to nothing over the second half of the budget."""
     for (name, growth, lr), budget in product(_decayed(scale), scale.budgets):
         decay = {"kind": "wsd", "decay": 0.5}
-        yield f"{name}, {budget:g} epochs", _parts(growth, lr, budget, decay=decay)
+        yield f"{name}, {budget:g} epochs", parts(growth, lr, budget, decay=decay)
 
 
 # ── growth by the clock ─────────────────────────────────────────────────────────────────────────────────────────
@@ -138,7 +138,7 @@ def linear(scale: Scale) -> Iterator[tuple[str, Values]]:
     for (start, lr), period in product(scale.starts, scale.periods):
         growth = {"kind": "linear", "start": start, "increment": start, "cap": scale.cap}
         name = f"{_start(start, lr)}, +b₀ every {period:g}"
-        yield name, _parts(growth, lr, scale.open) | _stages(period)
+        yield name, parts(growth, lr, scale.open) | _stages(period)
 
 
 def exponential(scale: Scale) -> Iterator[tuple[str, Values]]:
@@ -146,14 +146,14 @@ def exponential(scale: Scale) -> Iterator[tuple[str, Values]]:
     for (start, lr), period, rule in product(scale.starts, scale.periods, ("constant", "sqrt")):
         growth = {"kind": "exponential", "start": start, "cap": scale.cap}
         name = f"{_start(start, lr)}, ×2 every {period:g}{', √' if rule == 'sqrt' else ''}"
-        yield name, _parts(growth, lr, scale.open, rule) | _stages(period)
+        yield name, parts(growth, lr, scale.open, rule) | _stages(period)
 
 
 def optimal(scale: Scale) -> Iterator[tuple[str, Values]]:
     """Stages as long as is optimal for η ∝ √b."""
     for (start, lr), budget in product(scale.starts, scale.budgets):
         growth = {"kind": "optimal", "start": start, "cap": scale.cap}
-        yield f"{_start(start, lr)}, {budget:g} epochs", _parts(growth, lr, budget, "sqrt")
+        yield f"{_start(start, lr)}, {budget:g} epochs", parts(growth, lr, budget, "sqrt")
 
 
 def replacing(kind: str) -> Callable[[Scale], Iterator[tuple[str, Values]]]:
@@ -165,10 +165,10 @@ def replacing(kind: str) -> Callable[[Scale], Iterator[tuple[str, Values]]]:
             for period in scale.periods:
                 budget = min(scale.long, scale.halvings * period)
                 name = f"{_start(start, lr)}, for η/2 every {period:g}"
-                yield name, _parts(growth, lr, budget, None, decay=_halved(period))
+                yield name, parts(growth, lr, budget, None, decay=_halved(period))
             for budget in scale.budgets:
                 name = f"{_start(start, lr)}, for a cosine of {budget:g} epochs"
-                yield name, _parts(growth, lr, budget, None, decay={"kind": "cosine"})
+                yield name, parts(growth, lr, budget, None, decay={"kind": "cosine"})
 
     return grid
 
@@ -186,7 +186,7 @@ def budgeted(kind: str) -> Callable[[Scale], Iterator[tuple[str, Values]]]:
 
     def grid(scale: Scale) -> Iterator[tuple[str, Values]]:
         for (name, growth, lr), budget in product(_growing(kind, scale), scale.budgets):
-            yield f"{name}, {budget:g} epochs", _parts(growth, lr, budget, None)
+            yield f"{name}, {budget:g} epochs", parts(growth, lr, budget, None)
 
     return grid
 
@@ -199,7 +199,7 @@ def measuring(kind: str, **choices: Sequence[Any]) -> Callable[[Scale], Iterator
             own = dict(zip(choices, values, strict=True))
             shown = "".join(f", {key}={value}" for key, value in own.items())
             for name, growth, lr in _growing(kind, scale, **own):
-                yield name + shown, _parts(growth, lr, scale.open, None) | OFTEN
+                yield name + shown, parts(growth, lr, scale.open, None) | OFTEN
 
     return grid
 
@@ -207,7 +207,7 @@ def measuring(kind: str, **choices: Sequence[Any]) -> Callable[[Scale], Iterator
 def auto(scale: Scale) -> Iterator[tuple[str, Values]]:
     """The default policy as it is, at several budgets; only η₀, which every user has to give, is one of two."""
     for lr, budget in product(sorted({lr for _, lr in scale.starts}, reverse=True), scale.auto_budgets):
-        yield f"η₀={lr:g}, {budget:g} epochs", _parts({"kind": "auto"}, lr, budget, None)
+        yield f"η₀={lr:g}, {budget:g} epochs", parts({"kind": "auto"}, lr, budget, None)
 
 
 def temperature(scale: Scale) -> Iterator[tuple[str, Values]]:
@@ -215,11 +215,11 @@ def temperature(scale: Scale) -> Iterator[tuple[str, Values]]:
     for name, growth, lr in _growing("temperature", scale, power=scale.power):
         for period in scale.periods:
             budget = min(scale.open, scale.halvings * period)
-            yield f"{name}, T/2 every {period:g}", _parts(growth, lr, budget, None, decay=_halved(period))
+            yield f"{name}, T/2 every {period:g}", parts(growth, lr, budget, None, decay=_halved(period))
         for budget in scale.budgets:
-            yield f"{name}, cosine of {budget:g} epochs", _parts(growth, lr, budget, None, decay={"kind": "cosine"})
+            yield f"{name}, cosine of {budget:g} epochs", parts(growth, lr, budget, None, decay={"kind": "cosine"})
         plateau = {"plateau": {"epochs": float(min(1.0, scale.periods[0]))}}
-        yield f"{name}, at plateaus", _parts(growth | plateau, lr, scale.open, None)
+        yield f"{name}, at plateaus", parts(growth | plateau, lr, scale.open, None)
 
 
 def adascale(scale: Scale) -> Iterator[tuple[str, Values]]:
@@ -227,13 +227,13 @@ def adascale(scale: Scale) -> Iterator[tuple[str, Values]]:
     for (start, lr), times, period in product(scale.starts, (4, 16), scale.periods):
         growth = {"kind": "adascale", "start": start, "scale": times, "power": scale.power}
         name = f"{_start(start, lr)}, s={times}, η/2 every {period:g}"
-        yield name, _parts(growth, lr, scale.open, None, decay=_halved(period)) | OFTEN
+        yield name, parts(growth, lr, scale.open, None, decay=_halved(period)) | OFTEN
 
 
 def tau_nice(scale: Scale) -> Iterator[tuple[str, Values]]:
     """The best constant batch of a strongly convex sum whose constants are known."""
     for lr in scale.lrs if scale.constants else ():
-        yield f"η={lr:g}", _parts({"kind": "tau_nice", **scale.constants}, lr, scale.long)
+        yield f"η={lr:g}", parts({"kind": "tau_nice", **scale.constants}, lr, scale.long)
 
 
 POLICIES = (

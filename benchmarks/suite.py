@@ -128,6 +128,13 @@ SUITE = (
         name="scale-digits", script="benchmarks/scale_time.py", options=("--task", "digits"),
         quick=("--task", "digits", "--smoke"), writes_itself=True,
     ),
+    *(
+        Benchmark(
+            name=f"objective-{task}", script="benchmarks/scale_time.py", options=("--task", task, "--objective"),
+            quick=("--task", task, "--objective", "--smoke"), writes_itself=True,
+        )
+        for task in ("quadratic", "digits")
+    ),
     Benchmark(
         name="sfo-cifar10", script="benchmarks/sfo.py", needs=IMAGES, limit_s=24 * HOUR, writes_itself=True,
         options=("--task", "cifar10", "--seeds", "3", "--subset", "3000", "--epochs", "24"),

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from distgrow.growth.noise_scale import noise_scale
     from distgrow.growth.noise_scale import noise_scale as noise_scale_tracking
     from distgrow.growth.norm_threshold import norm_threshold
+    from distgrow.growth.objective import objective
     from distgrow.growth.optimal import optimal
     from distgrow.growth.progress_test import progress_test
     from distgrow.growth.schedule import Schedule
@@ -118,6 +119,7 @@ _HOMES = {
     "growth.matched": "matched",
     "growth.noise_scale": "noise_scale",
     "growth.norm_threshold": "norm_threshold",
+    "growth.objective": "objective",
     "growth.optimal": "optimal",
     "growth.progress_test": "progress_test",
     "growth.schedule": "Schedule",

@@ -107,14 +107,17 @@ def plan(
     world: Annotated[int | None, typer.Option(help="Ranks throughout; default: launch.workers.", min=1)] = None,
     like: Annotated[str | None, typer.Option(help="A run folder whose pace to take; default: launch.pace.")] = None,
     rows: Annotated[int, typer.Option(help="Stages to print, at most.", min=2)] = 40,
+    price: Annotated[float | None, typer.Option(help="Of a worker for an hour; shows what the run costs.")] = None,
 ) -> None:
     """Show every stage before anything runs; exit code 2 if the plan cannot be carried out."""
     from distgrow.planning.cost import pace_and_scale
+    from distgrow.planning.cost_table import checked_price
     from distgrow.planning.remarks import groups
     from distgrow.planning.table import show
 
     run = _load(config, overrides)
-    possible = show(run, world, rows, *pace_and_scale(run, like))
+    pace, scale = pace_and_scale(run, like)
+    possible = show(run, world, rows, pace, scale, checked_price(price, pace))
     for line in groups(run):
         typer.echo(line)
     if not possible:

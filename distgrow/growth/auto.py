@@ -13,13 +13,14 @@ from distgrow.core.spec import PosFloat, PosInt, at_least, by_position
 from distgrow.core.stages import Listed, Stages, Trigger
 from distgrow.growth.adaptive import Endless
 from distgrow.growth.base import Measure, Moment, needs_samples
+from distgrow.growth.objective import Aimed
 from distgrow.theory.last_iterate import share_at
 from distgrow.theory.noise import removable_loss
 
 Part = Annotated[float, Field(gt=0, lt=1)]
 
 
-class Auto(Endless):
+class Auto(Endless, Aimed):
     """b₀ and η, then colder to the end: along a line, or by equal stages once the loss has settled [D].
 
     A stage is a factor δ colder (η/b) than the one before: the batch grows by δ, and once it is at the cap η falls by δ

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, model_validator
 
@@ -16,6 +16,9 @@ from distgrow.core.plan import Plan
 from distgrow.core.progress import Outcome, PolicyState, Progress
 from distgrow.core.spec import PosInt, Spec, at_least
 from distgrow.core.stages import Stages, Trigger
+
+#: Kinds whose start and cap can follow from an objective.
+AIMED = "auto, exponential, increase, late, matched, optimal or seesaw"
 
 
 class Measure(StrEnum):
@@ -56,6 +59,18 @@ class GrowthPolicy(Spec):
 
     start: PosInt = 16
     """b₀, samples in the first stage's global batch."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _takes_no_objective(cls, values: Any) -> Any:
+        """Refuse an objective by name if start and cap of this growth do not follow from one."""
+        if not isinstance(values, dict) or "objective" in cls.model_fields or values.get("objective") is None:
+            return values
+        kind = cls.model_fields["kind"].default if "kind" in cls.model_fields else cls.__name__
+        raise ConfigError(
+            f"objective={values['objective']} decides start and cap of growth.kind {AIMED}, and growth.kind={kind} is "
+            "none of them: remove it, or choose one of these"
+        )
 
     @property
     def name(self) -> str:

@@ -7,10 +7,11 @@ from distgrow.core.errors import ConfigError
 from distgrow.core.lr import LR, NoDecay, Span
 from distgrow.core.progress import Progress
 from distgrow.core.stages import Following, Stages, Trigger
-from distgrow.growth.base import Geometrical, needs_samples
+from distgrow.growth.base import needs_samples
+from distgrow.growth.objective import Aimed
 
 
-class Replacing(Geometrical):
+class Replacing(Aimed):
     """Growth in place of the LR's decay: wherever the decay has fallen by another δ, the batch grows by δ."""
 
     sets_stages: ClassVar[bool] = True

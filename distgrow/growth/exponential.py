@@ -5,10 +5,10 @@ from typing import Literal
 from distgrow.core.lr import LR, Span
 from distgrow.core.spec import by_position
 from distgrow.core.stages import Stages, Trigger
-from distgrow.growth.base import Geometrical
+from distgrow.growth.objective import Aimed
 
 
-class Exponential(Geometrical):
+class Exponential(Aimed):
     """min(cap, ⌈b₀·δ^m⌉)."""
 
     kind: Literal["exponential"] = "exponential"

@@ -9,10 +9,11 @@ from distgrow.core.lr import LR, Rule, Span
 from distgrow.core.lr import Constant as ConstantRule
 from distgrow.core.spec import at_least, by_position
 from distgrow.core.stages import Listed, Stages, Trigger
-from distgrow.growth.base import Geometrical, needs_samples
+from distgrow.growth.base import needs_samples
+from distgrow.growth.objective import Aimed
 
 
-class Late(Geometrical):
+class Late(Aimed):
     """b₀ for most of a known budget, then growth to the cap in equal stages: warm-up–stable–decay, growth for decay.
 
     After arXiv 2602.14208, whose decay phase of the learning rate it replaces. η is constant unless lr.rule says else.

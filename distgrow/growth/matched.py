@@ -11,14 +11,15 @@ from distgrow.core.lr import Constant as ConstantRule
 from distgrow.core.progress import Progress
 from distgrow.core.spec import at_least, by_position
 from distgrow.core.stages import Listed, Stages, Trigger
-from distgrow.growth.base import Geometrical, needs_samples
+from distgrow.growth.base import needs_samples
+from distgrow.growth.objective import Aimed
 from distgrow.theory.last_iterate import line, share_at
 
 #: Searches for a place skip this part of what is left, at least, so that they end; no place is missed by more.
 FINENESS = 4096
 
 
-class Matched(Geometrical):
+class Matched(Aimed):
     """b ∝ η/√S, S the learning rates still to come: η/b falls along a straight line, whatever shape lr.decay gives η.
 
     The line begins at the end of the warm-up, or at `hold` if that is later, and is 0 at the end of the budget. The

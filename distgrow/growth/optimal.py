@@ -7,11 +7,12 @@ from distgrow.core.errors import ConfigError
 from distgrow.core.lr import LR, Span
 from distgrow.core.spec import by_position
 from distgrow.core.stages import Geometric, Stages, Trigger
-from distgrow.growth.base import Geometrical, needs_samples
+from distgrow.growth.base import needs_samples
+from distgrow.growth.objective import Aimed
 from distgrow.theory.sgd import optimal_sample_ratio
 
 
-class Optimal(Geometrical):
+class Optimal(Aimed):
     """Exponential growth whose stage lengths are optimal for δ, γ (of lr.rule) and the budget: samples ∝ (δ/γ)^2m."""
 
     kind: Literal["optimal"] = "optimal"

@@ -10,6 +10,7 @@ from distgrow.core.errors import ConfigError
 from distgrow.core.pace import Pace, Stretch, cost, fitted
 from distgrow.core.progress import Progress
 from distgrow.growth.controller import Controller
+from distgrow.growth.objective import Aimed, Objective
 from distgrow.run.folder import RunFolder
 from distgrow.theory.noise import fastest_batch, half_batch, steps_overhead, time_to_progress
 from distgrow.tracking.events import Resize, Step
@@ -51,12 +52,27 @@ def measured(run: str, given: Pace | None = None) -> Pace:
 def pace_and_scale(run: Run, like: str | None) -> tuple[Pace | None, float | None]:
     """Return the pace and the noise scale: those of the run folder `like`, or of the config; None: not known.
 
+    In a config, launch.pace and theory come before growth.objective.
+
     Raises:
         ConfigError: as in `measured`.
     """
-    if like is None:
-        return run.launch.pace, None if run.theory is None else run.theory.noise_scale
-    return measured(like, run.launch.pace), measured_scale(like)
+    if like is not None:
+        return measured(like, run.launch.pace), measured_scale(like)
+    aim, theory = objective_of(run), run.theory
+    pace, scale = (None, None) if aim is None else (aim.pace, aim.scale)
+    return run.launch.pace or pace, scale if theory is None else theory.noise_scale
+
+
+def costed_world(run: Run, world: int | None, pace: Pace | None) -> int | None:
+    """Return the number of workers that costs are shown for: the objective's if the pace is, else `world`."""
+    aim = objective_of(run)
+    return aim.workers if world is None and aim is not None and pace == aim.pace else world
+
+
+def objective_of(run: Run) -> Objective | None:
+    """Return the objective that growth follows from; None: there is none."""
+    return run.growth.objective if isinstance(run.growth, Aimed) else None
 
 
 def measured_scale(run: str) -> float | None:
@@ -102,36 +118,7 @@ def _fastest_on(world: int, pace: Pace, scale: float, parts: Sequence[Stretch]) 
     )
 
 
-def constant_batches(controller: Controller, pace: Pace, scale: float | None, *, soonest: bool = False) -> list[str]:
-    """Return what the plan's progress would cost at constant batches around the fastest one, on its most workers.
-
-    An update of b samples makes the progress 1/(1 + B/b) of one without noise, at the best rate for each batch.
-
-    Args:
-        controller: The decisions of the run.
-        pace: Speed of a worker.
-        scale: B, the noise scale. None: it is not known, and nothing is said.
-        soonest: As in Controller.outline.
-    """
-    if pace.latency_s == 0 or scale is None:
-        return []
-    parts = list(stretches(controller, soonest=soonest))
-    world = max(part.world for part in parts)
-    made = math.fsum(part.updates / steps_overhead(part.batch, scale) for part in parts)
-    best = fastest_batch(pace.latency_s, world * pace.samples_per_s, scale)
-    batches = sorted({max(1, round(best * factor / world)) * world for factor in (0.25, 0.5, 1.0, 2.0, 4.0)})
-    lines = [f"the same progress at constant batches on {world:,} worker{'s' * (world > 1)}, each at its best rate:"]
-    for batch in batches:
-        updates = made * steps_overhead(batch, scale)
-        seconds = updates * pace.update_s(batch, world)
-        lines.append(
-            f"  batch {batch:,}: {seconds:,.1f} s, {world * seconds:,.1f} worker-seconds, {updates:,.0f} updates, "
-            f"{updates * batch:,.0f} gradient evaluations"
-        )
-    return lines
-
-
-def savings(controller: Controller, pace: Pace, *, soonest: bool = False) -> list[str]:
+def savings(controller: Controller, pace: Pace, price: float | None = None, *, soonest: bool = False) -> list[str]:
     """Return the cost as planned and, if the run is resized, the cost on its largest number of workers throughout."""
     largest = max(stretch.world for stretch in stretches(controller, soonest=soonest))
     planned = cost(pace, stretches(controller, soonest=soonest))
@@ -141,6 +128,9 @@ def savings(controller: Controller, pace: Pace, *, soonest: bool = False) -> lis
         f"at {rates}, {pace.resize_s:.3g} s a resize: {planned.seconds:,.1f} s, "
         f"{planned.worker_seconds:,.1f} worker-seconds, {planned.resizes:,} resizes"
     ]
+    if price is not None:
+        paid = planned.worker_seconds / 3600 * price
+        lines.append(f"at {price:,.4g} a worker and hour: {paid:,.2f}")
     if planned.resizes and pace.resize_s == 0:
         lines.append("a resize is taken as 0 s, as none was measured: say launch.pace.resize_s")
     if planned.resizes:

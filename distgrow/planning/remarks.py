@@ -7,6 +7,7 @@ from distgrow.engine.asynchronous.spec import Async
 from distgrow.growth.controller import Controller
 from distgrow.growth.draws import draws_size
 from distgrow.growth.no_growth import no_growth
+from distgrow.planning.cost import objective_of
 from distgrow.theory import staleness
 from distgrow.theory.pruning import pruned_samples
 from distgrow.training.first_rate import most_evaluations, updates_of
@@ -30,7 +31,9 @@ AUTO = "engine.max_micro=auto: shown as if memory held every share; it is measur
 
 def remarks(run: Run, controller: Controller) -> list[str]:
     """Return what a reader of the plan must know beside its numbers."""
+    aim = objective_of(run)
     return [
+        *([] if aim is None else [aim.sentence()]),
         *_measured(run, controller),
         *([word] if (word := no_growth(controller)) is not None else []),
         *controller.growth.remarks(),

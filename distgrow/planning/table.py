@@ -23,7 +23,8 @@ from distgrow.growth.branch_decisions import branches_bound
 from distgrow.growth.controller import Controller
 from distgrow.optim import OptimizerSpec
 from distgrow.planning.check import problems
-from distgrow.planning.cost import constant_batches, fastest, savings
+from distgrow.planning.cost import costed_world, fastest, savings
+from distgrow.planning.cost_table import by_stage, constant_batches
 from distgrow.planning.forecast import BOUNDS, Stage, sfo_to_target, stages, turns
 from distgrow.planning.remarks import remarks
 from distgrow.theory import sgd
@@ -35,7 +36,14 @@ WIDTH = 400
 HEADINGS = ("stage", "until\nepoch", "samples", "steps", "batch", "world ×\nmicro × accum", "lr", "SFO\nafter")
 
 
-def show(run: Run, world: int | None, rows: int, pace: Pace | None = None, scale: float | None = None) -> bool:
+def show(
+    run: Run,
+    world: int | None,
+    rows: int,
+    pace: Pace | None = None,
+    scale: float | None = None,
+    price: float | None = None,
+) -> bool:
     """Print the plan to standard output, and its problems to standard error.
 
     Of adaptive growth there are two tables, the bounds of what the run may do.
@@ -46,11 +54,12 @@ def show(run: Run, world: int | None, rows: int, pace: Pace | None = None, scale
         rows: Most rows of a table: the first and the last stages. All stages are computed and checked.
         pace: Speed of a worker. If given, seconds and worker-seconds are printed too.
         scale: Noise scale of the gradient. If given too, so is the fastest batch.
+        price: Of a worker for an hour. If given too, so is what the run costs.
 
     Returns:
         Whether the run can be carried out.
     """
-    controller = run.controller(world)
+    controller, paid_for = run.controller(world), run.controller(costed_world(run, world, pace))
     violated = problems(run, controller)
     tables, text = Console(width=WIDTH, highlight=False), Console(highlight=False, soft_wrap=not sys.stdout.isatty())
     for title, soonest in BOUNDS if controller.growth.adaptive else (("", False),):
@@ -62,20 +71,26 @@ def show(run: Run, world: int | None, rows: int, pace: Pace | None = None, scale
         late = run.engine.delay > 0 or isinstance(run.engine, Async)
         theory = None if late or run.open_rate else run.applicable_theory()
         predicted = predictions(theory, controller, soonest=soonest)
-        costs = _costs(controller, pace, scale, soonest)
+        costs = _costs(paid_for, pace, scale, price, rows, soonest)
         _print(text, [*sums, *reductions, *predicted, *costs])
     _print(text, remarks(run, controller))
     _print(Console(stderr=True, highlight=False, soft_wrap=True), [f"distgrow: {problem}" for problem in violated])
     return not violated
 
 
-def _costs(controller: Controller, pace: Pace | None, scale: float | None, soonest: bool) -> list[str]:
+def _costs(
+    controller: Controller, pace: Pace | None, scale: float | None, price: float | None, rows: int, soonest: bool
+) -> list[str]:
     """Return the seconds of the plan and the fastest batch, if the pace is known."""
     if pace is None:
         return []
     known = (controller, pace, scale)
-    batches = [*fastest(*known, soonest=soonest), *constant_batches(*known, soonest=soonest)]
-    return [*batches, *savings(controller, pace, soonest=soonest)]
+    return [
+        *fastest(*known, soonest=soonest),
+        *constant_batches(*known, price, soonest=soonest),
+        *by_stage(*known, price, rows, soonest=soonest),
+        *savings(controller, pace, price, soonest=soonest),
+    ]
 
 
 def _print(console: Console, lines: Iterable[str]) -> None:

@@ -12,7 +12,8 @@ from scripted import Script
 
 from distgrow.config.load import parse
 from distgrow.core.pace import Pace
-from distgrow.planning.cost import constant_batches, fastest, measured_scale, stretches
+from distgrow.planning.cost import fastest, measured_scale, stretches
+from distgrow.planning.cost_table import constant_batches
 from distgrow.planning.table import show
 from distgrow.theory.noise import expected_decrease, fastest_batch, half_batch, steps_overhead, time_to_progress
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scale_time import Cluster, seconds_to
+from scale_cluster import Cluster
+from scale_time import seconds_to
 from sfo_plots import pareto_front
 from sfo_problems import digits
 from sfo_readme import marked, replaced
