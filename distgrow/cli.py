@@ -110,7 +110,7 @@ def plan(
     price: Annotated[float | None, typer.Option(help="Of a worker for an hour; shows what the run costs.")] = None,
 ) -> None:
     """Show every stage before anything runs; exit code 2 if the plan cannot be carried out."""
-    from distgrow.planning.cost import pace_and_scale
+    from distgrow.planning.cost import as_objective, pace_and_scale
     from distgrow.planning.cost_table import checked_price
     from distgrow.planning.remarks import groups
     from distgrow.planning.table import show
@@ -118,7 +118,8 @@ def plan(
     run = _load(config, overrides)
     pace, scale = pace_and_scale(run, like)
     possible = show(run, world, rows, pace, scale, checked_price(price, pace))
-    for line in groups(run):
+    found = [] if like is None or pace is None else as_objective(run, run.controller(world), pace, like)
+    for line in [*found, *groups(run)]:
         typer.echo(line)
     if not possible:
         raise typer.Exit(2)

@@ -75,12 +75,35 @@ def objective_of(run: Run) -> Objective | None:
     return run.growth.objective if isinstance(run.growth, Aimed) else None
 
 
-def measured_scale(run: str) -> float | None:
-    """Return the noise scale of an earlier run, the median over its second half; None: it was not measured."""
+def measured_scale(run: str, first: float = 0.5, last: float = 1.0) -> float | None:
+    """Return the noise scale of an earlier run, the median over a part of its samples; None: it was not measured.
+
+    Args:
+        run: Folder of the run.
+        first: Where the part begins, of all samples. Default: the second half.
+        last: Where it ends.
+    """
     steps = [event for event in history(read_events(RunFolder(run).metrics)) if isinstance(event, Step)]
-    half = steps[-1].samples / 2 if steps else 0
-    scales = [step.noise_scale for step in steps if step.samples >= half and step.noise_scale and step.noise_scale > 0]
+    total = steps[-1].samples if steps else 0
+    part = [step.noise_scale for step in steps if first * total <= step.samples <= last * total]
+    scales = [scale for scale in part if scale and scale > 0]
     return statistics.median(scales) if scales else None
+
+
+def as_objective(run: Run, controller: Controller, pace: Pace, like: str) -> list[str]:
+    """Return the measurements of an earlier run as a growth.objective; nothing if they or the growth are not for one.
+
+    The noise scales are medians over the first and over the last quarter of its samples.
+    """
+    first, last = measured_scale(like, 0, 0.25), measured_scale(like, 0.75)
+    if not isinstance(run.growth, Aimed) or run.growth.objective or not (first and last and pace.latency_s > 0):
+        return []
+    workers = max(stretch.world for stretch in stretches(controller, soonest=True))
+    ends = f"noise: {first:.4g}, noise_at_end: {last:.4g}" if last >= first else f"noise: {math.sqrt(first * last):.4g}"
+    return [
+        f"as an objective: growth.objective: {{workers: {workers}, {ends}, latency_s: {pace.latency_s:.4g}, "
+        f"samples_per_s: {pace.samples_per_s:.4g}}}"
+    ]
 
 
 def fastest(controller: Controller, pace: Pace, scale: float | None, *, soonest: bool = False) -> list[str]:

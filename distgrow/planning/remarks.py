@@ -7,6 +7,7 @@ from distgrow.engine.asynchronous.spec import Async
 from distgrow.growth.controller import Controller
 from distgrow.growth.draws import draws_size
 from distgrow.growth.no_growth import no_growth
+from distgrow.growth.objective import Objective
 from distgrow.planning.cost import objective_of
 from distgrow.theory import staleness
 from distgrow.theory.pruning import pruned_samples
@@ -33,7 +34,7 @@ def remarks(run: Run, controller: Controller) -> list[str]:
     """Return what a reader of the plan must know beside its numbers."""
     aim = objective_of(run)
     return [
-        *([] if aim is None else [aim.sentence()]),
+        *([] if aim is None else [aim.sentence(), *_other_workers(aim, controller)]),
         *_measured(run, controller),
         *([word] if (word := no_growth(controller)) is not None else []),
         *controller.growth.remarks(),
@@ -73,6 +74,15 @@ def _asynchronous(engine: Async, controller: Controller) -> list[str]:
         f"counts as {engine.workers}·b against the critical batch, up to {engine.workers * batch:,}; no two runs are "
         "equal"
     ]
+
+
+def _other_workers(aim: Objective, controller: Controller) -> list[str]:
+    """Return that the plan is on other workers than the objective; nothing if it is on the same."""
+    ranks = sorted({controller.ranks(stage) for stage, _ in controller.reach()})
+    if ranks == [aim.workers]:
+        return []
+    shown = f"{ranks[0]:,}" if len(ranks) == 1 else f"{ranks[0]:,} to {ranks[-1]:,}"
+    return [f"the plan splits batches over launch.workers={shown}, and the objective is of {aim.workers:,}"]
 
 
 def _measured(run: Run, controller: Controller) -> list[str]:

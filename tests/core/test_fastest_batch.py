@@ -99,8 +99,9 @@ def test_the_plan_shows_both_batches_of_each_number_of_workers() -> None:
 
 def test_the_plan_shows_what_its_progress_costs_at_constant_batches_and_the_fastest_is_least() -> None:
     controller, pace = parse(CONFIG).controller(), Pace(samples_per_s=500, latency_s=0.08)
-    head, *lines = constant_batches(controller, pace, 160.0)
+    head, names, *lines, _ = constant_batches(controller, pace, 160.0)
     assert "on 2 workers" in head
+    assert names.split() == ["batch", "seconds", "worker-seconds", "updates", "evaluations"]
     made = sum(1 / (1 + 160 / part.batch) for part in stretches(controller) for _ in range(part.updates))
     rows = [[float(word.replace(",", "")) for word in re.findall(r"[\d.,]*\d", line)] for line in lines]
     assert [row[0] for row in rows] == [28, 56, 114, 226, 452]  # 113.1·2^k, as multiples of 2
