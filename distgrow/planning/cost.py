@@ -99,11 +99,10 @@ def as_objective(run: Run, controller: Controller, pace: Pace, like: str) -> lis
     if not isinstance(run.growth, Aimed) or run.growth.objective or not (first and last and pace.latency_s > 0):
         return []
     workers = max(stretch.world for stretch in stretches(controller, soonest=True))
-    ends = f"noise: {first:.4g}, noise_at_end: {last:.4g}" if last >= first else f"noise: {math.sqrt(first * last):.4g}"
-    return [
-        f"as an objective: growth.objective: {{workers: {workers}, {ends}, latency_s: {pace.latency_s:.4g}, "
-        f"samples_per_s: {pace.samples_per_s:.4g}}}"
-    ]
+    ends = {"noise": first, "noise_at_end": last} if last >= first else {"noise": math.sqrt(first * last)}
+    numbers = {**ends, "latency_s": pace.latency_s, "samples_per_s": pace.samples_per_s}
+    shown = ", ".join(f"{key}: {float(f'{number:.4g}')}" for key, number in numbers.items())
+    return [f"as an objective: growth.objective: {{workers: {workers}, {shown}}}"]
 
 
 def fastest(controller: Controller, pace: Pace, scale: float | None, *, soonest: bool = False) -> list[str]:

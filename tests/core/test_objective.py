@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from scripted import Script
@@ -198,6 +199,7 @@ def test_an_earlier_run_is_shown_as_an_objective_that_can_be_given(tmp_path: Pat
     run, pace = run_of({"kind": "auto", "start": 16}), Pace(samples_per_s=500, latency_s=0.08)
     (line,) = as_objective(run, run.controller(2), pace, str(folder))
     given_back = line.removeprefix("as an objective: growth.objective: ")
-    assert given_back == "{workers: 2, noise: 50, noise_at_end: 800, latency_s: 0.08, samples_per_s: 500}"
+    aim = Objective(**yaml.safe_load(given_back))
+    assert aim == Objective(workers=2, noise=50, noise_at_end=800, latency_s=0.08, samples_per_s=500)
     assert as_objective(run_of({"kind": "constant"}), run.controller(2), pace, str(folder)) == []
     assert as_objective(run, run.controller(2), Pace(samples_per_s=500), str(folder)) == []
