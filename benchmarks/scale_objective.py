@@ -27,6 +27,7 @@ class Known:
     wide_budgets: Sequence[float]
 
 
+LARGE, LONGER = 64, (128, 192)  #: from this b₀ on budgets go on by these, as larger batches need more samples
 BUDGETS = (8, 12, 16, 20, 24, 28, 32, 36, 40, 48, 64, 96)  #: as many as auto has
 KNOWN = {
     "quadratic": Known(
@@ -55,9 +56,11 @@ def aimed(known: Known, cluster: Cluster, scale: Scale) -> Iterator[tuple[str, V
     """Make auto with b₀ and cap from the cluster; η₀ is one of two, as that of auto."""
     objectives = dict.fromkeys(objective_for(known, cluster, workers) for workers in WORKERS)
     rates = sorted({lr for _, lr in scale.starts}, reverse=True)
-    for objective, lr, budget in product(objectives, rates, known.budgets):
+    for objective, lr, budget in product(objectives, rates, (*known.budgets, *LONGER)):
         growth = {"kind": "auto", "objective": objective.model_dump()}
         decided = objective.decided()
+        if budget in LONGER and decided["start"] < LARGE:
+            continue
         name = f"W={objective.workers}: b₀={decided['start']} to {decided['cap']}, η₀={lr:g}, {budget:g} epochs"
         yield name, parts(growth, lr, budget, None)
 

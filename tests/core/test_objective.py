@@ -51,9 +51,12 @@ def test_every_batch_from_start_to_cap_takes_an_eighth_more_than_the_fastest_at_
     slack = 1 + 8 * workers / best  # of whole rows
     for batch in {start, cap, *(batch for batch in grid if start <= batch <= cap)}:
         assert seconds(aim, batch, scale) <= 1.125 * least * slack
-    for beyond in (start / 4, cap * 4):  # and the rule gives away no more than it says
-        if beyond >= workers:
-            assert seconds(aim, round(beyond / workers) * workers, scale) > seconds(aim, round(best), scale)
+
+
+def test_the_eighth_is_met_where_half_of_an_update_is_latency_at_the_noise_scale_itself() -> None:
+    aim = objective(1, 400, 4.0, 100)  # n½ = B = b* = 400
+    times = [seconds(aim, batch, 400) / seconds(aim, 400, 400) for batch in (*aim.decided().values(), 100, 1600)]
+    assert times == pytest.approx([1.125, 1.125, 1.5625, 1.5625])
 
 
 @given(latencies, rates, scales, st.floats(1, 100))
