@@ -38,7 +38,11 @@ KNOWN = {
         wide_budgets=(30, 60, 90, 120, 180),
     ),
     "digits": Known(
-        noise=(25.1, 122), samples=1437, budgets=BUDGETS, wide_batches=(64, 128, 256, 512), wide_budgets=(20, 40, 80)
+        noise=(25.1, 122),
+        samples=1437,
+        budgets=BUDGETS,
+        wide_batches=(64, 128, 256, 512),
+        wide_budgets=(20, 40, 80, 120, 160),
     ),
 }
 

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scale_cluster import Cluster
+from scale_cluster import WORKERS, Cluster
+from scale_objective import AIMED, at_scale, suits
 from scale_time import seconds_to
 from sfo_plots import pareto_front
-from sfo_problems import digits
+from sfo_problems import digits, quadratic
 from sfo_readme import marked, replaced
 from sfo_results import (
     Course,
@@ -205,3 +206,20 @@ def test_a_run_stored_under_an_old_name_is_found_under_the_name_of_today(
     store = Store(path)
     assert problem.run_key(contestant, 0) in store
     assert [result.policy for result in problem.own(store.results)] == [today]
+
+
+def test_an_objective_counts_for_the_workers_alone_that_it_was_decided_for() -> None:
+    problem, cluster = at_scale(quadratic(), Cluster()), Cluster()
+    aimed = [contestant for contestant in problem.contestants() if contestant.policy == AIMED]
+    among = [
+        Setting(policy=AIMED, name=each.setting, runs=[finished([1.0], policy=AIMED, config=each.values)])
+        for each in aimed
+    ]
+    assert len({setting.name for setting in among}) == len(among)  # else runs of other workers would count as seeds
+    for workers in WORKERS:
+        fitting = [setting for setting in among if suits(setting, problem, cluster, workers)]
+        wanted = min(workers, 1024 // 4)  # a row of the first batch each
+        assert fitting
+        assert {setting.runs[0].config["growth"]["objective"]["workers"] for setting in fitting} == {wanted}
+    slower = Cluster(latency_s=0.4)
+    assert not any(suits(setting, problem, slower, 8) for setting in among)
