@@ -56,11 +56,16 @@ def objective_for(known: Known, cluster: Cluster, workers: int) -> Objective:
     return Objective(workers=busy, most=known.samples, **own)
 
 
+def within(scale: Scale, budgets: Sequence[float]) -> Sequence[float]:
+    """Return the budgets that runs on the task may have, or else its longest: a smoke run has few epochs."""
+    return [budget for budget in budgets if budget <= scale.long] or [scale.long]
+
+
 def aimed(known: Known, cluster: Cluster, scale: Scale) -> Iterator[tuple[str, Values]]:
     """Make auto with b₀ and cap from the cluster; η₀ is one of two, as that of auto."""
     objectives = dict.fromkeys(objective_for(known, cluster, workers) for workers in WORKERS)
     rates = sorted({lr for _, lr in scale.starts}, reverse=True)
-    for objective, lr, budget in product(objectives, rates, (*known.budgets, *LONGER)):
+    for objective, lr, budget in product(objectives, rates, within(scale, (*known.budgets, *LONGER))):
         growth = {"kind": "auto", "objective": objective.model_dump()}
         decided = objective.decided()
         if budget in LONGER and decided["start"] < LARGE:
@@ -73,7 +78,7 @@ def wide(known: Known, scale: Scale) -> Iterator[tuple[str, Values]]:
     """Make cosine and WSD decays at batches as large as those that growth comes to."""
     decays = {"cosine": {"kind": "cosine"}, "WSD": {"kind": "wsd", "decay": 0.5}}
     rates = sorted({lr for _, lr in scale.starts}, reverse=True)
-    for batch, lr, budget, name in product(known.wide_batches, rates, known.wide_budgets, decays):
+    for batch, lr, budget, name in product(known.wide_batches, rates, within(scale, known.wide_budgets), decays):
         growth = {"kind": "constant", "start": batch}
         yield f"b={batch} η={lr:g}, {name} of {budget:g} epochs", parts(growth, lr, budget, decay=decays[name])
 
