@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 def gradients(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
     """Return the gradients of those parameters that have one."""
-    return [parameter.grad for parameter in parameters if parameter.grad is not None]
+    return [gradient for parameter in parameters if (gradient := parameter.grad) is not None]
 
 
 class GradientNorm:
@@ -22,7 +22,6 @@ class GradientNorm:
             self._norms = torch.empty(len(parameters))
         self._places = self._norms.unbind()
 
-    @torch.no_grad()
     def __call__(self) -> Tensor:
         """Return the norm of what the parameters' gradients are now."""
         given = gradients(self._parameters)

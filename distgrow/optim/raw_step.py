@@ -32,7 +32,7 @@ def _plain_sgd(optimizer: Any) -> bool:
     calls: list[tuple[list[Tensor], list[Tensor], dict[str, Any]]] = []
     for group in optimizer.param_groups:
         parameters = group["params"]
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        gradients = [gradient for parameter in parameters if (gradient := parameter.grad) is not None]
         alike = len({(parameter.dtype, parameter.device) for parameter in parameters}) == 1
         plain = group["fused"] and not group["momentum"] and len(gradients) == len(parameters) and alike
         if not plain or optimizer._need_device_dtype_check_for_fused or "grad_scale" in vars(optimizer):
