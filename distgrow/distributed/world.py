@@ -117,6 +117,17 @@ class World:
             for tensor in tensors:
                 dist.broadcast(tensor, src=0)
 
+    def exchange(self, sent: Sequence[torch.Tensor], sizes: Sequence[int]) -> list[torch.Tensor]:
+        """Send a flat tensor to each rank, and return those that the ranks send here. Collective: every rank must call.
+
+        Args:
+            sent: A tensor for each rank, of one dtype and device.
+            sizes: How many numbers each rank sends here.
+        """
+        received = sent[0].new_empty(sum(sizes))
+        dist.all_to_all_single(received, torch.cat(list(sent)), list(sizes), [len(tensor) for tensor in sent])
+        return list(received.split(list(sizes)))
+
 
 def _sendable(error: Exception) -> Exception:
     """Return the error, or a RuntimeError with its traceback as text if it cannot be pickled."""

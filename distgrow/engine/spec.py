@@ -186,10 +186,10 @@ class DeepSpeed(Spec):
         Raises:
             ConfigError: It cannot: ZeRO's flat shards cut parameters anywhere, and `fused` has AdamW's kernel alone.
         """
-        if fault := optimizer.sharded_fault():
+        if not optimizer.joins_flat and (fault := optimizer.sharded_fault()):
             raise ConfigError(
                 f"optimizer.kind={optimizer.name} {fault}, which engine.zero={self.zero} cuts into flat shards: its "
-                "steps would be other ones; use engine.kind=torch, or optimizer.kind sgd or adamw"
+                "steps would be other ones; use engine.kind=torch, or optimizer.kind sgd, adamw or muon"
             )
         if self.fused and optimizer.fused_adamw() is None:
             raise ConfigError(

@@ -36,6 +36,8 @@ class OptimizerSpec(Spec, ABC):
     joins: ClassVar[bool] = False
     """Whether its steps can be made on rows of parameters, as its torch optimizer has `joined` to ask other ranks; see
     distgrow.optim.joined."""
+    joins_flat: ClassVar[bool] = False
+    """Whether its steps can be made on flat shards too, as its torch optimizer has `flat` to ask other ranks."""
     goes_by_parts: ClassVar[bool] = False
     """Whether steps use the norms of the gradients of single micro-batches, which are then measured. The torch
     optimizer has a method `see` for them."""

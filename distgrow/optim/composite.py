@@ -27,12 +27,24 @@ class Composite(torch.optim.Optimizer):
     def join(self) -> None:
         """Show the groups and states that the optimizers have now."""
         self.param_groups = self._groups()
+        self._joined = len(self.param_groups)
         self.state = _States(self.optimizers)  # pyright: ignore[reportAttributeAccessIssue]
 
     def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Make one step of each."""
+        """Make one step of each, of the groups that `param_groups` holds: ZeRO leaves one at a time there."""
+        if len(self.param_groups) == self._joined:
+            for optimizer in self.optimizers:
+                step(optimizer)
+            return
+        shown = {id(group) for group in self.param_groups}
         for optimizer in self.optimizers:
-            step(optimizer)
+            groups = optimizer.param_groups
+            optimizer.param_groups = [group for group in groups if id(group) in shown]
+            try:
+                if optimizer.param_groups:
+                    step(optimizer)
+            finally:
+                optimizer.param_groups = groups
 
     def train(self) -> None:
         """Put those that have modes into training mode."""
@@ -69,12 +81,19 @@ class _States:
         self._optimizers = optimizers
         self._owner = {id(p): o for o in optimizers for group in o.param_groups for p in group["params"]}
 
+    def _of(self, parameter: torch.Tensor) -> torch.optim.Optimizer:
+        """Return the optimizer of a parameter; ZeRO replaces parameters by its shards, some at a time."""
+        if id(parameter) not in self._owner:
+            there = ((o, p) for o in self._optimizers for group in o.param_groups for p in group["params"])
+            self._owner[id(parameter)] = next(o for o, p in there if p is parameter)
+        return self._owner[id(parameter)]
+
     def __getitem__(self, parameter: torch.Tensor) -> dict[str, Any]:
-        return self._owner[id(parameter)].state[parameter]
+        return self._of(parameter).state[parameter]
 
     def get(self, parameter: torch.Tensor, default: Any = None) -> Any:
         """Return the state of a parameter, `default` if it has none."""
-        return self._owner[id(parameter)].state.get(parameter, default)
+        return self._of(parameter).state.get(parameter, default)
 
     def __bool__(self) -> bool:
         return any(optimizer.state for optimizer in self._optimizers)

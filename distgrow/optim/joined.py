@@ -1,6 +1,8 @@
-"""Joined: what an optimizer of shards, a rank's rows of each parameter, asks for of the whole; knows no engine."""
+"""Joined and Flat: what an optimizer of shards asks for of whole parameters; knows no engine."""
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -23,16 +25,31 @@ class Joined(Protocol):
         ...
 
 
-class Muon(torch.optim.Muon):
-    """torch.optim.Muon that can also step rows of a matrix, and make its momentum orthogonal in float32."""
+class Flat(Protocol):
+    """Make steps of matrices of which each rank has any run of numbers, several matrices in one flat shard."""
 
-    joined: Joined | None = None  #: None: matrices are whole
+    def steps(self, shard: Tensor, update: Tensor, make: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return this rank's numbers of the steps of a shard's matrices. Collective: every rank must call.
+
+        Args:
+            shard: The flat shard, which says what matrices there are.
+            update: This rank's numbers of their updates, laid out as the shard.
+            make: Returns the step of a whole matrix from its update.
+        """
+        ...
+
+
+class Muon(torch.optim.Muon):
+    """torch.optim.Muon that can also step parts of matrices, and make their momentum orthogonal in float32."""
+
+    joined: Joined | None = None  #: None: a parameter is no rows of a matrix
+    flat: Flat | None = None  #: None: a parameter is no flat shard
     exact: bool = False  #: whether momentum is made orthogonal in float32 or above; torch does it in bfloat16
 
     @torch.no_grad()
     def step(self, closure: object = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Make one step."""
-        if self.joined is None and not self.exact:
+        if self.joined is None and self.flat is None and not self.exact:
             super().step()
             return
         for group in self.param_groups:
@@ -41,17 +58,24 @@ class Muon(torch.optim.Muon):
                     self._step_matrix(parameter, group)
 
     def _step_matrix(self, parameter: Tensor, group: dict[str, Any]) -> None:
-        """Step a matrix or some of its rows. Momentum is kept of these, and made orthogonal whole on every rank."""
+        """Step a matrix, some of its rows or a flat shard of several. Momentum is kept of what this rank has."""
         gradient, state, momentum = parameter.grad, self.state[parameter], group["momentum"]
         assert gradient is not None
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(gradient)
         kept = state["momentum_buffer"].lerp_(gradient, 1 - momentum)
-        update = gradient.lerp(kept, momentum) if group["nesterov"] else kept
-        whole = update if self.joined is None else self.joined.whole(parameter, update)
-        step = (_exact_step if self.exact else _torchs_step)(whole, group)
+        step = self._step_by(parameter, gradient.lerp(kept, momentum) if group["nesterov"] else kept, group)
         parameter.mul_(1 - group["lr"] * group["weight_decay"])
-        parameter.add_(step if self.joined is None else self.joined.own(parameter, step), alpha=group["lr"])
+        parameter.add_(step, alpha=group["lr"])
+
+    def _step_by(self, parameter: Tensor, update: Tensor, group: dict[str, Any]) -> Tensor:
+        """Return this rank's part of the step at learning rate 1; the momentum is made orthogonal whole."""
+        make = partial(_exact_step if self.exact else _torchs_step, group=group)
+        if self.flat is not None:
+            return self.flat.steps(parameter, update, make)
+        if self.joined is None:
+            return make(update)
+        return self.joined.own(parameter, make(self.joined.whole(parameter, update)))
 
 
 def _torchs_step(update: Tensor, group: dict[str, Any]) -> Tensor:

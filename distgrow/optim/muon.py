@@ -21,6 +21,7 @@ class Muon(OptimizerSpec):
 
     per_tensor: ClassVar[bool] = True
     joins: ClassVar[bool] = True
+    joins_flat: ClassVar[bool] = True
     always_shown: ClassVar[bool] = True
     skips_on_device: ClassVar[bool] = True
 

@@ -16,12 +16,14 @@ from distgrow.engine.spec import DeepSpeed, EngineSpec, Torch
 from distgrow.launch.local import leave
 from distgrow.optim import Optimizer
 from distgrow.optim.adamw import AdamW
+from distgrow.optim.muon import Muon
 from distgrow.optim.sgd import SGD
 
 BATCHES = (22, 22, 17)
 OPTIMIZERS: list[Optimizer] = [
     SGD(weight_decay=0.1, clip=0.5),
     SGD(momentum=0.9, nesterov=True, weight_decay=0.1, clip=0.5),
+    Muon(clip=0.5, ns_precision="float32"),
     AdamW(beta2=0.95, clip=0.5),
 ]
 ENGINES: dict[str, EngineSpec] = {

@@ -23,9 +23,9 @@ ENGINES: dict[str, EngineSpec] = {
 }
 OPTIMIZERS: dict[str, OptimizerSpec] = {
     "adamw": AdamW(weight_decay=0.1, clip=0.5),
-    "muon": Muon(),
+    "muon": Muon(ns_precision="float32"),
 }
-CASES = [("float64", name) for name in OPTIMIZERS] + [("zero 1", "adamw")]
+CASES = [(engine, name) for engine in ENGINES for name in OPTIMIZERS]
 SAMPLES = 240
 
 

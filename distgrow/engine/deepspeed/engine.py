@@ -18,8 +18,8 @@ from distgrow.core.sparsity import Sparsity
 from distgrow.distributed.world import World
 from distgrow.engine.batches import Buffers, Loss, Metrics, no_way_back, place, ran_out_of_memory
 from distgrow.engine.deepspeed.config import settings
-from distgrow.engine.deepspeed.optimizer import build_optimizer
-from distgrow.engine.deepspeed.parameters import give_back, masters, prune_shards, refuse_complex
+from distgrow.engine.deepspeed.optimizer import build_optimizer, join_matrices
+from distgrow.engine.deepspeed.parameters import give_back, masks_of_shards, masters, prune_shards, refuse_complex
 from distgrow.engine.deepspeed.shards import Shards
 from distgrow.engine.deepspeed.step import divided
 from distgrow.engine.functional import FunctionalObjective
@@ -71,6 +71,7 @@ class DeepSpeedEngine(AccumulatingEngine):
             optimizer=build_optimizer(self._objective, optimizer, spec, world),
             config=settings(spec, optimizer, world),
         )
+        join_matrices(self._engine, spec, world)
         self._buffers = Buffers(self._objective)  # on the device, in the engine's precision
         self._shards = Shards(self._engine, world, resizes=spec.resizes(optimizer))
         self._products.watch(self._engine.basic_optimizer)  # before the settings of the last step are replaced
@@ -79,6 +80,7 @@ class DeepSpeedEngine(AccumulatingEngine):
         self._clear_padding()
         named = {name.removeprefix("model."): p for name, p in self._objective.named_parameters() if p.requires_grad}
         self._used = UsedParameters(named, world)
+        self._kept: list[torch.Tensor] = []  # masks of the shards; empty until something is pruned
         self._plan: Plan | None = None  # of the update under way
         self._last: Any = None  # with items, the last micro-batch
         self._counted: Any = None  # the last of those that count something
@@ -177,11 +179,18 @@ class DeepSpeedEngine(AccumulatingEngine):
     def prune_by(self, sparsity: Sparsity | None) -> None:
         """Prune the model when plans ask for it; None: it stays dense. ConfigError if there is nothing to prune."""
         self._masks = masks_of(self.model, self._objective.named(), sparsity, self.world, self._pruned)
+        if self._masks is not None:
+            self._engine.basic_optimizer.register_step_post_hook(self._zero_pruned)
 
     def _pruned(self, masks: Masks) -> None:
-        kept = prune_shards(self._engine, masks, self.world.rank)
+        self._kept = prune_shards(self._engine, masks, self.world.rank)
         if self._average is not None:
-            self._average.prune({f"shard {k}": mask for k, mask in enumerate(kept)})
+            self._average.prune({f"shard {k}": mask for k, mask in enumerate(self._kept)})
+
+    def _zero_pruned(self, *_: object) -> None:
+        """Set pruned weights to 0 after a step, whatever the optimizer has made of a gradient of 0."""
+        for shard, mask in zip(masters(self._engine.optimizer), self._kept, strict=bool(self._kept)):
+            shard.data.mul_(mask)
 
     @contextmanager
     def at_average(self) -> Iterator[bool]:
@@ -241,6 +250,8 @@ class DeepSpeedEngine(AccumulatingEngine):
         self._clear_padding()
         if self._masks is not None:
             self._masks.load(read(folder / _MASKS, self.world.device))
+            pruned = self._masks.density < 1
+            self._kept = masks_of_shards(self._engine.optimizer, self._masks, self.world.rank) if pruned else []
         self._average = None  # it may not have begun
         if written_by:
             self.average().load(read(folder / _average_file(self.world.rank), self.world.device))

@@ -6,6 +6,7 @@ import torch
 from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam
 
 from distgrow.distributed.world import World
+from distgrow.engine.deepspeed.matrices import Matrices, cuts_of
 from distgrow.engine.objective import WeightedLoss
 from distgrow.engine.spec import DeepSpeed
 from distgrow.optim import OptimizerSpec
@@ -25,3 +26,13 @@ def build_optimizer(
     made = kind(groups, lr=0.0, **more, **kernel)
     remember(made, optimizer.at_growth, optimizer.name)
     return made
+
+
+def join_matrices(engine: Any, spec: DeepSpeed, world: World) -> None:
+    """Let optimizers that step whole matrices do so on ZeRO's shards, a bucket of numbers at a time."""
+    made, most = engine.basic_optimizer, int(spec.bucket_mb * 2**20 / 4)
+    for one in getattr(made, "optimizers", [made]):
+        if hasattr(one, "flat"):
+            own = {id(group) for group in one.param_groups}
+            cuts = [each for each in cuts_of(engine.optimizer, world) if id(made.param_groups[each[0]]) in own]
+            one.flat = Matrices([(shard, cut) for _, shard, cut in cuts], world, most=most)

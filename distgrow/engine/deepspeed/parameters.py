@@ -29,7 +29,7 @@ def masters(optimizer: Any) -> list[Tensor]:
 
 def prune_shards(engine: Any, masks: Masks, rank: int) -> list[Tensor]:
     """Set to 0 what this rank keeps of pruned weights under ZeRO 1, and return the masks of its shards."""
-    state, kept = engine.basic_optimizer.state, _shards_of(engine.optimizer, masks, rank)
+    state, kept = engine.basic_optimizer.state, masks_of_shards(engine.optimizer, masks, rank)
     for shard, mask in zip(masters(engine.optimizer), kept, strict=True):
         for tensor in (shard, *state.get(shard, {}).values()):
             if isinstance(tensor, Tensor) and tensor.shape == mask.shape:
@@ -37,8 +37,11 @@ def prune_shards(engine: Any, masks: Masks, rank: int) -> list[Tensor]:
     return kept
 
 
-def _shards_of(optimizer: Any, masks: Masks, rank: int) -> list[Tensor]:
-    """Return the masks of this rank's shards: they are laid out in ZeRO's own buffers, which get their values back."""
+def masks_of_shards(optimizer: Any, masks: Masks, rank: int) -> list[Tensor]:
+    """Return the masks of this rank's shards under ZeRO 1.
+
+    They are laid out in ZeRO's own buffers, which get their values back.
+    """
     kept: list[Tensor] = []
     for number, group in enumerate(optimizer.bit16_groups):
         flat = optimizer.bit16_groups_flat[number].data

@@ -53,7 +53,8 @@ class Shards:
         if not self._resizes:
             raise RunError(
                 f"{folder} was written by {ranks} ranks; DeepSpeed's universal format, which another number of ranks "
-                f"needs, knows Adam's state alone: go on with {ranks}, or use optimizer.kind=adamw from the start"
+                f"needs, knows Adam's state alone: go on with {ranks}, or use optimizer.kind=adamw or "
+                "engine.kind=fsdp from the start"
             )
         # nobody can have put anything into a folder of a name that is drawn here
         name = self._world.on_rank0(lambda: f".partial-universal-{folder.name}-{secrets.token_hex(16)}")
