@@ -200,6 +200,7 @@ def held_out_packages() -> FrontTask:
         cap=1024,
         first=-8,
         power=0.5,
+        seeds=5,
         only=JUDGED,
     )
 
