@@ -43,8 +43,8 @@ def refusal(*overrides: str, world: int = 1) -> str:
 
 
 def full(path: Path) -> dict[str, Any]:
-    """A config file with every default written out."""
-    return load(path).model_dump(mode="json")
+    """A config file with every default written out, but for what a run records."""
+    return load(path).model_dump(mode="json", exclude={"lr": {"measured"}})
 
 
 def key_paths(values: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
