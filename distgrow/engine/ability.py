@@ -2,6 +2,9 @@
 
 from enum import Flag, auto
 
+from distgrow.core.errors import ConfigError
+from distgrow.optim import OptimizerSpec
+
 
 class Can(Flag):
     """What only some engines can do."""
@@ -13,3 +16,16 @@ class Can(Flag):
     EXTRAPOLATE = auto()  #: evaluate gradients at a shifted point
     CUT_MODEL = auto()  #: train a model that fits on no device, and has no numbers before
     PRUNE = auto()  #: keep pruned weights at 0
+
+
+def check_skips(ahead: int, optimizer: OptimizerSpec) -> None:
+    """Check that an optimizer can make the steps of an engine with `ahead`: with 0, all can.
+
+    Raises:
+        ConfigError: It cannot.
+    """
+    if ahead and not optimizer.skips_on_device:
+        raise ConfigError(
+            f"engine.ahead={ahead} needs an optimizer that can skip a step on the device, which "
+            f"optimizer.kind={optimizer.name} cannot: use optimizer.kind sgd, adamw or muon, or set engine.ahead=0"
+        )

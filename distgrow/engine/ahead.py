@@ -1,8 +1,7 @@
 """The torch engine with `ahead`: the host begins an update before it knows what the last one gave."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +9,12 @@ import torch
 from torch import Tensor
 
 from distgrow.core.errors import TrainingFailed
-from distgrow.core.noise_stats import Measured
 from distgrow.core.plan import Plan
-from distgrow.core.progress import Lost, Outcome, Withdrawn
-from distgrow.engine.delayed import plain_plan, plan_of
+from distgrow.core.progress import Outcome
 from distgrow.engine.noise.hooks import summed
-from distgrow.engine.state import read, written
 from distgrow.engine.stats import SIZE, WEIGHT, Applied, UpdateStats
 from distgrow.engine.torch import TorchEngine
-
-#: The file of a checkpoint with what an update gave that is not told yet.
-FILE = "untold.pt"
+from distgrow.engine.untold import HostCopy, Later, Telling, packed
 
 
 class AheadEngine(TorchEngine):
@@ -35,7 +29,7 @@ class AheadEngine(TorchEngine):
     def __init__(self, *parts: Any, **settings: Any) -> None:
         """Take the arguments of TorchEngine."""
         super().__init__(*parts, **settings)
-        self._last: Untold | None = None
+        self._telling = Telling()
         self._shape: tuple[int, ...] | None = None  # of the last update, once one of its kind was applied
 
     def update(self, plan: Plan, micro_batches: Iterable[Any], votes: Sequence[bool] = ()) -> Outcome:
@@ -49,15 +43,13 @@ class AheadEngine(TorchEngine):
         made = self._made(plan, micro_batches, votes)
         if isinstance(made, Outcome) and made.out_of_memory:
             return made
-        last, self._last = self._last, Untold(plan, made)
-        return Outcome(told=False, votes=(False,) * len(votes)) if last is None else last.told()
+        return self._telling.next(plan, made, len(votes))
 
     def last(self) -> tuple[Plan, Outcome] | None:
         """See Engine."""
-        last, self._last = self._last, None
-        return None if last is None else (last.plan, last.told())
+        return self._telling.last()
 
-    def _made(self, plan: Plan, micro_batches: Iterable[Any], votes: Sequence[bool]) -> "Outcome | Later":
+    def _made(self, plan: Plan, micro_batches: Iterable[Any], votes: Sequence[bool]) -> Outcome | Later:
         """Make an update, and return what it gave, or what will know that."""
         shape = (plan.batch, plan.micro, plan.accum)
         wait, self._shape = self._shape != shape, None
@@ -70,14 +62,14 @@ class AheadEngine(TorchEngine):
         self._shape = shape if not isinstance(made, Outcome) or not wait else None
         return made
 
-    def _stepped(self, plan: Plan, stats: UpdateStats, *, wait: bool) -> "Outcome | Later":
+    def _stepped(self, plan: Plan, stats: UpdateStats, *, wait: bool) -> Outcome | Later:
         if self._parallel is None and (stats.failed or not stats.parts):
             return self._skipped(plan, self._dropped(stats, math.nan, failed=stats.failed > 0))
         self._check_use(stats)
         sent = packed(stats, self.world.device) if self._parallel is None else self._parallel.sent().clone()
         return self._launched(plan, stats, sent, wait=wait)
 
-    def _launched(self, plan: Plan, mine: UpdateStats, sent: Tensor, *, wait: bool) -> "Outcome | Later":
+    def _launched(self, plan: Plan, mine: UpdateStats, sent: Tensor, *, wait: bool) -> Outcome | Later:
         """Step with the mean gradient that the parameters have, unless it is not finite. Collective.
 
         Args:
@@ -133,91 +125,12 @@ class AheadEngine(TorchEngine):
 
     def snapshot(self) -> dict[str, bytes]:
         """See Engine; what is not told yet is read for it, and told with the next update all the same."""
-        untold = None if self._last is None else self._last.plain()
+        untold = self._telling.files()
         files = super().snapshot()
-        return {**files, FILE: written(untold)} if files and untold is not None else files
+        return {**files, **untold} if files else files
 
     def load(self, folder: Path) -> None:
         """See Engine."""
         super().load(folder)
-        file = folder / FILE
-        self._shape, self._last = None, None
-        if file.exists():
-            self._last = Untold.of_plain(read(file, torch.device("cpu")))
-
-
-class HostCopy:
-    """Hold numbers that a device is still computing, on their way to the host."""
-
-    def __init__(self, tensors: Sequence[Tensor]) -> None:
-        """Begin to copy the elements of `tensors`, one after the other, once the device has them."""
-        flat = torch.cat([tensor.detach().reshape(-1).double() for tensor in tensors])
-        self._event: torch.cuda.Event | None = None
-        if flat.is_cuda:
-            self._host = torch.empty(flat.shape, dtype=flat.dtype, pin_memory=True)
-            self._host.copy_(flat, non_blocking=True)
-            self._event = torch.cuda.Event()
-            self._event.record()
-        else:
-            self._host = flat
-
-    def numbers(self) -> list[float]:
-        """Return the numbers. Waits for the device to come to them, not for what it has to do after them."""
-        if self._event is not None:
-            self._event.synchronize()
-        return self._host.tolist()
-
-
-class Later:
-    """Know, later, what an update gave."""
-
-    def __init__(self, read: Callable[[], Outcome]) -> None:
-        self._read, self._outcome = read, None
-
-    def outcome(self) -> Outcome:
-        """Return it. Waits for the device the first time; collective."""
-        if self._outcome is None:
-            self._outcome = self._read()
-        return self._outcome
-
-
-class Untold:
-    """Hold an update, and what it gave, until that is told."""
-
-    def __init__(self, plan: Plan, made: Outcome | Later) -> None:
-        self.plan, self._made = plan, made
-
-    def told(self) -> Outcome:
-        """Return what it gave, as it is told with a later update. Collective."""
-        outcome = self._found()
-        if outcome.applied:
-            return replace(outcome, of=self.plan)
-        lost = Lost(batch=self.plan.batch, stage=self.plan.stage, finite=False, spared=self.plan.spared)
-        return replace(outcome, of=self.plan, tokens=0, withdrawn=Withdrawn(lost=(lost,)))
-
-    def _found(self) -> Outcome:
-        return self._made if isinstance(self._made, Outcome) else self._made.outcome()
-
-    def plain(self) -> dict[str, Any]:
-        """Return it as plain values. Collective."""
-        outcome = self._found()
-        names = ("applied", "loss", "grad_norm", "empty", "tokens", "votes")
-        values = {name: getattr(outcome, name) for name in names}
-        return {"plan": plain_plan(self.plan), "measured": asdict(outcome.measured), "outcome": values}
-
-    @classmethod
-    def of_plain(cls, values: dict[str, Any]) -> "Untold":
-        """Return it from plain values. The inverse of `plain`, but for the votes, which were of the processes then."""
-        outcome = Outcome(**values["outcome"], measured=Measured(**values["measured"]))
-        return cls(plan_of(values["plan"]), replace(outcome, votes=(False,) * len(outcome.votes)))
-
-
-def packed(stats: UpdateStats, device: torch.device) -> Tensor:
-    """Return packed stats as one tensor on the device. The host does not wait."""
-    numbers = stats.pack()
-    plain = torch.tensor([0.0 if isinstance(value, Tensor) else value for value in numbers], dtype=torch.float64)
-    vector = plain.to(device, non_blocking=True)
-    for place, value in enumerate(numbers):
-        if isinstance(value, Tensor):
-            vector[place] = value
-    return vector
+        self._telling.load(folder)
+        self._shape = None

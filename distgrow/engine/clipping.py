@@ -32,6 +32,11 @@ class GradientNorm:
         return torch.linalg.vector_norm(self._norms)
 
 
+def root_of(square: float) -> float:
+    """Return the norm of a gradient from its square, which ranks add up; NaN if that is no square."""
+    return math.sqrt(square) if square >= 0 else math.nan
+
+
 def clip_factor(clip: float | None, norm: float) -> float:
     """Return what a gradient of this norm is multiplied by: torch's, 1 without a clip."""
     return 1.0 if clip is None else min(1.0, clip / (norm + 1e-6))

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from distgrow.core.errors import ConfigError
 from distgrow.core.plan import Plan
 from distgrow.core.progress import Outcome
-from distgrow.engine.ahead import AheadEngine, Untold, packed
+from distgrow.engine.ahead import AheadEngine
 from distgrow.engine.batches import Loss
 from distgrow.engine.delayed import plain_plan, plan_of
 from distgrow.engine.state import read, written
 from distgrow.engine.stats import ADDED, MAX_VOTES, SIZE, UpdateStats, check_agreed
+from distgrow.engine.untold import Untold, packed
 from distgrow.engine.used_parameters import check_gradients
 from distgrow.optim.layout import as_laid_out
 

@@ -8,7 +8,7 @@ from distgrow.core.errors import ConfigError
 from distgrow.core.extrapolate import Extrapolate
 from distgrow.core.sparsity import Sparsity
 from distgrow.core.spec import PosFloat, PosInt, Spec, default_kind
-from distgrow.engine.ability import Can
+from distgrow.engine.ability import Can, check_skips
 from distgrow.engine.asynchronous.spec import Async
 from distgrow.engine.fsdp.spec import FSDP
 from distgrow.engine.protocol import Engine
@@ -80,11 +80,7 @@ class Torch(Spec):
         Raises:
             ConfigError: It cannot.
         """
-        if self.ahead and not optimizer.skips_on_device:
-            raise ConfigError(
-                f"engine.ahead={self.ahead} needs an optimizer that can skip a step on the device, which "
-                f"optimizer.kind={optimizer.name} cannot: use optimizer.kind sgd, adamw or muon, or set engine.ahead=0"
-            )
+        check_skips(self.ahead, optimizer)
 
     def resizes(self, optimizer: OptimizerSpec) -> bool:
         """Return whether a checkpoint goes on with another number of ranks."""

@@ -87,7 +87,7 @@ class Applied(NamedTuple):
     metric_sq: float | None = None  #: |g|² in the metric of the optimizer's steps, before clipping, if it was asked for
     average: float | None = None  #: weight of the parameters in their average; None: what the plan says
     out_of_memory: bool = False  #: a rank had no memory for its part
-    products: Sums | None = None  #: of the step; None: those that were looked at last
+    products: Sums | None = None  #: of the step, over all shards; None: those that were looked at last, of this rank's
 
 
 #: The place of the weight in packed stats.

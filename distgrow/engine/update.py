@@ -183,7 +183,7 @@ class AccumulatingEngine(ABC):
             grad_norm=result.grad_norm,
             metric_sq=result.metric_sq,
             sharded=self.sharded,
-            stepped=self._products.wanted,
+            stepped=result.products is None and self._products.wanted,
             items=self._items is not None,
         )
 

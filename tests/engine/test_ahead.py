@@ -1,11 +1,7 @@
 """Outcomes that are told one update later: against runs that wait, and no waiting in between."""
 
 import json
-import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +9,7 @@ import pytest
 import torch
 from tiny import data, loss, network
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from waiting import check_updates_wait_for_nothing
 
 from distgrow import (
     SGD,
@@ -39,7 +35,7 @@ from distgrow.core.errors import ConfigError
 from distgrow.core.noise_stats import Measuring, Noise
 from distgrow.core.plan import Plan
 from distgrow.core.progress import Outcome, PolicyState, Progress
-from distgrow.engine.ahead import AheadEngine, HostCopy
+from distgrow.engine.ahead import AheadEngine
 from distgrow.growth.base import Measure
 from distgrow.growth.constant import Constant
 from distgrow.optim.lamb import LAMB
@@ -175,36 +171,6 @@ def test_a_decision_sees_what_updates_up_to_the_last_but_one_gave(ahead: int, de
     assert rates == pytest.approx([0.5 / (1 + max(0, update - ahead)) for update in range(50)])
 
 
-class Waits(TorchDispatchMode):
-    """Counts what makes the host wait for a device: reading a number of it."""
-
-    READS = ("_local_scalar_dense", "is_nonzero", "equal", "nonzero")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.where: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func._schema.name.removeprefix("aten::") in self.READS:
-            self.where.append("".join(traceback.format_stack(limit=8)))
-        return func(*args, **(kwargs or {}))
-
-
-@contextmanager
-def reading(waits: Waits, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Count what reads numbers of tensors without a dispatched operator, too."""
-    for name in ("tolist", "numpy"):
-        real = getattr(Tensor, name)
-
-        def counted(tensor: Tensor, *args: Any, real: Callable[..., Any] = real, **named: Any) -> Any:
-            waits.where.append("".join(traceback.format_stack(limit=8)))
-            return real(tensor, *args, **named)
-
-        monkeypatch.setattr(Tensor, name, counted)
-    with waits:
-        yield
-
-
 @pytest.mark.parametrize(
     ("optimizer", "plan"),
     [
@@ -215,36 +181,10 @@ def reading(waits: Waits, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_no_update_reads_a_number_of_the_device_but_what_the_one_before_it_left(
     optimizer: str, plan: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The pretended device is behind: a copy to the host may be read once the next update has been begun."""
-    begun, written = count(1), dict[int, int]()
     made = AheadEngine(Norms(), loss, spec=Torch(precision="float64", ahead=1), optimizer=OPTIMIZERS[optimizer])
-    now = 0
-    real, copied = HostCopy.numbers, HostCopy.__init__
-
-    def begin(copy: HostCopy, tensors: Any) -> None:
-        copied(copy, tensors)
-        written[id(copy)] = now
-
-    def numbers(copy: HostCopy) -> list[float]:
-        assert written[id(copy)] < now, "the host reads what the present update is still computing"
-        waiting.where, kept = [], waiting.where
-        values = real(copy)
-        waiting.where = kept
-        return values
-
-    monkeypatch.setattr(HostCopy, "__init__", begin)
-    monkeypatch.setattr(HostCopy, "numbers", numbers)
-    waiting = Waits()
     batches = [(torch.stack([row for row, _ in ROWS[k : k + 8]]), torch.tensor([k % 2] * 8)) for k in range(0, 80, 8)]
     given = Plan(batch=16, world=1, micro=8, accum=2, lr=0.01, stage=0, **plan)
-    for _ in range(2):  # the first of its size is waited for
-        now = next(begun)
-        made.update(given, batches[:2])
-    with reading(waiting, monkeypatch):
-        for k in range(2, 10, 2):
-            now = next(begun)
-            assert made.update(given, batches[k : k + 2]).told
-    assert not waiting.where, waiting.where[0]
+    check_updates_wait_for_nothing(made, given, batches, monkeypatch)
 
 
 def test_memory_that_is_short_is_found_at_once_and_the_batch_tried_again(tmp_path: Path) -> None:

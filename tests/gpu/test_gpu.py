@@ -8,10 +8,11 @@ import torch
 from conftest import Commands, ledger, parameters
 from torch import Tensor, nn
 
-from distgrow import SGD, AdamW, Muon, Torch
+from distgrow import FSDP, SGD, AdamW, Muon, Torch
 from distgrow.core.plan import Plan
-from distgrow.distributed.world import World
+from distgrow.distributed.world import World, joined
 from distgrow.engine.ahead import AheadEngine
+from distgrow.engine.fsdp.ahead import AheadFSDPEngine
 from distgrow.optim import OptimizerSpec
 
 pytestmark = [
@@ -64,6 +65,28 @@ def test_no_update_waits_for_the_gpu_once_one_of_its_size_was_made(optimizer: Op
         outcomes = [engine.update(plan, batches) for _ in range(50)]
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    assert all(outcome.told and outcome.loss > 0 for outcome in outcomes)
+
+
+@pytest.mark.parametrize("optimizer", [SGD(momentum=0.9), AdamW(clip=0.5), Muon()], ids=lambda spec: spec.name)
+def test_no_sharded_update_waits_for_the_gpu_once_a_step_was_made(optimizer: OptimizerSpec) -> None:
+    """As above, in one rank."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 32), nn.BatchNorm1d(32), nn.Tanh(), nn.Linear(32, 4))
+    with joined("cuda", alone=True) as world:
+        spec = FSDP(ahead=1)
+        engine = AheadFSDPEngine(model, loss, metrics=None, spec=spec, optimizer=optimizer, world=world)
+        product = not optimizer.per_tensor
+        plan = Plan(batch=32, world=1, micro=16, accum=2, lr=0.01, stage=0, window=20, product=product, average=0.1)
+        device = world.device
+        batches = [(torch.randn(16, 16, device=device), torch.randint(4, (16,), device=device)) for _ in range(2)]
+        for _ in range(2):
+            engine.update(plan, batches)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            outcomes = [engine.update(plan, batches) for _ in range(50)]
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
     assert all(outcome.told and outcome.loss > 0 for outcome in outcomes)
 
 

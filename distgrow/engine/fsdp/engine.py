@@ -24,7 +24,7 @@ from distgrow.engine.batches import (
     place,
     ran_out_of_memory,
 )
-from distgrow.engine.clipping import clip_over_items
+from distgrow.engine.clipping import clip_over_items, root_of
 from distgrow.engine.fsdp.mesh import mesh_of
 from distgrow.engine.fsdp.meta import Maker
 from distgrow.engine.fsdp.root import Root, ShardProducts, single
@@ -200,25 +200,41 @@ class FSDPEngine(AccumulatingEngine):
             return Applied(stats=reduced, grad_norm=grad_norm, applied=False)
         self._products.before_step(self.optimizer)
         self._products.fetch()
-        assign(self.optimizer.param_groups, plan)
-        if plan.optimizer is not None and plan.optimizer.reset:
-            reset_moments(self.optimizer)
-        self.optimizer.step()
+        self._step(plan)
         self._products.after_step(self.optimizer)
         return Applied(stats=reduced, grad_norm=grad_norm, applied=True)
 
+    def _step(self, plan: Plan) -> None:
+        """Make one optimizer step, with the settings that the plan gives each parameter group."""
+        assign(self.optimizer.param_groups, plan)
+        self._reset(plan)
+        self.optimizer.step()
+
+    def _reset(self, plan: Plan) -> None:
+        """Have the optimizer forget its first moments if the plan says so. Again, it changes nothing more."""
+        if plan.optimizer is not None and plan.optimizer.reset:
+            reset_moments(self.optimizer)
+
     def _reduced(self, plan: Plan, stats: UpdateStats) -> tuple[UpdateStats, float]:
         """Return the means of `stats` over ranks, and the norm of the gradient, all by one sum."""
-        gradients = self._shards.take_gradients()
-        norms = torch.stack(torch._foreach_norm(gradients)) if gradients else torch.zeros(1)  # pyright: ignore[reportPrivateImportUsage]
-        square = float(norms.double().square().sum())
+        square = float(self._square())
         means = [value / self.world.size for value in stats.numbers()]
-        *numbers, square = self.world.sum([*means, square / self._shards.replicas])
+        *numbers, square = self.world.sum([*means, square])
         reduced = UpdateStats.unpack(numbers, len(stats.votes))
         check_agreed(plan, reduced, self.world)
         if self._used is not None:
             self._used.agree()
-        return reduced, math.sqrt(square) if square >= 0 else math.nan
+        return reduced, root_of(square)
+
+    def _square(self) -> Tensor:
+        """Give the shards their gradients; return what this rank adds to the squared norm of the whole, in float64."""
+        gradients = self._shards.take_gradients()
+        norms = (
+            torch.stack(torch._foreach_norm(gradients))  # pyright: ignore[reportPrivateImportUsage]
+            if gradients
+            else torch.zeros(1, device=self.world.device)
+        )
+        return norms.double().square().sum() / self._shards.replicas
 
     def _no_way_back(self, micro: int) -> AbstractContextManager[None]:
         """Return a context that ends the run if memory does not hold what is done in it."""

@@ -8,7 +8,7 @@ from distgrow.core.errors import ConfigError
 from distgrow.core.extrapolate import Extrapolate
 from distgrow.core.sparsity import Sparsity
 from distgrow.core.spec import PosInt, Spec
-from distgrow.engine.ability import Can
+from distgrow.engine.ability import Can, check_skips
 from distgrow.optim import OptimizerSpec
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ class FSDP(Spec):
 
     needs_group: ClassVar[bool] = True
     delay: ClassVar[int] = 0
-    ahead: ClassVar[int] = 0
     can: ClassVar[Can] = Can.TEST_PROGRESS | Can.RESIZE_AVERAGE | Can.CUT_MODEL
     kind: Literal["fsdp"] = "fsdp"
     wrap: Literal["auto"] | list[str] = "auto"
@@ -54,6 +53,9 @@ class FSDP(Spec):
     """torch.compile each unit; a micro-batch that grows is compiled again, so hold it fixed by a low max_micro."""
     find_unused: bool = False
     """Let ranks go on when a parameter takes part in the loss of some micro-batches only: others send zeros for it."""
+    ahead: Literal[0, 1] = 0
+    """Updates that are begun before the host knows what the last one gave. 1: a GPU never waits for the host, decisions
+    see what updates up to the last but one gave, and a step that is not finite is undone on the device. 0: at once."""
 
     @model_validator(mode="before")
     @classmethod
@@ -89,12 +91,23 @@ class FSDP(Spec):
             )
         return self
 
+    @model_validator(mode="after")
+    def _steps_on_the_device(self) -> "FSDP":
+        if self.ahead and self.offload:
+            raise ConfigError(
+                f"ahead={self.ahead} does not go with offload=true, which steps in the host's memory and so waits for "
+                "each gradient: set ahead=0, or offload=false"
+            )
+        return self
+
     def check_optimizer(self, optimizer: OptimizerSpec) -> None:
         """Check that it can make the optimizer's steps.
 
         Raises:
-            ConfigError: It cannot: a rank's optimizer sees some rows of each parameter alone.
+            ConfigError: It cannot: a rank's optimizer sees some rows of each parameter alone, or with `ahead` it cannot
+                skip a step on the device.
         """
+        check_skips(self.ahead, optimizer)
         if not optimizer.joins and (fault := optimizer.sharded_fault()):
             raise ConfigError(
                 f"optimizer.kind={optimizer.name} {fault}, of which engine.kind=fsdp gives each rank some rows: its "
@@ -119,11 +132,13 @@ class FSDP(Spec):
         sparsity: Sparsity | None = None,
     ) -> "Engine":
         """Build the engine on this rank. Collective: every rank must call."""
+        from distgrow.engine.fsdp.ahead import AheadFSDPEngine
         from distgrow.engine.fsdp.engine import FSDPEngine
 
         self.check_optimizer(optimizer)
         assert extrapolate is None, "check_extrapolation refuses it"
         assert sparsity is None or not sparsity.target, "check_prunes refuses it"
-        engine = FSDPEngine(model, loss, metrics=metrics, spec=self, optimizer=optimizer, world=world, items=items)
+        kind = AheadFSDPEngine if self.ahead else FSDPEngine
+        engine = kind(model, loss, metrics=metrics, spec=self, optimizer=optimizer, world=world, items=items)
         engine.tokens = items if tokens is None else tokens
         return engine

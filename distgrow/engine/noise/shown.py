@@ -30,7 +30,7 @@ def shown_noise(
         grad_norm: Norm of the mean gradient, before clipping.
         metric_sq: |g|² in the metric of the step; None: it is not known.
         sharded: Whether a rank's optimizer sees its shards of the gradient alone.
-        stepped: Whether the step was looked at.
+        stepped: Whether the step was looked at, and `products` are those of this rank's shards alone.
         items: Whether the loss is a mean over items.
     """
     penalty, product = products
