@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from distgrow.config.run import Run
+from distgrow.core.counted import counted
 from distgrow.core.errors import ConfigError
 from distgrow.core.pace import Pace, Stretch, cost, fitted
 from distgrow.core.progress import Progress
@@ -135,7 +136,7 @@ def _fastest_on(world: int, pace: Pace, scale: float, parts: Sequence[Stretch]) 
     made = math.fsum(part.updates / steps_overhead(part.batch, scale) for part in parts)
     spent = math.fsum(part.updates * pace.update_s(part.batch, world) for part in parts)
     return (
-        f"at a noise scale of {scale:,.0f}, progress on {world:,} worker{'s' * (world > 1)} is fastest at a batch of "
+        f"at a noise scale of {scale:,.0f}, progress on {counted(world, 'worker')} is fastest at a batch of "
         f"{best:,.0f}; its stages take {spent / made / time_to_progress(best, latency, rate, scale):.2f} × as long"
     )
 
@@ -148,7 +149,7 @@ def savings(controller: Controller, pace: Pace, price: float | None = None, *, s
     rates = f"{pace.samples_per_s:,.4g} samples/s per worker, {pace.latency_s:.3g} s latency"
     lines = [
         f"at {rates}, {pace.resize_s:.3g} s a resize: {planned.seconds:,.1f} s, "
-        f"{planned.worker_seconds:,.1f} worker-seconds, {planned.resizes:,} resizes"
+        f"{planned.worker_seconds:,.1f} worker-seconds, {counted(planned.resizes, 'resize')}"
     ]
     if price is not None:
         paid = planned.worker_seconds / 3600 * price
