@@ -75,9 +75,9 @@ def _hint(location: Sequence[str], value: Any, written: str, owner: type[BaseMod
 def _mapping(location: Sequence[str], value: Any, owner: type[BaseModel] | None) -> str:
     """Return how a key is written whose value must be a mapping."""
     key = location[-1]
-    if isinstance(value, str):
-        return f"{key}: {{kind: {value}}}"
     inside = _keys(owner.model_fields[key].annotation) if owner and key in owner.model_fields else []
+    if isinstance(value, str) and ("kind" in inside or not inside):
+        return f"{key}: {{kind: {value}}}"
     return f"{key}: {{…}}" + (f", with the keys {', '.join(inside)}" if inside else "")
 
 

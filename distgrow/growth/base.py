@@ -102,6 +102,10 @@ class GrowthPolicy(Spec):
         """Return why the batch may never grow, and the way out."""
         return f"the first stage of growth.kind={self.name} is longer than the budget; shorten it or raise the budget"
 
+    def fits(self, epoch: int) -> str | None:
+        """Return what to lower if batches exceed the `epoch` samples of the training set; None: start or cap."""
+        return None
+
     # ── the batch ───────────────────────────────────────────────────────────────────────────────────────────────
 
     @property

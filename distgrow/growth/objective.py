@@ -15,6 +15,9 @@ from distgrow.theory.noise import fastest_batch, half_batch
 #: (WIDTH + 2 + 1/WIDTH)/4 = 1.125 times the least, whatever the pace and the noise scale are.
 WIDTH = 2
 
+#: Largest b* that can be meant, and the inverse of the least; beyond them a number is in another unit.
+LARGEST = 1e12
+
 
 class Objective(Spec):
     """Least time to the same loss on a cluster: start and cap follow from b*, the batch of most progress per second.
@@ -50,6 +53,15 @@ class Objective(Spec):
                 f"noise_at_end={self.noise_at_end:g} is below noise={self.noise:g}, and batches only grow: give noise "
                 "alone"
             )
+        for key in ("noise", "noise_at_end"):
+            noise = getattr(self, key)
+            if noise is not None and not 1 / LARGEST <= self.fastest(noise) <= LARGEST:
+                raise ConfigError(
+                    f"{key}={noise:g} makes b* = √(latency_s={self.latency_s:g} · workers={self.workers:g} · "
+                    f"samples_per_s={self.samples_per_s:g} · {noise:g}) {self.fastest(noise):.3g} samples, not between "
+                    f"{1 / LARGEST:g} and {LARGEST:g}: give latency_s in seconds of an update, samples_per_s of one "
+                    "worker, and noise in samples"
+                )
         return self
 
     @property
@@ -65,7 +77,7 @@ class Objective(Spec):
     @property
     def scale(self) -> float:
         """Return the one noise scale that stands for the run: of two the geometric mean."""
-        return math.sqrt(self.noise * (self.noise_at_end or self.noise))
+        return math.sqrt(self.noise) * math.sqrt(self.noise_at_end or self.noise)
 
     def fastest(self, scale: float) -> float:
         """Return b* at a noise scale, samples."""
@@ -103,6 +115,13 @@ class Aimed(Geometrical):
 
     objective: Objective | None = None
     """What start and cap follow from, in place of numbers: least time to the same loss on a cluster."""
+
+    def fits(self, epoch: int) -> str | None:
+        """Return that the objective's most, or its workers, have to be lowered; None: there is no objective."""
+        if self.objective is None:
+            return None
+        key = "workers" if self.objective.workers > epoch else "most"
+        return f"growth.objective decides it: set growth.objective.{key} to at most {epoch}"
 
     @model_validator(mode="before")
     @classmethod

@@ -89,16 +89,16 @@ def problems(growth: GrowthPolicy, stage: int, batch: int, *, epoch: int, world:
     """
     if world <= batch <= epoch and max_micro > 1:
         return []
+    out = growth.fits(epoch)
     if growth.start > epoch:
-        return [
-            f"growth.start={growth.start} exceeds the {counted(str(epoch), 'sample')} of the training set; lower it"
-        ]
+        rows = counted(str(epoch), "sample")
+        return [f"growth.start={growth.start} exceeds the {rows} of the training set; {out or 'lower it'}"]
     found: list[str] = []
     target = growth.stage_batch(stage)
     if min(batch, target) > epoch:
         found.append(
-            f"batch={batch} of stage {stage} exceeds the {counted(str(epoch), 'sample')} of the training set; set "
-            f"growth.cap (or growth.start) to at most {epoch}, or shorten the budget"
+            f"batch={batch} of stage {stage} exceeds the {counted(str(epoch), 'sample')} of the training set; "
+            + (out or f"set growth.cap (or growth.start) to at most {epoch}, or shorten the budget")
         )
     if batch < min(world, target):
         found.append(

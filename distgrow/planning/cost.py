@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from distgrow.config.run import Run
-from distgrow.core.counted import counted
+from distgrow.core.counted import counted, shown
 from distgrow.core.errors import ConfigError
 from distgrow.core.pace import Pace, Stretch, cost, fitted
 from distgrow.core.progress import Progress
@@ -16,6 +16,8 @@ from distgrow.run.folder import RunFolder
 from distgrow.theory.noise import fastest_batch, half_batch, steps_overhead, time_to_progress
 from distgrow.tracking.events import Resize, Step
 from distgrow.tracking.read import history, read_events
+
+NO_OBJECTIVE = "no growth.objective follows from --like"
 
 
 def stretches(controller: Controller, *, soonest: bool = False) -> Iterator[Stretch]:
@@ -92,18 +94,26 @@ def measured_scale(run: str, first: float = 0.5, last: float = 1.0) -> float | N
 
 
 def as_objective(run: Run, controller: Controller, pace: Pace, like: str) -> list[str]:
-    """Return the measurements of an earlier run as a growth.objective; nothing if they or the growth are not for one.
+    """Return the measurements of an earlier run as a growth.objective, or why not; nothing if growth takes none.
 
     The noise scales are medians over the first and over the last quarter of its samples.
     """
     first, last = measured_scale(like, 0, 0.25), measured_scale(like, 0.75)
-    if not isinstance(run.growth, Aimed) or run.growth.objective or not (first and last and pace.latency_s > 0):
+    if not isinstance(run.growth, Aimed) or run.growth.objective:
         return []
+    if pace.latency_s == 0:
+        return [f"{NO_OBJECTIVE}: its updates show no latency, so small batches take the least time"]
+    if not (first and last):
+        part = "last" if first else "first"
+        return [
+            f"{NO_OBJECTIVE}: {like} has no noise scale in the {part} quarter of its samples, as none is measured "
+            "where an update has one micro-batch on one rank; lower its engine.max_micro, or give noise by hand"
+        ]
     workers = max(stretch.world for stretch in stretches(controller, soonest=True))
     ends = {"noise": first, "noise_at_end": last} if last >= first else {"noise": math.sqrt(first * last)}
     numbers = {**ends, "latency_s": pace.latency_s, "samples_per_s": pace.samples_per_s}
-    shown = ", ".join(f"{key}: {float(f'{number:.4g}')}" for key, number in numbers.items())
-    return [f"as an objective: growth.objective: {{workers: {workers}, {shown}}}"]
+    given = ", ".join(f"{key}: {float(f'{number:.4g}')}" for key, number in numbers.items())
+    return [f"as an objective: growth.objective: {{workers: {workers}, {given}}}"]
 
 
 def fastest(controller: Controller, pace: Pace, scale: float | None, *, soonest: bool = False) -> list[str]:
@@ -148,12 +158,12 @@ def savings(controller: Controller, pace: Pace, price: float | None = None, *, s
     held = cost(pace, (replace(stretch, world=largest) for stretch in stretches(controller, soonest=soonest)))
     rates = f"{pace.samples_per_s:,.4g} samples/s per worker, {pace.latency_s:.3g} s latency"
     lines = [
-        f"at {rates}, {pace.resize_s:.3g} s a resize: {planned.seconds:,.1f} s, "
-        f"{planned.worker_seconds:,.1f} worker-seconds, {counted(planned.resizes, 'resize')}"
+        f"at {rates}, {pace.resize_s:.3g} s a resize: {shown(planned.seconds, 1)} s, "
+        f"{shown(planned.worker_seconds, 1)} worker-seconds, {counted(planned.resizes, 'resize')}"
     ]
     if price is not None:
         paid = planned.worker_seconds / 3600 * price
-        lines.append(f"at {price:,.4g} a worker and hour: {paid:,.2f}")
+        lines.append(f"at {price:,.4g} a worker and hour: {shown(paid, 2)}")
     if planned.resizes and pace.resize_s == 0:
         lines.append("a resize is taken as 0 s, as none was measured: say launch.pace.resize_s")
     if planned.resizes:

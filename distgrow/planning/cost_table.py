@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 
+from distgrow.core.counted import shown
 from distgrow.core.errors import ConfigError
 from distgrow.core.pace import Pace, Stretch
 from distgrow.growth.controller import Controller
@@ -108,8 +109,8 @@ def _headings(price: float | None) -> list[str]:
 
 
 def _spent(seconds: float, worker_seconds: float, price: float | None) -> list[str]:
-    money = [] if price is None else [f"{worker_seconds / HOUR * price:,.2f}"]
-    return [f"{seconds:,.1f}", f"{worker_seconds:,.1f}", *money]
+    money = [] if price is None else [shown(worker_seconds / HOUR * price, 2)]
+    return [shown(seconds, 1), shown(worker_seconds, 1), *money]
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -14,15 +14,19 @@ from scripted import Script
 from distgrow import auto, late, matched, objective
 from distgrow.config.load import parse
 from distgrow.config.run import Run
+from distgrow.core.counted import shown
 from distgrow.core.errors import ConfigError
+from distgrow.core.lr import LR
 from distgrow.core.pace import Pace, cost
 from distgrow.core.progress import Progress
 from distgrow.growth import Growth
 from distgrow.growth.base import AIMED
 from distgrow.growth.objective import Aimed, Objective
+from distgrow.planning.check import problems
 from distgrow.planning.cost import as_objective, stretches
 from distgrow.planning.cost_table import by_stage, checked_price, constant_batches
 from distgrow.planning.table import show
+from distgrow.planning.what_if.candidates import Setting
 
 latencies, rates, scales = st.floats(1e-3, 10), st.floats(10, 1e4), st.floats(10, 1e5)
 AIM = {"workers": 8, "noise": 400, "latency_s": 0.0121, "samples_per_s": 2500}
@@ -127,11 +131,48 @@ def test_other_kinds_refuse_an_objective_by_name(kind: str) -> None:
         ({"objective": {"workers": 8}}, r"growth\.objective\.noise: is missing; add it"),
         ({"objective": {**AIM, "wrokers": 8}}, r"growth\.objective\.wrokers: unknown key; did you mean 'workers'"),
         ({"objective": 8}, r"growth\.objective=8: must be a mapping"),
+        ({"objective": "time"}, r"growth\.objective='time': must be a mapping; .* with the keys workers, noise"),
+        *(
+            (
+                {"objective": {**AIM, key: number}},
+                r"growth\.objective: noise=.*makes b\* = .*: give latency_s in seconds",
+            )
+            for key, number in [("noise", 1e300), ("noise", 1e-300), ("samples_per_s", 1e308), ("latency_s", 1e-300)]
+        ),
+        ({"objective": {**AIM, "noise_at_end": 1e300}}, r"growth\.objective: noise_at_end=1e\+300 makes b\* ="),
     ],
 )
 def test_what_cannot_be_is_refused_with_its_key(growth: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         run_of({"kind": "auto", "objective": AIM, **growth})
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "key"),
+    [
+        ("auto", {"noise": 1e9}, "most"),
+        ("matched", {"noise_at_end": 1e9}, "most"),
+        ("exponential", {"workers": 2000}, "workers"),
+    ],
+)
+def test_a_batch_above_the_training_set_names_what_decided_it_and_the_way_out_helps(
+    kind: str, given: dict[str, Any], key: str
+) -> None:
+    aim = {**AIM, **given}
+    found = problems(run := run_of({"kind": kind, "objective": aim}), run.controller(1))
+    assert found
+    assert all(f"set growth.objective.{key} to at most 1437" in each for each in found)
+    helped = run_of({"kind": kind, "objective": {**aim, key: 1437, "most": 1437}})
+    assert problems(helped, helped.controller(1)) == []
+
+
+def test_what_if_takes_an_objective_in_place_of_the_runs_first_batch() -> None:
+    setting = Setting(start=16, cap=64, lr=LR(base=0.1), samples=57480, epoch=1437)
+    aimed, by_hand = (
+        setting.controller({"growth": {"kind": "matched", **growth}})
+        for growth in ({"objective": AIM}, {"start": 152, "cap": 608})
+    )
+    assert list(aimed.outline(Progress())) == list(by_hand.outline(Progress()))
 
 
 def test_in_python_the_numbers_are_the_same() -> None:
@@ -186,6 +227,14 @@ def test_the_plan_tells_what_is_decided_and_from_what_in_80_columns(capsys: pyte
     assert "at constant batches on 8 workers" in out
 
 
+@given(st.floats(1e-300, 1e300), st.integers(0, 3))
+def test_an_amount_is_never_shown_as_nothing_nor_with_hundreds_of_digits(amount: float, places: int) -> None:
+    text = shown(amount, places)
+    assert float(text.replace(",", "")) == pytest.approx(amount, rel=0.06, abs=0.5 * 10**-places)
+    assert float(text.replace(",", "")) > 0
+    assert len(text) <= 24
+
+
 def test_a_price_without_seconds_or_of_nothing_is_refused() -> None:
     assert checked_price(None, None) is None
     with pytest.raises(ConfigError, match=r"--price=2 .* no pace is known: give --like RUN, launch\.pace or"):
@@ -205,4 +254,8 @@ def test_an_earlier_run_is_shown_as_an_objective_that_can_be_given(tmp_path: Pat
     aim = Objective(**yaml.safe_load(given_back))
     assert aim == Objective(workers=2, noise=50, noise_at_end=800, latency_s=0.08, samples_per_s=500)
     assert as_objective(run_of({"kind": "constant"}), run.controller(2), pace, str(folder)) == []
-    assert as_objective(run, run.controller(2), Pace(samples_per_s=500), str(folder)) == []
+    assert "no latency" in as_objective(run, run.controller(2), Pace(samples_per_s=500), str(folder))[0]
+    for event in script.events[:20]:
+        event.pop("noise_scale", None)
+    (why,) = as_objective(run, run.controller(2), pace, str(script.save(tmp_path / "silent")))
+    assert "no noise scale in the first quarter" in why

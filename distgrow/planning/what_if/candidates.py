@@ -56,7 +56,7 @@ class Setting:
             ConfigError: It cannot be carried out, or goes by what it measures.
         """
         growth = {"start": self.start, **given["growth"]}
-        if growth.get("kind") in _OWN_START and "start" not in given["growth"]:
+        if (growth.get("kind") in _OWN_START or growth.get("objective")) and "start" not in given["growth"]:
             del growth["start"]
         values = {**given, "growth": growth, "lr": {"base": self.lr.initial, **given.get("lr", {})}}
         try:
