@@ -37,8 +37,12 @@ def undone_where(bad: Tensor, optimizer: torch.optim.Optimizer) -> Iterator[None
 
 
 def looks_itself(optimizer: torch.optim.Optimizer) -> bool:
-    """Return whether an optimizer's kernels skip a step that a gradient scaler would skip."""
-    return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
+    """Return whether an optimizer's kernels skip a step that a gradient scaler would skip.
+
+    Groups that are loaded may ask for others than those that the optimizer was built with.
+    """
+    fused = all(group.get("fused") for group in optimizer.param_groups)
+    return fused and bool(getattr(optimizer, "_step_supports_amp_scaling", False))
 
 
 def _tensors(optimizer: torch.optim.Optimizer) -> list[Tensor]:

@@ -69,8 +69,16 @@ class Muon(OptimizerSpec):
         """See OptimizerSpec.
 
         Raises:
-            ConfigError: No matrix is left for Muon, or a group, or a name that is excluded, has no parameter.
+            ConfigError: No matrix is left for Muon, or a group, or a name that is excluded, has no parameter. Or torch
+                has no Muon.
         """
+        import torch
+
+        if not hasattr(torch.optim, "Muon"):
+            raise ConfigError(
+                f"optimizer.kind=muon needs torch 2.9 or later, and this is {torch.__version__}: install a later one, "
+                "or use optimizer.kind=adamw"
+            )
         from distgrow.optim import joined
         from distgrow.optim.composite import Composite
 

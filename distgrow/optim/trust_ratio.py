@@ -3,16 +3,18 @@
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from distgrow.optim.base import parameters_of
 from distgrow.optim.direction import real
-from distgrow.optim.joined import Joined
 from distgrow.optim.layerwise import TRUSTED
 from distgrow.optim.layout import one_layout
+
+if TYPE_CHECKING:
+    from distgrow.optim.joined import Joined  # with Muon, which torch below 2.9 lacks
 
 Group = dict[str, Any]
 #: What CLARS keeps of the norms it was told: numbers that are wider than parameters in half precision.
@@ -22,7 +24,7 @@ _MEANS = ("square_sum", "square_weight")
 class _TrustRatio(torch.optim.Optimizer, ABC):
     """Step group by group; a subclass gives `_step`."""
 
-    joined: Joined | None = None  #: None: parameters are whole
+    joined: "Joined | None" = None  #: None: parameters are whole
 
     def __init__(self, groups: list[Group], **settings: Any) -> None:
         super().__init__(groups, {"lr": 0.0, "weight_decay": 0.0, "max_ratio": None, TRUSTED: True, **settings})

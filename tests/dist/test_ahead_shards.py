@@ -15,6 +15,7 @@ from distgrow.core.errors import ConfigError
 from distgrow.core.plan import Plan
 from distgrow.distributed.world import joined
 from distgrow.engine.fsdp.ahead import AheadFSDPEngine
+from distgrow.engine.fsdp.engine import FSDPEngine
 from distgrow.engine.skipping import looks_itself
 from distgrow.optim.lamb import LAMB
 
@@ -91,6 +92,32 @@ def test_steps_of_a_model_that_began_on_the_meta_device_are_skipped_by_fused_ker
         assert lost.told
         assert not lost.applied
         assert not any(torch.equal(a, b) for a, b in zip(before, tensors(engine), strict=True))
+
+
+@pytest.mark.parametrize("optimizer", ["momentum", "adamw"])
+def test_a_checkpoint_of_a_run_that_waited_on_the_meta_device_goes_on_by_fused_kernels(
+    optimizer: str, tmp_path: Path
+) -> None:
+    plan = Plan(batch=8, world=1, micro=8, accum=1, lr=0.1, stage=0)
+    rows, labels = torch.randn(8, 6), torch.arange(8) % 3
+    with joined("cpu", alone=True) as world:
+        engines: list[Any] = []
+        for kind in (FSDPEngine, AheadFSDPEngine):
+            with torch.device("meta"):
+                model = nn.Sequential(nn.Linear(6, 7), nn.Tanh(), nn.Linear(7, 3))
+            spec = FSDP(ahead=kind.ahead)
+            engines += [kind(model, loss, metrics=None, spec=spec, optimizer=OPTIMIZERS[optimizer], world=world)]
+        before, engine = engines
+        before.update(plan, [(rows, labels)])
+        for name, content in before.snapshot().items():
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_bytes(content)
+        engine.load(tmp_path)
+        assert looks_itself(engine.optimizer)
+        engine.update(plan, [(rows, labels)])
+        kept = [tensor.clone() for tensor in tensors(engine)]
+        engine.update(plan, [(rows * float("nan"), labels)])
+        assert all(torch.equal(a, b) for a, b in zip(kept, tensors(engine), strict=True))
 
 
 def tensors(engine: AheadFSDPEngine) -> list[torch.Tensor]:

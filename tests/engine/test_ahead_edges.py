@@ -10,9 +10,11 @@ import torch
 from tiny import data, loss, network
 from torch import Tensor, nn
 
-from distgrow import SGD, Hook, RunSpec, Torch, budget, constant, every, exponential, fit, sqrt_lr
+from distgrow import SGD, AdamW, Hook, RunSpec, Torch, budget, constant, every, exponential, fit, sqrt_lr
 from distgrow.core.errors import ConfigError, Diverged
 from distgrow.core.optimizer_plan import AtGrowth
+from distgrow.core.plan import Plan
+from distgrow.engine.ahead import AheadEngine
 
 ROWS = data(200)
 
@@ -83,3 +85,21 @@ def test_statistics_are_not_sent_in_half_precision(kind: torch.dtype, tmp_path: 
     rows = [(row.to(kind), label) for row, label in ROWS]
     with pytest.raises(ConfigError, match="half precision"):
         run(tmp_path, ahead=1, delay=1, precision="float32", model=network().to(kind), train=rows)
+
+
+@pytest.mark.parametrize("optimizer", [SGD(momentum=0.9), AdamW()])
+def test_a_checkpoint_of_steps_that_were_not_fused_goes_on_and_skips(optimizer: Any) -> None:
+    rows, labels = (torch.stack([row for row, _ in ROWS[:8]]), torch.tensor([label for _, label in ROWS[:8]]))
+    plan = Plan(batch=8, world=1, micro=8, accum=1, lr=0.1, stage=0)
+    before, engine = (
+        AheadEngine(network(), loss, spec=Torch(ahead=1, precision="float64"), optimizer=optimizer) for _ in range(2)
+    )
+    before.update(plan, [(rows, labels)])
+    state = before.optimizer.state_dict()
+    state["param_groups"] = [{**group, "fused": None} for group in state["param_groups"]]
+    engine.optimizer.load_state_dict(state)
+    for factor in (1.0, float("nan"), 1.0):
+        kept = [parameter.detach().clone() for parameter in engine.model.parameters()]
+        engine.update(plan, [(rows * factor, labels)])
+        same = [torch.equal(*pair) for pair in zip(kept, engine.model.parameters(), strict=True)]
+        assert all(same) if factor != factor else not any(same)

@@ -1,6 +1,8 @@
 """Every built-in optimizer: torch's own steps, and the same run after an interruption."""
 
+import runpy
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
@@ -28,7 +30,8 @@ from distgrow.config.load import apply, parse
 from distgrow.core.errors import ConfigError
 from distgrow.core.plan import Plan
 from distgrow.engine.torch import TorchEngine
-from distgrow.optim import Optimizer, OptimizerSpec
+from distgrow.optim import Optimizer, OptimizerSpec, trust_ratio
+from distgrow.optim.muon import Muon
 
 RATES = (0.1, 0.02, 0.02, 0.3, 0.05, 0.01)
 KINDS = [spec for spec in get_args(get_args(Optimizer)[0]) if not spec.model_fields.get("target")]
@@ -115,3 +118,12 @@ def test_a_resumed_run_is_the_one_that_never_stopped(kind: type[OptimizerSpec], 
 def test_what_is_no_setting_is_refused_by_its_key(optimizer: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         parse(apply({"budget": {"epochs": 4}}, f"optimizer={optimizer}"))
+
+
+def test_a_torch_without_muon_is_refused_for_muon_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.optim, "Muon")
+    monkeypatch.setitem(sys.modules, "distgrow.optim.joined", None)
+    assert "LAMB" in runpy.run_path(trust_ratio.__file__)
+    model = network()
+    with pytest.raises(ConfigError, match="muon needs torch 2.9 or later.*adamw"):
+        Muon().made(dict(model.named_parameters()), model)

@@ -1,11 +1,13 @@
 """A backward pass and a norm by a shorter way are torch's own to the last bit, and special tensors keep torch's way."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from distgrow.engine import raw_backward
 from distgrow.engine.clipping import GradientNorm
 from distgrow.engine.raw_backward import backward
 
@@ -49,6 +51,35 @@ def test_a_tensor_with_a_backward_of_its_own_keeps_it() -> None:
 def test_a_complex_loss_is_refused_as_torch_refuses_it() -> None:
     with pytest.raises(RuntimeError, match="real"):
         backward(torch.ones((), dtype=torch.complex64, requires_grad=True) * 2)
+
+
+@pytest.mark.parametrize("length", [0, 1, 3])
+def test_a_loss_that_is_no_single_number_is_treated_as_torch_treats_it(length: int) -> None:
+    leaf = torch.ones(length, requires_grad=True)
+    if length == 1:
+        backward(leaf * 2)
+        assert torch.equal(leaf.grad, torch.full((1,), 2.0))  # pyright: ignore[reportArgumentType]
+        return
+    with pytest.raises(RuntimeError, match="scalar outputs"):
+        backward(leaf * 2)
+
+
+@pytest.mark.parametrize("owner", [Tensor, torch.autograd])
+def test_a_backward_that_somebody_has_put_in_place_of_torchs_is_called(
+    owner: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, seen = owner.backward, list[object]()
+    monkeypatch.setattr(owner, "backward", lambda loss, *a, **more: (seen.append(loss), own(loss, *a, **more))[1])
+    leaf = torch.tensor(3.0, requires_grad=True)
+    backward(leaf * leaf)
+    assert len(seen) == 1
+    assert leaf.grad == 6
+
+
+def test_a_torch_without_the_private_function_makes_the_same_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = made(backward)
+    monkeypatch.setattr(raw_backward, "_run", None)
+    assert all(map(torch.equal, made(backward), found))
 
 
 @pytest.mark.parametrize("missing", [None, 1, 2])

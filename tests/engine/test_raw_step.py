@@ -1,5 +1,6 @@
 """A step without what torch puts around it is the same step, and everything that wants to see a step still does."""
 
+import copy
 import functools
 from typing import Any
 
@@ -81,6 +82,67 @@ def test_hooks_of_the_optimizer_and_of_all_optimizers_are_called() -> None:
         handle.remove()
     step(optimizer)
     assert seen == ["own, before", "own, after", "all, before", "all, after"]
+
+
+@pytest.mark.parametrize("again", ["copied", "loaded"])
+def test_an_optimizer_that_was_not_built_fused_but_is_so_now_steps(again: str) -> None:
+    """A copy, and one that has loaded a fused one's groups, have not all that torch gives one that is built."""
+    steps: list[list[Tensor]] = []
+    for make in (step, torch.optim.SGD.step):
+        given = parameters()
+        optimizer = torch.optim.SGD(given, lr=0.1, fused=True)
+        if again == "copied":
+            optimizer = copy.deepcopy(optimizer)
+        else:
+            saved, optimizer = optimizer.state_dict(), torch.optim.SGD(given, lr=0.2)
+            optimizer.load_state_dict(saved)
+        assert optimizer.param_groups[0]["fused"]
+        own: list[nn.Parameter] = optimizer.param_groups[0]["params"]
+        for number in range(3):
+            give(own, number)
+            make(optimizer)
+        steps.append([parameter.detach() for parameter in own])
+    assert all(map(torch.equal, *steps))
+
+
+@pytest.mark.parametrize("names", [("found_inf",), ("grad_scale", "found_inf")])
+def test_a_step_that_a_gradient_scaler_skips_is_skipped(names: tuple[str, ...]) -> None:
+    given = parameters()
+    optimizer = torch.optim.SGD(given, lr=0.1, fused=True)
+    give(given, 0)
+    step(optimizer)
+    before = [parameter.detach().clone() for parameter in given]
+    for name in names:
+        setattr(optimizer, name, torch.ones(()))
+    step(optimizer)
+    assert all(map(torch.equal, before, given))
+    for name in names:
+        delattr(optimizer, name)
+    step(optimizer)
+    assert not any(map(torch.equal, before, given))
+
+
+@pytest.mark.parametrize(("owner", "name"), [(torch, "_fused_sgd_"), (torch.autograd, "_profiler_enabled")])
+def test_a_torch_without_a_private_name_makes_its_own_step(
+    owner: Any, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr(torch.optim.SGD, "step", lambda _, closure=None: seen.append("torch's"))
+    optimizer = torch.optim.SGD(parameters(), lr=0.1, fused=True)
+    optimizer._need_device_dtype_check_for_fused = False
+    monkeypatch.delattr(owner, name)
+    step(optimizer)
+    assert seen == ["torch's"]
+
+
+def test_a_package_whose_name_begins_as_torchs_is_none_of_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def foreign(optimizer: Any) -> None:
+        assert torch.is_grad_enabled()
+
+    code = foreign.__code__.replace(co_filename=torchs.__file__.replace("/torch/", "/torch_own/"))
+    foreign.__code__ = code
+    monkeypatch.setattr(torch.optim.RMSprop, "step", foreign)
+    step(torch.optim.RMSprop(parameters(), lr=0.1))
 
 
 def test_a_profiler_sees_the_step() -> None:

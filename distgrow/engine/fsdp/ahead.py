@@ -151,6 +151,7 @@ class AheadFSDPEngine(FSDPEngine):
     def load(self, folder: Path) -> None:
         """See Engine."""
         super().load(folder)
+        fuse(self.optimizer)  # groups of a run that waited may say otherwise
         self._telling.load(folder)
         self._begun = False
 
