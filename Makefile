@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+# What DeepSpeed compiles at first use: of this checkout alone, so that no other's build is waited for.
+export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/.venv/torch_extensions
 
 .PHONY: help setup demo test test-faults test-slow test-gpu check docs picture format bench bench-gpu bench-quick clean
 

@@ -17,6 +17,7 @@ from distgrow.core.plan import Plan
 from distgrow.core.sparsity import Sparsity
 from distgrow.distributed.world import World
 from distgrow.engine.batches import Buffers, Loss, Metrics, no_way_back, place, ran_out_of_memory
+from distgrow.engine.deepspeed.build_locks import let_builds_begin
 from distgrow.engine.deepspeed.config import settings
 from distgrow.engine.deepspeed.optimizer import build_optimizer, join_matrices
 from distgrow.engine.deepspeed.parameters import give_back, masks_of_shards, masters, prune_shards, refuse_complex
@@ -65,6 +66,7 @@ class DeepSpeedEngine(AccumulatingEngine):
         super().__init__(model, loss, metrics=metrics, optimizer=optimizer, world=world, items=items)
         refuse_complex(self._parameters)
         self._objective.to(world.device).train()
+        let_builds_begin(world)
         self._engine: Any
         self._engine, *_ = deepspeed.initialize(
             model=self._objective,
