@@ -8,6 +8,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from distgrow.optim.raw_step import unwrapped
+
 
 class Joined(Protocol):
     """Bring the shards of all ranks together. Every method is collective: every rank must call."""
@@ -50,7 +52,7 @@ class Muon(torch.optim.Muon):
     def step(self, closure: object = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Make one step."""
         if self.joined is None and self.flat is None and not self.exact:
-            super().step()
+            _step_unseen(self)
             return
         for group in self.param_groups:
             for parameter in group["params"]:
@@ -83,8 +85,13 @@ def _torchs_step(update: Tensor, group: dict[str, Any]) -> Tensor:
     start = torch.zeros_like(update)
     start.grad = update
     kept = {name: group[name] for name in ("ns_coefficients", "eps", "ns_steps", "adjust_lr_fn")}
-    torch.optim.Muon([start], lr=1.0, weight_decay=0.0, momentum=0.0, nesterov=False, **kept).step()
+    _step_unseen(torch.optim.Muon([start], lr=1.0, weight_decay=0.0, momentum=0.0, nesterov=False, **kept))
     return start
+
+
+def _step_unseen(muon: torch.optim.Muon) -> None:
+    """Make the step of torch.optim.Muon inside one whose hooks are called already; those of all optimizers, too."""
+    (unwrapped(torch.optim.Muon.step) or torch.optim.Muon.step)(muon)
 
 
 def _exact_step(update: Tensor, group: dict[str, Any]) -> Tensor:

@@ -21,7 +21,7 @@ def step(optimizer: torch.optim.Optimizer) -> None:
     Torch's own optimizers label each step for the profiler, look for hooks, and tell the compiler. If nobody profiles
     and there are no hooks, what these wrap is called instead.
     """
-    raw = None if _watched(optimizer) else _raw_step(type(optimizer).step)
+    raw = None if _watched(optimizer) else unwrapped(type(optimizer).step)
     if raw is None:
         optimizer.step()
         return
@@ -73,7 +73,7 @@ def _watched(optimizer: Any) -> bool:
 
 
 @cache
-def _raw_step(step: Any) -> Callable[[Any], Any] | None:
+def unwrapped(step: Any) -> Callable[[Any], Any] | None:
     """Return a class's step without what torch.optim.optimizer wraps around it, or None if it is not all torch's."""
     raw, layer = None, step
     while layer is not None:

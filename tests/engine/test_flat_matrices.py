@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.optim.optimizer as torchs
 from torch import Tensor, nn
 
 from distgrow.engine.deepspeed.matrices import (
@@ -164,3 +165,24 @@ def test_muon_on_flat_shards_makes_the_steps_of_torchs(zero: int, exact: bool, n
     wanted = flat(zero, [parameter.detach() for parameter in whole], size)
     for found, one in zip(shards, wanted, strict=True):
         torch.testing.assert_close(found, one, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("flat", [False, True])
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_step_calls_each_hook_once_whatever_torchs_own_muon_does_inside(flat: bool, exact: bool) -> None:
+    class Whole:
+        def steps(self, shard: Tensor, update: Tensor, make: Callable[[Tensor], Tensor]) -> Tensor:
+            return make(update)
+
+    torch.optim.Muon([nn.Parameter(torch.ones(2, 2))])  # from now on torch calls hooks around its step, too
+    parameter, seen = nn.Parameter(torch.ones(4, 3)), list[str]()
+    parameter.grad = torch.randn(4, 3)
+    muon = Muon([parameter], lr=0.1)
+    muon.flat, muon.exact = Whole() if flat else None, exact
+    muon.register_step_post_hook(lambda *_: seen.append("own"))
+    handle = torchs.register_optimizer_step_post_hook(lambda *_: seen.append("all"))
+    try:
+        muon.step()
+    finally:
+        handle.remove()
+    assert seen == ["own", "all"]
