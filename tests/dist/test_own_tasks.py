@@ -135,7 +135,7 @@ def target(name: str, /, **args: object) -> tuple[str, ...]:
         (target("loss_of", kind="float"), "the loss returned float"),
         (target("loss_of", kind="nothing"), "the loss returned NoneType"),
         (target("loss_of", kind="detached"), "the loss has no gradient"),
-        (target("dropping"), "rows where the plan has"),
+        (target("dropping"), "row where the plan has"),
         (target("measured", name="x", value="vector"), "the metric 'x' has shape (3,)"),
         (target("measured", name="epoch", value="one"), "task.metrics returns epoch, which every event has; rename it"),
         (target("measured", name="step", value="one"), "task.metrics returns step"),

@@ -180,9 +180,9 @@ def test_probes_that_cannot_be_are_refused(tmp_path: Path) -> None:
         Probing(every_epochs=0.0)
     with pytest.raises(ConfigError, match="less than one sample; raise it to at least 0.0167"):
         trained(tmp_path / "often", 0.001)
-    with pytest.raises(ConfigError, match="has 0 samples, fewer than the 1 ranks"):
+    with pytest.raises(ConfigError, match="has 0 samples, fewer than the 1 rank"):
         trained(tmp_path / "empty", 1.0, probe=data(0))
-    with pytest.raises(ConfigError, match="has 1 samples, fewer than the 2 ranks"):
+    with pytest.raises(ConfigError, match="has 1 sample, fewer than the 2 ranks"):
         Probing().check(1, 2, EPOCH, None)
     with pytest.raises(ConfigError, match="at least 2 samples: one has no noise"):
         Probing(every_epochs=1.0, curvature=True).check(1, 1, EPOCH, None)

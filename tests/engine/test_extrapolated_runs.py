@@ -215,7 +215,7 @@ NICE: dict[str, Any] = {"samples": 64, "smoothness": 1.0, "largest_smoothness": 
         (GROUPS, {"engine": Torch(max_micro=2)}, r"extrapolate.group=4.*engine.max_micro=2.*engine.max_micro=4"),
         (GROUPS, {"engine": Torch(max_micro="auto")}, r"extrapolate.group=4.*engine.max_micro=auto"),
         (GROUPS, {"growth": norm_threshold(start=4), "stages": None}, r"extrapolate.group=4.*norm_threshold"),
-        (GROUPS, {"budget": budget(samples=162)}, r"batch=18 .*1 ranks.*extrapolate.group=4"),
+        (GROUPS, {"budget": budget(samples=162)}, r"batch=18 .*1 rank .*extrapolate.group=4"),
         (GROUPS, {"growth": constant(6), "stages": None}, r"batch=6 of stage 0.*extrapolate.group=4"),
     ],
 )  # fmt: skip

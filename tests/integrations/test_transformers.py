@@ -270,7 +270,7 @@ def test_data_and_schedules_that_cannot_be_followed_are_refused(tmp_path: Path) 
         trainer(tmp_path, schedule=controller(average=ema(samples=50)))
     with pytest.raises(ConfigError, match="the controller's at_growth changes settings of the optimizer"):
         trainer(tmp_path, schedule=controller(at_growth=AtGrowth(moments="reset")))
-    with pytest.raises(ConfigError, match="for world=3, but the trainer has 1 ranks"):
+    with pytest.raises(ConfigError, match="for world=3, but the trainer has 1 rank"):
         trainer(tmp_path, schedule=controller(world=3))
     args = transformers.TrainingArguments(output_dir=str(tmp_path), **QUIET)
     model = Network()

@@ -26,7 +26,7 @@ from distgrow.engine.deepspeed.step import divided
 from distgrow.engine.functional import FunctionalObjective
 from distgrow.engine.items import Items
 from distgrow.engine.masks import Masks, masks_of
-from distgrow.engine.objective import empty_copy
+from distgrow.engine.objective import WeightedLoss, empty_copy
 from distgrow.engine.spec import DeepSpeed
 from distgrow.engine.state import read, written
 from distgrow.engine.stats import Applied, MakeStats, UpdateStats, check_agreed
@@ -66,14 +66,7 @@ class DeepSpeedEngine(AccumulatingEngine):
         super().__init__(model, loss, metrics=metrics, optimizer=optimizer, world=world, items=items)
         refuse_complex(self._parameters)
         self._objective.to(world.device).train()
-        let_builds_begin(world)
-        self._engine: Any
-        self._engine, *_ = deepspeed.initialize(
-            model=self._objective,
-            optimizer=build_optimizer(self._objective, optimizer, spec, world),
-            config=settings(spec, optimizer, world),
-        )
-        join_matrices(self._engine, spec, world)
+        self._engine: Any = _initialized(self._objective, spec, optimizer, world)
         self._buffers = Buffers(self._objective)  # on the device, in the engine's precision
         self._shards = Shards(self._engine, world, resizes=spec.resizes(optimizer))
         self._products.watch(self._engine.basic_optimizer)  # before the settings of the last step are replaced
@@ -287,3 +280,15 @@ class DeepSpeedEngine(AccumulatingEngine):
 def _average_file(rank: int | str) -> str:
     """Return the name of the file that holds a rank's part of the average."""
     return f"average-{rank}.pt"
+
+
+def _initialized(objective: WeightedLoss, spec: DeepSpeed, optimizer: OptimizerSpec, world: World) -> Any:
+    """Return DeepSpeed's engine, whose operators may be compiled meanwhile."""
+    let_builds_begin(world)
+    engine, *_ = deepspeed.initialize(
+        model=objective,
+        optimizer=build_optimizer(objective, optimizer, spec, world),
+        config=settings(spec, optimizer, world),
+    )
+    join_matrices(engine, spec, world)
+    return engine
