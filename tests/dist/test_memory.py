@@ -111,7 +111,7 @@ def test_a_run_whose_last_batch_is_odd_is_told_as_soon_as_memory_holds_one_row_a
         odd = ("budget={samples: 1501}", "launch.workers=2", f"engine.max_micro={micro}")
         failed = wounded.train(f"run{micro}", *task(rows=1), *odd)
         assert failed.code == 1
-        assert "holds micro-batches of 1 rows, into which this run's batches on 2 ranks cannot be cut" in failed.err
+        assert "holds micro-batches of 1 row, into which this run's batches on 2 ranks cannot be cut" in failed.err
         assert not events(wounded.folder / f"run{micro}", "step")
 
 
