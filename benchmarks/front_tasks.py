@@ -153,56 +153,50 @@ def text(optimizer: str, *, samples: int = 48_000, shape: Sequence[int] = SMALL)
 
 #: What runs on held-out tasks: every decay, the default, and what else it could have been with AdamW.
 JUDGED = ("constant", "linear-decay", "cosine", "wsd50", "wsd70", "wsd80", "late", "auto")
+UNSEEN = 4096  #: samples that their loss is of
 
 
-def held_out_teacher() -> FrontTask:
-    """(e) A net fitted to a noisy net, SGD with momentum; the default was not chosen on it."""
-    samples, held_out = 40_960, 4096
+def held_out(name: str, rows: int, optimizer: Mapping[str, Any], **own: Any) -> FrontTask:
+    """Return a task that the default was not chosen on, one pass over its samples; `name` is its function's."""
     return FrontTask(
-        name="held-teacher",
+        name=f"held-{name}",
+        base={
+            "task": target(name, module="front_held_out", samples=rows, held_out=UNSEEN),
+            "optimizer": optimizer,
+            "engine": CPU,
+        },
+        samples=rows,
+        epoch=rows,
+        batches=powers(8, 1024),
+        starts=powers(8, 256),
+        cap=1024,
+        only=JUDGED,
+        **own,
+    )
+
+
+def held_out_teacher(rows: int = 40_960) -> FrontTask:
+    """(e) A net fitted to a noisy net, SGD with momentum."""
+    return held_out(
+        "teacher", rows, {"kind": "sgd", "momentum": 0.9},
         title="The front on a held-out task, a noisy teacher with SGD and momentum",
         about=f"A net with one hidden layer of 64 is fitted to a random net of 64 inputs whose outputs have noise, one "
-        f"pass over {samples:,} samples, SGD with momentum .9",
-        loss=f"the mean squared error on {held_out:,} further samples; of the noise alone it is .25",
-        base={
-            "task": target("teacher", module="front_held_out", samples=samples, held_out=held_out),
-            "optimizer": {"kind": "sgd", "momentum": 0.9},
-            "engine": CPU,
-        },
-        samples=samples,
-        epoch=samples,
-        batches=powers(8, 1024),
-        starts=powers(8, 256),
-        cap=1024,
+        f"pass over {rows:,} samples, SGD with momentum .9",
+        loss=f"the mean squared error on {UNSEEN:,} further samples; of the noise alone it is .25",
         first=-6,
-        only=JUDGED,
-    )
+    )  # fmt: skip
 
 
-def held_out_packages() -> FrontTask:
-    """(f) A convolution that tells sources apart, AdamW; the default was not chosen on it."""
-    samples, held_out = 32_768, 4096
-    return FrontTask(
-        name="held-packages",
+def held_out_packages(rows: int = 32_768) -> FrontTask:
+    """(f) A convolution that tells sources apart, AdamW."""
+    return held_out(
+        "packages", rows, {"kind": "adamw", "weight_decay": 0.01},
         title="The front on a held-out task, sources to tell apart with AdamW",
         about=f"Which of eight packages of the standard library 64 bytes are from, by a convolution over bytes, one "
-        f"pass over {samples:,} windows, AdamW",
-        loss=f"the held-out loss, of {held_out:,} windows of other files",
-        base={
-            "task": target("packages", module="front_held_out", samples=samples, held_out=held_out),
-            "optimizer": {"kind": "adamw", "weight_decay": 0.01},
-            "engine": CPU,
-        },
-        samples=samples,
-        epoch=samples,
-        batches=powers(8, 1024),
-        starts=powers(8, 256),
-        cap=1024,
-        first=-8,
-        power=0.5,
-        seeds=5,
-        only=JUDGED,
-    )
+        f"pass over {rows:,} windows, AdamW",
+        loss=f"the held-out loss, of {UNSEEN:,} windows of other files",
+        first=-8, power=0.5, seeds=5,
+    )  # fmt: skip
 
 
 def quick(task: FrontTask) -> FrontTask:

@@ -1,12 +1,29 @@
 """An optimizer step that is undone on the device if its gradient was not finite; the host does not wait to know."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
+from distgrow.engine.noise.hooks import StepProducts
 from distgrow.optim.composite import Composite
+
+
+def step_unless(
+    bad: Tensor, optimizer: torch.optim.Optimizer, products: StepProducts, step: Callable[[], None]
+) -> list[list[Tensor]]:
+    """Step unless `bad`, one truth value on the device, is true, which the host does not wait for.
+
+    Returns:
+        Inner products of the step: see StepProducts.terms.
+    """
+    products.before_step(optimizer)
+    terms = products.terms()
+    with undone_where(bad, optimizer):
+        step()
+    products.after_step(optimizer)
+    return terms
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from distgrow.engine.noise.hooks import MicroBatchNorms, StepProducts
 from distgrow.engine.noise.metric import Roots, StepMetric
 from distgrow.engine.noise.parameters import ParameterNoise
 from distgrow.engine.noise.part_norms import tell_parts
-from distgrow.engine.skipping import undone_where
+from distgrow.engine.skipping import step_unless
 from distgrow.engine.stats import UpdateStats
 from distgrow.optim import OptimizerSpec, raw_step
 from distgrow.optim.at_growth import assign, reset_moments
@@ -121,12 +121,7 @@ class TorchStep:
             Inner products: see StepProducts.terms.
         """
         self.reset(plan)  # not undone, as the next update is planned as if this one had been made
-        self._products.before_step(self.optimizer)
-        terms = self._products.terms()
-        with undone_where(bad, self.optimizer):
-            self.step(plan)
-        self._products.after_step(self.optimizer)
-        return terms
+        return step_unless(bad, self.optimizer, self._products, lambda: self.step(plan))
 
     def step(self, plan: Plan) -> None:
         """Make one optimizer step, with the settings that the plan gives each parameter group."""

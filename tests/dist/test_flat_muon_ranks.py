@@ -1,18 +1,15 @@
 """Muon under ZeRO 1–3 is the same run as plain torch: parameters, ledger, norms, interruptions, refusals."""
 
-from pathlib import Path
 from types import SimpleNamespace
-from typing import NamedTuple
 
 import pytest
 import torch
-from conftest import ROOT, events, in_ranks, ledger
-from torch import Tensor
+from conftest import ROOT
 
 pytest.importorskip("deepspeed", reason="needs the extra 'deepspeed'")
 
 from flat_muon import ENGINES, OPTIMIZERS
-from sharding import once
+from side_by_side import Runs, check_ends, check_lines, check_resumed, trained
 
 from distgrow.checkpoint.export import weights_of
 from distgrow.config.load import load
@@ -21,30 +18,15 @@ from distgrow.distributed.world import World
 from distgrow.engine.deepspeed.shards import Shards
 
 
-class Runs(NamedTuple):
-    """Runs of some engines and optimizers on several ranks, and each with torch in one process."""
-
-    folder: Path
-    engines: list[str]
-    found: dict[str, Tensor]  #: all parameters at the end of each
-    alone: dict[str, Tensor]
-
-
-def trained(folder: Path, workers: int, optimizers: list[str], engines: list[str]) -> Runs:
-    in_ranks("flat_muon.py", str(folder), "; ".join(optimizers), "; ".join(engines), workers=workers)
-    found = torch.load(folder / "parameters.pt", weights_only=True)
-    alone = {name: once(ENGINES["torch"], OPTIMIZERS[name], folder / f"alone-{name}", World()) for name in optimizers}
-    return Runs(folder, engines, found, alone)
-
-
 @pytest.fixture(scope="module")
 def few(tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    return trained(tmp_path_factory.mktemp("few"), 2, ["groups"], ["torch", "zero 3"])
+    groups = {"groups": OPTIMIZERS["groups"]}
+    return trained("flat_muon.py", tmp_path_factory.mktemp("few"), 2, groups, ["torch", "zero 3"])
 
 
 @pytest.fixture(scope="module")
 def all_of_them(tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    return trained(tmp_path_factory.mktemp("all"), 2, list(OPTIMIZERS), list(ENGINES))
+    return trained("flat_muon.py", tmp_path_factory.mktemp("all"), 2, OPTIMIZERS, list(ENGINES))
 
 
 @pytest.fixture(params=["few", pytest.param("all_of_them", marks=pytest.mark.slow)])
@@ -52,37 +34,16 @@ def runs(request: pytest.FixtureRequest) -> Runs:
     return request.getfixturevalue(request.param)
 
 
-def apart(one: Tensor, other: Tensor) -> float:
-    return float((one.double() - other.double()).norm() / one.double().norm())
-
-
 def test_muon_on_flat_shards_trains_as_one_process(runs: Runs) -> None:
-    for optimizer, alone in runs.alone.items():
-        for kind in runs.engines:
-            assert apart(alone, runs.found[f"{kind}, {optimizer}"]) <= 1e-5, f"{kind}, {optimizer}"
-            assert ledger(runs.folder / f"{kind}-{optimizer}") == ledger(runs.folder / f"alone-{optimizer}")
+    check_ends(runs)
 
 
 def test_muon_on_flat_shards_shows_the_loss_norm_noise_and_evaluations_of_ddp(runs: Runs) -> None:
-    for optimizer in runs.alone:
-        for kind in set(runs.engines) - {"torch"}:
-            steps = [events(runs.folder / f"{name}-{optimizer}", "step") for name in ("torch", kind)]
-            assert len(steps[0]) == 20
-            for one, other in zip(*steps, strict=True):
-                exact = ("step", "samples", "stage", "batch", "micro", "accum", "lr", "sfo")
-                assert [one[key] for key in exact] == [other[key] for key in exact]
-                for key in ("loss", "grad_norm", "noise_trace"):
-                    assert other[key] == pytest.approx(one[key], rel=1e-4), f"{kind}, {optimizer}, {key}"
-            evaluated = [events(runs.folder / f"{name}-{optimizer}", "eval")[-1] for name in ("torch", kind)]
-            for key in ("loss", "average/loss"):
-                assert evaluated[1][key] == pytest.approx(evaluated[0][key], rel=1e-5), f"{kind}, {optimizer}"
+    check_lines(runs)
 
 
 def test_a_resumed_run_of_muon_on_flat_shards_is_the_whole_one_bit_by_bit(runs: Runs) -> None:
-    resumed = [key for key in runs.found if key.endswith("resumed")]
-    assert len(resumed) == len(runs.alone) * sum(kind.startswith("zero") for kind in runs.engines)
-    for key in resumed:
-        assert torch.equal(runs.found[key], runs.found[key.removesuffix(", resumed")]), key
+    check_resumed(runs, len(runs.alone) * sum(kind.startswith("zero") for kind in runs.engines))
 
 
 def test_what_muon_has_trained_on_flat_shards_is_exported(runs: Runs) -> None:

@@ -1,17 +1,16 @@
 """A rank of test_ahead_shards.py: sharded runs whose outcomes are told one update later, beside those that wait."""
 
 import json
-import shutil
 import sys
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from untold import ITEMS, ROWS, halved, loss
 
 from distgrow import (
     FSDP,
@@ -33,14 +32,8 @@ from distgrow import (
 from distgrow.checkpoint.spec import Checkpointing
 from distgrow.core.noise_stats import Measuring, Noise
 from distgrow.core.optimizer_plan import AtGrowth
-from distgrow.core.plan import Plan
-from distgrow.core.progress import Outcome, PolicyState, Progress
 from distgrow.distributed.world import World, joined
-from distgrow.growth.base import Measure
-from distgrow.growth.constant import Constant
 from distgrow.launch.local import leave
-
-ROWS = [(row, k % 3) for k, row in enumerate(torch.randn(160, 6, generator=torch.Generator().manual_seed(3)))]
 
 
 class Block(nn.Module):
@@ -60,16 +53,6 @@ def network(*, normed: bool = True) -> nn.Module:
     return nn.Sequential(nn.Linear(6, 7), *blocks, nn.Linear(7, 3))
 
 
-def loss(model: nn.Module, batch: Any) -> Tensor:
-    return nn.functional.cross_entropy(model(batch[0]), batch[1])
-
-
-def positive(model: nn.Module, batch: Any) -> Tensor:
-    """Mean over the rows whose label is above 0."""
-    return nn.functional.cross_entropy(model(batch[0]), batch[1].masked_fill(batch[1] == 0, -100))
-
-
-ITEMS: dict[str, Any] = {"items": lambda batch: (batch[1] > 0).sum(), "loss": positive}
 MEASURED: dict[str, dict[str, Any]] = {
     "noise": {"growth": noise_scale(start=6, cap=48), "optimizer": SGD(momentum=0.5, weight_decay=0.01, clip=0.5)},
     "progress": {"growth": progress_test(start=6, cap=48), "optimizer": SGD(weight_decay=0.01, clip=0.5)},
@@ -133,21 +116,6 @@ class Faulty:
         return loss(model, batch) * (float("nan") if self.rank == 1 and self.seen in self.at else 1.0)
 
 
-class Hearing(Constant):
-    """Takes a learning rate of base/(1 + n) once n updates have told what they gave."""
-
-    @property
-    def needs(self) -> frozenset[Measure]:
-        return frozenset({Measure.LOSS})
-
-    def multiplier(self, lr: Any, progress: Progress, batch: int, span: Any) -> float:
-        return 1 / (1 + progress.policy.get("heard", 0))
-
-    def after(self, progress: Progress, plan: Plan, outcome: Outcome) -> PolicyState:
-        assert outcome.loss > 0
-        return {"heard": progress.policy.get("heard", 0) + 1}
-
-
 def both(folder: Path, world: World, keys: dict[str, Any], more: dict[str, Any]) -> list[dict[str, Any]]:
     """Hold a planned run to the last bit against one that waits. Return its lines."""
     (waits, known), (goes, told) = (
@@ -206,23 +174,11 @@ def check_measured(folder: Path, world: World) -> None:
                 assert other[key] == near, (name, key)
         first = [next(line["step"] for line in found if line["stage"] > 0) for found in (waits, cut)]
         assert name != "noise" or first[1] == first[0] + 1
-    trained(folder / "hearing", world, FSDP(ahead=1), growth=Hearing(start=8), stages=None, lr=sqrt_lr(0.5))
-    rates = [line["lr"] for line in lines(folder / "hearing")]
-    assert np.allclose(rates, [0.5 / (1 + max(0, update - 1)) for update in range(len(rates))])
 
 
 def told_apart(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return lines without what is charged for evaluations that are made again."""
     return [{key: value for key, value in line.items() if key not in ("sfo", "sfo_replayed")} for line in found]
-
-
-def halved(folder: Path, world: World) -> None:
-    """Remove the later half of a run's checkpoints, as if it had been killed."""
-    if world.rank == 0:
-        kept = sorted((folder / "checkpoints").iterdir())
-        for checkpoint in kept[len(kept) // 2 :]:
-            shutil.rmtree(checkpoint)
-    world.sum([0.0])
 
 
 def check_resumed(folder: Path, world: World) -> None:

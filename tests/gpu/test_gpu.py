@@ -13,6 +13,7 @@ from distgrow.core.plan import Plan
 from distgrow.distributed.world import World, joined
 from distgrow.engine.ahead import AheadEngine
 from distgrow.engine.fsdp.ahead import AheadFSDPEngine
+from distgrow.engine.protocol import Engine
 from distgrow.optim import OptimizerSpec
 
 pytestmark = [
@@ -48,14 +49,8 @@ def test_a_gpu_run_finishes_and_resumes(distgrow: Commands, overrides: tuple[str
     assert ledger(Path(distgrow.folder / "gpu"))["applied"] == 1500
 
 
-@pytest.mark.parametrize("optimizer", [SGD(momentum=0.9), AdamW(), Muon()], ids=lambda spec: spec.name)
-def test_no_update_waits_for_the_gpu_once_one_of_its_size_was_made(optimizer: OptimizerSpec) -> None:
-    """torch raises an error wherever the host would wait, in fifty updates with growth's statistics and an average."""
-    torch.manual_seed(0)
-    device = torch.device("cuda")
-    model = nn.Sequential(nn.Linear(16, 32), nn.BatchNorm1d(32), nn.Tanh(), nn.Linear(32, 4))
-    engine = AheadEngine(model, loss, spec=Torch(ahead=1), optimizer=optimizer, world=World(device=device))
-    product = not optimizer.per_tensor
+def check_fifty_updates(engine: Engine, device: torch.device, *, product: bool) -> None:
+    """Make fifty updates, after two, in which torch raises an error wherever the host would wait."""
     plan = Plan(batch=32, world=1, micro=16, accum=2, lr=0.01, stage=0, window=20, product=product, average=0.1)
     batches = [(torch.randn(16, 16, device=device), torch.randint(4, (16,), device=device)) for _ in range(2)]
     for _ in range(2):
@@ -68,6 +63,16 @@ def test_no_update_waits_for_the_gpu_once_one_of_its_size_was_made(optimizer: Op
     assert all(outcome.told and outcome.loss > 0 for outcome in outcomes)
 
 
+@pytest.mark.parametrize("optimizer", [SGD(momentum=0.9), AdamW(), Muon()], ids=lambda spec: spec.name)
+def test_no_update_waits_for_the_gpu_once_one_of_its_size_was_made(optimizer: OptimizerSpec) -> None:
+    """torch raises an error wherever the host would wait, in fifty updates with growth's statistics and an average."""
+    torch.manual_seed(0)
+    device = torch.device("cuda")
+    model = nn.Sequential(nn.Linear(16, 32), nn.BatchNorm1d(32), nn.Tanh(), nn.Linear(32, 4))
+    engine = AheadEngine(model, loss, spec=Torch(ahead=1), optimizer=optimizer, world=World(device=device))
+    check_fifty_updates(engine, device, product=not optimizer.per_tensor)
+
+
 @pytest.mark.parametrize("optimizer", [SGD(momentum=0.9), AdamW(clip=0.5), Muon()], ids=lambda spec: spec.name)
 def test_no_sharded_update_waits_for_the_gpu_once_a_step_was_made(optimizer: OptimizerSpec) -> None:
     """As above, in one rank."""
@@ -76,18 +81,7 @@ def test_no_sharded_update_waits_for_the_gpu_once_a_step_was_made(optimizer: Opt
     with joined("cuda", alone=True) as world:
         spec = FSDP(ahead=1)
         engine = AheadFSDPEngine(model, loss, metrics=None, spec=spec, optimizer=optimizer, world=world)
-        product = not optimizer.per_tensor
-        plan = Plan(batch=32, world=1, micro=16, accum=2, lr=0.01, stage=0, window=20, product=product, average=0.1)
-        device = world.device
-        batches = [(torch.randn(16, 16, device=device), torch.randint(4, (16,), device=device)) for _ in range(2)]
-        for _ in range(2):
-            engine.update(plan, batches)
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            outcomes = [engine.update(plan, batches) for _ in range(50)]
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-    assert all(outcome.told and outcome.loss > 0 for outcome in outcomes)
+        check_fifty_updates(engine, world.device, product=not optimizer.per_tensor)
 
 
 def test_a_run_that_does_not_wait_is_the_same_on_a_gpu(distgrow: Commands) -> None:

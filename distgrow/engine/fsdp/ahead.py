@@ -13,7 +13,7 @@ from distgrow.core.progress import Outcome
 from distgrow.engine.clipping import clip_on_device, root_of
 from distgrow.engine.fsdp.engine import FSDPEngine
 from distgrow.engine.noise.hooks import NO_SUMS, Sums
-from distgrow.engine.skipping import looks_itself, undone_where
+from distgrow.engine.skipping import looks_itself, step_unless
 from distgrow.engine.stats import SIZE, WEIGHT, Applied, UpdateStats, check_agreed
 from distgrow.engine.untold import HostCopy, Later, Telling, packed
 from distgrow.optim.base import fused
@@ -68,7 +68,8 @@ class AheadFSDPEngine(FSDPEngine):
                 return self._skipped(plan, found, known)
             self._begun = True
         bad = ~torch.isfinite(norm)
-        terms = self._step_unless(bad, plan)
+        self._reset(plan)  # not undone, as the next update is planned as if this one had been made
+        terms = step_unless(bad, self.optimizer, self._products, lambda: self._step(plan))
         self._buffers.restore(bad)
         if plan.average:
             self.average().update(plan.average, bad)
@@ -88,20 +89,6 @@ class AheadFSDPEngine(FSDPEngine):
             return norm
         weight = torch.ones_like(norm) if self._items is None else weight
         return clip_on_device(list(self._shards.local.values()), clip, weight, norm)
-
-    def _step_unless(self, bad: Tensor, plan: Plan) -> list[list[Tensor]]:
-        """Step unless `bad`, one truth value on the device, is true, which the host does not wait for. Collective.
-
-        Returns:
-            Inner products: see StepProducts.terms.
-        """
-        self._reset(plan)  # not undone, as the next update is planned as if this one had been made
-        self._products.before_step(self.optimizer)
-        terms = self._products.terms()
-        with undone_where(bad, self.optimizer):
-            self._step(plan)
-        self._products.after_step(self.optimizer)
-        return terms
 
     def _sums(self, terms: list[list[Tensor]]) -> Tensor:
         """Return each kind of inner products, added up over parameters and ranks; none if none is wanted. Collective.
