@@ -5,6 +5,7 @@ from typing import Any
 
 from pydantic import ValidationError, model_validator
 
+from distgrow.core.counted import counted
 from distgrow.core.errors import ConfigError
 from distgrow.core.pace import Pace
 from distgrow.core.spec import PosFloat, PosInt, Spec, by_position
@@ -99,12 +100,10 @@ class Objective(Spec):
         free, decided = self.model_copy(update={"most": None}).decided(), self.decided()
         limited = "" if free == decided else f", as growth.objective.most={self.most} allows no more"
         known = [self.noise] if self.noise_at_end is None else [self.noise, self.noise_at_end]
-        scales, best = (
-            " to ".join(f"{value:,.4g}" for value in known),
-            " to ".join(f"{self.fastest(value):,.0f}" for value in known),
-        )
+        scales = " to ".join(f"{value:,.4g}" for value in known)
+        best = " to ".join(f"{self.fastest(value):,.0f}" for value in known)
         return (
-            f"growth.objective: on {self.workers:,} worker{'s' * (self.workers > 1)} half of an update is latency at "
+            f"growth.objective: on {counted(self.workers, 'worker')} half of an update is latency at "
             f"n½ = {self.half:,.0f}; at a noise scale of {scales} b* = {best} is fastest: start "
             f"{decided['start']:,}, cap {decided['cap']:,}{limited}"
         )

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from distgrow.core.counted import shown
+from distgrow.core.counted import counted, shown
 from distgrow.core.errors import ConfigError
 from distgrow.core.pace import Pace, Stretch
 from distgrow.growth.controller import Controller
@@ -62,7 +62,7 @@ def constant_batches(
         rows.append([f"{batch:,}", *spent, f"{updates:,.0f}", f"{updates * batch:,.0f}"])
     count, evaluations = sum(part.updates for part in parts), sum(part.updates * part.batch for part in parts)
     rows.append(["plan", *_along(pace, parts, price), f"{count:,}", f"{evaluations:,}"])
-    head = f"the same progress at constant batches on {world:,} worker{'s' * (world > 1)}, each at its best rate:"
+    head = f"the same progress at constant batches on {counted(world, 'worker')}, each at its best rate:"
     return [head, *_aligned(rows)]
 
 
