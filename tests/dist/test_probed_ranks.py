@@ -87,7 +87,7 @@ def test_a_probed_run_of_ranks_ends_bit_identical_and_its_ledger_tells_the_cost(
 def test_impossible_probes_end_with_a_message(distgrow: Commands, small: tuple[str, ...]) -> None:
     few = distgrow.train("few", *small, "task.args.probed=1", "run.probe.every_epochs=1", workers=2)
     assert few.code == 1  # torchrun's own; its ranks end with 2
-    assert "distgrow: the data set of exact probes has 1 samples, fewer than the 2 ranks" in few.err
+    assert "distgrow: the data set of exact probes has 1 sample, fewer than the 2 ranks" in few.err
     never = distgrow.train("never", "run.probe.every_epochs=0")
     assert never.code == 2
     assert "run.probe.every_epochs=0: " in never.err
