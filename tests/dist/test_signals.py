@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -38,24 +39,38 @@ def signalled(commands: Commands, words: list[str], sent: signal.Signals, *, to:
     """
     metrics = commands.folder / "run/metrics.jsonl"
     process = subprocess.Popen(
-        [sys.executable, *words], cwd=commands.folder, env=commands.environment, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+        [sys.executable, *words], cwd=commands.folder, env={**commands.environment, "PYTHONFAULTHANDLER": "1"},
+        text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
     )  # fmt: skip
     try:
         deadline = time.monotonic() + 90
         while not (metrics.exists() and '"event": "step"' in metrics.read_text()):
             assert process.poll() is None, process.communicate()[0]
-            assert time.monotonic() < deadline
+            assert time.monotonic() < deadline, where_it_stands(process)
             time.sleep(0.05)
         told = psutil.Process(process.pid).children(recursive=True) if to == "all" else []
         (os.killpg if to == "group" else os.kill)(process.pid, sent)
         for other in told:
             other.send_signal(sent)
-        out, _ = process.communicate(timeout=90)
+        try:
+            out, _ = process.communicate(timeout=90)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(where_it_stands(process)) from None
     finally:
         process.kill()
     print(out)
     return process.returncode, out
+
+
+def where_it_stands(process: "subprocess.Popen[str]") -> str:
+    """End a process and all that it has started, and return its output with the lines that they were executing."""
+    of_all = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    names = "\n".join(f"{each.pid} {each.status()} {' '.join(each.cmdline()[:8])}" for each in of_all)
+    for each in reversed(of_all):  # faulthandler prints the stack of each
+        with suppress(psutil.NoSuchProcess):
+            each.send_signal(signal.SIGABRT)
+    out, _ = process.communicate(timeout=30)
+    return f"it waits in vain\n{names}\n{out}"
 
 
 def train(*overrides: str) -> list[str]:
