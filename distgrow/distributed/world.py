@@ -1,5 +1,6 @@
 """World: this process among all ranks, and the few collectives that are not gradients."""
 
+import os
 import pickle
 import platform
 import traceback
@@ -139,10 +140,14 @@ def _sendable(error: Exception) -> Exception:
 
 
 def _fresh_store(rank: int, size: int, timeout: timedelta) -> Store:
-    """Return the ranks' shared store, without the keys of the groups that these processes have joined before."""
+    """Return the ranks' shared store, without the keys of the groups that these processes have joined before.
+
+    Torchrun's own store outlives ranks that have failed, so each attempt has keys of its own.
+    """
     store, *_ = next(rendezvous("env://", rank, size, timeout=timeout))
-    group = (store.add("distgrow/groups", 1) - 1) // size  # each rank adds 1 a group, and joins one after the other
-    return PrefixStore(f"distgrow/group {group}", store)
+    attempt = f"distgrow/attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')} of {size}"
+    group = (store.add(f"{attempt}/groups", 1) - 1) // size  # each rank adds 1 a group, and joins one after the other
+    return PrefixStore(f"{attempt}/group {group}", store)
 
 
 @contextmanager

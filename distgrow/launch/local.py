@@ -121,8 +121,6 @@ def _run_group(workers: int, arguments: Sequence[str], restarts: int) -> None:
     with defaults(
         OMP_NUM_THREADS=str(max(1, (os.cpu_count() or 1) // workers)),
         TORCH_ELASTIC_SHUTDOWN_TIMEOUT="110",  # a checkpoint may take longer than torch's 30 s
-        # a store that outlives a group would give the next one the addresses of ranks that have died
-        TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1",
     ):
         elastic_launch(config, sys.executable)("-m", "distgrow", *arguments)
 

@@ -1,10 +1,13 @@
 """The same run over different worlds, micro-batches and launchers."""
 
 import json
+import os
+import sys
 from pathlib import Path
 
 import pytest
-from conftest import Commands, events, in_ranks, ledger, parameters
+import warm
+from conftest import ROOT, Commands, agent, events, in_ranks, ledger, parameters
 
 
 def spy_package(folder: Path) -> None:
@@ -128,3 +131,9 @@ def test_a_parameter_without_a_gradient_later_on_is_told(tmp_path: Path) -> None
 def test_unlike_machines_take_the_mean_of_what_each_of_them_has_computed(tmp_path: Path) -> None:
     in_ranks("at_odds.py", str(tmp_path), "unlike", workers=2)
     assert [(tmp_path / f"told.{rank}").read_text() for rank in range(2)] == ["False [0.5, 1.0]"] * 2
+
+
+def test_a_rank_that_dies_before_it_joins_does_not_keep_the_next_attempt_from_its_group() -> None:
+    command = [sys.executable, "-m", *agent(2), "--max-restarts", "1", str(ROOT / "tests/dist/late_death.py")]
+    finished = warm.run(command, {**os.environ, "OMP_NUM_THREADS": "1"}, timeout_s=100)
+    assert finished.returncode == 0, finished.stderr
