@@ -243,8 +243,9 @@ class Trainer:
             raise TrainingFailed(f"{fault}; the checkpoint of step {progress.step} holds all: go on with --resume")
         if failed:
             empty = "" if self.task.items is None else ", or let items count more than 0"
+            many = f"{progress.skips} updates in a row were" if progress.skips > 1 else "1 update was"
             raise Diverged(
-                f"{progress.skips} updates in a row were not finite (run.max_skips={self.run.max_skips}); lower "
+                f"{many} not finite (run.max_skips={self.run.max_skips}); lower "
                 f"lr.base or set optimizer.clip{empty}; the "
                 f"checkpoint of step {progress.step} holds the last good parameters"
             )

@@ -85,7 +85,7 @@ def history(client: Any, run: Any, key: str) -> dict[int, list[float]]:
 
 def until_handed_over(run: Path, step: int, process: "subprocess.Popen[str]") -> None:
     """Wait until Weights & Biases has been given the update `step`."""
-    deadline, file = time.monotonic() + 60, run / "wandb/distgrow.json"
+    deadline, file = time.monotonic() + 240, run / "wandb/distgrow.json"
     while time.monotonic() < deadline and process.poll() is None:
         if file.is_file() and json.loads(file.read_text())["step"] >= step:
             return

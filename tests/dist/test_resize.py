@@ -42,7 +42,7 @@ def start(distgrow: Commands, *overrides: str, resume: bool = False) -> "subproc
 
 def until(true: Callable[[], bool], process: "subprocess.Popen[str]") -> None:
     """Wait until something holds, at most a minute, or the process has ended."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while not true() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.002)
 

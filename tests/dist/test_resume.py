@@ -26,7 +26,7 @@ def kill_group(process: "subprocess.Popen[str]") -> None:
 
 def until_step(run: Path, step: int, process: "subprocess.Popen[str]") -> None:
     """Wait until a run has logged a step."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while time.monotonic() < deadline and process.poll() is None:
         path = run / "metrics.jsonl"
         if path.exists() and f'"step": {step},' in path.read_text():
@@ -112,7 +112,7 @@ def make():
     task = ("task={kind: target, target: 'slow:make'}", "model=null", "launch.workers=2")
     words = ["train", str(ROOT / "configs/digits.yaml"), *TINY, "run.dir=run", *task]
     process = distgrow.start(*words, module=("distgrow",))
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while not (distgrow.folder / "loading").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(sent)

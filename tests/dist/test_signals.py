@@ -43,7 +43,7 @@ def signalled(commands: Commands, words: list[str], sent: signal.Signals, *, to:
         text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
     )  # fmt: skip
     try:
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 240  # as other commands have
         while not (metrics.exists() and '"event": "step"' in metrics.read_text()):
             assert process.poll() is None, process.communicate()[0]
             assert time.monotonic() < deadline, where_it_stands(process)
@@ -53,7 +53,7 @@ def signalled(commands: Commands, words: list[str], sent: signal.Signals, *, to:
         for other in told:
             other.send_signal(sent)
         try:
-            out, _ = process.communicate(timeout=90)
+            out, _ = process.communicate(timeout=240)
         except subprocess.TimeoutExpired:
             raise AssertionError(where_it_stands(process)) from None
     finally:

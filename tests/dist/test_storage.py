@@ -40,7 +40,7 @@ def bucket() -> Iterator[str]:
     before = {key: os.environ.get(key) for key in KEYS}
     os.environ.update(KEYS)
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while time.monotonic() < deadline:
             with socket.socket() as knock:
                 if knock.connect_ex(("127.0.0.1", port)) == 0:
