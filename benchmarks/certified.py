@@ -176,7 +176,7 @@ def main() -> None:
     """Measure, keep, show."""
     options = arguments(__doc__).parse_args()
     torch.set_num_threads(1)
-    evaluations, seeds = (8_000, 1) if options.quick else (120_000, 3)
+    evaluations, seeds = (16_000, 1) if options.quick else (120_000, 3)
     with tempfile.TemporaryDirectory() as folder:
         rows = list(runs(Path(folder), evaluations=evaluations, seeds=seeds))
     if options.jsonl:
