@@ -162,7 +162,7 @@ def range_test(
     workers: Annotated[int | None, typer.Option(help="Propose a schedule for so many workers.", min=1)] = None,
     micro: Annotated[int | None, typer.Option(help="Rows that each of them computes at once.", min=1)] = None,
     steps: Annotated[int | None, typer.Option(help="Propose a schedule of so many updates.", min=1)] = None,
-    save: Annotated[str | None, typer.Option(help="A file for the keys of the proposal, YAML.")] = None,
+    save: Annotated[str | None, typer.Option(help="A new file for the keys of the proposal, YAML.")] = None,
 ) -> None:
     """Find the largest stable learning rate at b₀ by short runs at lr.base times powers of 2; propose a schedule."""
     from distgrow.critical_batch.proposal import Wish

@@ -24,6 +24,7 @@ from distgrow.distributed.world import joined
 from distgrow.engine.asynchronous.spec import Async
 from distgrow.report.plots import COLOURS
 from distgrow.run.folder import RunFolder, storing
+from distgrow.run.targets import check_folder, check_new_file, write_new_file
 from distgrow.training.first_rate import first_rate
 from distgrow.training.rate_test import RateResult, RateResults, find_rates
 
@@ -42,10 +43,10 @@ def range_test(
         updates: Updates of each run, at constant b₀ and η.
         out: Folder for the results. None: the one in which run.dir lies.
         wish: What a schedule is proposed for. None: none is.
-        save: A file for its keys, as YAML.
+        save: A file for its keys, as YAML. It must not be there.
 
     Raises:
-        ConfigError: Such runs cannot be made.
+        ConfigError: Such runs cannot be made, or their results not be written.
     """
     if isinstance(run.engine, Async):
         raise ConfigError("range-test: with engine.kind=async delays differ from run to run; give engine.kind=torch")
@@ -55,9 +56,10 @@ def range_test(
         wish.check(run)
     elif save is not None:
         raise ConfigError(f"--save={save}: there is nothing to save; give --workers or --steps too")
-    folder = Path(out) if out is not None else Path(run.run.dir).absolute().parent
+    folder = _results(run, out).parent
     with joined(run.engine.device, run.launch.timeout_s, alone=run.engine.needs_group) as world:
         console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, quiet=world.rank > 0)
+        world.on_rank0(lambda: _check_targets(run, out, save))
         seed_generators(run.run.seed)
         task = world.on_all_ranks(lambda: run.task.build(run.model))
         settings = run.in_samples(task.tokens)
@@ -65,9 +67,31 @@ def range_test(
         results = find_rates(settings, first_rate(run), updates, task, RunFolder(folder), world, tell)
         if world.rank == 0:
             proposal = None if wish is None else proposed(run, wish, results)
-            _report(results, run, updates, folder, {} if proposal is None or wish is None else proposal.config(wish))
+            _report(results, run, updates, out, {} if proposal is None or wish is None else proposal.config(wish))
             if proposal is not None and wish is not None:
                 show(proposal, wish, save)
+
+
+def _results(run: Run, out: str | None) -> Path:
+    """Return the JSON file of the results; the figure is beside it."""
+    folder = Path(out) if out is not None else Path(run.run.dir).absolute().parent
+    return folder / f"range-test-{Path(run.run.dir).name}.json"
+
+
+def _named_by(out: str | None) -> str:
+    """Return the key or option that names the folder of the results."""
+    return "run.dir" if out is None else "--out"
+
+
+def _check_targets(run: Run, out: str | None, save: str | None) -> None:
+    """Check that the results can be written, and that `save` replaces no file. RunError if not."""
+    file = _results(run, out)
+    check_folder(file.parent, _named_by(out))
+    if save is None:
+        return
+    if Path(save).absolute() in (file.absolute(), file.with_suffix(".png").absolute()):
+        raise ConfigError(f"--save={save} is where the results are written: choose another file")
+    check_new_file(Path(save), "--save")
 
 
 def proposed(run: Run, wish: Wish, results: RateResults) -> Proposal | None:
@@ -84,8 +108,7 @@ def show(proposal: Proposal, wish: Wish, save: str | None) -> None:
     console.print(proposal.line())
     console.print(proposal.text(wish), end="")
     if save is not None:
-        with storing(Path(save).parent):
-            Path(save).write_text(proposal.text(wish), encoding="utf-8")
+        write_new_file(Path(save), proposal.text(wish), "--save")
         console.print(f"wrote {save}: put these keys into the config in place of its own")
 
 
@@ -93,7 +116,7 @@ def _tell(console: Console, result: RateResult) -> None:
     console.print(result.line())
 
 
-def _report(results: RateResults, run: Run, updates: int, folder: Path, proposal: Mapping[str, Any]) -> None:
+def _report(results: RateResults, run: Run, updates: int, out: str | None, proposal: Mapping[str, Any]) -> None:
     """Print the table and what follows from it; write JSON and the figure."""
     console = Console(highlight=False, soft_wrap=True)
     table = Table(box=None, header_style="bold", pad_edge=False)
@@ -105,7 +128,8 @@ def _report(results: RateResults, run: Run, updates: int, folder: Path, proposal
     console.print(table, soft_wrap=False)
     for line in sentences(results, run.growth.start):
         console.print(line)
-    name = f"range-test-{Path(run.run.dir).name}"
+    file = _results(run, out)
+    folder, name = file.parent, file.stem
     values: dict[str, Any] = {
         "start": run.growth.start,
         "updates": updates,
@@ -116,10 +140,10 @@ def _report(results: RateResults, run: Run, updates: int, folder: Path, proposal
         **({"proposal": proposal} if proposal else {}),
         "runs": [{key: finite(value) for key, value in asdict(result).items()} for result in results.tried],
     }
-    with storing(folder):
-        (folder / f"{name}.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    with storing(folder, _named_by(out)):
+        file.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
         figure(results, name).savefig(folder / f"{name}.png")
-    console.print(f"{counted(values['evaluations'], 'gradient evaluation')}; wrote {folder / name}.json and {name}.png")
+    console.print(f"{counted(values['evaluations'], 'gradient evaluation')}; wrote {file} and {name}.png")
 
 
 def sentences(results: RateResults, start: int) -> list[str]:

@@ -67,7 +67,7 @@ def fit_batch(runs: Sequence[str], metric: str, target: float, out: Path | None 
         console.print("it lies outside of the batches of these runs: run some on its other side too")
     if out is not None:
         file = out / f"fit-batch-{metric.replace('/', '-')}-{target:g}.png"
-        with storing(out):
+        with storing(out, "--out"):
             out.mkdir(parents=True, exist_ok=True)
             figure(arrived, fit, f"{metric} {target:g}").savefig(file)
         console.print(f"wrote {file}", markup=False)

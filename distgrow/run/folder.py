@@ -206,23 +206,27 @@ def _take(request: Path) -> bool:
 _STORAGE = {
     errno.ENOSPC: "free some space",
     errno.EDQUOT: "free some of your quota",
-    errno.EROFS: "choose a run.dir that can be written",
-    errno.EACCES: "choose a run.dir that can be written",
-    errno.EPERM: "choose a run.dir that can be written",
-    errno.ENOENT: "choose a run.dir in a folder that exists or can be made",
-    errno.ENOTDIR: "choose a run.dir whose parents are folders",
-    errno.EEXIST: "choose a run.dir that is a folder",
-    errno.EISDIR: "choose a run.dir that is free",
-    errno.ENAMETOOLONG: "choose a shorter run.dir",
-    errno.ELOOP: "choose a run.dir whose links lead somewhere",
+    errno.EROFS: "choose a {key} that can be written",
+    errno.EACCES: "choose a {key} that can be written",
+    errno.EPERM: "choose a {key} that can be written",
+    errno.ENOENT: "choose a {key} in a folder that exists",
+    errno.ENOTDIR: "choose a {key} whose parents are folders",
+    errno.EEXIST: "choose a {key} that is a folder",
+    errno.EISDIR: "choose a {key} that is free",
+    errno.ENAMETOOLONG: "choose a shorter {key}",
+    errno.ELOOP: "choose a {key} whose links lead somewhere",
     errno.EFBIG: "raise the limit on file sizes",
     errno.EIO: "look at the disk or its network",
 }
 
 
 @contextmanager
-def storing(path: Path) -> Iterator[None]:
+def storing(path: Path, key: str = "run.dir") -> Iterator[None]:
     """Turn errors of the file system into one that names the path and a remedy.
+
+    Args:
+        path: What is written.
+        key: The key of a config, or the option of a command, that says where.
 
     Raises:
         RunError: The file system refused an operation inside the context.
@@ -233,7 +237,7 @@ def storing(path: Path) -> Iterator[None]:
         if error.errno not in _STORAGE:
             raise
         reason = os.strerror(error.errno or 0)
-        remedy = _STORAGE[error.errno or 0]
-        raise RunError(
-            f"cannot write to {path}: {reason}; {remedy}. Checkpoints written before stay good for --resume"
-        ) from error
+        remedy = _STORAGE[error.errno or 0].format(key=key)
+        kept = ". Checkpoints written before stay good for --resume" if key == "run.dir" else ""
+        place = path if key == "run.dir" else f"{key}={path}"
+        raise RunError(f"cannot write to {place}: {reason}; {remedy}{kept}") from error

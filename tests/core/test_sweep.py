@@ -43,6 +43,13 @@ def test_a_run_that_never_arrives_is_shown_and_left_out(tmp_path: Path, capsys: 
     assert row.split()[2] == "—"
 
 
+def test_a_folder_for_the_figure_that_cannot_be_made_is_refused_by_its_option(tmp_path: Path) -> None:
+    runs = [run(tmp_path / f"b{n}", n, steps(n, 100.0, 5.0)) for n in (8, 16, 64)]
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"--out=.*/file/out: Not a directory; choose a --out [^.]*$"):
+        fit_batch(runs, "loss", 1.0, tmp_path / "file/out")
+
+
 def test_a_critical_batch_beyond_the_runs_is_said_to_be_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fit_batch([run(tmp_path / f"b{n}", n, steps(n, 100.0, 5.0)) for n in (16, 64)], "loss", 1.0)
     assert "outside of the batches" in capsys.readouterr().out
