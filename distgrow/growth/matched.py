@@ -9,7 +9,7 @@ from distgrow.core.errors import ConfigError
 from distgrow.core.lr import LR, WSD, Cosine, Rule, Span
 from distgrow.core.lr import Constant as ConstantRule
 from distgrow.core.progress import Progress
-from distgrow.core.spec import at_least, by_position
+from distgrow.core.spec import PosInt, at_least, by_position
 from distgrow.core.stages import Listed, Stages, Trigger
 from distgrow.growth.base import needs_samples
 from distgrow.growth.objective import Aimed
@@ -31,6 +31,8 @@ class Matched(Aimed):
     sets_stages: ClassVar[bool] = True
     brings_rule: ClassVar[bool] = True
     default_rule: ClassVar[Rule] = ConstantRule()
+    cap: PosInt | None = None
+    """Largest global batch; none: a quarter of the training set, or √(start·N) with N the budget if that is less."""
     hold: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Part of the budget at which η/b begins to fall."""
 

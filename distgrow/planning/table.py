@@ -17,7 +17,7 @@ from distgrow.core.plan import split
 from distgrow.core.progress import Progress
 from distgrow.engine.asynchronous.spec import Async
 from distgrow.engine.fsdp.spec import FSDP
-from distgrow.engine.spec import DeepSpeed, EngineSpec
+from distgrow.engine.spec import DeepSpeed, EngineSpec, Torch
 from distgrow.growth.at_growth import optimizer_plan
 from distgrow.growth.branch_decisions import branches_bound
 from distgrow.growth.controller import Controller
@@ -219,7 +219,7 @@ def communication(engine: EngineSpec, controller: Controller, *, soonest: bool) 
         found = [f"ZeRO {engine.zero} reduces every micro-batch: up to {most} reductions an update; zero=1 needs one"]
     if isinstance(engine, FSDP) and engine.reduce == "every" and most > 1:
         found = [f"reduce=every reduces each micro-batch: up to {most} reductions an update; reduce=last needs one"]
-    if isinstance(engine, FSDP) and engine.compile and len(micros) > 1:
+    if isinstance(engine, FSDP | Torch) and engine.compile and len(micros) > 1:
         found.append(
             f"engine.compile compiles for {counted(len(micros), 'size')} of micro-batches, {micros[0]} to "
             f"{counted(micros[-1], 'row')}; engine.max_micro={micros[0]} holds the first"

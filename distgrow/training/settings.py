@@ -58,7 +58,7 @@ class Settings(Spec):
     init: Init | None = None
     """The weights that a new run begins with: a run's folder, a file, or these keys. Default: the model's own."""
     engine: EngineSpec = Torch()
-    """What computes the updates: plain torch, DeepSpeed, or asynchronous workers."""
+    """What computes the updates: plain torch, DeepSpeed, FSDP, or asynchronous workers."""
     budget: Budget
     """When the run is over."""
     run: RunSpec = RunSpec()

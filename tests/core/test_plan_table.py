@@ -205,3 +205,10 @@ def test_plan_tells_of_reductions_and_compilations_of_shards(capsys: pytest.Capt
     shown = " ".join(capsys.readouterr().out.split())
     assert "up to 4 reductions an update; reduce=last needs one" in shown
     assert "compiles for 2 sizes of micro-batches, 8 to 16 rows; engine.max_micro=8" in shown
+
+
+@pytest.mark.parametrize(("micro", "told"), [(16, True), (8, False)])
+def test_plan_tells_of_compilations_of_plain_torch(micro: int, told: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    growth = ("growth={kind: exponential, start: 8, factor: 2, cap: 64}", "stages={every: {samples: 100}}")
+    table.show(run_of(*growth, "budget={samples: 1000}", f"engine={{compile: true, max_micro: {micro}}}"), None, 40)
+    assert ("compiles for 2 sizes" in capsys.readouterr().out) == told
