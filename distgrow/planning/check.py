@@ -8,6 +8,7 @@ from rich.console import Console
 from distgrow.config.run import Run
 from distgrow.core.errors import ConfigError
 from distgrow.core.progress import Progress
+from distgrow.engine.fsdp.spec import FSDP
 from distgrow.growth.controller import Controller
 from distgrow.planning.forecast import Limit, stability_limit, stages, unstable
 
@@ -32,6 +33,7 @@ def check(run: Run, world: int | None = None, stands_at: Callable[[], Progress] 
         return  # `train` checks it once the rate is measured
     controller = run.controller(world)
     check_probes(run, controller)
+    _check_resumed_ranks(run, controller, stands_at)
     controller.check_resumed(stands_at)
     if (limit := _limit(run)) is not None:
         for stage in stages(controller, soonest=True):
@@ -45,6 +47,25 @@ def _limit(run: Run) -> Limit | None:
     if run.open_rate:
         return None
     return stability_limit(run.theory, run.optimizer, run.engine.delay, run.extrapolate)
+
+
+def check_ranks(run: Run, controller: Controller, progress: Progress | None = None) -> None:
+    """Check that the engine can be cut over the ranks of all stages that the run may come to.
+
+    Raises:
+        ConfigError: if it cannot.
+    """
+    if isinstance(run.engine, FSDP) and run.engine.replicas is not None:
+        for ranks in sorted({controller.ranks(stage) for stage, _ in controller.reach(progress)}):
+            run.engine.check_ranks(ranks)
+
+
+def _check_resumed_ranks(run: Run, controller: Controller, stands_at: Callable[[], Progress]) -> None:
+    """Check the ranks of a run that goes on from `stands_at()`. ConfigError if the engine cannot be cut over them."""
+    try:
+        check_ranks(run, controller)
+    except ConfigError:  # of a stage that is over, perhaps
+        check_ranks(run, controller, stands_at())
 
 
 def check_probes(run: Run, controller: Controller) -> None:
@@ -64,7 +85,12 @@ def problems(run: Run, controller: Controller) -> list[str]:
     violated = (problem for at in controller.reach() for problem in controller.problems(*at))
     rates = (problem for stage in stages(controller, soonest=True) for problem in unstable(limit, controller, stage))
     first = list(dict.fromkeys(islice(chain(violated, rates), MOST_PROBLEMS)))
-    for checked in (lambda: run.task.check(run.model), lambda: check_probes(run, controller)):
+    checks = (
+        lambda: run.task.check(run.model),
+        lambda: check_probes(run, controller),
+        lambda: check_ranks(run, controller),
+    )
+    for checked in checks:
         try:
             checked()
         except ConfigError as error:

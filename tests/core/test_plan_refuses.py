@@ -7,6 +7,8 @@ from conftest import Commands
 
 from distgrow.config.load import apply, parse
 from distgrow.core.errors import ConfigError
+from distgrow.core.progress import Progress
+from distgrow.engine.fsdp.spec import FSDP
 from distgrow.planning.check import check, problems
 
 BASE = {"growth": {"kind": "constant", "start": 8}, "budget": {"samples": 64}}
@@ -32,6 +34,42 @@ def test_what_cannot_be_built_is_refused_by_plan_and_before_ranks_are_started(ov
     assert str(checked.value) == str(built.value)
     if run.task.kind != "target":  # whose data nobody can count
         assert str(built.value) in problems(run, run.controller(1))
+
+
+HYBRID = "engine={kind: fsdp, shard: hybrid, replicas: 3}"
+SPLIT = {
+    "ranks throughout": ("launch.workers=2",),
+    "the ranks of a later stage": (
+        "growth={kind: exponential, start: 8, cap: 32}",
+        "stages={every: {samples: 64}}",
+        "budget={samples: 640}",
+        "launch.workers={0: 3, 1: 2}",
+    ),
+}
+
+
+@pytest.mark.parametrize("overrides", SPLIT.values(), ids=SPLIT)
+def test_replicas_that_do_not_divide_the_ranks_are_refused_by_plan_and_before_ranks_are_started(
+    overrides: tuple[str, ...],
+) -> None:
+    told = "engine.replicas=3 does not divide the number of ranks, 2: give one of 1, 2, or other launch.workers"
+    run = parse(reduce(apply, (HYBRID, *overrides), BASE))
+    with pytest.raises(ConfigError, match=told):
+        check(run)
+    assert told in problems(run, run.controller())
+    for replicas in (1,) if run.launch.elastic else (1, 2):
+        fitting = run.model_copy(update={"engine": FSDP(shard="hybrid", replicas=replicas)})
+        check(fitting)
+        assert problems(fitting, fitting.controller()) == []
+
+
+def test_ranks_of_a_stage_that_is_over_do_not_matter() -> None:
+    overrides = (HYBRID, *SPLIT["the ranks of a later stage"], "launch.workers={0: 2, 1: 3}")
+    run = parse(reduce(apply, overrides, BASE))
+    with pytest.raises(ConfigError, match=r"replicas=3 .* ranks, 2"):
+        check(run)
+    over = Progress(stage=1).repeat(8, 8)
+    check(run, stands_at=lambda: over)
 
 
 def test_what_can_be_built_is_not_refused() -> None:

@@ -107,7 +107,10 @@ def test_a_checkpoint_of_another_engine_is_refused_by_name(distgrow: Commands) -
         (("engine={kind: fsdp, wrap: [Nothing]}",), "no module of class Nothing"),
         (("engine={kind: fsdp, wrap: Linear}",), "wrap=[Linear]"),
         (("engine={kind: fsdp, replicas: 2}",), "replicas=2 needs shard=hybrid"),
-        (("engine={kind: fsdp, shard: hybrid, replicas: 2}",), "engine.replicas=2 does not divide the 1 ranks"),
+        (
+            ("engine={kind: fsdp, shard: hybrid, replicas: 2}",),
+            "engine.replicas=2 does not divide the number of ranks, 1",
+        ),
         (("engine={kind: fsdp, shard: hybrid}",), "give engine.replicas, or use shard=full"),
         (("engine={kind: fsdp, max_micro: auto}",), "max_micro=auto cannot be measured with shard=full"),
         (("engine={kind: fsdp, offload: true, device: cpu}",), "engine.offload=true"),
@@ -120,6 +123,7 @@ def test_bad_settings_end_with_a_message_and_code_2(distgrow: Commands, override
     assert finished.code == 2, finished.err
     assert told in finished.err
     assert "Traceback" not in finished.err
+    assert not (distgrow.folder / "run").exists(), "the corrected command would find it"
 
 
 @pytest.mark.fault

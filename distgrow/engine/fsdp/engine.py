@@ -61,8 +61,7 @@ class FSDPEngine(AccumulatingEngine):
         world: World,
         items: Items | None = None,
     ) -> None:
-        if spec.offload and world.device.type == "cpu":
-            raise ConfigError("engine.offload=true keeps shards in the host's memory for a GPU, and there is none here")
+        spec.check_device(world)
         self.spec, self._empty = spec, empty_copy(model, loss)
         super().__init__(model, loss, metrics=metrics, optimizer=optimizer, world=world, items=items)
         root = Root(model, loss).train()

@@ -16,17 +16,20 @@ def mesh_of(spec: FSDP, world: World) -> DeviceMesh:
     Raises:
         ConfigError: Replicas do not divide the ranks, or `hybrid` finds one host and no `replicas`.
     """
-    kind = world.device.type
-    if spec.shard != "hybrid":
+    kind, replicas = world.device.type, replicas_of(spec, world)
+    if replicas is None:
         return init_device_mesh(kind, (world.size,), mesh_dim_names=("shard",))
-    replicas = spec.replicas or hosts(world.gather(socket.gethostname()))
-    if world.size % replicas:
-        fitting = [n for n in range(1, world.size + 1) if world.size % n == 0]
-        raise ConfigError(
-            f"engine.replicas={replicas} does not divide the {world.size} ranks: give one of "
-            f"{', '.join(map(str, fitting))}, or other launch.workers"
-        )
     return init_device_mesh(kind, (replicas, world.size // replicas), mesh_dim_names=("replicate", "shard"))
+
+
+def replicas_of(spec: FSDP, world: World) -> int | None:
+    """Return how many times the parameters are held; None: once, by all ranks. Collective: every rank must call.
+
+    Raises:
+        ConfigError: As in `mesh_of`.
+    """
+    spec.check_ranks(world.size)
+    return (spec.replicas or hosts(world.gather(socket.gethostname()))) if spec.shard == "hybrid" else None
 
 
 def hosts(names: list[str]) -> int:

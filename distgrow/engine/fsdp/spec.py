@@ -114,6 +114,37 @@ class FSDP(Spec):
                 "steps would be other ones; use engine.kind=torch, or an optimizer.kind such as adamw, muon or lamb"
             )
 
+    def check_ranks(self, ranks: int) -> None:
+        """Check that so many ranks can hold the replicas.
+
+        Raises:
+            ConfigError: The replicas do not divide them.
+        """
+        if self.replicas is not None and ranks % self.replicas:
+            fitting = [n for n in range(1, ranks + 1) if ranks % n == 0]
+            raise ConfigError(
+                f"engine.replicas={self.replicas} does not divide the number of ranks, {ranks}: give one of "
+                f"{', '.join(map(str, fitting))}, or other launch.workers"
+            )
+
+    def check_device(self, world: "World") -> None:
+        """Check that there is a GPU if `offload` needs one. ConfigError if not."""
+        if self.offload and world.device.type == "cpu":
+            raise ConfigError("engine.offload=true keeps shards in the host's memory for a GPU, and there is none here")
+
+    def check_cut(self, model: "nn.Module", world: "World") -> None:
+        """Check that the model can be cut over the ranks. Collective: every rank must call.
+
+        Raises:
+            ConfigError: Its units or the replicas cannot be, or `offload` finds no GPU.
+        """
+        from distgrow.engine.fsdp.mesh import replicas_of
+        from distgrow.engine.fsdp.wrap import units_of
+
+        self.check_device(world)
+        replicas_of(self, world)
+        units_of(model, self.wrap)
+
     def resizes(self, optimizer: OptimizerSpec) -> bool:
         """Return whether a checkpoint goes on with another number of ranks: torch's DCP cuts it anew."""
         return True
