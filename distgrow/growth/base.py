@@ -68,8 +68,8 @@ class GrowthPolicy(Spec):
             return values
         kind = cls.model_fields["kind"].default if "kind" in cls.model_fields else cls.__name__
         raise ConfigError(
-            f"objective={values['objective']} decides start and cap of growth.kind {AIMED}, and growth.kind={kind} is "
-            "none of them: remove it, or choose one of these"
+            f"objective does not go with growth.kind={kind}: it decides start and cap of {AIMED}; use one of these "
+            "kinds, or leave objective out"
         )
 
     @property

@@ -40,7 +40,8 @@ class Objective(Spec):
     samples_per_s: PosFloat
     """Samples that one worker computes in a second."""
     most: PosInt | None = None
-    """Largest batch, such as the training set; start is then at most a quarter of it. Default: none."""
+    """Largest batch, such as the training set; start is then at most a quarter of it, but at least
+    a row for each worker. Default: none."""
 
     @model_validator(mode="after")
     def _can_be(self) -> "Objective":
@@ -99,6 +100,8 @@ class Objective(Spec):
         """Return what is decided, and from what."""
         free, decided = self.model_copy(update={"most": None}).decided(), self.decided()
         limited = "" if free == decided else f", as growth.objective.most={self.most} allows no more"
+        if limited and decided["start"] == decided["cap"] != free["cap"]:
+            limited += f"; so the batch never grows: raise most to {2 * decided['start']} or more, or lower workers"
         known = [self.noise] if self.noise_at_end is None else [self.noise, self.noise_at_end]
         scales = " to ".join(f"{value:,.4g}" for value in known)
         best = " to ".join(f"{self.fastest(value):,.0f}" for value in known)

@@ -96,11 +96,12 @@ def measured_scale(run: str, first: float = 0.5, last: float = 1.0) -> float | N
 def as_objective(run: Run, controller: Controller, pace: Pace, like: str) -> list[str]:
     """Return the measurements of an earlier run as a growth.objective, or why not; nothing if growth takes none.
 
-    The noise scales are medians over the first and over the last quarter of its samples.
+    The noise scales are medians over the first and over the last quarter of its samples. The workers are the plan's,
+    and `most` is that of the objective which growth has, if it has one.
     """
-    first, last = measured_scale(like, 0, 0.25), measured_scale(like, 0.75)
-    if not isinstance(run.growth, Aimed) or run.growth.objective:
+    if not isinstance(run.growth, Aimed):
         return []
+    first, last = measured_scale(like, 0, 0.25), measured_scale(like, 0.75)
     if pace.latency_s == 0:
         return [f"{NO_OBJECTIVE}: its updates show no latency, so small batches take the least time"]
     if not (first and last):
@@ -113,6 +114,8 @@ def as_objective(run: Run, controller: Controller, pace: Pace, like: str) -> lis
     ends = {"noise": first, "noise_at_end": last} if last >= first else {"noise": math.sqrt(first * last)}
     numbers = {**ends, "latency_s": pace.latency_s, "samples_per_s": pace.samples_per_s}
     given = ", ".join(f"{key}: {float(f'{number:.4g}')}" for key, number in numbers.items())
+    if (aim := run.growth.objective) is not None and aim.most is not None:
+        given += f", most: {aim.most}"
     return [f"as an objective: growth.objective: {{workers: {workers}, {given}}}"]
 
 

@@ -115,8 +115,11 @@ def test_kinds_that_take_an_objective_are_those_that_messages_name() -> None:
 
 @pytest.mark.parametrize("kind", sorted(set(kinds()) - set(re.findall(r"\w+", AIMED))))
 def test_other_kinds_refuse_an_objective_by_name(kind: str) -> None:
-    with pytest.raises(ConfigError, match=rf"growth: objective=.* growth\.kind={kind} is none of them: remove it"):
+    with pytest.raises(ConfigError) as refused:
         run_of({"kind": kind, "objective": AIM})
+    assert f"growth: objective does not go with growth.kind={kind}: " in (told := str(refused.value))
+    assert f"of {AIMED}; use one of these kinds, or leave objective out" in told
+    assert not set("{}'") & set(told), "a Python value"
 
 
 @pytest.mark.parametrize(
@@ -164,6 +167,23 @@ def test_a_batch_above_the_training_set_names_what_decided_it_and_the_way_out_he
     assert all(f"set growth.objective.{key} to at most 1437" in each for each in found)
     helped = run_of({"kind": kind, "objective": {**aim, key: 1437, "most": 1437}})
     assert problems(helped, helped.controller(1)) == []
+
+
+@given(st.integers(1, 64), scales, st.integers(0, 300))
+@example(8, 400, 0)  # start 8, cap 8
+@example(8, 400, 8)  # start 8, cap 16
+@example(8, 1e-2, 8)  # no more would grow without most, either
+def test_a_most_that_lets_no_batch_grow_is_told_with_the_way_out_and_that_helps(
+    workers: int, scale: float, more: int
+) -> None:
+    aim = objective(workers, scale, 0.0121, 2500, most=workers + more)
+    start, cap = aim.decided().values()
+    free = objective(workers, scale, 0.0121, 2500).decided()
+    found = re.search(r"the batch never grows: raise most to (\d+) or more, or lower workers", aim.sentence())
+    assert (found is not None) == (start == cap and free["cap"] > free["start"])
+    if found is not None:
+        helped = aim.model_copy(update={"most": int(found[1])}).decided()
+        assert helped["cap"] > helped["start"]
 
 
 def test_what_if_takes_an_objective_in_place_of_the_runs_first_batch() -> None:
@@ -254,6 +274,13 @@ def test_an_earlier_run_is_shown_as_an_objective_that_can_be_given(tmp_path: Pat
     given_back = line.removeprefix("as an objective: growth.objective: ")
     aim = Objective(**yaml.safe_load(given_back))
     assert aim == Objective(workers=2, noise=50, noise_at_end=800, latency_s=0.08, samples_per_s=500)
+    for kind in re.findall(r"\w+", AIMED.replace(" or ", " ")):
+        rate = {"base": 0.1, **({"decay": {"kind": "cosine"}} if kind in ("increase", "seesaw") else {})}
+        for given_already, beside in ((None, ""), (AIM, ""), ({**AIM, "most": 900}, ", most: 900")):
+            growth: dict[str, Any] = {"cap": 64} if given_already is None else {"objective": given_already}
+            aimed = run_of({"kind": kind, **growth}, lr=rate)
+            (again,) = as_objective(aimed, aimed.controller(2), pace, str(folder))
+            assert again == f"{line[:-1]}{beside}}}", (kind, given_already)
     assert as_objective(run_of({"kind": "constant"}), run.controller(2), pace, str(folder)) == []
     assert "no latency" in as_objective(run, run.controller(2), Pace(samples_per_s=500), str(folder))[0]
     for event in script.events[:20]:
