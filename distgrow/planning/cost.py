@@ -113,10 +113,15 @@ def as_objective(run: Run, controller: Controller, pace: Pace, like: str) -> lis
     workers = max(stretch.world for stretch in stretches(controller, soonest=True))
     ends = {"noise": first, "noise_at_end": last} if last >= first else {"noise": math.sqrt(first * last)}
     numbers = {**ends, "latency_s": pace.latency_s, "samples_per_s": pace.samples_per_s}
-    given = ", ".join(f"{key}: {float(f'{number:.4g}')}" for key, number in numbers.items())
+    given = ", ".join(f"{key}: {_in_four_digits(number)}" for key, number in numbers.items())
     if (aim := run.growth.objective) is not None and aim.most is not None:
         given += f", most: {aim.most}"
     return [f"as an objective: growth.objective: {{workers: {workers}, {given}}}"]
+
+
+def _in_four_digits(number: float) -> str:
+    """Return a number as YAML reads it, which takes 1e+05 for a string."""
+    return str(float(f"{number:.4g}")).removesuffix(".0")
 
 
 def fastest(controller: Controller, pace: Pace, scale: float | None, *, soonest: bool = False) -> list[str]:

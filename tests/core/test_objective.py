@@ -274,6 +274,9 @@ def test_an_earlier_run_is_shown_as_an_objective_that_can_be_given(tmp_path: Pat
     given_back = line.removeprefix("as an objective: growth.objective: ")
     aim = Objective(**yaml.safe_load(given_back))
     assert aim == Objective(workers=2, noise=50, noise_at_end=800, latency_s=0.08, samples_per_s=500)
+    assert given_back == "{workers: 2, noise: 50, noise_at_end: 800, latency_s: 0.08, samples_per_s: 500}"
+    fast = as_objective(run, run.controller(2), Pace(samples_per_s=1e5, latency_s=1e-17), str(folder))[0]
+    assert yaml.safe_load(fast.partition("objective: growth.objective: ")[2])["samples_per_s"] == 1e5
     for kind in re.findall(r"\w+", AIMED.replace(" or ", " ")):
         rate = {"base": 0.1, **({"decay": {"kind": "cosine"}} if kind in ("increase", "seesaw") else {})}
         for given_already, beside in ((None, ""), (AIM, ""), ({**AIM, "most": 900}, ", most: 900")):
