@@ -1,11 +1,12 @@
 """World: this process among all ranks, and the few collectives that are not gradients."""
 
-import os
 import pickle
 import platform
+import secrets
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -23,6 +24,8 @@ from distgrow.distributed.hang_watch import watching_for_hangs
 
 T = TypeVar("T")
 Device = Literal["auto", "cpu", "cuda"]
+#: The key in the store of the newest group's name.
+_NAME = "distgrow/group"
 #: Lines of /proc/cpuinfo that say of which make a processor is, on x86 and on ARM.
 _MAKE = ("model name", "flags", "Features", "CPU implementer", "CPU part")
 
@@ -140,14 +143,30 @@ def _sendable(error: Exception) -> Exception:
 
 
 def _fresh_store(rank: int, size: int, timeout: timedelta) -> Store:
-    """Return the ranks' shared store, without the keys of the groups that these processes have joined before.
+    """Return the ranks' shared store, without the keys of groups before.
 
-    Torchrun's own store outlives ranks that have failed, so each attempt has keys of its own.
+    These processes may have joined one before, and torchrun's own store outlives ranks that have died. So rank 0 gives
+    each group a new name. The group is complete once every rank has answered to it, and each finds its answer in it.
+
+    Raises:
+        DistStoreError: A rank has not answered within the timeout.
     """
     store, *_ = next(rendezvous("env://", rank, size, timeout=timeout))
-    attempt = f"distgrow/attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')} of {size}"
-    group = (store.add(f"{attempt}/groups", 1) - 1) // size  # each rank adds 1 a group, and joins one after the other
-    return PrefixStore(f"{attempt}/group {group}", store)
+    mine, until = secrets.token_hex(8), time.monotonic() + timeout.total_seconds()
+    if rank == 0:
+        store.set(_NAME, mine)
+        answers = [store.get(f"{mine}/{other}") for other in range(1, size)]
+        store.set(f"{mine}/all", b" ".join(answers).decode())
+        return PrefixStore(mine, store)
+    while time.monotonic() < until:
+        name = store.get(_NAME).decode()
+        store.set(f"{name}/{rank}", mine)
+        with suppress(dist.DistStoreError):  # an old name is never answered again
+            store.wait([f"{name}/all"], timedelta(seconds=0.5))
+            if mine in store.get(f"{name}/all").decode().split():
+                return PrefixStore(name, store)
+        time.sleep(0.02)
+    raise dist.DistStoreError(f"rank 0 has not named a group within {timeout}")
 
 
 @contextmanager

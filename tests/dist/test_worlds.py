@@ -2,12 +2,13 @@
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import warm
-from conftest import ROOT, Commands, agent, events, in_ranks, ledger, parameters
+from conftest import ROOT, Commands, agent, events, free_port, in_ranks, ledger, parameters
 
 
 def spy_package(folder: Path) -> None:
@@ -133,7 +134,23 @@ def test_unlike_machines_take_the_mean_of_what_each_of_them_has_computed(tmp_pat
     assert [(tmp_path / f"told.{rank}").read_text() for rank in range(2)] == ["False [0.5, 1.0]"] * 2
 
 
-def test_a_rank_that_dies_before_it_joins_does_not_keep_the_next_attempt_from_its_group() -> None:
-    command = [sys.executable, "-m", *agent(2), "--max-restarts", "1", str(ROOT / "tests/dist/late_death.py")]
+LATE_DEATH = str(ROOT / "tests/dist/late_death.py")
+
+
+@pytest.mark.parametrize("who", ["0", "1"])
+def test_a_rank_that_dies_before_it_joins_does_not_keep_the_next_attempt_from_its_group(who: str) -> None:
+    command = [sys.executable, "-m", *agent(2), "--max-restarts", "1", LATE_DEATH, who]
     finished = warm.run(command, {**os.environ, "OMP_NUM_THREADS": "1"}, timeout_s=100)
     assert finished.returncode == 0, finished.stderr
+
+
+def test_agents_that_count_attempts_differently_bring_their_ranks_together() -> None:
+    # only the agent whose rank has died counts an attempt
+    meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{free_port()}", "--nnodes", "2"]
+    command = [sys.executable, "-m", "torch.distributed.run", *meeting, "--max-restarts", "2", LATE_DEATH, "none"]
+    hosts = [
+        subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1", "DIES": dies}, stderr=subprocess.PIPE)
+        for dies in ("0", "1")
+    ]
+    ends = [host.communicate(timeout=200)[1].decode() for host in hosts]
+    assert [host.returncode for host in hosts] == [0, 0], "\n".join(ends)
