@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import least_squares
 
+from distgrow.core.errors import ConfigError
 from distgrow.planning.what_if.observed import Observed
 from distgrow.report.log import Array
 from distgrow.theory.noise import removable_loss
@@ -112,24 +113,46 @@ class Fit:
 
         The interval is that of the change against the nearest of the recorded ends, which have been seen. It does not
         go below 0 if the losses do not.
+
+        Raises:
+            ConfigError: The course is so far from what was recorded that the law's numbers overflow.
         """
-        loss = float(self.law.loss(course)[0])
+        with np.errstate(all="ignore"):
+            loss, others = float(self.law.loss(course)[0]), np.array([law.loss(course)[0] for law in self.draws])
+        if not (math.isfinite(loss) and np.isfinite(others).all()):
+            raise ConfigError("the law that fits the run has no loss for it, as it trains for too short a time Σ η")
         near = int(np.argmin(np.abs(self.ends - loss)))
-        drawn = self.ends[near] + np.array([law.loss(course)[0] for law in self.draws]) - self.drawn[:, near]
+        drawn = self.ends[near] + others - self.drawn[:, near]
         error = math.hypot(self.error, MISFIT * loss, CHANGE * (loss - self.ends[near]))
         low, high = np.quantile(drawn + np.random.default_rng(SEED).normal(0, error, len(drawn)), [0.05, 0.95])
         return loss, max(float(low), min(0.0, loss, float(self.ends[near]))), float(high)
 
 
 def fit(seen: Sequence[Observed], momentum: float | None = 0.0) -> Fit:
-    """Fit the law to one or more runs by least squares from several beginnings; for `momentum` see beliefs."""
-    prior = beliefs(seen, momentum)
+    """Fit the law to one or more runs by least squares from several beginnings; for `momentum` see beliefs.
+
+    Raises:
+        ConfigError: No law fits them.
+    """
+    try:
+        with np.errstate(all="ignore"):
+            return _fit(seen, beliefs(seen, momentum))
+    except (ArithmeticError, ValueError) as error:  # LinAlgError is a ValueError
+        raise ConfigError(
+            f"no law fits the losses, which lie between {min(float(run.losses.min()) for run in seen):.4g} and "
+            f"{max(float(run.losses.max()) for run in seen):.4g} ({error}); give a run that has trained further, "
+            "several runs, or another --metric"
+        ) from None
+
+
+def _fit(seen: Sequence[Observed], prior: Beliefs) -> Fit:
+    """Return the best of the fits from several beginnings. Errors are those of numpy and scipy."""
     errors = [np.hypot(run.errors, MISFIT * run.losses) for run in seen]
 
     def residuals(numbers: Array) -> Array:
-        law = prior.law(numbers)
-        left = [(told(law, run) - run.losses) / own for run, own in zip(seen, errors, strict=True)]
-        return np.concatenate([*left, (numbers - prior.means) / prior.errors])
+        law = _law(prior, numbers)  # none at a step that is too long, which the solver then shortens
+        left = [np.full(len(run.losses), np.inf) if law is None else told(law, run) - run.losses for run in seen]
+        return np.concatenate([*map(np.divide, left, errors), (numbers - prior.means) / prior.errors])
 
     begins = [prior.means + moved(len(prior.means), *shift) for shift in ((-0.6, 0), (0.6, -1), (0.6, 1))]
     found = min((least_squares(residuals, begin) for begin in begins), key=lambda each: each.cost)
@@ -139,7 +162,9 @@ def fit(seen: Sequence[Observed], momentum: float | None = 0.0) -> Fit:
     slopes[:count] /= math.sqrt(inflation)
     covariance = np.linalg.inv(slopes.T @ slopes)
     drawn = np.random.default_rng(SEED).multivariate_normal(numbers, WIDER**2 * covariance, DRAWS, method="eigh")
-    law, draws = prior.law(numbers), [prior.law(each) for each in drawn]
+    law, draws = prior.law(numbers), [each for each in (_law(prior, own) for own in drawn) if each is not None]
+    if not draws:
+        raise OverflowError("they do not tell how large its numbers are")
     late = [((told(law, run) - run.losses) ** 2 - run.errors**2)[run.late] for run in seen]
     return Fit(
         law=law,
@@ -148,6 +173,16 @@ def fit(seen: Sequence[Observed], momentum: float | None = 0.0) -> Fit:
         ends=np.array([law.loss(run.course)[0] for run in seen]),
         drawn=np.array([[each.loss(run.course)[0] for run in seen] for each in draws]),
     )
+
+
+def _law(prior: Beliefs, numbers: Array) -> Law | None:
+    """Return the law of transformed numbers. None: they are so large that it has no losses of the runs."""
+    try:
+        law = prior.law(numbers)
+        losses = [law.loss(course)[0] for course in prior.courses]
+    except (ArithmeticError, ValueError):
+        return None
+    return law if np.isfinite(losses).all() else None
 
 
 def told(law: Law, run: Observed) -> Array:

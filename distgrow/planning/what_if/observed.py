@@ -21,7 +21,7 @@ BEGIN = 0.25
 MEANS, LINES = 48, 4
 #: Evaluations to each side whose scatter is that of one between them.
 BESIDE = 3
-#: Of each mean, and of all of them: what has to be there at least.
+#: What a run has to show at least.
 FEWEST_UPDATES, FEWEST_EVALUATIONS = 100, 12
 #: Whole epochs that a mean is made of each, at least; how much may be missing of the last, in epochs.
 FEWEST_EPOCHS, EVEN = 3, 0.01
@@ -60,18 +60,8 @@ def observed(record: Record, metric: str | None = None) -> Observed:
     Raises:
         ConfigError: The run is too short, has not come far enough or has no such metric.
     """
-    budget = record.budget or record.ledger.applied
-    if not record.ended and record.ledger.applied < SPENT * budget:
-        share = record.ledger.applied / budget
-        raise ConfigError(
-            f"{record.name} has spent {share:.0%} of its budget, too little to tell its end; wait for {SPENT:.0%}"
-        )
-    lines = _Lines(record)
-    if len(lines.step) < FEWEST_UPDATES:
-        raise ConfigError(
-            f"{record.name} shows {counted(len(lines.step), 'update')} with a loss, too few for a fit; it needs "
-            f"{FEWEST_UPDATES}: lower run.log_every, or give a longer run"
-        )
+    budget, lines = record.budget or record.ledger.applied, _Lines(record)
+    _check_length(record, budget, lines)
     epochs = _epochs(lines, record.epoch) if metric is None else []
     if metric is None:
         blocks = _blocks(lines)
@@ -82,6 +72,11 @@ def observed(record: Record, metric: str | None = None) -> Observed:
     else:
         places, losses = _evaluations(record, metric, lines)
         spans, errors = [(place, place) for place in places], _local(losses)
+    if losses.min() <= 0:
+        raise ConfigError(
+            f"{record.name}: {metric or 'its training loss'} comes to {losses.min():.4g}, and the law is of losses "
+            "that stay above 0; give a --metric that does, or another run"
+        )
     course, over = lines.course(spans)
     return Observed(
         losses=losses,
@@ -93,6 +88,20 @@ def observed(record: Record, metric: str | None = None) -> Observed:
         samples=record.ledger.applied if record.ended else round(budget),
         variance=_variance(record, lines),
     )
+
+
+def _check_length(record: Record, budget: float, lines: "_Lines") -> None:
+    """Raise ConfigError if a run has not come far enough, or shows too few updates."""
+    if not record.ended and record.ledger.applied < SPENT * budget:
+        share = record.ledger.applied / budget
+        raise ConfigError(
+            f"{record.name} has spent {share:.0%} of its budget, too little to tell its end; wait for {SPENT:.0%}"
+        )
+    if len(lines.step) < FEWEST_UPDATES:
+        raise ConfigError(
+            f"{record.name} shows {counted(len(lines.step), 'update')} with a loss, too few for a fit; it needs "
+            f"{FEWEST_UPDATES}: lower run.log_every, or give a longer run"
+        )
 
 
 class _Lines:
@@ -179,8 +188,11 @@ def _local(losses: Array) -> Array:
 
 def _evaluations(record: Record, metric: str, lines: _Lines) -> tuple[list[int], Array]:
     """Return the lines that evaluations came after, and the evaluated metric."""
-    found = {line.step: line.metrics[metric] for line in record.of(Evaluation) if metric in line.metrics}
-    seen = [(step, value) for step, value in found.items() if step >= BEGIN * lines.step[-1]]
+    found = {
+        line.step: (line.samples, line.metrics[metric]) for line in record.of(Evaluation) if metric in line.metrics
+    }
+    begin = BEGIN * lines.samples[-1]
+    seen = [(step, value) for step, (samples, value) in found.items() if samples >= begin]
     if len(seen) < FEWEST_EVALUATIONS:
         known = ", ".join(record.metrics) or "none"
         raise ConfigError(
@@ -188,7 +200,7 @@ def _evaluations(record: Record, metric: str, lines: _Lines) -> tuple[list[int],
             f"needs {FEWEST_EVALUATIONS} (its metrics: {known}); evaluate more often (run.eval), or leave --metric out "
             "for the training loss"
         )
-    first, last = next(iter(found.values())), float(np.mean([value for _, value in seen[len(seen) // 2 :]]))
+    (_, first), last = next(iter(found.values())), float(np.mean([value for _, value in seen[len(seen) // 2 :]]))
     if last > first:
         raise ConfigError(
             f"--metric={metric}: {record.name} began at {first:.4g} and ended near {last:.4g}; the law is of losses "

@@ -89,13 +89,11 @@ def what_if(
     prospects, left_out = list[Prospect](), dict[str, str]()
     for name, values in wanted(setting, list(policies), everything):
         try:
-            controller = setting.controller(values)
+            prospects.append(_prospect(name, setting.controller(values), law, pace, _world(record)))
         except ConfigError as error:
             if name in policies or name not in setting.all():
                 raise ConfigError(f"--policy={name}: {error}") from None
             left_out[name] = str(error)
-            continue
-        prospects.append(_prospect(name, controller, law, pace, _world(record)))
     return Outlook(
         name=record.name,
         metric=metric or "training loss",
@@ -114,11 +112,14 @@ def what_if(
 
 
 def foresee_more(record: Record) -> Planned | None:
-    """Return the plan of a run with the best of its prospects, if it shows enough for them."""
+    """Return the plan of a run with the best of its prospects, if it shows enough for them.
+
+    A report needs no prospects, so whatever cannot be computed of them only leaves them out.
+    """
     planned = foresee(record)
     try:
         best = what_if(record).prospects[:SHOWN] if planned is not None and record.ended else ()
-    except (ConfigError, RunError):
+    except (ValueError, ArithmeticError):  # ConfigError is a ValueError
         best = ()
     return None if planned is None else replace(planned, prospects=tuple(best))
 
