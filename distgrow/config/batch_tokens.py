@@ -26,7 +26,7 @@ def _in_samples(value: Any, task: Any, key: str) -> Any:
         return [_in_samples(part, task, key) for part in value]
     if not isinstance(value, Mapping) or set(value) != {"tokens"}:
         return value
-    tokens, each = value["tokens"], _tokens_of(task)
+    tokens, each = value["tokens"], tokens_of(task)
     if isinstance(tokens, bool) or not isinstance(tokens, int | float) or tokens != tokens or not 0 < tokens < 2**62:
         raise ConfigError(f"{key}={{tokens: {tokens!r}}} must be a positive number of tokens")
     if each is None:
@@ -41,7 +41,7 @@ def _in_samples(value: Any, task: Any, key: str) -> Any:
     return int(tokens // each)
 
 
-def _tokens_of(task: Any) -> int | None:
+def tokens_of(task: Any) -> int | None:
     """Return the tokens of every sample of a task, as a config gives it; None if that is not known."""
     if not isinstance(task, Mapping):
         return None

@@ -173,7 +173,7 @@ def even(controller: Controller, stage: Stage) -> Iterator[tuple[int, float, int
 class Recorded(Spec):
     """Hold the keys of a config that decide batches, and those that predictions need.
 
-    There is no task, as a run of fit() records none.
+    The task is not checked, and a run of fit() records none.
     """
 
     model_config = ConfigDict(extra="ignore")
@@ -185,6 +185,7 @@ class Recorded(Spec):
     optimizer: Optimizer = SGD()
     engine: dict[str, Any] = {}
     theory: Theory | None = None
+    task: Any = None
 
 
 def foresee(record: Record) -> Planned | None:

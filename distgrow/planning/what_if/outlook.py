@@ -7,17 +7,18 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from distgrow.core.errors import ConfigError, RunError
+from distgrow.config.batch_tokens import tokens_of
+from distgrow.core.errors import ConfigError
 from distgrow.core.lr import Span
 from distgrow.core.pace import Pace, Stretch, cost, fitted
 from distgrow.core.progress import Progress
 from distgrow.core.yaml_text import plain, read_text
-from distgrow.growth.base import Capped, with_rule
+from distgrow.growth.base import Capped
 from distgrow.growth.controller import Controller
 from distgrow.growth.matched import Matched
 from distgrow.optim.sgd import SGD
 from distgrow.planning.forecast import Recorded, even, foresee, stages
-from distgrow.planning.what_if.candidates import Setting, wanted
+from distgrow.planning.what_if.candidates import Given, Setting, wanted
 from distgrow.planning.what_if.fit import Fit, fit
 from distgrow.planning.what_if.observed import Observed, observed
 from distgrow.report.planned import Planned, Prospect
@@ -133,7 +134,7 @@ def _config(record: Record) -> Recorded:
         raise ConfigError(f"{record.name}: its config.yaml holds no growth and lr that this version can read") from None
     if found := [key for key in UNKNOWN if values.get(key) is not None]:
         raise ConfigError(f"{record.name} has {found[0]}, of which the law of what-if knows nothing; give another run")
-    return config.model_copy(update={"lr": with_rule(config.growth, config.lr, config.optimizer.growth_rule)})
+    return config
 
 
 def _fitted(record: Record, beside: Sequence[Record], config: Recorded, metric: str | None) -> tuple[Observed, Fit]:
@@ -174,7 +175,16 @@ def _setting(record: Record, config: Recorded, seen: Observed) -> Setting:
     span = Span(samples=seen.samples, epoch=epoch)
     own = config.growth.cap if isinstance(config.growth, Capped) else None
     cap = own or Matched(start=start).for_run(span).cap or start
-    return Setting(start=start, cap=max(start, cap), lr=config.lr, samples=seen.samples, epoch=epoch)
+    return Setting(
+        start=start,
+        cap=max(start, cap),
+        lr=config.lr,
+        samples=seen.samples,
+        epoch=epoch,
+        own=Given(growth=config.growth, lr=config.lr, stages=config.stages),
+        rule=config.optimizer.growth_rule,
+        tokens=tokens_of(config.task),
+    )
 
 
 def _world(record: Record) -> int:
@@ -195,7 +205,10 @@ def _pace(record: Record) -> tuple[Pace | None, str]:
 
 
 def _prospect(name: str, controller: Controller, law: Fit, pace: Pace | None, world: int) -> Prospect:
-    """Return what a schedule comes to."""
+    """Return what a schedule comes to.
+
+    Its largest batch is one that growth decides: the rest of a budget that joins the last update is not in it.
+    """
     parts = [part for stage in stages(controller) for part in even(controller, stage)]
     loss, low, high = law.predict(course(parts))
     outline = list(controller.outline(Progress()))
@@ -206,6 +219,6 @@ def _prospect(name: str, controller: Controller, law: Fit, pace: Pace | None, wo
         low=low,
         high=high,
         updates=sum(updates for _, _, updates in outline),
-        batch=max(batch for _, batch, _ in outline),
+        batch=max(min(batch, controller.growth.stage_batch(stage)) for stage, batch, _ in outline),
         seconds=None if pace is None else cost(pace, stretches).seconds,
     )
