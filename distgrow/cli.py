@@ -188,7 +188,7 @@ def fit_batch(
 def what_if(
     runs: Annotated[list[str], typer.Argument(help="The folder of a run; or of several, which one law is fitted to.")],
     policy: Annotated[list[str] | None, typer.Option(help="A name, YAML, or a config; may be repeated.")] = None,
-    everything: Annotated[bool, typer.Option("--all", help="Beside --policy, all that are compared by default.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Beside --policy, also all of the default.")] = False,
     metric: Annotated[str | None, typer.Option(help="A test metric that falls; default: the training loss.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of the table.")] = False,
 ) -> None:
