@@ -35,7 +35,7 @@ from distgrow.distributed.world import World, joined
 from distgrow.engine.asynchronous.spec import Async
 from distgrow.growth.branching import largest_no_worse
 from distgrow.run.folder import RunFolder, storing
-from distgrow.run.targets import check_folder
+from distgrow.run.targets import check_folder, key_of
 from distgrow.tasks.task import Task
 from distgrow.training.result import Result
 from distgrow.training.short_run import Recorder, last_loss, scratch, trained
@@ -56,7 +56,7 @@ def probe_batch(path: str, options: ProbeOptions) -> None:
         )
     with joined(run.engine.device, run.launch.timeout_s, alone=run.engine.needs_group) as world:
         console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, quiet=world.rank > 0)
-        world.on_rank0(lambda: check_folder(out, _named_by(options)))
+        world.on_rank0(lambda: check_folder(out, key_of(options.out)))
         for damage in trunk.damaged:
             console.print(f"damaged and not used: {damage}")
         seed_generators(run.run.seed)
@@ -71,11 +71,6 @@ def probe_batch(path: str, options: ProbeOptions) -> None:
                 console.print(_line(branches[-1]))
         if world.rank == 0:
             _report(branches, trunk, options, out)
-
-
-def _named_by(options: ProbeOptions) -> str:
-    """Return the key or option that names the folder of the results."""
-    return "run.dir" if options.out is None else "--out"
 
 
 @contextmanager
@@ -153,7 +148,7 @@ def _report(branches: Sequence[BranchResult], trunk: Trunk, options: ProbeOption
     facts = {"checkpoint": trunk.checkpoint.name, "rule": options.rule, "tolerance": options.tolerance}
     result = {"event": "result", **facts, **{f"{kind}_batch": k * trunk.batch for kind, k in answers.items()}}
     lines = [*({"event": "branch", **_numbers(branch)} for branch in branches), result]
-    with storing(out, _named_by(options)):
+    with storing(out, key_of(options.out)):
         (out / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
         title = f"{trunk.folder.path.name}, {trunk.checkpoint.name}"
         figure(branches, title, answers, options.tolerance).savefig(out / f"{name}.png")

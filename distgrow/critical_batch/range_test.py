@@ -24,7 +24,7 @@ from distgrow.distributed.world import joined
 from distgrow.engine.asynchronous.spec import Async
 from distgrow.report.plots import COLOURS
 from distgrow.run.folder import RunFolder, storing
-from distgrow.run.targets import check_folder, check_new_file, write_new_file
+from distgrow.run.targets import check_folder, check_new_file, key_of, write_new_file
 from distgrow.training.first_rate import first_rate
 from distgrow.training.rate_test import RateResult, RateResults, find_rates
 
@@ -78,15 +78,10 @@ def _results(run: Run, out: str | None) -> Path:
     return folder / f"range-test-{Path(run.run.dir).name}.json"
 
 
-def _named_by(out: str | None) -> str:
-    """Return the key or option that names the folder of the results."""
-    return "run.dir" if out is None else "--out"
-
-
 def _check_targets(run: Run, out: str | None, save: str | None) -> None:
     """Check that the results can be written, and that `save` replaces no file. RunError if not."""
     file = _results(run, out)
-    check_folder(file.parent, _named_by(out))
+    check_folder(file.parent, key_of(out))
     if save is None:
         return
     if Path(save).absolute() in (file.absolute(), file.with_suffix(".png").absolute()):
@@ -140,7 +135,7 @@ def _report(results: RateResults, run: Run, updates: int, out: str | None, propo
         **({"proposal": proposal} if proposal else {}),
         "runs": [{key: finite(value) for key, value in asdict(result).items()} for result in results.tried],
     }
-    with storing(folder, _named_by(out)):
+    with storing(folder, key_of(out)):
         file.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
         figure(results, name).savefig(folder / f"{name}.png")
     console.print(f"{counted(values['evaluations'], 'gradient evaluation')}; wrote {file} and {name}.png")

@@ -7,6 +7,11 @@ from distgrow.core.errors import RunError
 from distgrow.run.folder import storing
 
 
+def key_of(out: object | None) -> str:
+    """Return the key or option that names the folder of results: `--out`, or if that is not given, `run.dir`."""
+    return "run.dir" if out is None else "--out"
+
+
 def check_folder(folder: Path, key: str) -> None:
     """Make a folder for results, and check that files can be made in it.
 

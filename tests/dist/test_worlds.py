@@ -152,5 +152,9 @@ def test_agents_that_count_attempts_differently_bring_their_ranks_together() -> 
         subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1", "DIES": dies}, stderr=subprocess.PIPE)
         for dies in ("0", "1")
     ]
-    ends = [host.communicate(timeout=200)[1].decode() for host in hosts]
+    try:
+        ends = [host.communicate(timeout=200)[1].decode() for host in hosts]
+    finally:
+        for host in hosts:
+            host.kill()
     assert [host.returncode for host in hosts] == [0, 0], "\n".join(ends)
