@@ -24,6 +24,9 @@ from hypothesis import settings
 # as long. torch reads this when it is first imported, which happens in the tests.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# torch.compile otherwise keeps a pool of threads, or of processes if it is ready first, which looks like a leak.
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+
 # A shell that starts tests in the background (make test-slow) lets them, and all that they start, ignore Ctrl-C.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

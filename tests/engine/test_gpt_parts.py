@@ -208,7 +208,6 @@ def test_blocks_that_would_be_computed_again_twice_are_refused() -> None:
 
 
 @pytest.mark.slow
-@torch._inductor.config.patch(compile_threads=1)  # more are never joined
 def test_a_compiled_model_with_all_options_makes_the_updates_of_the_plain_one(tmp_path: Path) -> None:
     losses = []
     for compiled in (False, True):

@@ -202,7 +202,6 @@ class Own(nn.Module):
 
 
 @pytest.mark.slow
-@torch._inductor.config.patch(compile_threads=1)  # more are never joined
 def test_a_compiled_model_shows_the_same_and_is_compiled_no_more_often() -> None:
     counters = torch._dynamo.utils.counters
     plain, compiled = (
