@@ -157,20 +157,27 @@ def test_auto_finds_the_largest_micro_batch_that_every_rank_holds_and_leaves_no_
 
 
 @pytest.mark.parametrize(
-    ("way", "ranks", "extra"),
+    ("way", "ranks", "shard"),
     [
-        ("forward", [1], ""),
-        pytest.param("backward", [0, 1], "", marks=pytest.mark.slow),
-        pytest.param("backward", [1], ", precision: bfloat16, reduce: every", marks=pytest.mark.slow),
-        pytest.param("forward", [0], ", checkpoint_blocks: all", marks=pytest.mark.slow),
+        ("forward", [1], "grad_op"),
+        ("forward", [1], "full"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ("backward", [0, 1], "grad_op"),
+                ("backward", [1], "grad_op, precision: bfloat16, reduce: every"),
+                ("forward", [0], "grad_op, checkpoint_blocks: all"),
+                ("backward", [1], "full, checkpoint_blocks: all"),
+                ("backward", [0], "full, precision: bfloat16, reduce: every"),
+                ("forward", [1], "hybrid, replicas: 2, reduce: every"),
+            )
+        ),
     ],
 )
-def test_auto_leaves_no_trace_in_shards_that_are_gathered_for_an_update(
-    wounded: Commands, way: str, ranks: list[int], extra: str
-) -> None:
+def test_auto_leaves_no_trace_in_shards(wounded: Commands, way: str, ranks: list[int], shard: str) -> None:
     given = ("optimizer={kind: adamw}", "lr.base=0.01")
     for name, micro, rows in (("auto", "auto", 5), ("set", "5", 99)):
-        engine = f"engine={{kind: fsdp, shard: grad_op, wrap: [Linear], max_micro: {micro}{extra}}}"
+        engine = f"engine={{kind: fsdp, shard: {shard}, wrap: [Linear], max_micro: {micro}}}"
         done = wounded.train(name, *task(rows=rows, way=way, ranks=ranks), *given, engine, workers=2)
         assert done.code == 0, done.err
     auto, fixed = wounded.folder / "auto", wounded.folder / "set"

@@ -112,7 +112,6 @@ def test_a_checkpoint_of_another_engine_is_refused_by_name(distgrow: Commands) -
             "engine.replicas=2 does not divide the number of ranks, 1",
         ),
         (("engine={kind: fsdp, shard: hybrid}",), "give engine.replicas, or use shard=full"),
-        (("engine={kind: fsdp, max_micro: auto}",), "max_micro=auto cannot be measured with shard=full"),
         (("engine={kind: fsdp, offload: true, device: cpu}",), "engine.offload=true"),
         (("engine={kind: fsdp}", "optimizer.kind=adafactor"), "optimizer.kind=adafactor"),
         (("engine={kind: fsdp}", "sparsity={target: 0.5}"), "sparsity.target=0.5"),

@@ -90,7 +90,7 @@ class Shards:
             self.root.set_reshard_after_backward(last)
 
     def gather(self) -> None:
-        """Gather all units, and let no backward reduce gradients, until `dissolve`. Collective."""
+        """Gather all units, and let no pass gather or reduce anything, until `dissolve`. Collective."""
         for part in self._parts:
             part.unshard()
         self._communicates(False)
@@ -103,16 +103,21 @@ class Shards:
     def _communicates(self, does: bool) -> None:
         self.root.set_requires_gradient_sync(does)
         self.root.set_reshard_after_backward(does)
+        if not self._deferred:  # the root's own parameters stay, as backward begins with them
+            for part in self._parts[1:]:
+                part.set_reshard_after_forward(does, recurse=False)
         self._synced = does
 
     def accumulated(self) -> list[int]:
         """Return the sizes of what an update needs beside a trial's gradient: two reductions, and what waits for them.
 
-        In bfloat16 that is the whole gradient in float32. In float32 it is the gradient itself.
+        In bfloat16 that is the whole gradient in float32. In float32 it is the gradient itself. If parameters are
+        gathered anew for backward, what one unit arrives in is added.
         """
         sizes = {id(p): p.numel() for p in self.cut.values()}
         largest = max(sum(sizes.get(id(p), 0) for p in _of_unit(part)) for part in self._parts)
-        return [largest, largest, *(sizes.values() if self._half and not self._every else ())]
+        arriving = [] if self._deferred else [largest]
+        return [largest, largest, *arriving, *(sizes.values() if self._half and not self._every else ())]
 
     def rest(self) -> None:
         """Give up what is gathered, and what forwards without a backward have left."""

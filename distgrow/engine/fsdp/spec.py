@@ -39,8 +39,8 @@ class FSDP(Spec):
     """last: gradients are reduced once an update, and until then a rank holds whole ones. every: after each
     micro-batch, so that a rank holds its shard of them alone."""
     max_micro: PosInt | Literal["auto"] = 64
-    """Rows of a micro-batch, at most; a batch that needs more is accumulated. auto: what memory proves to hold, with
-    shard=grad_op."""
+    """Rows of a micro-batch, at most; a batch that needs more is accumulated. auto: what memory proves to hold beside
+    all parameters, which trials gather at once. shard=full and hybrid may hold more."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16: gathered parameters and activations; shards, reductions and steps stay in float32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -60,12 +60,6 @@ class FSDP(Spec):
     @model_validator(mode="before")
     @classmethod
     def _knows_what_is_asked(cls, values: Any) -> Any:
-        shard = values.get("shard", "full") if isinstance(values, dict) else "full"
-        if isinstance(values, dict) and values.get("max_micro") == "auto" and shard != "grad_op":
-            raise ConfigError(
-                f"max_micro=auto cannot be measured with shard={shard}, whose ranks gather parameters as they compute "
-                "and cannot go on once one is out of memory; give max_micro a number, or use shard=grad_op"
-            )
         if isinstance(values, dict) and values.get("delay"):
             raise ConfigError(
                 f"delay={values['delay']} is unknown to engine.kind=fsdp, which applies gradients at once: use "
