@@ -19,7 +19,7 @@ from distgrow.data.loader import DirectLoader
 from distgrow.data.seeding import seed_generators
 from distgrow.data.stream import open_stream
 from distgrow.distributed.world import World, joined
-from distgrow.engine.asynchronous.spec import Async
+from distgrow.engine.ability import Can
 from distgrow.engine.objective import SingleRow, WeightedLoss
 from distgrow.engine.spec import Torch
 from distgrow.engine.torch import TorchEngine
@@ -113,10 +113,10 @@ def plain(run: Run) -> Torch:
 
 def verify(run: Run) -> bool:
     """Print the relative parameter difference of every factorisation; return whether all are within the tolerance."""
-    if isinstance(run.engine, Async):
+    if Can.REPEAT not in run.engine.can:
         raise ConfigError(
-            "engine.kind=async applies gradients in the order in which they come, so no two runs are equal and "
-            "there is nothing to verify; verify the model and its loss with engine.kind=torch"
+            f"engine.kind={run.engine.kind} applies gradients in the order in which they come, so no two runs are "
+            "equal and there is nothing to verify; verify the model and its loss with engine.kind=torch"
         )
     run = run.with_rate(first_rate(run)) if run.lr.unknown else run  # whatever the rate, updates must agree
     seed_generators(run.run.seed)

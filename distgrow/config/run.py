@@ -16,7 +16,6 @@ from distgrow.core.scaling import Group, scaling_policy
 from distgrow.core.spec import PosFloat, Spec
 from distgrow.distributed.environment import in_ray_package
 from distgrow.engine.ability import Can
-from distgrow.engine.asynchronous.spec import Async
 from distgrow.engine.spec import most_rows
 from distgrow.growth import Growth
 from distgrow.growth.auto import Auto
@@ -116,8 +115,7 @@ class Run(Settings):
     @model_validator(mode="after")
     def _workers_can_follow_the_stages(self) -> "Run":
         workers, launch = self.launch.workers, self.launch
-        if isinstance(self.engine, Async):
-            self.engine.check_ranks(workers)
+        self.engine.check_workers(workers)
         if isinstance(workers, list) and self.engine.max_micro == "auto":
             raise ConfigError(
                 f"launch.workers={workers} follows engine.max_micro, which auto finds out later: "

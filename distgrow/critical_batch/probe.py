@@ -32,7 +32,7 @@ from distgrow.critical_batch.figure import BranchResult, figure
 from distgrow.data.dataset import size_of
 from distgrow.data.seeding import seed_generators
 from distgrow.distributed.world import World, joined
-from distgrow.engine.asynchronous.spec import Async
+from distgrow.engine.ability import Can
 from distgrow.growth.branching import largest_no_worse
 from distgrow.run.folder import RunFolder, storing
 from distgrow.run.targets import check_folder, key_of
@@ -49,10 +49,10 @@ def probe_batch(path: str, options: ProbeOptions) -> None:
     """
     trunk = find_checkpoint(path)
     run, out = trunk.run, Path(options.out) if options.out is not None else trunk.folder.path
-    if isinstance(run.engine, Async):
+    if Can.REPEAT not in run.engine.can:
         raise ConfigError(
-            "probe-batch compares branches of a checkpoint, and with engine.kind=async no two branches see the same "
-            "delays: give it a run of engine.kind=torch"
+            f"probe-batch compares branches of a checkpoint, and with engine.kind={run.engine.kind} no two branches "
+            "see the same delays: give it a run of engine.kind=torch"
         )
     with joined(run.engine.device, run.launch.timeout_s, alone=run.engine.needs_group) as world:
         console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, quiet=world.rank > 0)

@@ -21,7 +21,7 @@ from distgrow.core.rate_test import LEAST_UPDATES, UPDATES, margin
 from distgrow.critical_batch.proposal import Proposal, Rates, Wish, probed_batch, propose
 from distgrow.data.seeding import seed_generators
 from distgrow.distributed.world import joined
-from distgrow.engine.asynchronous.spec import Async
+from distgrow.engine.ability import Can
 from distgrow.report.plots import COLOURS
 from distgrow.run.folder import RunFolder, storing
 from distgrow.run.targets import check_folder, check_new_file, key_of, write_new_file
@@ -48,8 +48,10 @@ def range_test(
     Raises:
         ConfigError: Such runs cannot be made, or their results not be written.
     """
-    if isinstance(run.engine, Async):
-        raise ConfigError("range-test: with engine.kind=async delays differ from run to run; give engine.kind=torch")
+    if Can.REPEAT not in run.engine.can:
+        raise ConfigError(
+            f"range-test: with engine.kind={run.engine.kind} delays differ from run to run; give engine.kind=torch"
+        )
     if updates < LEAST_UPDATES:
         raise ConfigError(f"--updates={updates}: too few to tell whether a run diverges; give at least {LEAST_UPDATES}")
     if wish is not None:

@@ -1,4 +1,4 @@
-"""All that computes gradients and steps: torch, DDP, DeepSpeed, FSDP, asynchronous workers, noise hooks, probes."""
+"""All that computes gradients and steps, and probes; an engine's settings are a file and a member of `EngineSpec`."""
 
 from distgrow.engine.asynchronous.spec import Async
 from distgrow.engine.fsdp.spec import FSDP

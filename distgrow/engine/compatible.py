@@ -9,8 +9,7 @@ from distgrow.core.noise_stats import Measuring
 from distgrow.core.sampling import SamplingSpec
 from distgrow.core.sparsity import Sparsity
 from distgrow.engine.ability import Can
-from distgrow.engine.asynchronous.spec import Async
-from distgrow.engine.spec import DeepSpeed, EngineSpec, Torch
+from distgrow.engine.spec import EngineSpec
 from distgrow.growth.base import GrowthPolicy, Measure
 from distgrow.growth.branching import Branching
 from distgrow.optim import OptimizerSpec
@@ -24,8 +23,7 @@ def check_compatible(growth: GrowthPolicy, optimizer: OptimizerSpec, engine: Eng
             make the optimizer's steps.
     """
     engine.check_optimizer(optimizer)
-    if isinstance(engine, Async):
-        engine.check_growth(growth)
+    engine.check_growth(growth)
     if growth.plain_sgd and not optimizer.plain_sgd:
         raise ConfigError(
             f"growth.kind={growth.name} holds for SGD without momentum, optimizer.kind={optimizer.summary} is none: "
@@ -67,8 +65,8 @@ def check_prunes(sparsity: Sparsity | None, engine: EngineSpec, extrapolate: Ext
         f"sparsity.target={sparsity.target:g} needs the masks where gradients are computed and applied, which "
         f"engine.kind={engine.kind} "
         + (
-            "has with zero=1, precision=float32 and without offloading alone: set these, or use engine.kind=torch, or "
-            if isinstance(engine, DeepSpeed)
+            f"has with {engine.prunes_with} alone: set these, or use engine.kind=torch, or "
+            if engine.prunes_with
             else "does not have: use engine.kind=torch, or "
         )
         + "leave out sparsity"
@@ -84,7 +82,7 @@ def check_drawn_sizes(sampling: SamplingSpec | None, engine: EngineSpec, extrapo
     if sampling is None or not sampling.draws_size:
         return
     what = f"sampling.kind={sampling.name} draws updates of any size"
-    if not isinstance(engine, Torch):
+    if Can.LEAVE_OUT not in engine.can:
         raise ConfigError(
             f"{what}, some of which leave ranks without a sample, which engine.kind={engine.kind} cannot train on: use "
             "engine.kind=torch, or sampling.kind=nice"

@@ -8,7 +8,6 @@ from rich.console import Console
 from distgrow.config.run import Run
 from distgrow.core.errors import ConfigError
 from distgrow.core.progress import Progress
-from distgrow.engine.fsdp.spec import FSDP
 from distgrow.growth.controller import Controller
 from distgrow.planning.forecast import Limit, stability_limit, stages, unstable
 
@@ -55,9 +54,8 @@ def check_ranks(run: Run, controller: Controller, progress: Progress | None = No
     Raises:
         ConfigError: if it cannot.
     """
-    if isinstance(run.engine, FSDP) and run.engine.replicas is not None:
-        for ranks in sorted({controller.ranks(stage) for stage, _ in controller.reach(progress)}):
-            run.engine.check_ranks(ranks)
+    for ranks in sorted({controller.ranks(stage) for stage, _ in controller.reach(progress)}):
+        run.engine.check_ranks(ranks)
 
 
 def _check_resumed_ranks(run: Run, controller: Controller, stands_at: Callable[[], Progress]) -> None:

@@ -3,7 +3,6 @@
 from distgrow.config.run import Run
 from distgrow.core.counted import counted
 from distgrow.core.rate_test import MOST_RATES
-from distgrow.engine.asynchronous.spec import Async
 from distgrow.growth.controller import Controller
 from distgrow.growth.draws import draws_size
 from distgrow.growth.no_growth import no_growth
@@ -45,7 +44,7 @@ def remarks(run: Run, controller: Controller) -> list[str]:
         *([SHIFTED] if run.theory is not None and run.extrapolate is not None else []),
         *([TWICE] if run.extrapolate is not None and run.extrapolate.evaluations > 1 else []),
         *(_delayed(run, controller) if run.engine.delay else []),
-        *(_asynchronous(run.engine, controller) if isinstance(run.engine, Async) else []),
+        *run.engine.lateness(max(batch for _, batch in controller.reach())),
         *_pruning(controller),
         *_experts(controller),
         *([PROBED] if run.run.probe.every_epochs is not None and run.budget.sfo is not None else []),
@@ -64,16 +63,6 @@ def _delayed(run: Run, controller: Controller) -> list[str]:
         critical = staleness.critical_delay(0.0, theory.variance, theory.epsilon**2, batch)
         lines.append(f"delays well below (σ²/ε²)/b = {critical:,.1f} updates cost next to nothing at batch {batch:,}")
     return lines
-
-
-def _asynchronous(engine: Async, controller: Controller) -> list[str]:
-    """Return what asynchronous workers make of the batches."""
-    late, batch = engine.workers - 1, max(batch for _, batch in controller.reach())
-    return [
-        f"engine.workers={engine.workers}: gradients are {counted(late, 'update')} late on average, so a batch b "
-        f"counts as {engine.workers}·b against the critical batch, up to {engine.workers * batch:,}; no two runs are "
-        "equal"
-    ]
 
 
 def _other_workers(aim: Objective, controller: Controller) -> list[str]:

@@ -15,9 +15,8 @@ from distgrow.core.errors import ConfigError
 from distgrow.core.pace import Pace
 from distgrow.core.plan import split
 from distgrow.core.progress import Progress
-from distgrow.engine.asynchronous.spec import Async
-from distgrow.engine.fsdp.spec import FSDP
-from distgrow.engine.spec import DeepSpeed, EngineSpec, Torch
+from distgrow.engine.ability import Can
+from distgrow.engine.spec import EngineSpec
 from distgrow.growth.at_growth import optimizer_plan
 from distgrow.growth.branch_decisions import branches_bound
 from distgrow.growth.controller import Controller
@@ -67,12 +66,12 @@ def show(
             text.print(f"{controller.growth.name} growth {title}")
         table, sums = _bound(controller, run.optimizer, soonest, rows, _headings(run))
         tables.print(table)
-        reductions = [] if violated else communication(run.engine, controller, soonest=soonest)
-        late = run.engine.delay > 0 or isinstance(run.engine, Async)
+        cut = [] if violated else of_micro_batches(run.engine, controller, soonest=soonest)
+        late = run.engine.delay > 0 or Can.REPEAT not in run.engine.can
         theory = None if late or run.open_rate else run.applicable_theory()
         predicted = predictions(theory, controller, soonest=soonest)
         costs = _costs(paid_for, pace, scale, price, rows, soonest)
-        _print(text, [*sums, *reductions, *predicted, *costs])
+        _print(text, [*sums, *cut, *predicted, *costs])
     _print(text, remarks(run, controller))
     _print(Console(stderr=True, highlight=False, soft_wrap=True), [f"distgrow: {problem}" for problem in violated])
     return not violated
@@ -209,22 +208,11 @@ def _probes(controller: Controller, last: Stage) -> list[str]:
     return [evaluations + fewer]
 
 
-def communication(engine: EngineSpec, controller: Controller, *, soonest: bool) -> list[str]:
-    """Return the number of reductions of an update if each micro-batch is reduced, and what units compile anew for."""
+def of_micro_batches(engine: EngineSpec, controller: Controller, *, soonest: bool) -> list[str]:
+    """Return what the engine has to say of the micro-batches that the plan comes to."""
     shares = {(batch, controller.ranks(stage)) for stage, batch, _ in controller.outline(Progress(), soonest=soonest)}
     sizes = [split(batch, ranks, controller.max_micro) for batch, ranks in shares]
-    micros, most = sorted({micro for micro, _ in sizes}), max(accum for _, accum in sizes)
-    found: list[str] = []
-    if isinstance(engine, DeepSpeed) and engine.zero > 1 and most > 1:
-        found = [f"ZeRO {engine.zero} reduces every micro-batch: up to {most} reductions an update; zero=1 needs one"]
-    if isinstance(engine, FSDP) and engine.reduce == "every" and most > 1:
-        found = [f"reduce=every reduces each micro-batch: up to {most} reductions an update; reduce=last needs one"]
-    if isinstance(engine, FSDP | Torch) and engine.compile and len(micros) > 1:
-        found.append(
-            f"engine.compile compiles for {counted(len(micros), 'size')} of micro-batches, {micros[0]} to "
-            f"{counted(micros[-1], 'row')}; engine.max_micro={micros[0]} holds the first"
-        )
-    return found
+    return engine.remarks(sorted({micro for micro, _ in sizes}), max(accum for _, accum in sizes))
 
 
 def predictions(theory: Theory | None, controller: Controller, *, soonest: bool) -> list[str]:

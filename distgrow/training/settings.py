@@ -17,7 +17,6 @@ from distgrow.core.sparsity import Sparsity
 from distgrow.core.spec import Spec
 from distgrow.core.stages import Stages
 from distgrow.engine.ability import Can
-from distgrow.engine.asynchronous.spec import Async
 from distgrow.engine.compatible import (
     check_ahead,
     check_branching,
@@ -76,16 +75,16 @@ class Settings(Spec):
             ConfigError: they do not.
         """
         check_compatible(self.growth, self.optimizer, self.engine)
-        if isinstance(self.engine, Async) and self.lr.unknown:
+        if Can.REPEAT not in self.engine.can and self.lr.unknown:
             raise ConfigError(
-                "lr.base=auto compares short runs, and with engine.kind=async delays differ from run to run: give "
-                "lr.base a number, such as what 'distgrow range-test' finds with engine.kind=torch"
+                f"lr.base=auto compares short runs, and with engine.kind={self.engine.kind} delays differ from run to "
+                "run: give lr.base a number, such as what 'distgrow range-test' finds with engine.kind=torch"
             )
         noise = self.run.noise
-        if isinstance(self.engine, Async) and noise.every is not None:
+        if noise.every is not None and Can.MEASURE_NOISE not in self.engine.can:
             raise ConfigError(
-                f"run.noise.every={noise.every} measures gradient noise, which engine.kind=async does not: leave it "
-                "out, or use engine.kind=torch"
+                f"run.noise.every={noise.every} measures gradient noise, which engine.kind={self.engine.kind} does "
+                "not: leave it out, or use engine.kind=torch"
             )
         if noise.by_parameter and Can.MEASURE_PARAMETERS not in self.engine.can:
             raise ConfigError(

@@ -20,7 +20,6 @@ from distgrow.data.seeding import seed_generators
 from distgrow.data.stream import check_sampled
 from distgrow.distributed.world import World, joined
 from distgrow.engine.ability import Can
-from distgrow.engine.fsdp.spec import FSDP
 from distgrow.engine.items import Tokens
 from distgrow.engine.objective import WeightedLoss, on_meta
 from distgrow.growth.base import GrowthPolicy, Measure
@@ -85,8 +84,7 @@ def train_task(
     ranks = joined(settings.engine.device, alone=settings.engine.needs_group) if world is None else nullcontext(world)
     with ExitStack() as contexts:
         world = contexts.enter_context(ranks)
-        if isinstance(settings.engine, FSDP):
-            settings.engine.check_cut(task.model, world)  # before there is a folder, which another attempt would find
+        settings.engine.check_cut(task.model, world)  # before there is a folder, which another attempt would find
         folder = _folder(settings.run.dir, resume, about, world)
         settings = settings.kept_in(str(folder.path))
         stop = StopRequests(folder, settings.run.stop_signals, silent=world.rank > 0)

@@ -4,7 +4,6 @@ import torch
 
 from distgrow.core.peak_flops import peak_flops
 from distgrow.distributed.world import World
-from distgrow.engine.asynchronous.spec import Async
 from distgrow.engine.spec import EngineSpec
 from distgrow.tasks.task import Task
 
@@ -14,11 +13,11 @@ def mfu_of_token(task: Task, engine: EngineSpec, peak: float | None, world: Worl
 
     Args:
         task: It says what FLOPs a token takes, if it knows.
-        engine: Its precision decides on the peak.
+        engine: Its precision decides on the peak. What its own actors compute is not known.
         peak: FLOP/s of one rank's device, `run.peak_flops`. None: those of a known GPU.
         world: The ranks; all are taken to have this one's device.
     """
-    if task.flops_per_token is None or isinstance(engine, Async):
+    if task.flops_per_token is None or engine.actors:
         return None
     if peak is None and world.device.type == "cuda":
         tf32 = torch.get_float32_matmul_precision() != "highest"

@@ -1,34 +1,32 @@
 """Async: the settings of asynchronous workers, and what goes with them; importing this loads no torch and no ray."""
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import model_validator
 
+from distgrow.core.counted import counted
 from distgrow.core.errors import ConfigError
 from distgrow.core.extrapolate import Extrapolate
 from distgrow.core.pace import Seconds
-from distgrow.core.sparsity import Sparsity
-from distgrow.core.spec import PosInt, Spec
+from distgrow.core.spec import PosInt
 from distgrow.engine.ability import Can
+from distgrow.engine.base import EngineSettings
 from distgrow.growth.base import GrowthPolicy, Measure
 from distgrow.optim import OptimizerSpec
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from distgrow.distributed.world import World
+    from distgrow.engine.asynchronous.engine import AsyncEngine
     from distgrow.engine.asynchronous.workers import Start
-    from distgrow.engine.batches import Loss, Metrics
-    from distgrow.engine.items import Items, Tokens
-    from distgrow.engine.protocol import Engine
+    from distgrow.engine.batches import Loss
 
 _SCHEDULES = "a schedule such as growth.kind exponential, linear or steps"
 
 
-class Async(Spec):
+class Async(EngineSettings):
     """Asynchronous workers on Ray: each computes gradients of whole batches; one process applies them as they come."""
 
-    needs_group: ClassVar[bool] = False
     delay: ClassVar[int] = 0  #: none that is fixed
     ahead: ClassVar[int] = 0
     can: ClassVar[Can] = Can.RESIZE_AVERAGE
@@ -92,12 +90,13 @@ class Async(Spec):
             return 0.0
         return self.workers / delay if self.adaptive else 1.0
 
-    def check_optimizer(self, optimizer: OptimizerSpec) -> None:
-        """Check that it can make the optimizer's steps from gradients that come in any order.
+    @property
+    def actors(self) -> int:
+        """See EngineSettings."""
+        return self.workers
 
-        Raises:
-            ConfigError: It cannot.
-        """
+    def check_optimizer(self, optimizer: OptimizerSpec) -> None:
+        """See EngineSettings: gradients come in any order."""
         if optimizer.goes_by_parts:
             raise ConfigError(
                 f"optimizer.kind={optimizer.name} goes by the micro-batches of the present gradient, and "
@@ -110,48 +109,28 @@ class Async(Spec):
             )
 
     def check_growth(self, growth: GrowthPolicy) -> None:
-        """Check that growth does not go by what updates measure.
-
-        Raises:
-            ConfigError: It does.
-        """
+        """See EngineSettings: growth may not go by what updates measure."""
         if growth.needs - {Measure.NORM}:
             raise ConfigError(
                 f"growth.kind={growth.name} goes by what updates measure, and engine.kind=async applies gradients of "
                 f"earlier parameters in no fixed order: use {_SCHEDULES}, or engine.kind=torch"
             )
 
-    def resizes(self, optimizer: OptimizerSpec) -> bool:
-        """Return whether a checkpoint goes on with another number of ranks; there is one alone."""
-        return True
+    def lateness(self, batch: int) -> list[str]:
+        """See EngineSettings."""
+        late = self.workers - 1
+        return [
+            f"engine.workers={self.workers}: gradients are {counted(late, 'update')} late on average, so a batch b "
+            f"counts as {self.workers}·b against the critical batch, up to {self.workers * batch:,}; no two runs are "
+            "equal"
+        ]
 
-    def build(
-        self,
-        model: "nn.Module",
-        loss: "Loss",
-        *,
-        metrics: "Metrics | None",
-        optimizer: OptimizerSpec,
-        world: "World",
-        items: "Items | None" = None,
-        tokens: "Tokens | None" = None,
-        extrapolate: Extrapolate | None = None,
-        sparsity: Sparsity | None = None,
-    ) -> "Engine":
-        """Build the engine; its workers start with the first update.
-
-        Raises:
-            ConfigError: Ray is not installed, or there are several ranks.
-        """
+    def make(self, model: "nn.Module", loss: "Loss", extrapolate: Extrapolate | None, **parts: Any) -> "AsyncEngine":
+        """See EngineSettings. Its workers start with the first update. ConfigError if Ray is not installed."""
         from distgrow.engine.asynchronous.engine import AsyncEngine
 
-        self.check_ranks(world.size)
-        engine = AsyncEngine(
-            model, loss, metrics=metrics, spec=self, optimizer=optimizer, world=world, items=items, start=self.start()
-        )
-        engine.tokens = items if tokens is None else tokens
-        engine.prune_by(sparsity)
-        return engine
+        self.check_workers(parts["world"].size)
+        return AsyncEngine(model, loss, spec=self, start=self.start(), **parts)
 
     def start(self) -> "Start":
         """Return what starts the workers. Raise ConfigError if Ray is not installed."""
@@ -163,10 +142,10 @@ class Async(Spec):
             ) from None
         return RayWorkers
 
-    def check_ranks(self, ranks: object) -> None:
-        """Check that one rank applies the gradients. Raise ConfigError if `ranks` is another number, or changes."""
-        if ranks != 1:
+    def check_workers(self, workers: object) -> None:
+        """See EngineSettings: one rank applies the gradients."""
+        if workers != 1:
             raise ConfigError(
-                f"engine.kind=async has one rank, which applies what its workers compute, and there are to be {ranks} "
-                "(launch.workers, or torchrun's): use one, and give the number of workers as engine.workers"
+                f"engine.kind=async has one rank, which applies what its workers compute, and there are to be "
+                f"{workers} (launch.workers, or torchrun's): use one, and give the number of workers as engine.workers"
             )

@@ -1,31 +1,31 @@
 """FSDP: the settings of torch's fully_shard, and what goes with them; importing this loads no torch."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import field_validator, model_validator
 
 from distgrow.core.errors import ConfigError
 from distgrow.core.extrapolate import Extrapolate
-from distgrow.core.sparsity import Sparsity
-from distgrow.core.spec import PosInt, Spec
+from distgrow.core.spec import PosInt
 from distgrow.engine.ability import Can, check_skips
+from distgrow.engine.base import EngineSettings, Micro, compiles_anew
 from distgrow.optim import OptimizerSpec
 
 if TYPE_CHECKING:
     from torch import nn
 
     from distgrow.distributed.world import World
-    from distgrow.engine.batches import Loss, Metrics
-    from distgrow.engine.items import Items, Tokens
-    from distgrow.engine.spec import Engine
+    from distgrow.engine.batches import Loss
+    from distgrow.engine.fsdp.engine import FSDPEngine
 
 
-class FSDP(Spec):
+class FSDP(EngineSettings):
     """torch's fully_shard (FSDP2): parameters, gradients and optimizer state are cut into shards, unit by unit."""
 
     needs_group: ClassVar[bool] = True
     delay: ClassVar[int] = 0
-    can: ClassVar[Can] = Can.TEST_PROGRESS | Can.RESIZE_AVERAGE | Can.CUT_MODEL
+    can: ClassVar[Can] = Can.REPEAT | Can.MEASURE_NOISE | Can.TEST_PROGRESS | Can.RESIZE_AVERAGE | Can.CUT_MODEL
     kind: Literal["fsdp"] = "fsdp"
     wrap: Literal["auto"] | list[str] = "auto"
     """Classes whose modules are units: a unit's parameters are gathered together. auto: the block that the model
@@ -38,7 +38,7 @@ class FSDP(Spec):
     reduce: Literal["last", "every"] = "last"
     """last: gradients are reduced once an update, and until then a rank holds whole ones. every: after each
     micro-batch, so that a rank holds its shard of them alone."""
-    max_micro: PosInt | Literal["auto"] = 64
+    max_micro: Micro = 64
     """Rows of a micro-batch, at most; a batch that needs more is accumulated. auto: what memory proves to hold beside
     all parameters, which trials gather at once. shard=full and hybrid may hold more."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -95,12 +95,7 @@ class FSDP(Spec):
         return self
 
     def check_optimizer(self, optimizer: OptimizerSpec) -> None:
-        """Check that it can make the optimizer's steps.
-
-        Raises:
-            ConfigError: It cannot: a rank's optimizer sees some rows of each parameter alone, or with `ahead` it cannot
-                skip a step on the device.
-        """
+        """See EngineSettings: a rank's optimizer sees some rows of each parameter alone."""
         check_skips(self.ahead, optimizer)
         if not optimizer.joins and (fault := optimizer.sharded_fault()):
             raise ConfigError(
@@ -109,11 +104,7 @@ class FSDP(Spec):
             )
 
     def check_ranks(self, ranks: int) -> None:
-        """Check that so many ranks can hold the replicas.
-
-        Raises:
-            ConfigError: The replicas do not divide them.
-        """
+        """See EngineSettings: the replicas must divide them."""
         if self.replicas is not None and ranks % self.replicas:
             fitting = [n for n in range(1, ranks + 1) if ranks % n == 0]
             raise ConfigError(
@@ -127,11 +118,7 @@ class FSDP(Spec):
             raise ConfigError("engine.offload=true keeps shards in the host's memory for a GPU, and there is none here")
 
     def check_cut(self, model: "nn.Module", world: "World") -> None:
-        """Check that the model can be cut over the ranks. Collective: every rank must call.
-
-        Raises:
-            ConfigError: Its units or the replicas cannot be, or `offload` finds no GPU.
-        """
+        """See EngineSettings: there must be units, the replicas must divide the ranks, and `offload` needs a GPU."""
         from distgrow.engine.fsdp.mesh import replicas_of
         from distgrow.engine.fsdp.wrap import units_of
 
@@ -139,31 +126,18 @@ class FSDP(Spec):
         replicas_of(self, world)
         units_of(model, self.wrap)
 
-    def resizes(self, optimizer: OptimizerSpec) -> bool:
-        """Return whether a checkpoint goes on with another number of ranks: torch's DCP cuts it anew."""
-        return True
+    def remarks(self, micros: Sequence[int], accum: int) -> list[str]:
+        """See EngineSettings."""
+        found = compiles_anew(micros) if self.compile else []
+        if self.reduce == "last" or accum == 1:
+            return found
+        every = f"reduce=every reduces each micro-batch: up to {accum} reductions an update; reduce=last needs one"
+        return [every, *found]
 
-    def build(
-        self,
-        model: "nn.Module",
-        loss: "Loss",
-        *,
-        metrics: "Metrics | None",
-        optimizer: OptimizerSpec,
-        world: "World",
-        items: "Items | None" = None,
-        tokens: "Tokens | None" = None,
-        extrapolate: Extrapolate | None = None,
-        sparsity: Sparsity | None = None,
-    ) -> "Engine":
-        """Build the engine on this rank. Collective: every rank must call."""
+    def make(self, model: "nn.Module", loss: "Loss", extrapolate: Extrapolate | None, **parts: Any) -> "FSDPEngine":
+        """See EngineSettings."""
         from distgrow.engine.fsdp.ahead import AheadFSDPEngine
         from distgrow.engine.fsdp.engine import FSDPEngine
 
-        self.check_optimizer(optimizer)
-        assert extrapolate is None, "check_extrapolation refuses it"
-        assert sparsity is None or not sparsity.target, "check_prunes refuses it"
         kind = AheadFSDPEngine if self.ahead else FSDPEngine
-        engine = kind(model, loss, metrics=metrics, spec=self, optimizer=optimizer, world=world, items=items)
-        engine.tokens = items if tokens is None else tokens
-        return engine
+        return kind(model, loss, spec=self, **parts)

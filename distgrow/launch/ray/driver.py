@@ -22,7 +22,6 @@ from distgrow.core.scaling import least, most
 from distgrow.distributed.environment import name_interface, name_ray_cluster, named_ray_cluster, ray_train_settings
 from distgrow.distributed.hang_watch import LostPeer, failed_collective
 from distgrow.distributed.world import joined
-from distgrow.engine.asynchronous.spec import Async
 from distgrow.launch.base import Job
 from distgrow.launch.elastic import groups, launching
 from distgrow.launch.ray.group import worker_group
@@ -229,8 +228,7 @@ def _cluster(job: Job) -> Iterator[tuple[str | None, bool]]:
     address = launch.address or named_ray_cluster()
     runtime_env = {"worker_process_setup_hook": prepare}
     if address is None:
-        actors = job.engine.workers if isinstance(job.engine, Async) else 0
-        cpus = max(os.cpu_count() or 1, most(launch.workers) + actors)
+        cpus = max(os.cpu_count() or 1, most(launch.workers) + job.engine.actors)
         ray.init(address="local", num_cpus=cpus, runtime_env=runtime_env)
     else:
         try:
