@@ -140,7 +140,8 @@ def _weights(source: Source, *, best: bool, average: bool, step: int | None) -> 
     model = _state(source.store.fetch(name), average=average)
     if average and not model:
         raise ConfigError(
-            f"{place} holds no average of the parameters; leave out --average, or train with average: {{kind: ema}}"
+            f"{place} holds no average of the parameters; leave out --average (in Python average=True), or train with "
+            "average: {kind: ema} (in Python average=ema(…))"
         )
     return Weights(model, Path(source.store.where) / name, tuple(damaged), place)
 

@@ -75,7 +75,10 @@ def checkpoint(source: Source, *, best: bool, step: int | None) -> tuple[str, Se
     if best:
         step = writer.kept(store.fetch(intact)).get("best")
         if step is None:
-            raise ConfigError(f"{source.name} has kept no best checkpoint; leave out --best, or train with run.keep")
+            raise ConfigError(
+                f"{source.name} has kept no best checkpoint; leave out --best (in Python best=True), or train with "
+                "run.keep (in Python hooks=[KeepBest(…)])"
+            )
     if step is None:
         return intact, damaged
     name = writer.of_step(names, step)

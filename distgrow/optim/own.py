@@ -94,8 +94,8 @@ class Given(_Own):
     @property
     def plain_sgd(self) -> bool:
         """See OptimizerSpec."""
-        still = not any(group.get("momentum") for group in self._optimizer.param_groups)
-        return still and _is_torchs(self._optimizer, frozenset({"SGD"}))
+        plain = _is_torchs(self._optimizer, frozenset({"SGD"}))  # not if it was read from a run's folder
+        return plain and not any(group.get("momentum") for group in self._optimizer.param_groups)
 
     @property
     def l2(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]

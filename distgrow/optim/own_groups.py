@@ -27,6 +27,13 @@ def recorded(optimizer: "torch.optim.Optimizer") -> dict[str, Any]:
     return {**settings, "groups": groups}
 
 
+def without_rate(optimizer: Any) -> Any:
+    """Return the values that config.yaml holds of an optimizer, without the learning rate, which `lr` holds as well."""
+    if not isinstance(optimizer, dict) or not isinstance(settings := optimizer.get("settings"), dict):
+        return optimizer
+    return {**optimizer, "settings": {key: value for key, value in settings.items() if key != "lr"}}
+
+
 def shown(optimizer: "torch.optim.Optimizer", named: "Mapping[str, nn.Parameter]") -> list[str]:
     """Return a line for each group of an optimizer's parameters, or of several optimizers'; none if there is one."""
     if len(optimizer.param_groups) < 2:

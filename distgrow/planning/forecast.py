@@ -4,10 +4,10 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
-from pydantic import ConfigDict, ValidationError
+from pydantic import BeforeValidator, ConfigDict, ValidationError
 
 from distgrow.config.run import Theory
 from distgrow.core.budget import Budget
@@ -22,6 +22,7 @@ from distgrow.growth.base import with_rule
 from distgrow.growth.controller import Controller
 from distgrow.growth.schedule import Schedule
 from distgrow.optim import Optimizer, OptimizerSpec
+from distgrow.optim.own import Given
 from distgrow.optim.sgd import SGD
 from distgrow.report.planned import Forecast, Planned, Target
 from distgrow.report.runs import Record
@@ -170,6 +171,15 @@ def even(controller: Controller, stage: Stage) -> Iterator[tuple[int, float, int
             ahead += [(middle, high), (low, middle)]
 
 
+def _named(optimizer: Any) -> Any:
+    """Return torch's SGD, which a script has built, as a config names it; any other optimizer as it is."""
+    if not isinstance(optimizer, dict) or (optimizer.get("kind"), optimizer.get("of")) != ("given", "SGD"):
+        return optimizer
+    settings = optimizer.get("settings", {})
+    first = settings.get("groups", {}).get("0", {})
+    return {"kind": "sgd", "momentum": first.get("momentum", settings.get("momentum", 0.0))}
+
+
 class Recorded(Spec):
     """Hold the keys of a config that decide batches, and those that predictions need.
 
@@ -182,7 +192,7 @@ class Recorded(Spec):
     stages: Stages
     lr: LR
     budget: Budget
-    optimizer: Optimizer = SGD()
+    optimizer: Annotated[Optimizer | Given, BeforeValidator(_named)] = SGD()
     engine: dict[str, Any] = {}
     theory: Theory | None = None
     task: Any = None

@@ -392,7 +392,7 @@ def test_growth_that_measures_is_refused_with_what_to_give_instead(policy: str, 
 @pytest.mark.parametrize(
     ("policy", "told"),
     [
-        ("nonsense", "allowed"),
+        ("nonsense", "name one of"),
         ("[1]", "name one of constant"),
         ("{lr: {base: 0.1}}", "name one of constant"),
         ("{growth: {kind: constant}, budget: {steps: 1}}", "budget: unknown key"),

@@ -180,6 +180,16 @@ def test_a_refusal_names_the_policy(tmp_path: Path) -> None:
         what_if(own, ["{growth: {kind: matched}, lr: 3}"])
 
 
+@pytest.mark.parametrize("word", ["foo", "autoo", "wsd90", "3"])
+def test_a_word_that_is_no_schedule_names_all_that_have_a_name(word: str, tmp_path: Path) -> None:
+    own = record(tmp_path / "run")
+    with pytest.raises(
+        ConfigError, match=r"--policy=.*name one of constant, .*cosine, .*wsd80, .*or give YAML"
+    ) as error:
+        what_if(own, [word])
+    assert "auto," not in str(error.value)
+
+
 # ── what a run shows ────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -193,7 +193,7 @@ def _read(policy: str, known: Mapping[str, Any]) -> dict[str, Any]:
     """Return the sections of a schedule from YAML, or those of a config file."""
     file = _is_file(policy)
     values = plain(read_file(policy) if file else read_text(policy, "--policy"))
-    if isinstance(values, str):  # such as auto, or a kind that has to be told more
+    if isinstance(values, str) and _spec(values) is not None:  # such as auto, or a kind that has to be told more
         values = {"kind": values}
     if isinstance(values, dict) and "kind" in values:
         values = {"growth": values}

@@ -16,6 +16,7 @@ from distgrow.core.yaml_text import plain, read_text
 from distgrow.growth.base import Capped
 from distgrow.growth.controller import Controller
 from distgrow.growth.matched import Matched
+from distgrow.optim.own_groups import without_rate
 from distgrow.optim.sgd import SGD
 from distgrow.planning.forecast import Recorded, even, foresee, stages
 from distgrow.planning.what_if.candidates import Given, Setting, wanted
@@ -151,7 +152,7 @@ def _check_alike(record: Record, other: Record) -> None:
     _config(other)
     one, two = (plain(read_text(each.config, "config.yaml")) for each in (record, other))
     for key in ALIKE:
-        if one.get(key) != two.get(key):
+        if without_rate(one.get(key)) != without_rate(two.get(key)):
             raise ConfigError(
                 f"{other.name}: its {key} is not that of {record.name}, so one law cannot fit both; give runs that "
                 "differ in growth, lr, budget or seed alone"
