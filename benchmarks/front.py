@@ -5,7 +5,8 @@
 Tuned decay at every constant batch stands against growth that does not measure, from every b₀, and both with an average
 of the parameters. η is bracketed on powers of two for each; what lies on a front runs with more seeds. Every run is a
 line of RESULTS/TASK/results.jsonl and keeps its folder beside it; what is there is not run again, so a later call goes
-on. --readme puts tables and plots into benchmarks/README.md.
+on. benchmarks/fronts has the lines of fronts that take hours: --results benchmarks/fronts goes on with them. --readme
+puts tables and plots into benchmarks/README.md.
 """
 
 import argparse
@@ -85,7 +86,7 @@ def publish(task: FrontTask, words: str, points: list[Point], reports: list[Repo
 def command(task: FrontTask, options: argparse.Namespace) -> str:
     """Return what runs a task again as it was asked for."""
     flags = "".join(f" --{name}" for name in ("quick", "gpu") if getattr(options, name))
-    for name in ("budget", "shape", "seeds", "batches", "schedules", "kind"):
+    for name in ("budget", "shape", "seeds", "batches", "schedules", "results", "kind"):
         given = getattr(options, name)
         if given:
             flags += f" --{name} {' '.join(map(str, given)) if isinstance(given, list) else given}"
