@@ -86,7 +86,7 @@ def publish(task: FrontTask, words: str, points: list[Point], reports: list[Repo
 def command(task: FrontTask, options: argparse.Namespace) -> str:
     """Return what runs a task again as it was asked for."""
     flags = "".join(f" --{name}" for name in ("quick", "gpu") if getattr(options, name))
-    for name in ("budget", "shape", "seeds", "batches", "schedules", "results", "kind"):
+    for name in ("budget", "shape", "seeds", "batches", "starts", "schedules", "results", "kind"):
         given = getattr(options, name)
         if given:
             flags += f" --{name} {' '.join(map(str, given)) if isinstance(given, list) else given}"
@@ -113,7 +113,7 @@ def narrowed(task: FrontTask, options: argparse.Namespace) -> FrontTask:
         task,
         seeds=options.seeds or task.seeds,
         batches=batches,
-        starts=[start for start in options.batches or task.starts if start <= max(task.starts)],
+        starts=options.starts or [start for start in options.batches or task.starts if start <= max(task.starts)],
         only=options.schedules or task.only,
     )
 
@@ -129,7 +129,8 @@ def parser() -> argparse.ArgumentParser:
     shape = {"nargs": 4, "type": positive, "metavar": ("LENGTH", "LAYERS", "WIDTH", "HEADS")}
     made.add_argument("--shape", **shape, help="of the GPT of the text tasks; default: 64 4 128 4")
     made.add_argument("--seeds", type=positive, help="of the fronts; default: the task's, 3")
-    made.add_argument("--batches", nargs="+", type=positive, help="constant batches and b₀; default: the task's")
+    made.add_argument("--batches", nargs="+", type=positive, help="constant batches; default: the task's")
+    made.add_argument("--starts", nargs="+", type=positive, help="b₀ of growth; default: --batches, or the task's")
     made.add_argument("--schedules", nargs="+", help="names of schedules, as in what-if, and auto; default: all")
     made.add_argument("--data", default=IMAGES, help="folder of CIFAR's Parquet files")
     made.add_argument(
