@@ -85,6 +85,10 @@ def cut(total: int, parts: int, k: int) -> int:
 @lru_cache(maxsize=256)
 def _edges(batch: int, world: int, accum: int, rank: int) -> list[int]:
     """Return where `rank`'s micro-batches begin within the global batch, and the end of the last."""
+    if not 0 <= rank < world:  # whose rows would be those of another update
+        raise ConfigError(
+            f"rank={rank}: allowed is 0 to {world - 1}, as the plan is for world={world}; give both alike"
+        )
     first, last = cut(batch, world, rank), cut(batch, world, rank + 1)
     return [first + cut(last - first, accum, k) for k in range(accum + 1)]
 

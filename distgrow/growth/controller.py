@@ -21,6 +21,7 @@ from distgrow.core.sparsity import Sparsity
 from distgrow.core.stages import Stages, Trigger, stage_at
 from distgrow.growth.adaptive import Adaptive, NormProbing
 from distgrow.growth.answers import check_needs, check_sampling, checked_batch, checked_state, rates
+from distgrow.growth.arguments import check_schedule
 from distgrow.growth.at_growth import marked, optimizer_plan
 from distgrow.growth.base import GrowthPolicy, Measure, Moment, check_settings
 from distgrow.growth.draws import drawn_batch, draws_size, problems_of, split_of
@@ -50,8 +51,7 @@ class Controller:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.epoch < 1:
-            raise ConfigError(f"the training set has {self.epoch} samples; it needs at least 1")
+        check_schedule(self)
         object.__setattr__(self, "growth", self.growth.for_run(self._axis))
         check_needs(self.growth)
         check_sampling(self.sampling, self.epoch, self.growth, self._needs, self.measuring)

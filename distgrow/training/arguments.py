@@ -2,36 +2,32 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import FunctionType
 from typing import Any
 
 from torch import nn
 from torch.nn.modules.loss import _Loss
 
 from distgrow.core.average import EMA, Tail
-from distgrow.core.budget import Budget
 from distgrow.core.errors import ConfigError
 from distgrow.core.extrapolate import Extrapolate
-from distgrow.core.lr import LR
 from distgrow.core.sampling import SamplingSpec
 from distgrow.core.scaling import Group
 from distgrow.core.sparsity import Sparsity
-from distgrow.core.stages import Stages
 from distgrow.engine.asynchronous.spec import Async
 from distgrow.engine.fsdp.spec import FSDP
 from distgrow.engine.spec import DeepSpeed, Torch
-from distgrow.growth.base import GrowthPolicy
+from distgrow.growth.arguments import BUDGET, GROWTH, RATE, STAGES, Allowed, check_types, shown
 from distgrow.optim import OptimizerSpec
 from distgrow.training.hooks import check_hooks
 from distgrow.training.init import Init
 from distgrow.training.spec import RunSpec
 
-#: Of each argument: its types, whether None is allowed, and how it is written.
-_SPECS: Mapping[str, tuple[tuple[type, ...], bool, str]] = {
-    "growth": ((GrowthPolicy,), False, "a growth policy, such as exponential(start=8, factor=2) or batches([8, 16])"),
-    "budget": ((Budget,), False, "a budget, such as budget(epochs=4)"),
-    "stages": ((Stages,), True, "stages, such as every(epochs=1)"),
-    "lr": ((LR,), True, 'a learning rate, such as sqrt_lr(0.1), constant_lr(0.1) or constant_lr("auto")'),
+#: What each argument may be.
+_SPECS: Mapping[str, Allowed] = {
+    "growth": GROWTH,
+    "budget": BUDGET,
+    "stages": STAGES,
+    "lr": RATE,
     "optimizer": (
         (OptimizerSpec,),
         True,
@@ -75,7 +71,7 @@ def check_arguments(
         ConfigError: an argument has the wrong type; the message names it, what was given and what is allowed.
     """
     if not isinstance(model, nn.Module):
-        raise ConfigError(f"model={_shown(model)}: allowed is a torch.nn.Module")
+        raise ConfigError(f"model={shown(model)}: allowed is a torch.nn.Module")
     _check_function("loss", loss, "loss(model, batch), which returns the mean over the batch's rows")
     for name, function, what in (
         ("metrics", metrics, "metrics(model, batch), which returns a dict of names and values"),
@@ -86,13 +82,10 @@ def check_arguments(
             _check_function(name, function, what)
     if isinstance(tokens, bool) or not (tokens is None or callable(tokens) or (isinstance(tokens, int) and tokens > 0)):
         raise ConfigError(
-            f"tokens={_shown(tokens)}: allowed is a number, the tokens of every sample, or a function tokens(batch), "
+            f"tokens={shown(tokens)}: allowed is a number, the tokens of every sample, or a function tokens(batch), "
             "which counts those of a batch"
         )
-    for name, value in specs.items():
-        types, optional, example = _SPECS[name]
-        if not isinstance(value, types) and not (optional and value is None):
-            raise ConfigError(f"{name}={_shown(value)}: {_instead_of(value, types)}allowed is {example}")
+    check_types(specs, _SPECS)
     check_beside(*beside)
 
 
@@ -105,10 +98,10 @@ def check_beside(trackers: Any, hooks: Any, about: Any = None, group: Any = None
     check_trackers(trackers)
     check_hooks(hooks)
     if not (about is None or isinstance(about, Mapping)):
-        raise ConfigError(f"about={_shown(about)}: allowed is a dict, such as {{'note': 'first try'}}")
+        raise ConfigError(f"about={shown(about)}: allowed is a dict, such as {{'note': 'first try'}}")
     if not (group is None or isinstance(group, Group)):
         raise ConfigError(
-            f"group={_shown(group)}: allowed is a Group, from distgrow.core.scaling; it says which ranks follow"
+            f"group={shown(group)}: allowed is a Group, from distgrow.core.scaling; it says which ranks follow"
         )
 
 
@@ -121,7 +114,7 @@ def check_trackers(trackers: Any) -> None:
     for k, tracker in enumerate(trackers):
         if not (callable(getattr(tracker, "log", None)) and callable(getattr(tracker, "close", None))):
             raise ConfigError(
-                f"trackers[{k}]={_shown(tracker)}: allowed is an object with log(event) and close(); for a service "
+                f"trackers[{k}]={shown(tracker)}: allowed is an object with log(event) and close(); for a service "
                 "give RunSpec(trackers=[WandB(project=…)]), from distgrow.tracking.spec"
             )
 
@@ -129,28 +122,8 @@ def check_trackers(trackers: Any) -> None:
 def _check_function(name: str, value: Any, what: str) -> None:
     if isinstance(value, _Loss):
         raise ConfigError(
-            f"{name}={_shown(value)}: allowed is a function {what}; write lambda model, batch: "
+            f"{name}={shown(value)}: allowed is a function {what}; write lambda model, batch: "
             f"criterion(model(batch[0]), batch[1]) with criterion={type(value).__name__}(…)"
         )
     if not isinstance(value, Callable):
-        raise ConfigError(f"{name}={_shown(value)}: allowed is a function {what}")
-
-
-def _instead_of(value: Any, types: tuple[type, ...]) -> str:
-    """Return what to write for a spec that was not called."""
-    if isinstance(value, type) and issubclass(value, types):
-        required = any(field.is_required() for field in getattr(value, "model_fields", {}).values())
-        return f"call it, {value.__name__}({'…' if required else ''}); "
-    if isinstance(value, FunctionType) and value.__module__.startswith("distgrow."):
-        return f"call it, {value.__name__}(…); "
-    return ""
-
-
-def _shown(value: Any) -> str:
-    """Show a value by its type as well, on one line of at most 80 characters."""
-    if isinstance(value, type):
-        return f"{value.__name__} (a class)"
-    if isinstance(value, FunctionType):
-        return f"{value.__name__} (a function)"
-    text = " ".join(repr(value).split())
-    return f"{text if len(text) <= 80 else text[:79] + '…'} (a {type(value).__name__})"
+        raise ConfigError(f"{name}={shown(value)}: allowed is a function {what}")

@@ -235,7 +235,7 @@ def test_a_plan_of_a_million_stages_on_a_hundred_thousand_ranks_is_arithmetic() 
         ({"epoch": 40, "growth": exponential(16, 2)}, "batch=64 of stage 2 exceeds the 40 samples"),
         ({"epoch": 40, "growth": exponential(16, 2)}, "set growth.cap (or growth.start) to at most 40"),
         ({"world": 3, "max_micro": 1}, "raise engine.max_micro to 2"),
-        ({"max_micro": 0}, "must both be at least 1"),
+        ({"max_micro": 0}, "max_micro=0 (an int): allowed is"),
     ],
 )
 def test_what_a_run_would_run_into_is_told_before_it_starts(changes: dict[str, Any], told: str) -> None:
