@@ -84,14 +84,14 @@ def fitted(updates: Iterable[tuple[int, int, float]], resizes: Iterable[float] =
         found = ", ".join(f"{len(each)} of {batch} on {world}" for (batch, world), each in sorted(timed.items()))
         raise ConfigError(
             f"a pace needs {ENOUGH} updates each with few and with many rows per worker ({SPREAD} times as many or "
-            f"more), these are {found or 'none'}; name a run on a fixed world whose batch grew, or give launch.pace"
+            f"more), these are {found or 'none'}; name a run on a fixed world whose batch grew"
         )
     rows, seconds = zip(*points, strict=True)
     slope, latency = statistics.linear_regression(rows, seconds)
     if slope <= 0:
         raise ConfigError(
             "updates with more rows per worker took no longer, so that samples/s cannot be told; "
-            "name a run with larger batches, or give launch.pace"
+            "name a run with larger batches"
         )
     if latency < 0:
         slope, latency = statistics.linear_regression(rows, seconds, proportional=True)

@@ -87,7 +87,7 @@ def problems(growth: GrowthPolicy, stage: int, batch: int, *, epoch: int, world:
         world: Ranks at the stage.
         max_micro: Rows of a micro-batch, at most.
     """
-    if world <= batch <= epoch and max_micro > 1:
+    if world <= batch <= epoch and growth.start <= epoch and max_micro > 1:
         return []
     out = growth.fits(epoch)
     if growth.start > epoch:

@@ -48,7 +48,7 @@ def measured(run: str, given: Pace | None = None) -> Pace:
         resizes = [event.seconds for event in events if isinstance(event, Resize) and event.seconds is not None]
         pace = fitted(updates, resizes)
     except ConfigError as error:
-        raise ConfigError(f"--like {run}: {error}") from None
+        raise ConfigError(f"--like {run}: {error}, or give launch.pace") from None
     return pace if resizes or given is None else pace.model_copy(update={"resize_s": given.resize_s})
 
 

@@ -234,6 +234,7 @@ def test_a_plan_of_a_million_stages_on_a_hundred_thousand_ranks_is_arithmetic() 
         ({"world": 33}, "raise growth.start to at least 33 or use at most 16 workers"),
         ({"epoch": 40, "growth": exponential(16, 2)}, "batch=64 of stage 2 exceeds the 40 samples"),
         ({"epoch": 40, "growth": exponential(16, 2)}, "set growth.cap (or growth.start) to at most 40"),
+        ({"epoch": 10, "budget": budget(samples=10)}, "growth.start=16 exceeds the 10 samples of the training set"),
         ({"world": 3, "max_micro": 1}, "raise engine.max_micro to 2"),
         ({"max_micro": 0}, "max_micro=0 (an int): allowed is"),
     ],

@@ -267,6 +267,7 @@ def test_updates_and_seconds_are_those_of_the_plan(run: str, tmp_path: Path) -> 
     assert unknown.pace is None
     assert unknown.prospects[0].seconds is None
     assert "rows per worker" in unknown.why_no_pace
+    assert "launch.pace" not in unknown.why_no_pace, "what-if does not read it"
 
 
 def test_json_holds_what_the_table_shows(run: str, capsys: pytest.CaptureFixture[str]) -> None:
