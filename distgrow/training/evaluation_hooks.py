@@ -46,7 +46,10 @@ class _Watching(Hook):
             ConfigError: There is no test set.
         """
         if not run.tests:
-            raise ConfigError(f"{self._key}={self._metric} needs a test set, which the task has not")
+            raise ConfigError(
+                f"{self._key}={self._metric} needs a test set, which the task has not: give one (fit: test=), or leave "
+                f"{self._key} out"
+            )
 
     def improves(self, evaluation: EvaluationMade, least: float = 0.0) -> bool:
         """Return whether the metric is better than the best one by more than `least`, and take it as the best.
@@ -176,7 +179,10 @@ class LogSamples(_Sampling):
             ConfigError: There is no test set, so there are no evaluations.
         """
         if not run.tests:
-            raise ConfigError("LogSamples goes by evaluations: it needs a test set, which the task has not")
+            raise ConfigError(
+                "LogSamples goes by evaluations: it needs a test set, which the task has not: give one (fit: test=) "
+                "or use SampleAtEnd"
+            )
         super().begin(run)
 
     def after_eval(self, evaluation: EvaluationMade) -> None:
