@@ -107,8 +107,17 @@ def chosen(options: argparse.Namespace) -> list[FrontTask]:
 
 
 def narrowed(task: FrontTask, options: argparse.Namespace) -> FrontTask:
-    """Return a task with what options change."""
+    """Return a task with what options change.
+
+    Raises:
+        ConfigError: Growth cannot begin with a batch that is asked for.
+    """
     batches = options.batches or task.batches
+    if above := [start for start in options.starts or () if start >= task.cap]:
+        raise ConfigError(
+            f"--starts {' '.join(map(str, above))}: growth of {task.name} ends at {task.cap}, so it has to begin with "
+            "fewer; lower --starts, or give larger constant batches as --batches"
+        )
     return replace(
         task,
         seeds=options.seeds or task.seeds,

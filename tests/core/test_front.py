@@ -265,3 +265,12 @@ def test_a_task_whose_data_is_missing_is_said_and_left_out_until_the_data_is_the
     assert "no run could be made" in capsys.readouterr().err
     front.main()  # the same runs; nothing refuses them now
     assert "Fronts" in capsys.readouterr().out
+
+
+def test_growth_that_would_begin_at_its_cap_or_above_is_refused_and_below_it_runs() -> None:
+    task = digits()
+    below = front.narrowed(task, front.parser().parse_args(["--starts", "3", str(task.cap - 1)]))
+    assert all("matched" in schedules(below, start, 1.0) for start in below.starts)
+    for start in (task.cap, 4 * task.cap):
+        with pytest.raises(ConfigError, match=rf"--starts {start}: growth of digits ends at {task.cap}"):
+            front.narrowed(task, front.parser().parse_args(["--starts", "4", str(start)]))
