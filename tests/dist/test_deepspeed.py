@@ -287,3 +287,8 @@ def test_an_optimizer_that_needs_whole_parameters_is_refused_by_name(
     with pytest.raises(ConfigError, match=refused):
         engine.build(nn.Linear(2, 2), nowhere, metrics=None, optimizer=spec(), world=World())
     check_compatible(Constant(start=8), spec(), Torch())
+
+
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_runs_in_one_process_come_one_after_another(tmp_path: Path, workers: int) -> None:
+    in_ranks("one_after_another.py", str(tmp_path), workers=workers)

@@ -9,14 +9,17 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, Metadata
+from torch.distributed.fsdp import FSDPModule
 
 from distgrow.checkpoint.safetensors_file import write
 from distgrow.core.errors import ConfigError, RunError
+from distgrow.distributed.world import World
 from distgrow.engine.fsdp import HEAD, files
 from distgrow.engine.fsdp.files import metadata
 from distgrow.engine.fsdp.mesh import hosts
 from distgrow.engine.fsdp.meta import Maker
 from distgrow.engine.fsdp.shards import has_room
+from distgrow.engine.fsdp.spec import FSDP
 from distgrow.engine.fsdp.weights import Weights
 from distgrow.engine.fsdp.wrap import Undo, checkpoint_in_place, units_of
 from distgrow.optim.joined import Muon
@@ -235,6 +238,14 @@ class Taken:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return getattr, (self.owner, self.name)
+
+
+def test_a_torch_that_cannot_give_up_a_trial_is_refused_before_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(FSDPModule, "reset_iter_state")
+    world = World(rank=0, size=1, device=torch.device("cpu"))
+    FSDP(wrap=["Linear"]).check_cut(nn.Sequential(nn.Linear(2, 2)), world)
+    with pytest.raises(ConfigError, match=r"engine.max_micro=auto.*give max_micro a number"):
+        FSDP(wrap=["Linear"], max_micro="auto").check_cut(nn.Sequential(nn.Linear(2, 2)), world)
 
 
 def test_metadata_of_older_pythons_is_read_and_what_else_they_could_take_is_not(tmp_path: Path) -> None:

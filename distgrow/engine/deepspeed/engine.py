@@ -19,6 +19,7 @@ from distgrow.distributed.world import World
 from distgrow.engine.batches import Buffers, Loss, Metrics, no_way_back, place, ran_out_of_memory
 from distgrow.engine.deepspeed.build_locks import let_builds_begin
 from distgrow.engine.deepspeed.config import settings
+from distgrow.engine.deepspeed.groups import forget_lost_groups
 from distgrow.engine.deepspeed.optimizer import build_optimizer, join_matrices
 from distgrow.engine.deepspeed.parameters import give_back, masks_of_shards, masters, prune_shards, refuse_complex
 from distgrow.engine.deepspeed.shards import Shards
@@ -285,6 +286,7 @@ def _average_file(rank: int | str) -> str:
 def _initialized(objective: WeightedLoss, spec: DeepSpeed, optimizer: OptimizerSpec, world: World) -> Any:
     """Return DeepSpeed's engine, whose operators may be compiled meanwhile."""
     let_builds_begin(world)
+    forget_lost_groups()
     engine, *_ = deepspeed.initialize(
         model=objective,
         optimizer=build_optimizer(objective, optimizer, spec, world),

@@ -111,13 +111,14 @@ class Shards:
     def accumulated(self) -> list[int]:
         """Return the sizes of what an update needs beside a trial's gradient: two reductions, and what waits for them.
 
-        In bfloat16 that is the whole gradient in float32. In float32 it is the gradient itself. If parameters are
-        gathered anew for backward, what one unit arrives in is added.
+        In bfloat16 that is the gradient in float32: all of it, or this rank's shards if each micro-batch is reduced. In
+        float32 it is the trial's own. If parameters are gathered anew for backward, what one unit arrives in is added.
         """
         sizes = {id(p): p.numel() for p in self.cut.values()}
         largest = max(sum(sizes.get(id(p), 0) for p in _of_unit(part)) for part in self._parts)
         arriving = [] if self._deferred else [largest]
-        return [largest, largest, *arriving, *(sizes.values() if self._half and not self._every else ())]
+        kept = (p.numel() for p in self.local.values()) if self._every else sizes.values()
+        return [largest, largest, *arriving, *(kept if self._half else ())]
 
     def rest(self) -> None:
         """Give up what is gathered, and what forwards without a backward have left."""
@@ -202,6 +203,19 @@ def give_back(module: nn.Module, names: Mapping[str, Tensor], cut: Mapping[str, 
         for name, old in part._parameters.items():
             if old is not None and id(old) in new:
                 part._parameters[name] = new[id(old)]
+
+
+def check_trials() -> None:
+    """Check that torch can give up a micro-batch that memory did not hold.
+
+    Raises:
+        ConfigError: It is too old: the next pass would wait for ranks that are not there.
+    """
+    if not hasattr(FSDPModule, "reset_iter_state"):
+        raise ConfigError(
+            "engine.max_micro=auto with engine.kind=fsdp needs FSDPModule.reset_iter_state, which torch "
+            f"{torch.__version__} has not and 2.13 has: give max_micro a number, or install a newer torch"
+        )
 
 
 def has_room(device: torch.device, tensors: Iterable[Tensor]) -> bool:

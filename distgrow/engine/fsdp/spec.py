@@ -118,11 +118,14 @@ class FSDP(EngineSettings):
             raise ConfigError("engine.offload=true keeps shards in the host's memory for a GPU, and there is none here")
 
     def check_cut(self, model: "nn.Module", world: "World") -> None:
-        """See EngineSettings: there must be units, the replicas must divide the ranks, and `offload` needs a GPU."""
+        """See EngineSettings: there must be units and whole replicas, `offload` needs a GPU, and `auto` a new torch."""
         from distgrow.engine.fsdp.mesh import replicas_of
+        from distgrow.engine.fsdp.shards import check_trials
         from distgrow.engine.fsdp.wrap import units_of
 
         self.check_device(world)
+        if self.max_micro == "auto":
+            check_trials()
         replicas_of(self, world)
         units_of(model, self.wrap)
 
