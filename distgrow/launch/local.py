@@ -74,9 +74,8 @@ def run_groups(
         with _passed_on(signals):
             for workers, arguments in sized:
                 _run_group(workers, arguments, restarts)
-    except ChildFailedError as error:
-        _, first = error.get_first_failure()
-        return 2 if first.exitcode == 2 else 1
+    except ChildFailedError as error:  # the others are ended; which came first, torch tells by whole seconds alone
+        return 2 if any(failure.exitcode == 2 for failure in error.failures.values()) else 1
     except SignalException as stopped:
         return 128 + stopped.sigval
     return 0

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from conftest import ROOT
 from pydantic import Field
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from typer.testing import CliRunner
 
 from distgrow import cli
@@ -17,6 +18,7 @@ from distgrow.config import load
 from distgrow.config.run import Run
 from distgrow.core.errors import ConfigError
 from distgrow.core.spec import default_kind
+from distgrow.launch import local
 from distgrow.launch.base import Job, LauncherSpec, skips_keys_of_others
 from distgrow.launch.local import Local
 from distgrow.launch.ray.spec import Ray
@@ -113,3 +115,16 @@ def test_a_key_that_is_skipped_must_have_a_value_that_its_own_launcher_takes(ove
     key, _, value = override.removeprefix("launch.").partition("=")
     with pytest.raises(ConfigError, match=rf"{key}.*{value.strip('[]')}"):
         load(ROOT / "configs/digits.yaml", [override])
+
+
+@pytest.mark.parametrize(("codes", "code"), [((2, -15), 2), ((-15, 2), 2), ((1, -15), 1), ((-9, -15), 1)])
+def test_a_rank_that_refuses_ends_the_command_with_2_whichever_rank_torch_takes_for_the_first(
+    monkeypatch: pytest.MonkeyPatch, codes: tuple[int, ...], code: int
+) -> None:
+    failures = {rank: ProcessFailure(rank, 1000 + rank, exitcode, "") for rank, exitcode in enumerate(codes)}
+
+    def fail(*_: object) -> None:
+        raise ChildFailedError("distgrow", failures)
+
+    monkeypatch.setattr(local, "_run_group", fail)
+    assert local.run_groups([(2, [])], restarts=0, signals=()) == code
