@@ -100,7 +100,7 @@ def cifar(path: str, *, gpu: bool = False, subset: int = 20_000, epochs: float =
     return FrontTask(
         name="cifar",
         title=f"The front on CIFAR-10, {kind}",
-        about=f"GroupNorm, the first {subset:,} training images, shifted and mirrored, {epochs:g} epochs, plain SGD",
+        about=f"GroupNorm, the first {subset:,} training images, shifted and mirrored, plain SGD",
         loss=f"the held-out loss, of {args['held_out']:,} test images",
         base={
             "task": {"kind": "target", "target": "sfo_tasks:cifar", "args": args},
