@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, model_validator
 
 from distgrow.core.counted import counted
 from distgrow.core.errors import ConfigError
@@ -43,6 +43,18 @@ class EngineSettings(Spec, ABC):
     """Whether one process alone must be a process group too."""
     prunes_with: ClassVar[str] = ""
     """With which of its settings it can prune, if not with all."""
+    undelayed: ClassVar[str] = ""
+    """Why it has no `delay`, if it has none: what it does in place of that."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _knows_no_delay(cls, values: Any) -> Any:
+        if cls.undelayed and isinstance(values, dict) and values.get("delay"):
+            raise ConfigError(
+                f"delay={values['delay']} is unknown to engine.kind={cls.model_fields['kind'].default}, which "
+                f"{cls.undelayed}: use engine.kind=torch, or leave delay out"
+            )
+        return values
 
     @property
     def actors(self) -> int:

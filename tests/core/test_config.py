@@ -213,6 +213,8 @@ def test_a_letter_left_out_is_put_back_by_did_you_mean(path: Path) -> None:
         ("lr.base=.inf", ["lr.base=.inf", "finite"]),
         ("lr.decay={kind: wsd, warmup: 0.9, decay: 0.9}", ["lr.decay", "warmup=0.9", "decay=0.9", "at most 1"]),
         ("engine.max_micro=0", ["engine.max_micro=0", "greater than or equal to 1"]),
+        ("engine={kind: deepspeed, delay: 2}", ["delay=2 is unknown to engine.kind=deepspeed", "leave delay out"]),
+        ("engine={kind: fsdp, delay: 2}", ["delay=2 is unknown to engine.kind=fsdp", "leave delay out"]),
         ("engine.max_micro=Auto", ["engine.max_micro: 'Auto' must be a number of rows, or auto"]),
         ("run.noise.every=0", ["run.noise.every=0", "greater than or equal to 1"]),
         ("budget={epochs: 0}", ["budget.epochs=0", "greater than 0"]),

@@ -311,7 +311,7 @@ def test_withdrawn_updates_move_from_applied_to_where_they_belong() -> None:
         (["engine.resources={CPU: -1}"], r"resources=.*'CPU' cannot be -1.*0 or more"),
         (["engine.resources={memory: 9}"], r"resources=.*'memory' cannot be 9.*CPU, GPU"),
         (["engine.workers=0"], r"engine.workers=0"),
-        (["engine.delay=2"], r"engine.delay"),
+        (["engine.delay=2"], r"delay=2.*leave delay out"),
         (["run.noise.every=4"], r"run.noise.every=4.*engine.kind=async"),
         (["launch.workers=2"], r"engine.kind=async has one rank.*2.*engine.workers"),
         (["launch={kind: ray, workers: [1, 4]}"], r"engine.kind=async has one rank.*engine.workers"),

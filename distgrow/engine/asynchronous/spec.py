@@ -28,6 +28,7 @@ class Async(EngineSettings):
     """Asynchronous workers on Ray: each computes gradients of whole batches; one process applies them as they come."""
 
     delay: ClassVar[int] = 0  #: none that is fixed
+    undelayed: ClassVar[str] = "applies gradients as they come"
     ahead: ClassVar[int] = 0
     can: ClassVar[Can] = Can.RESIZE_AVERAGE
     kind: Literal["async"] = "async"

@@ -23,6 +23,7 @@ class DeepSpeed(EngineSettings):
     """DeepSpeed's engine: ZeRO shards optimizer state (1), also gradients (2), also parameters (3)."""
 
     needs_group: ClassVar[bool] = True
+    undelayed: ClassVar[str] = "keeps its gradients to itself"
     prunes_with: ClassVar[str] = "zero=1, precision=float32 and without offloading"
     delay: ClassVar[int] = 0
     ahead: ClassVar[int] = 0
@@ -53,16 +54,6 @@ class DeepSpeed(EngineSettings):
         """Return what it can do beside training."""
         prunes = self.zero == 1 and self.precision == "float32" and not self.offload_optimizer
         return Can.REPEAT | Can.MEASURE_NOISE | Can.TEST_PROGRESS | (Can.PRUNE if prunes else Can(0))
-
-    @model_validator(mode="before")
-    @classmethod
-    def _applies_at_once(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("delay"):
-            raise ConfigError(
-                f"delay={values['delay']} is unknown to engine.kind=deepspeed, which keeps its gradients to itself: "
-                "use engine.kind=torch, or leave delay out"
-            )
-        return values
 
     @model_validator(mode="after")
     def _memory_can_be_tried(self) -> "DeepSpeed":

@@ -24,6 +24,7 @@ class FSDP(EngineSettings):
     """torch's fully_shard (FSDP2): parameters, gradients and optimizer state are cut into shards, unit by unit."""
 
     needs_group: ClassVar[bool] = True
+    undelayed: ClassVar[str] = "applies gradients at once"
     delay: ClassVar[int] = 0
     can: ClassVar[Can] = Can.REPEAT | Can.MEASURE_NOISE | Can.TEST_PROGRESS | Can.RESIZE_AVERAGE | Can.CUT_MODEL
     kind: Literal["fsdp"] = "fsdp"
@@ -56,16 +57,6 @@ class FSDP(EngineSettings):
     ahead: Literal[0, 1] = 0
     """Updates that are begun before the host knows what the last one gave. 1: a GPU never waits for the host, decisions
     see what updates up to the last but one gave, and a step that is not finite is undone on the device. 0: at once."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _knows_what_is_asked(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("delay"):
-            raise ConfigError(
-                f"delay={values['delay']} is unknown to engine.kind=fsdp, which applies gradients at once: use "
-                "engine.kind=torch, or leave delay out"
-            )
-        return values
 
     @field_validator("wrap", mode="before")
     @classmethod
